@@ -1,0 +1,232 @@
+//! The fixed record buffer, which is the message that it will be sent as.
+//!
+//! Records lie one after another in a byte arena, each behind the key and length of `PackagedData.records` (field 1), so
+//! that the arena's used part followed by an [envelope](crate::envelope) *is* a `PackagedData`. Bytes and slots are bounded
+//! apart. Appending a record copies its bytes once and allocates nothing.
+
+use heapless::Vec;
+
+use crate::limits::SLOTS;
+use crate::record::OwnRecord;
+use crate::wire::{Writer, bytes_field_len, take_varint, varint_len};
+
+/// `PackagedData.records`.
+const RECORDS: u8 = 1;
+
+/// Up to `N` records in an arena `B` that the caller lends.
+#[derive(Debug)]
+pub struct RecordBuffer<B, const N: usize = SLOTS> {
+    arena: B,
+    /// Where each record ends; the last is where the arena's used part ends.
+    ends: Vec<u32, N>,
+}
+
+impl<B: AsRef<[u8]> + AsMut<[u8]>, const N: usize> RecordBuffer<B, N> {
+    /// An empty buffer over `arena`.
+    ///
+    /// # Panics
+    /// When the arena is longer than 4 GiB: boundaries are kept in 32 bits.
+    #[must_use]
+    pub fn new(arena: B) -> Self {
+        assert!(u32::try_from(arena.as_ref().len()).is_ok(), "an arena has at most 4 GiB");
+        Self { arena, ends: Vec::new() }
+    }
+
+    /// Appends a record by its body.
+    ///
+    /// # Errors
+    /// When there is no free slot or not enough free bytes; nothing has changed then.
+    pub fn push(&mut self, body: &[u8]) -> Result<(), Full> {
+        self.append(body.len(), |out| out.copy_from_slice(body))
+    }
+
+    /// Appends a record of the agent's own.
+    ///
+    /// # Errors
+    /// As [`RecordBuffer::push`].
+    pub fn push_own<'f, I>(&mut self, record: &OwnRecord<I>) -> Result<(), Full>
+    where
+        I: Iterator<Item = (&'f str, &'f str)> + Clone,
+    {
+        self.append(record.encoded_len(), |out| record.write(out))
+    }
+
+    fn append(&mut self, length: usize, write: impl FnOnce(&mut [u8])) -> Result<(), Full> {
+        if self.ends.is_full() {
+            return Err(Full::Slots);
+        }
+        let start = self.used();
+        let end = start + bytes_field_len(length);
+        let room = self.arena.as_mut().get_mut(start..end).ok_or(Full::Bytes)?;
+        let mut w = Writer::new(room);
+        w.bytes_head(RECORDS, length);
+        let head = w.written();
+        write(&mut room[head..]);
+        #[allow(clippy::cast_possible_truncation, reason = "an arena has at most 4 GiB")]
+        let end = end as u32;
+        self.ends.push(end).map_err(|_| Full::Slots)
+    }
+
+    /// Forgets all records; their slots and bytes are free again.
+    pub fn clear(&mut self) {
+        self.ends.clear();
+    }
+}
+
+impl<B: AsRef<[u8]>, const N: usize> RecordBuffer<B, N> {
+    /// The records as fields of a `PackagedData`.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.arena.as_ref()[..self.used()]
+    }
+
+    /// The bodies of the records, oldest first.
+    pub fn records(&self) -> impl Iterator<Item = &[u8]> {
+        let mut start = 0;
+        self.ends.iter().map(move |&end| {
+            let field = &self.arena.as_ref()[start..end as usize];
+            start = end as usize;
+            let mut body = &field[1..];
+            // The length was written by `append`, so reading it back cannot fail; an empty body would be its answer.
+            let _ = take_varint(&mut body);
+            body
+        })
+    }
+
+    /// Records held: 0 to `N`.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether it holds no record.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Bytes of the arena.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.arena.as_ref().len()
+    }
+
+    /// Whether slots or bytes are half used: time to send, while there is room for what arrives meanwhile.
+    #[must_use]
+    pub fn above_high_water(&self) -> bool {
+        self.ends.len() >= N / 2 || self.used() >= self.arena.as_ref().len() / 2
+    }
+
+    /// Bytes of the longest body that an empty buffer of this size takes.
+    #[must_use]
+    pub fn longest_record(&self) -> usize {
+        let arena = self.arena.as_ref().len();
+        let with_length_of = |bytes| arena.checked_sub(1 + bytes).filter(|body| varint_len(*body as u64) <= bytes);
+        (1..=5).find_map(with_length_of).unwrap_or(0)
+    }
+
+    fn used(&self) -> usize {
+        self.ends.last().map_or(0, |&end| end as usize)
+    }
+}
+
+/// Why a record does not fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// Every slot holds a record.
+    Slots,
+    /// The arena has fewer free bytes than the record takes.
+    Bytes,
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::String;
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    use elklet_proto::grpc::PackagedData;
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Push(usize),
+        Own(usize),
+        Clear,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![8 => (0..200usize).prop_map(Step::Push), 2 => (0..90usize).prop_map(Step::Own), 1 => Just(Step::Clear)]
+    }
+
+    proptest! {
+        /// The model is a list of bodies and the two bounds in so many words.
+        #[test]
+        fn behaves_like_a_list_with_two_bounds(steps in prop::collection::vec(step(), 0..120), arena in 0..3000usize) {
+            let mut buffer = RecordBuffer::<_, 24>::new(vec![0xaa; arena]);
+            let mut model: Vec<Vec<u8>> = Vec::new();
+            for (i, step) in steps.into_iter().enumerate() {
+                let free = arena - model.iter().map(|b| bytes_field_len(b.len())).sum::<usize>();
+                let expected = |length| match () {
+                    () if model.len() == 24 => Err(Full::Slots),
+                    () if bytes_field_len(length) > free => Err(Full::Bytes),
+                    () => Ok(()),
+                };
+                match step {
+                    Step::Push(length) => {
+                        let body = vec![u8::try_from(i).expect("few steps"); length];
+                        prop_assert_eq!(buffer.push(&body), expected(length));
+                        if expected(length).is_ok() { model.push(body); }
+                    }
+                    Step::Own(length) => {
+                        let value = "v".repeat(length);
+                        let record = OwnRecord { data_type: 7, timestamp: 9, fields: [("key", &*value)].into_iter() };
+                        let mut body = vec![0; record.encoded_len()];
+                        record.write(&mut body);
+                        prop_assert_eq!(buffer.push_own(&record), expected(body.len()));
+                        if expected(body.len()).is_ok() { model.push(body); }
+                    }
+                    Step::Clear => { buffer.clear(); model.clear(); }
+                }
+                prop_assert_eq!(buffer.records().map(<[u8]>::to_vec).collect::<Vec<_>>(), model.clone());
+                prop_assert_eq!((buffer.len(), buffer.is_empty()), (model.len(), model.is_empty()));
+                let used = arena - model.iter().fold(arena, |free, b| free - bytes_field_len(b.len()));
+                prop_assert_eq!(buffer.above_high_water(), model.len() >= 12 || used >= arena / 2);
+            }
+        }
+    }
+
+    #[test]
+    fn its_bytes_are_a_packaged_data() {
+        let mut buffer = RecordBuffer::<_, 8>::new(vec![0; 500]);
+        for data_type in [1, 300, -1] {
+            buffer.push_own(&OwnRecord { data_type, timestamp: 5, fields: [("a", "b")].into_iter() }).expect("room");
+        }
+        let read = PackagedData::decode(buffer.bytes()).expect("a message");
+        assert_eq!(read.records.iter().map(|r| r.data_type).collect::<Vec<_>>(), [1, 300, -1]);
+        assert_eq!(read.agent_id, String::new());
+    }
+
+    #[test]
+    fn the_longest_record_fits_exactly() {
+        for arena in [3, 4, 130, 131, 132, 133, 16_386, 16_390, 100_000] {
+            let mut buffer = RecordBuffer::<_, 4>::new(vec![0; arena]);
+            buffer.push(&vec![1; buffer.longest_record()]).expect("the longest record fits");
+            assert_eq!(buffer.len(), 1);
+            buffer.clear();
+            assert_eq!(buffer.push(&vec![1; buffer.longest_record() + 1]), Err(Full::Bytes), "{arena}");
+        }
+    }
+
+    #[test]
+    fn slots_run_out_at_8192() {
+        let mut buffer: RecordBuffer<_> = RecordBuffer::new(vec![0; 1 << 20]);
+        for _ in 0..8192 {
+            buffer.push(b"").expect("a slot");
+        }
+        assert_eq!(buffer.push(b""), Err(Full::Slots));
+    }
+}

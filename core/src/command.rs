@@ -1,0 +1,614 @@
+//! What a server asks of the agent, parsed once into types that need no further checks.
+//!
+//! A `Command` is bytes from outside: names become path components, hashes decide what is executed, texts go into logs and
+//! answers. What does not pass is refused entry by entry, with a reason that can be sent back.
+
+use alloc::borrow::ToOwned;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+use core::str::FromStr;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use elklet_proto::grpc::{self, Task};
+use prost::Message;
+use serde::Deserialize;
+
+use crate::limits::{
+    MAX_DETAIL_BYTES, MAX_DOWNLOAD_URLS, MAX_PLUGIN_NAME_BYTES, MAX_PLUGINS, MAX_REPORT_CHARS, MAX_TOKEN_BYTES,
+    MAX_VERSION_BYTES,
+};
+use crate::wire::{Value, take_field};
+
+/// The name under which the server addresses the agent itself, and its product name in every batch.
+pub const AGENT_NAME: &str = "elkeid-agent";
+
+/// What a command asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Nothing. The reference takes this for "stop and delete every plugin"; Elklet changes nothing.
+    Nothing,
+    /// Something to do once, by a plugin.
+    PluginTask(Task),
+    /// Something to do once, by the agent.
+    AgentTask {
+        /// Comes back in the answer.
+        token: String,
+        /// What to do, or why that is not possible.
+        task: Result<AgentTask, String>,
+    },
+    /// Everything that should be running.
+    Configuration(Configuration),
+}
+
+/// What the agent itself can be asked to do once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AgentTask {
+    /// Data type 1050: send a file to the server.
+    Upload {
+        /// The file.
+        path: String,
+        /// Bytes of one piece; one piece is sent each second.
+        buf_size: u64,
+    },
+    /// Data type 1051: remember where this host is.
+    SetMetadata {
+        /// The data centre, if it is to change.
+        idc: Option<String>,
+        /// The region, if it is to change.
+        region: Option<String>,
+    },
+    /// Data type 1060: end.
+    Shutdown,
+}
+
+/// The whole list of what should be running.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Configuration {
+    /// The version that the agent should have, if the list names the agent.
+    pub agent: Option<AgentConfig>,
+    /// The plugins that should be running; each name once.
+    pub plugins: Vec<PluginConfig>,
+    /// Entries that cannot be carried out. A plugin that one of them names is neither started nor stopped.
+    pub refused: Vec<RefusedConfig>,
+}
+
+/// The agent's own entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// The version that the agent should have.
+    pub version: String,
+    /// SHA-256 of the package.
+    pub sha256: Sha256,
+    /// Who vouches for it, if somebody does.
+    pub signature: Option<Signature>,
+    /// Where the package is to be had, tried in order.
+    pub urls: Vec<String>,
+}
+
+/// A plugin's entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginConfig {
+    /// Its name, which is also that of its directory and of the executable in it.
+    pub name: PluginName,
+    /// Its version; compared for equality only.
+    pub version: String,
+    /// How the download is packed.
+    pub packing: Packing,
+    /// SHA-256 of the download.
+    pub download_sha256: Sha256,
+    /// SHA-256 of the executable.
+    pub executable_sha256: Sha256,
+    /// Who vouches for all of the above, if somebody does.
+    pub signature: Option<Signature>,
+    /// Where the download is to be had, tried in order.
+    pub urls: Vec<String>,
+    /// Goes into the plugin's environment as DETAIL; empty means that the plugin gets no DETAIL.
+    pub detail: String,
+}
+
+/// How a download is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// A gzipped tar archive that holds the executable, by the plugin's name.
+    TarGz,
+    /// The executable itself; every type that is not `tar.gz` means this, as it does to the reference.
+    Plain,
+}
+
+/// An entry of a configuration that cannot be carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedConfig {
+    /// The plugin that it names, where that is a possible name.
+    pub name: Option<PluginName>,
+    /// What is wrong with it, name included.
+    pub reason: String,
+}
+
+impl Command {
+    /// Parses a command, already decompressed.
+    ///
+    /// # Errors
+    /// When the bytes are no command at all; what is wrong inside one is part of the result.
+    pub fn decode(bytes: &[u8]) -> Result<Self, NotACommand> {
+        let refuse = |why| NotACommand { length: bytes.len(), why };
+        check_counts(bytes).map_err(refuse)?;
+        let command = grpc::Command::decode(bytes).map_err(|error| refuse(error.to_string()))?;
+        Ok(match command.task {
+            Some(mut task) => {
+                truncate(&mut task.token, MAX_TOKEN_BYTES);
+                if task.object_name == AGENT_NAME {
+                    Self::AgentTask { task: agent_task(task.data_type, &task.data), token: task.token }
+                } else {
+                    Self::PluginTask(task)
+                }
+            }
+            None if command.configs.is_empty() => Self::Nothing,
+            None => Self::Configuration(Configuration::check(command.configs)),
+        })
+    }
+}
+
+/// Bytes that are no command: the server misbehaved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotACommand {
+    /// Bytes that were to be one.
+    pub length: usize,
+    why: String,
+}
+
+impl fmt::Display for NotACommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes that are no command: {}", self.length, self.why)
+    }
+}
+
+impl core::error::Error for NotACommand {}
+
+/// Holds a command to its limits before anything is allocated for it: a few bytes can announce a configuration of many.
+fn check_counts(bytes: &[u8]) -> Result<(), String> {
+    const CONFIGS: u32 = 3;
+    const DOWNLOAD_URLS: u32 = 6;
+    let mut configs = 0;
+    let mut command = bytes;
+    while !command.is_empty() {
+        if let (CONFIGS, Value::Bytes(mut config)) = take_field(&mut command).map_err(|why| why.to_string())? {
+            configs += 1;
+            let mut urls = 0;
+            while !config.is_empty() {
+                let (field, _) = take_field(&mut config).map_err(|why| why.to_string())?;
+                urls += usize::from(field == DOWNLOAD_URLS);
+            }
+            if urls > MAX_DOWNLOAD_URLS {
+                return Err(format!("a configuration has {urls} download addresses, the limit is {MAX_DOWNLOAD_URLS}"));
+            }
+        }
+    }
+    if configs > MAX_PLUGINS {
+        return Err(format!("it has {configs} configurations, the limit is {MAX_PLUGINS}"));
+    }
+    Ok(())
+}
+
+fn agent_task(data_type: i32, data: &str) -> Result<AgentTask, String> {
+    #[derive(Deserialize)]
+    struct Upload {
+        path: String,
+        buf_size: u64,
+    }
+    #[derive(Deserialize)]
+    struct Metadata {
+        idc: Option<String>,
+        region: Option<String>,
+    }
+    fn json<'a, T: Deserialize<'a>>(data_type: i32, data: &'a str) -> Result<T, String> {
+        serde_json::from_str(data).map_err(|error| {
+            let why = format!("data of task {data_type} is not as expected: {error}");
+            // What is wrong is quoted, and may be long.
+            why.chars().take(MAX_REPORT_CHARS).collect()
+        })
+    }
+
+    match data_type {
+        1050 => {
+            let Upload { path, buf_size } = json(data_type, data)?;
+            match buf_size {
+                0 => Err("buf_size of task 1050 is 0, expected at least 1".to_owned()),
+                _ => Ok(AgentTask::Upload { path, buf_size }),
+            }
+        }
+        1051 => {
+            let Metadata { idc, region } = json(data_type, data)?;
+            Ok(AgentTask::SetMetadata { idc, region })
+        }
+        1060 => Ok(AgentTask::Shutdown),
+        _ => Err(format!("unknown task {data_type}: the agent knows 1050, 1051 and 1060")),
+    }
+}
+
+impl Configuration {
+    /// The bytes of a command that asks for these plugins.
+    #[must_use]
+    pub fn encode(plugins: &[PluginConfig]) -> Vec<u8> {
+        let configs = plugins.iter().map(PluginConfig::to_entry).collect();
+        grpc::Command { configs, ..grpc::Command::default() }.encode_to_vec()
+    }
+
+    fn check(entries: Vec<grpc::Config>) -> Self {
+        let mut checked = Self::default();
+        for entry in entries {
+            if entry.name == AGENT_NAME {
+                match AgentConfig::check(entry) {
+                    Ok(_) if checked.agent.is_some() => {
+                        let reason = format!("{AGENT_NAME}: configured twice, the first counts");
+                        checked.refused.push(RefusedConfig { name: None, reason });
+                    }
+                    Ok(agent) => checked.agent = Some(agent),
+                    Err(reason) => checked.refused.push(RefusedConfig { name: None, reason }),
+                }
+                continue;
+            }
+            let name: Option<PluginName> = entry.name.parse().ok();
+            let given = format!("plugin {:?}", shortened(&entry.name));
+            match PluginConfig::check(entry) {
+                Ok(plugin) if checked.plugins.iter().any(|other| other.name == plugin.name) => {
+                    checked
+                        .refused
+                        .push(RefusedConfig { name, reason: format!("{given}: configured twice, the first counts") });
+                }
+                Ok(plugin) => checked.plugins.push(plugin),
+                Err(reason) => checked.refused.push(RefusedConfig { name, reason: format!("{given}: {reason}") }),
+            }
+        }
+        checked
+    }
+}
+
+impl AgentConfig {
+    fn check(entry: grpc::Config) -> Result<Self, String> {
+        let sha256 = entry
+            .sha256
+            .parse()
+            .map_err(|why| format!("agent update to {:?}: sha256 {why}", shortened(&entry.version)))?;
+        // As with plugins, it stands behind what the reference has there.
+        let signature = match entry.signature.split_once(':') {
+            Some((_, signature)) => Some(signature.parse().map_err(|why| format!("agent update: {why}"))?),
+            None => None,
+        };
+        Ok(Self { version: checked_version(entry.version)?, sha256, signature, urls: entry.download_urls })
+    }
+
+    /// What a signature of this version signs.
+    ///
+    /// ```text
+    /// elklet agent
+    /// VERSION
+    /// SHA-256 of the download in lower-case hexadecimal
+    /// ```
+    #[must_use]
+    pub fn signed_text(&self) -> String {
+        format!("elklet agent\n{}\n{}\n", self.version, self.sha256)
+    }
+}
+
+impl PluginConfig {
+    fn check(entry: grpc::Config) -> Result<Self, String> {
+        let name = entry.name.parse()?;
+        // The reference's field has the executable's hash alone.
+        let (executable, signature) = match entry.signature.split_once(':') {
+            Some((executable, signature)) => (executable, Some(signature.parse()?)),
+            None => (&*entry.signature, None),
+        };
+        let download_sha256 = match &*entry.sha256 {
+            // A plugin that is on the disk already can be named by its executable's hash alone.
+            "" => executable.parse().map_err(|why| format!("signature {why}"))?,
+            given => given.parse().map_err(|why| format!("sha256 {why}"))?,
+        };
+        let executable_sha256 = match executable {
+            "" => download_sha256,
+            given => given.parse().map_err(|why| format!("signature {why}"))?,
+        };
+        let detail = entry.detail;
+        if detail.len() > MAX_DETAIL_BYTES {
+            return Err(format!("detail of {} bytes, the limit is {MAX_DETAIL_BYTES}", detail.len()));
+        }
+        if detail.contains('\0') {
+            return Err("detail has a zero byte, which no environment variable can hold".to_owned());
+        }
+        Ok(Self {
+            name,
+            version: checked_version(entry.version)?,
+            packing: if entry.r#type == "tar.gz" { Packing::TarGz } else { Packing::Plain },
+            download_sha256,
+            executable_sha256,
+            signature,
+            urls: entry.download_urls,
+            detail,
+        })
+    }
+
+    /// The entry that parses to this.
+    fn to_entry(&self) -> grpc::Config {
+        let packing = match self.packing {
+            Packing::TarGz => "tar.gz",
+            Packing::Plain => "exec",
+        };
+        let mut signature = self.executable_sha256.to_string();
+        if let Some(vouched) = &self.signature {
+            signature.push(':');
+            signature.push_str(&BASE64.encode(*vouched.0));
+        }
+        grpc::Config {
+            name: self.name.to_string(),
+            r#type: packing.to_owned(),
+            version: self.version.clone(),
+            sha256: self.download_sha256.to_string(),
+            signature,
+            download_urls: self.urls.clone(),
+            detail: self.detail.clone(),
+        }
+    }
+
+    /// What a signature of this plugin signs: lines for its name, its version, and both its hashes.
+    ///
+    /// ```text
+    /// elklet plugin
+    /// NAME
+    /// VERSION
+    /// SHA-256 of the download in lower-case hexadecimal
+    /// SHA-256 of the executable, likewise
+    /// ```
+    #[must_use]
+    pub fn signed_text(&self) -> String {
+        let Self { name, version, download_sha256, executable_sha256, .. } = self;
+        format!("elklet plugin\n{name}\n{version}\n{download_sha256}\n{executable_sha256}\n")
+    }
+}
+
+fn checked_version(version: String) -> Result<String, String> {
+    match version.len() {
+        0..=MAX_VERSION_BYTES => Ok(version),
+        long => Err(format!("version of {long} bytes, the limit is {MAX_VERSION_BYTES}")),
+    }
+}
+
+/// A plugin's name: 1 to 64 ASCII letters, digits, `_` and `-`, hence safe as a path component.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PluginName(Box<str>);
+
+impl PluginName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for PluginName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        match name.len() {
+            0 => Err("a plugin without a name".to_owned()),
+            1..=MAX_PLUGIN_NAME_BYTES if name.chars().all(allowed) => Ok(Self(name.into())),
+            1..=MAX_PLUGIN_NAME_BYTES => Err("a name has only letters, digits, _ and -".to_owned()),
+            long => Err(format!("a name of {long} bytes, the limit is {MAX_PLUGIN_NAME_BYTES}")),
+        }
+    }
+}
+
+impl fmt::Display for PluginName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A SHA-256 digest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Sha256(pub [u8; 32]);
+
+impl FromStr for Sha256 {
+    type Err = String;
+
+    fn from_str(hex: &str) -> Result<Self, String> {
+        let not_hex = || format!("{:?} is not 64 hexadecimal digits", shortened(hex));
+        let digits = <&[u8; 64]>::try_from(hex.as_bytes()).map_err(|_| not_hex())?;
+        let mut digest = [0; 32];
+        for (byte, pair) in digest.iter_mut().zip(digits.chunks_exact(2)) {
+            let digit = |d: u8| char::from(d).to_digit(16).and_then(|d| u8::try_from(d).ok());
+            *byte = digit(pair[0]).zip(digit(pair[1])).map(|(high, low)| high << 4 | low).ok_or_else(not_hex)?;
+        }
+        Ok(Self(digest))
+    }
+}
+
+impl fmt::Display for Sha256 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Sha256 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// An ed25519 signature; written as Base64.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signature(pub Box<[u8; 64]>);
+
+impl FromStr for Signature {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bytes = BASE64.decode(text).ok().and_then(|bytes| Box::try_from(bytes).ok());
+        let why = || format!("signature {:?} is not the Base64 of 64 bytes", shortened(text));
+        bytes.map(Self).ok_or_else(why)
+    }
+}
+
+/// Enough of a peer's text to recognise it in a log.
+fn shortened(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+/// Cuts `text` to at most `limit` bytes, between two characters.
+fn truncate(text: &mut String, limit: usize) {
+    let mut end = limit.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HASH: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+    fn config(name: &str) -> grpc::Config {
+        grpc::Config { name: name.into(), version: "1".into(), sha256: HASH.into(), ..grpc::Config::default() }
+    }
+
+    fn configured(configs: Vec<grpc::Config>) -> Configuration {
+        let command = grpc::Command { configs, ..grpc::Command::default() };
+        match Command::decode(&command.encode_to_vec()) {
+            Ok(Command::Configuration(configuration)) => configuration,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn agent_task_of(data_type: i32, data: &str) -> Result<AgentTask, String> {
+        let task = Task { data_type, object_name: AGENT_NAME.into(), data: data.into(), token: "t".into() };
+        match Command::decode(&grpc::Command { task: Some(task), ..grpc::Command::default() }.encode_to_vec()) {
+            Ok(Command::AgentTask { token, task }) if token == "t" => task,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_command_with_neither_task_nor_configuration_is_nothing() {
+        assert_eq!(Command::decode(&[]), Ok(Command::Nothing));
+        let only_ctrl = grpc::Command { agent_ctrl: 1, ..grpc::Command::default() };
+        assert_eq!(Command::decode(&only_ctrl.encode_to_vec()), Ok(Command::Nothing));
+    }
+
+    #[test]
+    fn the_agents_tasks_are_read_and_wrong_ones_say_why() {
+        assert_eq!(agent_task_of(1060, ""), Ok(AgentTask::Shutdown));
+        let upload = AgentTask::Upload { path: "/etc/hosts".into(), buf_size: 10 };
+        assert_eq!(agent_task_of(1050, r#"{"path":"/etc/hosts","buf_size":10}"#), Ok(upload));
+        let region = AgentTask::SetMetadata { idc: None, region: Some("eu".into()) };
+        assert_eq!(agent_task_of(1051, r#"{"region":"eu"}"#), Ok(region));
+        for (data_type, data, why) in [
+            (1051, "{not json", "1051"),
+            (1050, r#"{"path":"/x","buf_size":0}"#, "buf_size"),
+            (4242, "{}", "unknown task 4242"),
+        ] {
+            assert!(agent_task_of(data_type, data).is_err_and(|reason| reason.contains(why)), "{data_type}");
+        }
+    }
+
+    #[test]
+    fn entries_are_refused_one_by_one() {
+        let mut bad_hash = config("hash");
+        bad_hash.sha256 = "xyz".into();
+        let mut long_detail = config("detail");
+        long_detail.detail = "d".repeat(MAX_DETAIL_BYTES + 1);
+        let got =
+            configured(vec![config("good"), config("../evil"), config(""), bad_hash, long_detail, config("good")]);
+        assert_eq!(got.plugins.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["good"]);
+        let names: Vec<_> = got.refused.iter().map(|r| r.name.as_ref().map(PluginName::as_str)).collect();
+        assert_eq!(names, [None, None, Some("hash"), Some("detail"), Some("good")]);
+    }
+
+    #[test]
+    fn a_signature_stands_for_the_executable_and_else_the_hash_does() {
+        let mut signed = config("signed");
+        signed.signature = HASH.replace('0', "1");
+        signed.r#type = "tar.gz".into();
+        let got = configured(vec![config("plain"), signed]);
+        assert_eq!(got.plugins[0].executable_sha256, got.plugins[0].download_sha256);
+        assert_eq!(format!("{}", got.plugins[1].executable_sha256), HASH.replace('0', "1"));
+        assert_eq!((got.plugins[0].packing, got.plugins[1].packing), (Packing::Plain, Packing::TarGz));
+    }
+
+    #[test]
+    fn an_entry_may_bring_a_signature_and_is_written_as_it_was_read() {
+        let vouched = BASE64.encode([7; 64]);
+        let mut packed = config("signed");
+        packed.signature = format!("{}:{vouched}", HASH.replace('0', "1"));
+        (packed.r#type, packed.detail, packed.download_urls) = ("tar.gz".into(), "d".into(), vec!["http://x/".into()]);
+        let wrong = ["", "AAAA", "!", &vouched[..87]].map(|text| grpc::Config {
+            signature: format!("{HASH}:{text}"),
+            ..config(&format!("wrong{}", text.len()))
+        });
+        let got = configured([packed.clone()].into_iter().chain(wrong).collect());
+        assert_eq!((got.plugins.len(), got.refused.len()), (1, 4));
+        assert!(got.refused[0].reason.contains("is not the Base64 of 64 bytes"), "{}", got.refused[0].reason);
+        assert_eq!(got.plugins[0].signature, Some(Signature(Box::new([7; 64]))));
+        let again = Command::decode(&Configuration::encode(&got.plugins));
+        assert_eq!(
+            again,
+            Ok(Command::Configuration(Configuration { plugins: got.plugins.clone(), ..Configuration::default() }))
+        );
+        assert_eq!(got.plugins[0].to_entry(), packed);
+        let executable = HASH.replace('0', "1");
+        assert_eq!(got.plugins[0].signed_text(), format!("elklet plugin\nsigned\n1\n{HASH}\n{executable}\n"));
+    }
+
+    #[test]
+    fn too_many_entries_are_no_command_and_cost_no_memory() {
+        let decoded = |configs| Command::decode(&grpc::Command { configs, ..grpc::Command::default() }.encode_to_vec());
+        let many = decoded((0..=MAX_PLUGINS).map(|i| config(&format!("p{i}"))).collect());
+        assert_eq!(many.expect_err("65 of them").why, "it has 65 configurations, the limit is 64");
+        let urls = decoded(vec![grpc::Config { download_urls: vec![String::new(); 17], ..config("a") }]);
+        assert_eq!(urls.expect_err("17 of them").why, "a configuration has 17 download addresses, the limit is 16");
+        // Two million empty entries would take half a gigabyte if anything were made of them.
+        assert!(Command::decode(&[0x1a, 0].repeat(2 << 20)).is_err());
+    }
+
+    #[test]
+    fn the_agents_own_entry_is_apart() {
+        let second = grpc::Config { version: "2".into(), ..config(AGENT_NAME) };
+        let got = configured(vec![config(AGENT_NAME), config("x"), second]);
+        assert_eq!((got.agent.map(|a| a.version), got.plugins.len(), got.refused.len()), (Some("1".into()), 1, 1));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_answered(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Command::decode(&bytes);
+        }
+
+        #[test]
+        fn a_name_is_a_safe_path_component(name in ".{0,70}") {
+            if let Ok(name) = name.parse::<PluginName>() {
+                prop_assert!(!name.as_str().is_empty() && !name.as_str().contains(['/', '.', '\0']));
+            }
+        }
+
+        #[test]
+        fn a_digest_is_read_as_it_is_written(digest: [u8; 32]) {
+            let digest = Sha256(digest);
+            prop_assert_eq!(format!("{}", digest).parse(), Ok(digest));
+        }
+
+        #[test]
+        fn texts_are_cut_between_characters(text in ".{0,50}", limit in 0..60usize) {
+            let mut cut = text.clone();
+            truncate(&mut cut, limit);
+            prop_assert!(cut.len() <= limit && text.starts_with(&cut));
+        }
+    }
+}

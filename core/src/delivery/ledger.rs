@@ -1,0 +1,395 @@
+//! What was sent and is not known to have arrived.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use super::batch::{Batch, Kind};
+use crate::limits::{
+    CONFIRM_GRACE_MS, LEDGER_WAIT_MS, MAX_PING_INTERVAL_MS, MAX_UNCONFIRMED_BATCHES, PING_INTERVAL_MS,
+};
+use crate::time::Millis;
+
+/// The batches of a stream in the order in which they are sent: first those that were written whole, then those that the
+/// stream is working on, then those that wait.
+///
+/// ```text
+///   confirmed (gone) | written | handed over, not yet written whole | waiting | <- new batches
+/// ```
+#[derive(Debug)]
+pub struct Ledger<M> {
+    entries: VecDeque<Entry<M>>,
+    /// Entries at the front that were written whole.
+    written: usize,
+    /// Entries at the front that were handed to the stream.
+    handed: usize,
+    /// Bytes of memory that the messages of all entries take.
+    memory: usize,
+    budget: usize,
+    full: Option<FullFor>,
+    stream: StreamAccount,
+    pings: Pings,
+}
+
+#[derive(Debug)]
+struct Entry<M> {
+    batch: Batch<M>,
+    /// Where its message ends in the stream, in bytes from the stream's start; known once it was handed over.
+    end: u64,
+    /// When its last byte left; known once it was written.
+    left_at: Millis,
+}
+
+/// What one stream has carried, in bytes from its start.
+#[derive(Debug, Clone, Copy, Default)]
+struct StreamAccount {
+    /// Handed to it.
+    handed: u64,
+    /// Of these, the largest message.
+    largest: u64,
+    /// Known to have been taken by the server.
+    taken: u64,
+}
+
+/// Since when there has been no room.
+#[derive(Debug, Clone, Copy)]
+struct FullFor {
+    since: Millis,
+    /// It was said that it lasts too long.
+    is_overdue: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pings {
+    interval_ms: u64,
+    last: Option<Millis>,
+    /// The PING that is out.
+    pending: Option<Millis>,
+}
+
+impl<M> Ledger<M> {
+    /// An empty ledger that keeps about `budget` bytes of messages in memory.
+    #[must_use]
+    pub fn new(budget: usize) -> Self {
+        Self {
+            entries: VecDeque::new(),
+            written: 0,
+            handed: 0,
+            memory: 0,
+            budget,
+            full: None,
+            stream: StreamAccount::default(),
+            pings: Pings { interval_ms: PING_INTERVAL_MS, last: None, pending: None },
+        }
+    }
+
+    /// Adds a batch behind all others.
+    pub fn push(&mut self, batch: Batch<M>) {
+        self.insert(self.entries.len(), batch);
+    }
+
+    /// Adds a batch before all that wait.
+    pub fn push_next(&mut self, batch: Batch<M>) {
+        self.insert(self.handed, batch);
+    }
+
+    /// The batch that is to be handed to the stream next, if one waits.
+    #[must_use]
+    pub fn waiting(&self) -> Option<&Batch<M>> {
+        self.entries.get(self.handed).map(|entry| &entry.batch)
+    }
+
+    /// The waiting batch was handed to the stream. One that lies in the spool needs no memory any more.
+    pub fn handle_handed(&mut self) {
+        if let Some(Entry { batch, end, .. }) = self.entries.get_mut(self.handed) {
+            let bytes = batch.bytes() as u64;
+            self.stream.handed += bytes;
+            self.stream.largest = self.stream.largest.max(bytes);
+            *end = self.stream.handed;
+            self.handed += 1;
+            if batch.stored.is_some() {
+                self.memory -= batch.memory();
+                batch.message = None;
+            }
+        }
+    }
+
+    /// The stream has written the oldest of what it was handed, whole. Heartbeats are given back: they are not kept any
+    /// longer.
+    pub fn handle_written(&mut self, now: Millis) -> Option<Batch<M>> {
+        if self.written == self.handed {
+            return None;
+        }
+        if self.entries.get(self.written).is_some_and(|entry| entry.batch.kind() == Kind::Heartbeat) {
+            self.handed -= 1;
+            return self.remove(self.written);
+        }
+        if let Some(entry) = self.entries.get_mut(self.written) {
+            entry.left_at = now;
+            self.written += 1;
+        }
+        None
+    }
+
+    /// The server has returned this much credit since the stream began. See [`Ledger::pop_confirmed`].
+    pub fn handle_credit(&mut self, credit: u64) {
+        // One message's length may have been granted ahead, and the message that the credit ends in is still being read.
+        let taken = credit.saturating_sub(self.stream.largest + 1);
+        self.stream.taken = self.stream.taken.max(taken);
+    }
+
+    /// A PING was sent, for whatever reason.
+    pub fn handle_ping(&mut self, now: Millis) {
+        self.pings.last = Some(now);
+        self.pings.pending = Some(now);
+    }
+
+    /// The PING was answered: what had left some time before it was taken. See [`Ledger::pop_confirmed`].
+    pub fn handle_pong(&mut self) {
+        if let Some(sent) = self.pings.pending.take() {
+            let written = self.entries.iter().take(self.written);
+            let arrived = written.take_while(|entry| entry.left_at + CONFIRM_GRACE_MS <= sent).last();
+            self.stream.taken = self.stream.taken.max(arrived.map_or(0, |entry| entry.end));
+        }
+    }
+
+    /// The server finds PINGs too frequent: they become rarer.
+    pub fn handle_too_many_pings(&mut self) {
+        self.pings.interval_ms = (self.pings.interval_ms * 2).min(MAX_PING_INTERVAL_MS);
+    }
+
+    /// The server has ended the stream in order, after its end was announced to it: it has taken everything.
+    pub fn handle_completed(&mut self) {
+        self.stream.taken = self.stream.handed;
+    }
+
+    /// The stream is over. What is not confirmed waits for the next one, in its old order, but for what is not in memory, and
+    /// heartbeats: these are given back, oldest first.
+    pub fn handle_ended(&mut self) -> Vec<Batch<M>> {
+        let (kept, given_back): (Vec<_>, Vec<_>) =
+            self.entries.drain(..).partition(|entry| entry.batch.is_only_in_memory());
+        self.entries = kept.into();
+        self.memory = self.iter().map(Batch::memory).sum();
+        self.written = 0;
+        self.handed = 0;
+        self.full = None;
+        self.stream = StreamAccount::default();
+        self.pings.pending = None;
+        given_back.into_iter().map(|entry| entry.batch).collect()
+    }
+
+    /// Takes out the oldest batch if it is confirmed; ask again after every call of a `handle_*` method until there is none.
+    pub fn pop_confirmed(&mut self) -> Option<Batch<M>> {
+        let oldest = self.entries.front()?;
+        if self.written == 0 || oldest.end > self.stream.taken {
+            return None;
+        }
+        self.written -= 1;
+        self.handed -= 1;
+        self.full = None;
+        self.remove(0)
+    }
+
+    /// Whether another batch may be added now.
+    pub fn room(&mut self, now: Millis) -> Room {
+        // The next one may be as large as the largest.
+        let next = usize::try_from(self.stream.largest).unwrap_or(usize::MAX).min(self.budget / 8);
+        if self.memory + next < self.budget && self.entries.len() < MAX_UNCONFIRMED_BATCHES {
+            self.full = None;
+            return Room::Free;
+        }
+        let full = self.full.get_or_insert(FullFor { since: now, is_overdue: false });
+        full.is_overdue = now.since(full.since) >= LEDGER_WAIT_MS;
+        if full.is_overdue { Room::Overdue } else { Room::None }
+    }
+
+    /// Gives up the message of the oldest batch that was written and is kept in memory only: it is lost if the stream ends
+    /// before the server has taken it. Says how many records that concerns.
+    pub fn let_go(&mut self) -> Option<u64> {
+        let written = self.entries.iter_mut().take(self.written);
+        let Entry { batch, .. } = written.into_iter().find(|entry| entry.batch.is_only_in_memory())?;
+        self.memory -= batch.memory();
+        batch.message = None;
+        Some(batch.records())
+    }
+
+    /// Takes out the batch that is to be handed to the stream next.
+    pub fn pop_next(&mut self) -> Option<Batch<M>> {
+        self.remove(self.handed)
+    }
+
+    /// Takes out the oldest batch that is in memory only and was not handed to the stream.
+    pub fn pop_waiting(&mut self) -> Option<Batch<M>> {
+        let waiting = self.entries.iter().skip(self.handed).position(|entry| entry.batch.is_only_in_memory())?;
+        self.remove(self.handed + waiting)
+    }
+
+    /// The batches that are in memory only, oldest first, and whether each was handed to the stream.
+    pub fn only_in_memory(&self) -> impl Iterator<Item = (&Batch<M>, bool)> {
+        let entries = self.entries.iter().enumerate();
+        entries.filter(|(_, entry)| entry.batch.is_only_in_memory()).map(|(at, entry)| (&entry.batch, at < self.handed))
+    }
+
+    /// Changes what is known of batches, given whether each was handed to the stream; of those that were not handed to the stream, the ones without a message are
+    /// not kept any longer.
+    pub(super) fn change(&mut self, mut change: impl FnMut(&mut Batch<M>, bool)) {
+        let handed = self.handed;
+        self.entries.iter_mut().enumerate().for_each(|(at, entry)| change(&mut entry.batch, at < handed));
+        let mut at = 0;
+        self.entries.retain(|entry| {
+            at += 1;
+            at <= self.handed || entry.batch.message.is_some()
+        });
+        self.memory = self.iter().map(Batch::memory).sum();
+    }
+
+    /// Credit at which [`Ledger::pop_confirmed`] would give the oldest batch, while the ledger is full.
+    #[must_use]
+    pub fn wanted_credit(&self) -> Option<u64> {
+        self.full?;
+        self.entries.front().filter(|_| self.written > 0).map(|entry| entry.end + self.stream.largest + 1)
+    }
+
+    /// Whether a PING should be sent now: something was written a while ago, and credit has not confirmed it.
+    #[must_use]
+    pub fn wants_ping(&self, now: Millis) -> bool {
+        self.ping_due().is_some_and(|due| due <= now)
+    }
+
+    /// When to look at [`Ledger::room`] and [`Ledger::wants_ping`] although nothing has happened.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Millis> {
+        let full = self.full.filter(|full| !full.is_overdue).map(|full| full.since + LEDGER_WAIT_MS);
+        self.ping_due().into_iter().chain(full).min()
+    }
+
+    /// The batches that are kept, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &Batch<M>> {
+        self.entries.iter().map(|entry| &entry.batch)
+    }
+
+    /// The batches that were handed to the stream, oldest first.
+    pub fn handed(&self) -> impl Iterator<Item = &Batch<M>> {
+        self.iter().take(self.handed)
+    }
+
+    /// Whether something that was handed to the stream was not written whole yet.
+    #[must_use]
+    pub fn is_writing(&self) -> bool {
+        self.written < self.handed
+    }
+
+    /// Whether the stream may be handed more from the disk.
+    #[must_use]
+    pub fn may_send_more(&self) -> bool {
+        self.entries.len() < MAX_UNCONFIRMED_BATCHES
+    }
+
+    /// Bytes of memory that messages take.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.memory
+    }
+
+    fn ping_due(&self) -> Option<Millis> {
+        if self.written == 0 || self.pings.pending.is_some() {
+            return None;
+        }
+        let oldest = self.entries.front()?.left_at + CONFIRM_GRACE_MS;
+        Some(self.pings.last.map_or(oldest, |last| oldest.max(last + self.pings.interval_ms)))
+    }
+
+    fn insert(&mut self, at: usize, batch: Batch<M>) {
+        self.memory += batch.memory();
+        self.entries.insert(at, Entry { batch, end: 0, left_at: Millis(0) });
+    }
+
+    fn remove(&mut self, at: usize) -> Option<Batch<M>> {
+        let entry = self.entries.remove(at)?;
+        self.memory -= entry.batch.memory();
+        Some(entry.batch)
+    }
+}
+
+/// Whether a [`Ledger`] takes another batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// It does.
+    Free,
+    /// It waits for confirmations.
+    None,
+    /// It has waited for long.
+    Overdue,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::tests::batch;
+
+    /// A ledger with this batch written at `now`.
+    fn sent(ledger: &mut Ledger<u32>, batch: Batch<u32>, now: Millis) {
+        ledger.push(batch);
+        ledger.handle_handed();
+        assert_eq!(ledger.handle_written(now), None);
+    }
+
+    fn bulk(id: u32, bytes: usize) -> Batch<u32> {
+        batch(Kind::Bulk, id, bytes)
+    }
+
+    #[test]
+    fn credit_confirms_a_batch_when_it_reaches_beyond_it_less_the_largest() {
+        let mut ledger = Ledger::new(10_000);
+        sent(&mut ledger, bulk(1, 100), Millis(0));
+        sent(&mut ledger, bulk(2, 300), Millis(0));
+        sent(&mut ledger, bulk(3, 50), Millis(0));
+        ledger.handle_credit(400);
+        assert_eq!(ledger.pop_confirmed(), None);
+        ledger.handle_credit(401);
+        assert_eq!((ledger.pop_confirmed(), ledger.pop_confirmed()), (Some(bulk(1, 100)), None));
+    }
+
+    #[test]
+    fn a_ping_confirms_what_left_two_seconds_before_it() {
+        let mut ledger = Ledger::new(10_000);
+        sent(&mut ledger, bulk(1, 100), Millis(1_000));
+        sent(&mut ledger, bulk(2, 100), Millis(2_500));
+        assert_eq!(ledger.poll_timeout(), Some(Millis(3_000)));
+        assert!(ledger.wants_ping(Millis(3_000)));
+        ledger.handle_ping(Millis(3_000));
+        assert!(!ledger.wants_ping(Millis(60_000)), "one at a time");
+        ledger.handle_pong();
+        assert_eq!((ledger.pop_confirmed(), ledger.pop_confirmed()), (Some(bulk(1, 100)), None));
+        assert_eq!(ledger.poll_timeout(), Some(Millis(3_000 + PING_INTERVAL_MS)), "never closer than that");
+        ledger.handle_too_many_pings();
+        assert_eq!(ledger.poll_timeout(), Some(Millis(3_000 + 2 * PING_INTERVAL_MS)));
+    }
+
+    #[test]
+    fn a_full_ledger_waits_and_then_may_let_the_oldest_go() {
+        let mut ledger = Ledger::new(150);
+        sent(&mut ledger, bulk(1, 100), Millis(0));
+        assert_eq!(ledger.room(Millis(0)), Room::Free);
+        sent(&mut ledger, bulk(2, 100), Millis(0));
+        assert_eq!(ledger.room(Millis(10)), Room::None);
+        assert_eq!(ledger.wanted_credit(), Some(201));
+        assert_eq!(ledger.poll_timeout(), Some(Millis(10 + LEDGER_WAIT_MS)));
+        assert_eq!(ledger.room(Millis(10 + LEDGER_WAIT_MS)), Room::Overdue);
+        assert_eq!(ledger.let_go(), Some(1));
+        assert_eq!(ledger.room(Millis(10 + LEDGER_WAIT_MS)), Room::Free);
+        ledger.handle_credit(201);
+        assert_eq!(ledger.pop_confirmed().map(|batch| (batch.bytes(), batch.is_gone())), Some((100, true)));
+    }
+
+    #[test]
+    fn heartbeats_are_neither_kept_nor_pinged_for() {
+        let mut ledger = Ledger::new(150);
+        let heartbeat = batch(Kind::Heartbeat, 1, 100);
+        ledger.push(bulk(2, 100));
+        ledger.push_next(heartbeat.clone());
+        assert_eq!(ledger.waiting(), Some(&heartbeat));
+        ledger.handle_handed();
+        assert_eq!(ledger.handle_written(Millis(0)), Some(heartbeat));
+        assert_eq!((ledger.waiting(), ledger.poll_timeout()), (Some(&bulk(2, 100)), None));
+    }
+}

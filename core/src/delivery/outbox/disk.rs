@@ -1,0 +1,334 @@
+//! The outbox's side of the spool: what is to be done with the files, and what came of it.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use super::{Outbox, Stream};
+use crate::delivery::batch::{Batch, Kind, Stored};
+use crate::delivery::ledger::{Ledger, Room};
+use crate::delivery::spool::{Done, Failed, Op, Place, Plan, Replay, Write};
+use crate::limits::{SPOOL_AFTER_MS, SPOOL_RETRY_MS, SPOOL_WRITE_BYTES};
+use crate::losses::Cause;
+use crate::manifest::Row;
+use crate::time::Millis;
+
+#[derive(Debug)]
+pub(super) enum Spool {
+    Off,
+    /// It is not known what the files hold; they are looked at from then on.
+    Unopened {
+        limit: u64,
+        at: Millis,
+        was_tried: bool,
+    },
+    Ready {
+        limit: u64,
+        plan: Plan,
+        full_until: Option<Millis>,
+    },
+    /// The files could not be used; they are tried again from then on, with what is known of them.
+    Resting {
+        limit: u64,
+        plan: Plan,
+        until: Millis,
+    },
+}
+
+#[derive(Debug)]
+pub(super) enum Pending {
+    Open,
+    Append {
+        place: Place,
+        /// What is written: each batch's id and its records.
+        written: Vec<(u64, u64)>,
+    },
+    Read(Place),
+    Drop,
+    Delete,
+    Mark,
+}
+
+impl Spool {
+    /// Files of so many bytes that are to be looked at first; 0 for none.
+    pub(super) fn new(bytes: u64, now: Millis) -> Self {
+        match bytes {
+            0 => Self::Off,
+            limit => Self::Unopened { limit, at: now, was_tried: false },
+        }
+    }
+}
+
+impl<M: Clone> Outbox<M> {
+    /// The spool may take another number of bytes from now on.
+    pub fn set_spool_bytes(&mut self, bytes: u64) {
+        match &mut self.spool {
+            Spool::Unopened { limit, .. } | Spool::Resting { limit, .. } if bytes > 0 => *limit = bytes,
+            Spool::Ready { limit, plan, .. } if bytes > 0 => {
+                *limit = bytes;
+                plan.set_limit(bytes);
+            }
+            _ => {}
+        }
+    }
+
+    /// What the shell is to do with the spool's files now; ask again when it is done, and at [`Outbox::poll_timeout`].
+    pub fn poll_op(&mut self, now: Millis) -> Option<Op<M>> {
+        if self.pending.is_some() {
+            return None;
+        }
+        let (pending, op) = self.next_op(now)?;
+        self.pending = Some(pending);
+        Some(op)
+    }
+
+    fn next_op(&mut self, now: Millis) -> Option<(Pending, Op<M>)> {
+        let spool = core::mem::replace(&mut self.spool, Spool::Off);
+        self.spool = match spool {
+            Spool::Resting { limit, plan, until } if until <= now => Spool::Ready { limit, plan, full_until: None },
+            other => other,
+        };
+        let (plan, full_until, limit) = match &mut self.spool {
+            Spool::Unopened { at, .. } if *at <= now => return Some((Pending::Open, Op::Open)),
+            Spool::Ready { plan, full_until, limit } => (plan, full_until, *limit),
+            _ => return None,
+        };
+        if let Some(number) = plan.finished() {
+            return Some((Pending::Delete, Op::Delete(number)));
+        }
+        if plan.bytes() > limit
+            && let Some(place) = plan.oldest()
+        {
+            return Some((Pending::Drop, Op::Drop(place)));
+        }
+        let is_up = matches!(self.stream, Stream::Up);
+        let read = plan.backlog().filter(|_| is_up && self.ledger.may_send_more());
+        if let (Some(place), None) =
+            (read, self.ledger.waiting().filter(|batch| batch.stored.is_some() || batch.kind() != Kind::Bulk))
+        {
+            return Some((Pending::Read(place), Op::Read(place)));
+        }
+        let room = self.ledger.room(now);
+        let has_memory = room == Room::Free;
+        let is_wanted = match self.stream {
+            Stream::Down { since } => self.is_ending || now.since(since) >= SPOOL_AFTER_MS || !has_memory,
+            Stream::Up => room == Room::Overdue,
+        };
+        if is_wanted {
+            let (bytes, written, batches) = Self::next_writes(&self.ledger, is_up, plan.next_record());
+            let is_full = full_until.is_some_and(|until| now < until);
+            if !is_full {
+                *full_until = None;
+            }
+            match () {
+                () if batches.is_empty() => {}
+                () if !is_full && plan.has_room_for(bytes) => {
+                    let place = plan.write_place();
+                    return Some((Pending::Append { place, written }, Op::Append { place, batches }));
+                }
+                () if !is_up && (self.is_ending || (self.may_drop && !has_memory)) => {
+                    if let Some(place) = plan.oldest() {
+                        *full_until = None;
+                        return Some((Pending::Drop, Op::Drop(place)));
+                    }
+                }
+                () => {}
+            }
+        }
+        plan.unmarked().map(|place| (Pending::Mark, Op::Mark(place)))
+    }
+
+    /// What is only in memory and is to be written next, with the bytes of its messages and each batch's id and records.
+    fn next_writes(ledger: &Ledger<M>, is_up: bool, mut first_record: u64) -> (usize, Vec<(u64, u64)>, Vec<Write<M>>) {
+        let (mut bytes, mut written, mut batches) = (0, Vec::new(), Vec::new());
+        for (batch, is_sent) in ledger.only_in_memory() {
+            let overtakes = is_up && is_sent && batch.kind() == Kind::Urgent;
+            let Some(message) = batch.message().filter(|_| !overtakes) else { continue };
+            if bytes > 0 && bytes + batch.bytes() > SPOOL_WRITE_BYTES {
+                break;
+            }
+            bytes += batch.bytes();
+            written.push((batch.id, batch.records()));
+            let rows: Box<[Row]> = batch.rows().into();
+            batches.push(Write { message: message.clone(), content_bytes: batch.content_bytes(), first_record, rows });
+            first_record += batch.records();
+        }
+        (bytes, written, batches)
+    }
+
+    /// The operation that [`Outbox::poll_op`] gave is over.
+    pub fn handle_done(&mut self, done: Done<M>, now: Millis) {
+        let Some(pending) = self.pending.take() else { return };
+        match (pending, done) {
+            (Pending::Open, Done::Opened(found)) => {
+                if let Spool::Unopened { limit, .. } = self.spool {
+                    self.spool = Spool::Ready { limit, plan: Plan::new(limit, found), full_until: None };
+                }
+            }
+            (Pending::Append { place, written }, Done::Appended(ends)) => self.handle_appended(place, &written, &ends),
+            (Pending::Read(place), Done::Read(None)) => {
+                let missing = self.plan_mut().map_or(0, |plan| plan.handle_unreadable(place));
+                self.lose_unknown(Cause::SpoolDamaged, missing);
+                self.settle_rest();
+            }
+            (Pending::Read(place), Done::Read(Some(replay))) => self.handle_read(place, replay),
+            (Pending::Drop, Done::Dropped(rows)) => self.handle_dropped(&rows),
+            (Pending::Delete, Done::Deleted) => {
+                let unsent = self.plan_mut().map_or(0, Plan::handle_dropped);
+                self.lose_unknown(Cause::SpoolDamaged, unsent);
+            }
+            (Pending::Mark, Done::Marked) => {
+                if let Some(plan) = self.plan_mut() {
+                    plan.handle_marked();
+                }
+            }
+            (pending, Done::Failed(failed)) => self.handle_failed(&pending, failed, now),
+            (pending, _) => self.handle_failed(&pending, Failed::Broken, now),
+        }
+    }
+
+    fn handle_appended(&mut self, place: Place, written: &[(u64, u64)], ends: &[u64]) {
+        let Self { spool: Spool::Ready { plan, .. }, ledger, counters, .. } = self else { return };
+        let mut at = place;
+        for (&(id, records), &offset) in written.iter().zip(ends) {
+            let (end, first_record) = (Place { offset, ..at }, plan.next_record());
+            plan.handle_written(at, offset, records);
+            counters.spooled += records;
+            let (mut is_known, mut is_sent) = (false, false);
+            ledger.change(|batch, is_handed| {
+                if batch.id == id {
+                    (is_known, is_sent) = (true, is_handed);
+                    batch.message = None;
+                    batch.stored = Some(Stored { at, end, first_record });
+                }
+            });
+            // What was sent meanwhile is not sent again from the disk, nor what the server has taken already.
+            if (is_sent || !is_known) && plan.backlog() == Some(at) {
+                plan.handle_sent(end, first_record, records);
+            }
+            if !is_known {
+                plan.handle_confirmed(end, records);
+            }
+            at = end;
+        }
+    }
+
+    fn handle_read(&mut self, place: Place, replay: Replay<M>) {
+        let Replay { message, bytes, content_bytes, begin, end, first_record, rows } = replay;
+        let is_up = matches!(self.stream, Stream::Up);
+        let Some(plan) = self.plan_mut().filter(|plan| is_up && plan.backlog() == Some(place)) else { return };
+        let [at, end] = [begin, end].map(|offset| Place { offset, ..place });
+        let mut batch = Batch::new(Kind::Bulk, message, bytes, content_bytes, rows);
+        let missing = plan.handle_sent(end, first_record, batch.records());
+        batch.stored = Some(Stored { at, end, first_record });
+        self.last_id += 1;
+        batch.id = self.last_id;
+        self.ledger.push_next(batch);
+        self.lose_unknown(Cause::SpoolDamaged, missing);
+    }
+
+    fn handle_dropped(&mut self, rows: &[Row]) {
+        let Self { spool: Spool::Ready { plan, .. }, ledger, .. } = self else { return };
+        let Some(oldest) = plan.oldest() else { return };
+        let unsent = plan.handle_dropped();
+        ledger.change(|batch, _| {
+            if batch.stored.is_some_and(|stored| stored.at.segment == oldest.segment) {
+                batch.stored = None;
+                plan.forget(batch.records());
+            }
+        });
+        let known: u64 = rows.iter().map(|row| row.records).sum();
+        self.lose(Cause::SpoolFull, rows);
+        self.lose_unknown(Cause::SpoolDamaged, unsent.saturating_sub(known));
+    }
+
+    fn handle_failed(&mut self, pending: &Pending, failed: Failed, now: Millis) {
+        self.counters.spool_errors += 1;
+        let later = now + SPOOL_RETRY_MS;
+        let spool = core::mem::replace(&mut self.spool, Spool::Off);
+        self.spool = match (spool, pending, failed) {
+            (Spool::Unopened { limit, .. }, _, _) => Spool::Unopened { limit, at: later, was_tried: true },
+            (Spool::Ready { limit, mut plan, full_until }, Pending::Mark, Failed::Full | Failed::Broken) => {
+                // It costs sending some batches twice after a crash.
+                plan.handle_marked();
+                Spool::Ready { limit, plan, full_until }
+            }
+            (Spool::Ready { limit, plan, .. }, _, Failed::Full) => {
+                Spool::Ready { limit, plan, full_until: Some(later) }
+            }
+            (Spool::Ready { limit, plan, .. }, _, Failed::Broken) => Spool::Resting { limit, plan, until: later },
+            (Spool::Ready { limit, plan, .. }, _, Failed::Vanished) => {
+                let mut on_their_way = 0;
+                self.ledger.change(|batch, _| {
+                    if batch.stored.take().is_some() {
+                        on_their_way += batch.records();
+                    }
+                });
+                self.lose_unknown(Cause::SpoolDamaged, plan.records().saturating_sub(on_their_way));
+                Spool::Unopened { limit, at: now, was_tried: true }
+            }
+            (other, _, _) => other,
+        };
+    }
+
+    pub(super) fn plan(&self) -> Option<&Plan> {
+        match &self.spool {
+            Spool::Ready { plan, .. } | Spool::Resting { plan, .. } => Some(plan),
+            Spool::Off | Spool::Unopened { .. } => None,
+        }
+    }
+
+    pub(super) fn plan_mut(&mut self) -> Option<&mut Plan> {
+        match &mut self.spool {
+            Spool::Ready { plan, .. } | Spool::Resting { plan, .. } => Some(plan),
+            Spool::Off | Spool::Unopened { .. } => None,
+        }
+    }
+
+    /// Whether it is known what the disk holds, or hopeless to wait for that.
+    pub(super) fn is_open(&self) -> bool {
+        !matches!(self.spool, Spool::Unopened { was_tried: false, .. })
+    }
+
+    /// Whether there is a spool that takes or holds anything.
+    pub(super) fn has_spool(&self, now: Millis) -> bool {
+        match &self.spool {
+            Spool::Off | Spool::Resting { .. } => false,
+            Spool::Unopened { was_tried, .. } => !was_tried,
+            Spool::Ready { plan, full_until, .. } => plan.segments() > 0 || full_until.is_none_or(|until| until <= now),
+        }
+    }
+
+    /// Whether batches will go to the disk without further ado.
+    pub(super) fn can_spool(&self, now: Millis) -> bool {
+        match &self.spool {
+            Spool::Off | Spool::Resting { .. } => false,
+            Spool::Unopened { was_tried, .. } => !was_tried,
+            Spool::Ready { plan, full_until, .. } => {
+                let is_down = matches!(self.stream, Stream::Down { .. });
+                let has_room = plan.has_room_for(SPOOL_WRITE_BYTES) && full_until.is_none_or(|until| until <= now);
+                has_room || (is_down && (self.may_drop || self.is_ending) && plan.segments() > 0)
+            }
+        }
+    }
+
+    /// Whether nothing can be written until something is dropped.
+    pub(super) fn disk_is_full(&self, now: Millis) -> bool {
+        match &self.spool {
+            Spool::Off | Spool::Resting { .. } => true,
+            Spool::Unopened { .. } => false,
+            Spool::Ready { plan, full_until, .. } => {
+                !plan.has_room_for(SPOOL_WRITE_BYTES) || full_until.is_some_and(|until| now < until)
+            }
+        }
+    }
+
+    /// When there may be something to do with the files although nothing has happened.
+    pub(super) fn disk_timeout(&self) -> Option<Millis> {
+        match (&self.spool, &self.pending) {
+            (Spool::Unopened { at, .. }, None) => Some(*at),
+            (Spool::Resting { until, .. }, None) => Some(*until),
+            (Spool::Ready { full_until, .. }, None) => *full_until,
+            (_, Some(_)) | (Spool::Off, _) => None,
+        }
+    }
+}

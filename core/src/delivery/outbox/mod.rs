@@ -1,0 +1,423 @@
+//! What waits for the server, wherever it is kept: on its way, on disk, in memory, in this order.
+
+mod disk;
+
+use alloc::vec::Vec;
+
+use self::disk::{Pending, Spool};
+use super::batch::{Batch, Identity, Kind, Stored};
+use super::ledger::{Ledger, Room};
+use super::spool::Plan;
+use crate::limits::{REFUSALS, SPOOL_AFTER_MS};
+use crate::losses::{Cause, Losses};
+use crate::manifest::{Row, Source};
+use crate::time::Millis;
+
+/// How much is kept, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Bytes of messages in memory, about.
+    pub memory: usize,
+    /// Bytes of the spool's files; 0 for no spool.
+    pub spool: u64,
+}
+
+/// What has become of records, since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Records that were handed to a stream; those sent again count again.
+    pub sent: u64,
+    /// Bytes of their messages, gRPC prefixes included.
+    pub sent_bytes: u64,
+    /// Records that the server is known to have taken.
+    pub confirmed: u64,
+    /// Records that a broken stream left unconfirmed, so that they are sent again.
+    pub again: u64,
+    /// Records on a stream that nothing keeps any more; they are lost if it breaks before the server has taken them.
+    pub let_go: u64,
+    /// Records that were written to the spool.
+    pub spooled: u64,
+    /// Operations on the spool that failed.
+    pub spool_errors: u64,
+}
+
+/// Batches in the order in which they are to arrive.
+///
+/// ```text
+///             ledger                          spool                       ledger
+///   on their way (in memory or on disk) | on disk, not sent yet | in memory, not sent yet | <- new
+/// ```
+///
+/// What is only in memory goes to the disk oldest first, so that the order stays. Urgent batches and heartbeats overtake all that
+/// was not sent.
+#[derive(Debug)]
+pub struct Outbox<M> {
+    ledger: Ledger<M>,
+    spool: Spool,
+    /// The operation that the shell is at.
+    pending: Option<Pending>,
+    stream: Stream,
+    /// What is still in memory goes to the disk at once, whatever has to be dropped for it.
+    is_ending: bool,
+    /// The oldest may be dropped for what waits to be added.
+    may_drop: bool,
+    last_id: u64,
+    /// Bytes of content that the server is thought to take.
+    content_limit: u32,
+    /// The batch over which the server may have ended the last streams, and how many.
+    suspect: Option<(Identity, u32)>,
+    /// The single record that the server does not take.
+    refused: Option<Identity>,
+    losses: Losses,
+    counters: Counters,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stream {
+    Up,
+    Down { since: Millis },
+}
+
+impl<M: Clone> Outbox<M> {
+    /// An empty outbox that looks at the spool first. There is no stream yet.
+    #[must_use]
+    pub fn new(bounds: Bounds, now: Millis) -> Self {
+        Self {
+            ledger: Ledger::new(bounds.memory),
+            spool: Spool::new(bounds.spool, now),
+            pending: None,
+            stream: Stream::Down { since: now },
+            is_ending: false,
+            may_drop: false,
+            last_id: 0,
+            content_limit: u32::MAX,
+            suspect: None,
+            refused: None,
+            losses: Losses::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Adds a batch: bulk behind all others, anything else before all that was not sent.
+    pub fn push(&mut self, mut batch: Batch<M>) {
+        self.last_id += 1;
+        batch.id = self.last_id;
+        match batch.kind() {
+            Kind::Bulk => self.ledger.push(batch),
+            Kind::Urgent | Kind::Heartbeat => self.ledger.push_next(batch),
+        }
+    }
+
+    /// Whether another batch may be added; `may_drop` says whether the oldest may be dropped for it while there is no stream.
+    pub fn has_room(&mut self, may_drop: bool, now: Millis) -> bool {
+        self.may_drop = may_drop;
+        loop {
+            match (self.ledger.room(now), self.stream) {
+                (Room::Free, _) => return true,
+                // Writing it to the disk makes room, or waiting does.
+                _ if self.can_spool(now) => return false,
+                (Room::Overdue, Stream::Up) if !self.has_spool(now) => match self.ledger.let_go() {
+                    Some(records) => self.counters.let_go += records,
+                    None => return false,
+                },
+                (_, Stream::Down { .. }) if !self.has_spool(now) && (may_drop || self.is_ending) => {
+                    match self.ledger.pop_waiting() {
+                        Some(batch) => self.lose(Cause::MemoryFull, batch.rows()),
+                        None => return false,
+                    }
+                }
+                _ => return false,
+            }
+        }
+    }
+
+    /// Whether nothing can be added until something is dropped, or a stream is there.
+    #[must_use]
+    pub fn is_full(&mut self, now: Millis) -> bool {
+        let is_down = matches!(self.stream, Stream::Down { .. });
+        is_down && self.disk_is_full(now) && self.ledger.room(now) != Room::Free
+    }
+
+    /// What waits that is not known to be on the disk, or is there and was not sent: records will go behind it.
+    #[must_use]
+    pub fn has_backlog(&self) -> bool {
+        self.ledger.waiting().is_some() || self.plan().is_some_and(|plan| plan.backlog().is_some()) || !self.is_open()
+    }
+
+    /// The batch that is to be handed to the stream next, if one waits and may go.
+    #[must_use]
+    pub fn waiting(&self) -> Option<&Batch<M>> {
+        self.next().filter(|batch| !self.is_oversized(batch))
+    }
+
+    /// The batch that would be handed to the stream next if it were not too large for the server: it is to be cut into several
+    /// by [`Outbox::handle_cut`].
+    #[must_use]
+    pub fn oversized(&self) -> Option<&Batch<M>> {
+        self.next().filter(|batch| self.is_oversized(batch))
+    }
+
+    fn next(&self) -> Option<&Batch<M>> {
+        let next = self.ledger.waiting()?;
+        let overtakes = next.kind() != Kind::Bulk || next.stored.is_some();
+        let is_moving = matches!(&self.pending, Some(Pending::Append { written, .. }) if written.iter().any(|(id, _)| *id == next.id));
+        let disk_is_first = !self.is_open() || self.plan().is_some_and(|plan| plan.backlog().is_some());
+        (!is_moving && (overtakes || !disk_is_first)).then_some(next)
+    }
+
+    /// Bytes of content that a batch should have at most. The server has ended streams over more.
+    #[must_use]
+    pub fn content_limit(&self) -> u32 {
+        self.content_limit
+    }
+
+    fn is_oversized(&self, batch: &Batch<M>) -> bool {
+        batch.content_bytes() > self.content_limit && !batch.is_smallest && batch.kind() != Kind::Heartbeat
+    }
+
+    /// The oversized batch is these; none means that it could not be read, and is lost.
+    pub fn handle_cut(&mut self, parts: Vec<Batch<M>>) {
+        let Some(whole) = self.ledger.pop_next() else { return };
+        if parts.is_empty() {
+            self.lose(Cause::SpoolDamaged, whole.rows());
+        }
+        let is_one = parts.len() == 1;
+        for (from_the_end, mut part) in parts.into_iter().rev().enumerate() {
+            self.last_id += 1;
+            part.id = self.last_id;
+            part.is_smallest |= is_one;
+            // The last one stands for the place on the disk; all of them are sent again from there.
+            part.stored = whole.stored.map(|stored| match from_the_end {
+                0 => stored,
+                _ => Stored { end: stored.at, ..stored },
+            });
+            self.ledger.push_next(part);
+        }
+    }
+
+    /// The server has ended the stream of its own accord, and may have done so over the largest batch that it was sent. When it
+    /// does so again, smaller ones are sent; a single record that it does not take is given up.
+    pub fn handle_refused(&mut self) {
+        let sent = self.ledger.handed().filter(|batch| batch.kind() != Kind::Heartbeat && !batch.is_gone());
+        let Some(largest) = sent.max_by_key(|batch| batch.content_bytes()) else { return };
+        let (identity, content_bytes, records) = (largest.identity(), largest.content_bytes(), largest.records());
+        let times = match self.suspect.take() {
+            Some((suspect, times)) if suspect == identity => times + 1,
+            _ => 1,
+        };
+        match times {
+            REFUSALS.. if records > 1 => self.content_limit = (content_bytes / 2).max(1),
+            REFUSALS.. => self.refused = Some(identity),
+            _ => self.suspect = Some((identity, times)),
+        }
+    }
+
+    /// Gives up the record that the server does not take, if it is the next one.
+    pub fn drop_refused(&mut self) {
+        let is_next = |next: &Batch<M>| self.refused.as_ref().is_some_and(|refused| *refused == next.identity());
+        if !self.ledger.waiting().is_some_and(is_next) {
+            return;
+        }
+        self.refused = None;
+        if let Some(batch) = self.ledger.pop_next() {
+            if let (Some(_), Some(plan)) = (batch.stored, self.plan_mut()) {
+                plan.forget(batch.records());
+            }
+            self.lose(Cause::Refused, batch.rows());
+            self.settle_rest();
+        }
+    }
+
+    /// The waiting batch was handed to the stream.
+    pub fn handle_handed(&mut self) {
+        if let Some(batch) = self.ledger.waiting() {
+            self.counters.sent += batch.records();
+            self.counters.sent_bytes += batch.bytes() as u64;
+            self.ledger.handle_handed();
+        }
+    }
+
+    /// There is a stream.
+    pub fn handle_opened(&mut self) {
+        self.stream = Stream::Up;
+    }
+
+    /// The stream has written the oldest of what it was handed, whole.
+    pub fn handle_written(&mut self, now: Millis) {
+        self.ledger.handle_written(now);
+    }
+
+    /// The server has returned this much credit since the stream began.
+    pub fn handle_credit(&mut self, credit: u64) {
+        self.ledger.handle_credit(credit);
+        self.settle();
+    }
+
+    /// A PING was sent, for whatever reason.
+    pub fn handle_ping(&mut self, now: Millis) {
+        self.ledger.handle_ping(now);
+    }
+
+    /// The PING was answered.
+    pub fn handle_pong(&mut self) {
+        self.ledger.handle_pong();
+        self.settle();
+    }
+
+    /// The server finds PINGs too frequent.
+    pub fn handle_too_many_pings(&mut self) {
+        self.ledger.handle_too_many_pings();
+    }
+
+    /// The server has ended the stream in order, after its end was announced to it: it has taken everything.
+    pub fn handle_completed(&mut self) {
+        self.ledger.handle_completed();
+        self.settle();
+    }
+
+    /// The stream, or the attempt at one, is over: what is not confirmed is to be sent again.
+    pub fn handle_ended(&mut self, now: Millis) {
+        if matches!(self.stream, Stream::Up) {
+            self.stream = Stream::Down { since: now };
+        }
+        let handed = self.ledger.handed().filter(|batch| batch.kind() != Kind::Heartbeat && !batch.is_gone());
+        self.counters.again += handed.map(Batch::records).sum::<u64>();
+        let mut first_on_disk: Option<Stored> = None;
+        for batch in self.ledger.handle_ended() {
+            match batch.stored {
+                Some(stored) => {
+                    let first = first_on_disk.get_or_insert(stored);
+                    if stored.at < first.at {
+                        *first = stored;
+                    }
+                }
+                None if batch.is_gone() => self.lose(Cause::Unconfirmed, batch.rows()),
+                None => {}
+            }
+        }
+        if let (Some(Stored { at, first_record, .. }), Some(plan)) = (first_on_disk, self.plan_mut()) {
+            plan.rewind(at, first_record);
+        }
+    }
+
+    /// The agent ends: all that remains goes to the disk as soon as there is no stream.
+    pub fn handle_ending(&mut self) {
+        self.is_ending = true;
+    }
+
+    /// When to look again although nothing has happened.
+    #[must_use]
+    pub fn poll_timeout(&self, now: Millis) -> Option<Millis> {
+        let unspooled = match self.stream {
+            Stream::Down { since } if self.ledger.only_in_memory().next().is_some() => Some(since + SPOOL_AFTER_MS),
+            _ => None,
+        };
+        [self.disk_timeout(), unspooled, self.ledger.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .filter(|moment| *moment > now)
+            .min()
+    }
+
+    /// Whether a PING would confirm something that credit does not.
+    #[must_use]
+    pub fn wants_ping(&self, now: Millis) -> bool {
+        self.ledger.wants_ping(now)
+    }
+
+    /// Credit that would make room.
+    #[must_use]
+    pub fn wanted_credit(&self) -> Option<u64> {
+        self.ledger.wanted_credit()
+    }
+
+    /// Whether the stream has written all that there is, on the disk too.
+    #[must_use]
+    pub fn is_written_out(&self) -> bool {
+        !self.ledger.is_writing() && !self.has_backlog()
+    }
+
+    /// Whether the end of the agent would lose nothing, or nothing can be done about it.
+    #[must_use]
+    pub fn is_safe(&self, now: Millis) -> bool {
+        self.pending.is_none() && (!self.has_spool(now) || self.ledger.only_in_memory().next().is_none())
+    }
+
+    /// Records that the server is not known to have taken, and of these, those on the disk.
+    #[must_use]
+    pub fn unconfirmed(&self) -> Unconfirmed {
+        let kept = self.ledger.iter().filter(|batch| batch.kind() != Kind::Heartbeat && batch.stored.is_none());
+        let plan = self.plan();
+        Unconfirmed {
+            memory_records: kept.map(Batch::records).sum(),
+            batches: self.ledger.iter().count(),
+            memory_bytes: self.ledger.memory(),
+            disk_records: plan.map_or(0, Plan::records),
+            disk_bytes: plan.map_or(0, Plan::bytes),
+            disk_files: plan.map_or(0, Plan::segments),
+        }
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// What was lost.
+    #[must_use]
+    pub fn losses(&self) -> &Losses {
+        &self.losses
+    }
+
+    /// What was lost, to be added to, and told.
+    pub fn losses_mut(&mut self) -> &mut Losses {
+        &mut self.losses
+    }
+
+    fn settle(&mut self) {
+        while let Some(batch) = self.ledger.pop_confirmed() {
+            self.counters.confirmed += batch.records();
+            if let (Some(stored), Some(plan)) = (batch.stored, self.plan_mut()) {
+                plan.handle_confirmed(stored.end, batch.records());
+            }
+        }
+        self.settle_rest();
+    }
+
+    /// What is behind the last batch that can be read is not waited for.
+    fn settle_rest(&mut self) {
+        let is_known = self.plan().is_none_or(Plan::is_settled);
+        if !is_known
+            && self.ledger.iter().all(|batch| batch.stored.is_none())
+            && let Some(plan) = self.plan_mut()
+        {
+            plan.handle_all_confirmed();
+        }
+    }
+
+    fn lose(&mut self, cause: Cause, rows: &[Row]) {
+        rows.iter().for_each(|row| self.losses.add(cause, *row));
+    }
+
+    fn lose_unknown(&mut self, cause: Cause, records: u64) {
+        self.losses.add(cause, Row { source: Source::OTHER, data_type: 0, records, first: 0, last: 0 });
+    }
+}
+
+/// What the server is not known to have taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unconfirmed {
+    /// Records that only memory keeps, or nothing does any more.
+    pub memory_records: u64,
+    /// Batches that are on their way or in memory.
+    pub batches: usize,
+    /// Bytes of messages in memory.
+    pub memory_bytes: usize,
+    /// Records that the spool keeps.
+    pub disk_records: u64,
+    /// Bytes of the spool's files.
+    pub disk_bytes: u64,
+    /// The spool's files.
+    pub disk_files: usize,
+}

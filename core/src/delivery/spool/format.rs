@@ -1,0 +1,248 @@
+//! What the spool's files look like, byte for byte; numbers are little-endian.
+//!
+//! A segment is a file: [`SEGMENT_HEAD_BYTES`] that say up to where its batches are confirmed, then batches one after another.
+//!
+//! ```text
+//!   segment head:  magic "ELKSPL01" | mark u64 | checksum of the mark u32 | 0 u32
+//!   batch:         magic u32 | checksum of the rest of head and manifest u32
+//!                  | payload length u32 | payload checksum u32 | content length u32 | manifest length u16 | 0 u16
+//!                  | number of the first record u64 | records u32
+//!                  then the manifest, then the payload (a gRPC message as it travels)
+//!   manifest row:  name length u8 | name | data type i32 | records u32 | first timestamp i64 | last timestamp i64
+//! ```
+//!
+//! Records are numbered through the life of a spool, so that a gap tells how many are missing. Checksums are CRC-32C; the
+//! caller brings the function.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use crate::limits::{MANIFEST_ROWS, MAX_BATCH_BYTES};
+use crate::manifest::{Row, Sources};
+
+/// Computes a CRC-32C.
+pub type Checksum = fn(&[u8]) -> u32;
+
+/// Bytes in front of a segment's first batch.
+pub const SEGMENT_HEAD_BYTES: usize = 24;
+
+/// Bytes of a batch in front of its manifest.
+pub const BATCH_HEAD_BYTES: usize = 36;
+
+/// Bytes of a batch's manifest at most.
+pub const MAX_MANIFEST_BYTES: usize = MANIFEST_ROWS * (1 + 255 + 24);
+
+const SEGMENT_MAGIC: &[u8; 8] = b"ELKSPL01";
+const BATCH_MAGIC: [u8; 4] = *b"\xe1kb\x01";
+
+/// The head of a segment whose batches are confirmed up to `mark`, an offset in the file.
+#[must_use]
+pub fn segment_head(mark: u64, checksum: Checksum) -> [u8; SEGMENT_HEAD_BYTES] {
+    let mut head = [0; SEGMENT_HEAD_BYTES];
+    head[..8].copy_from_slice(SEGMENT_MAGIC);
+    head[8..16].copy_from_slice(&mark.to_le_bytes());
+    head[16..20].copy_from_slice(&checksum(&mark.to_le_bytes()).to_le_bytes());
+    head
+}
+
+/// Up to where a segment's batches are confirmed: an offset in the file. A mark that was not written whole counts as none.
+/// `None` when this is no segment.
+#[must_use]
+pub fn read_segment_head(head: &[u8; SEGMENT_HEAD_BYTES], checksum: Checksum) -> Option<u64> {
+    if &head[..8] != SEGMENT_MAGIC {
+        return None;
+    }
+    let mark = u64_at(head, 8);
+    let is_whole = checksum(&head[8..16]) == u32_at(head, 16) && mark >= SEGMENT_HEAD_BYTES as u64;
+    Some(if is_whole { mark } else { SEGMENT_HEAD_BYTES as u64 })
+}
+
+/// What stands in front of a batch's payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchHead {
+    /// Bytes of the payload.
+    pub payload_bytes: u32,
+    /// The payload's checksum.
+    pub payload_sum: u32,
+    /// Bytes of the payload's content when decompressed.
+    pub content_bytes: u32,
+    /// Bytes of the manifest.
+    pub manifest_bytes: u16,
+    /// The number of the batch's first record.
+    pub first_record: u64,
+    /// Records in it.
+    pub records: u32,
+}
+
+impl BatchHead {
+    /// Reads the fixed part of a head. Whether it is what was written shows only with the manifest: [`BatchHead::check`].
+    #[must_use]
+    pub fn read(bytes: &[u8; BATCH_HEAD_BYTES]) -> Option<Self> {
+        let head = Self {
+            payload_bytes: u32_at(bytes, 8),
+            payload_sum: u32_at(bytes, 12),
+            content_bytes: u32_at(bytes, 16),
+            manifest_bytes: u16::from_le_bytes([bytes[20], bytes[21]]),
+            first_record: u64_at(bytes, 24),
+            records: u32_at(bytes, 32),
+        };
+        let plausible = bytes[..4] == BATCH_MAGIC
+            && head.payload_bytes as usize <= MAX_BATCH_BYTES
+            && usize::from(head.manifest_bytes) <= MAX_MANIFEST_BYTES
+            && head.first_record.checked_add(u64::from(head.records)).is_some();
+        plausible.then_some(head)
+    }
+
+    /// Whether head and manifest are what was written; `bytes` is both.
+    #[must_use]
+    pub fn check(bytes: &[u8], checksum: Checksum) -> bool {
+        bytes.len() >= BATCH_HEAD_BYTES && checksum(&bytes[8..]) == u32_at(bytes, 4)
+    }
+
+    /// Bytes of the whole batch in its segment.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        BATCH_HEAD_BYTES as u64 + u64::from(self.manifest_bytes) + u64::from(self.payload_bytes)
+    }
+}
+
+/// Head and manifest of a batch whose payload is `payload`.
+#[must_use]
+pub fn batch_head(
+    payload: &[u8],
+    content_bytes: u32,
+    first_record: u64,
+    rows: &[Row],
+    sources: &Sources,
+    checksum: Checksum,
+) -> Vec<u8> {
+    let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+    let mut out = Vec::with_capacity(BATCH_HEAD_BYTES + rows.len() * 48);
+    out.resize(BATCH_HEAD_BYTES, 0);
+    for row in rows.iter().take(MANIFEST_ROWS) {
+        let name = sources.name(row.source).as_bytes();
+        let length = u8::try_from(name.len()).unwrap_or(0);
+        out.push(length);
+        out.extend_from_slice(name.get(..usize::from(length)).unwrap_or_default());
+        out.extend_from_slice(&row.data_type.to_le_bytes());
+        out.extend_from_slice(&narrow(row.records).to_le_bytes());
+        out.extend_from_slice(&row.first.to_le_bytes());
+        out.extend_from_slice(&row.last.to_le_bytes());
+    }
+    let manifest_bytes = u16::try_from(out.len() - BATCH_HEAD_BYTES).expect("32 rows take less than 64 KiB");
+    out[..4].copy_from_slice(&BATCH_MAGIC);
+    out[8..12].copy_from_slice(&narrow(payload.len() as u64).to_le_bytes());
+    out[12..16].copy_from_slice(&checksum(payload).to_le_bytes());
+    out[16..20].copy_from_slice(&content_bytes.to_le_bytes());
+    out[20..22].copy_from_slice(&manifest_bytes.to_le_bytes());
+    out[24..32].copy_from_slice(&first_record.to_le_bytes());
+    out[32..36].copy_from_slice(&narrow(rows.iter().map(|row| row.records).sum()).to_le_bytes());
+    let sum = checksum(&out[8..]);
+    out[4..8].copy_from_slice(&sum.to_le_bytes());
+    out
+}
+
+/// The rows of a manifest; what is cut or does not parse is left out.
+#[must_use]
+pub fn read_manifest(mut bytes: &[u8], sources: &mut Sources) -> Box<[Row]> {
+    let mut rows = Vec::new();
+    while let Some((&length, rest)) = bytes.split_first() {
+        let Some((name, rest)) = rest.split_at_checked(usize::from(length)) else { break };
+        let Some((numbers, rest)) = rest.split_at_checked(24) else { break };
+        rows.push(Row {
+            source: sources.source_of(core::str::from_utf8(name).unwrap_or_default()),
+            data_type: u32_at(numbers, 0).cast_signed(),
+            records: u64::from(u32_at(numbers, 4)),
+            first: u64_at(numbers, 8).cast_signed(),
+            last: u64_at(numbers, 16).cast_signed(),
+        });
+        bytes = rest;
+    }
+    rows.into()
+}
+
+/// Where the next batch may begin in `bytes`, beyond its first byte; to be checked as any other.
+#[must_use]
+pub fn find_batch(bytes: &[u8]) -> Option<usize> {
+    let found = bytes.get(1..)?.windows(BATCH_MAGIC.len()).position(|window| window == BATCH_MAGIC)?;
+    Some(found + 1)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::manifest::Source;
+
+    fn sum(bytes: &[u8]) -> u32 {
+        bytes.iter().fold(7, |sum: u32, &byte| sum.rotate_left(5) ^ u32::from(byte))
+    }
+
+    proptest! {
+        #[test]
+        fn a_batch_reads_back(
+            payload in prop::collection::vec(any::<u8>(), 0..200),
+            (content, first) in (any::<u32>(), 0..u64::MAX / 2),
+            kinds in prop::collection::vec((any::<i32>(), any::<u32>().prop_map(|n| n >> 8), any::<i64>(), any::<i64>()), 0..MANIFEST_ROWS),
+        ) {
+            let mut sources = Sources::default();
+            let plugin = sources.source(&"driver".parse().expect("a name"));
+            let sorts = [plugin, Source::AGENT, Source::OTHER].into_iter().cycle();
+            let rows: Vec<Row> = kinds.iter().zip(sorts)
+                .map(|(&(data_type, records, first, last), source)| Row { source, data_type, records: records.into(), first, last })
+                .collect();
+            let bytes = batch_head(&payload, content, first, &rows, &sources, sum);
+            let fixed = bytes[..BATCH_HEAD_BYTES].try_into().expect("as long");
+            let head = BatchHead::read(fixed).expect("a head");
+            prop_assert!(BatchHead::check(&bytes, sum));
+            prop_assert_eq!(usize::from(head.manifest_bytes), bytes.len() - BATCH_HEAD_BYTES);
+            prop_assert_eq!((head.content_bytes, head.first_record), (content, first));
+            prop_assert_eq!((head.payload_bytes as usize, head.payload_sum), (payload.len(), sum(&payload)));
+            prop_assert_eq!(u64::from(head.records), rows.iter().map(|row| row.records).sum::<u64>());
+            prop_assert_eq!(&*read_manifest(&bytes[BATCH_HEAD_BYTES..], &mut sources), &rows[..]);
+            for at in 4..bytes.len() {
+                let mut spoilt = bytes.clone();
+                spoilt[at] ^= 4;
+                prop_assert!(!BatchHead::check(&spoilt, sum), "byte {} may be spoilt", at);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_answered(bytes in prop::collection::vec(any::<u8>(), BATCH_HEAD_BYTES..200)) {
+            let _ = BatchHead::read(bytes[..BATCH_HEAD_BYTES].try_into().expect("as long"));
+            let _ = BatchHead::check(&bytes, sum);
+            let _ = read_manifest(&bytes, &mut Sources::default());
+            let _ = find_batch(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_mark_that_was_not_written_whole_counts_as_none() {
+        let mut head = segment_head(4711, sum);
+        assert_eq!(read_segment_head(&head, sum), Some(4711));
+        head[9] ^= 1;
+        assert_eq!(read_segment_head(&head, sum), Some(SEGMENT_HEAD_BYTES as u64));
+        head[0] ^= 1;
+        assert_eq!(read_segment_head(&head, sum), None);
+    }
+
+    #[test]
+    fn the_next_batch_is_found_behind_garbage() {
+        let batch = batch_head(b"", 0, 0, &[], &Sources::default(), sum);
+        let bytes = [vec![0; 5], batch.clone(), batch].concat();
+        assert_eq!(find_batch(&bytes), Some(5));
+        assert_eq!(find_batch(&bytes[5..]), Some(BATCH_HEAD_BYTES));
+        assert_eq!(find_batch(&[]), None);
+    }
+}

@@ -1,0 +1,232 @@
+//! Which segments there are, up to where they are confirmed and read, and what is to be written where.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use super::format::{BATCH_HEAD_BYTES, SEGMENT_HEAD_BYTES};
+use super::{Found, Place};
+use crate::limits::segment_bytes;
+
+const HEAD: u64 = SEGMENT_HEAD_BYTES as u64;
+
+/// The spool's files as they are known.
+///
+/// ```text
+///   | confirmed, deleted with its segment | on its way | not sent yet | <- appended
+///                                      settled       cursor          end
+/// ```
+#[derive(Debug)]
+pub(in crate::delivery) struct Plan {
+    limit: u64,
+    segments: VecDeque<Segment>,
+    /// Everything before it is confirmed.
+    settled: Place,
+    /// The next batch to be sent.
+    cursor: Place,
+    /// The number of the first record at the cursor, unless records are missing there.
+    cursor_record: u64,
+    /// What the segment's head says to be confirmed.
+    marked: Place,
+    next_record: u64,
+    /// Records that are not confirmed.
+    records: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    number: u64,
+    /// Where its last batch ends.
+    end: u64,
+    first_record: u64,
+    end_record: u64,
+}
+
+impl Plan {
+    pub(in crate::delivery) fn new(limit: u64, found: Vec<Found>) -> Self {
+        let place = |found: &Found| Place { segment: found.number, offset: found.mark };
+        let start = found.first().map_or(Place { segment: 0, offset: HEAD }, place);
+        Self {
+            limit,
+            settled: start,
+            cursor: start,
+            cursor_record: found.first().map_or(0, |found| found.first_record),
+            marked: start,
+            next_record: found.last().map_or(0, |found| found.end_record),
+            records: match (found.first(), found.last()) {
+                (Some(first), Some(last)) => last.end_record.saturating_sub(first.first_record),
+                _ => 0,
+            },
+            segments: found
+                .into_iter()
+                .map(|Found { number, end, first_record, end_record, .. }| Segment {
+                    number,
+                    end,
+                    first_record,
+                    end_record,
+                })
+                .collect(),
+        }
+    }
+
+    pub(in crate::delivery) fn set_limit(&mut self, limit: u64) {
+        self.limit = limit;
+    }
+
+    /// Records that are not confirmed.
+    pub(in crate::delivery) fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// Bytes of all files.
+    pub(in crate::delivery) fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.end).sum()
+    }
+
+    pub(in crate::delivery) fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Whether so many bytes of messages may be written without dropping anything.
+    pub(in crate::delivery) fn has_room_for(&self, bytes: usize) -> bool {
+        // A batch's head and manifest are a few hundred bytes at most.
+        self.bytes() + bytes as u64 + 16 * BATCH_HEAD_BYTES as u64 <= self.limit
+    }
+
+    /// Where the next batch is written.
+    pub(in crate::delivery) fn write_place(&self) -> Place {
+        match self.segments.back() {
+            Some(last) if last.end < segment_bytes(self.limit) => Place { segment: last.number, offset: last.end },
+            Some(last) => Place { segment: last.number + 1, offset: HEAD },
+            None => Place { segment: self.cursor.segment, offset: HEAD },
+        }
+    }
+
+    /// The number of the record that is written next.
+    pub(in crate::delivery) fn next_record(&self) -> u64 {
+        self.next_record
+    }
+
+    /// A batch was written behind all others.
+    pub(in crate::delivery) fn handle_written(&mut self, at: Place, end: u64, records: u64) {
+        if self.segments.back().is_none_or(|last| last.number != at.segment) {
+            if self.segments.is_empty() {
+                (self.settled, self.cursor, self.marked) = (at, at, at);
+                self.cursor_record = self.next_record;
+            }
+            let first_record = self.next_record;
+            self.segments.push_back(Segment { number: at.segment, end, first_record, end_record: first_record });
+        }
+        self.next_record += records;
+        self.records += records;
+        if let Some(last) = self.segments.back_mut() {
+            last.end = end;
+            last.end_record = self.next_record;
+        }
+    }
+
+    /// Where the next batch that was not sent lies.
+    pub(in crate::delivery) fn backlog(&self) -> Option<Place> {
+        let here = self.segments.iter().find(|segment| segment.number == self.cursor.segment);
+        match here {
+            Some(segment) if self.cursor.offset < segment.end => Some(self.cursor),
+            _ => {
+                let next = self.segments.iter().find(|segment| segment.number > self.cursor.segment)?;
+                Some(Place { segment: next.number, offset: HEAD })
+            }
+        }
+    }
+
+    /// The batch between two places is on its way. Says how many records are missing in front of it.
+    pub(in crate::delivery) fn handle_sent(&mut self, end: Place, first_record: u64, records: u64) -> u64 {
+        let missing = first_record.saturating_sub(self.cursor_record).min(self.records);
+        self.cursor = end;
+        self.cursor_record = first_record.saturating_add(records);
+        self.records -= missing;
+        missing
+    }
+
+    /// There is nothing to be read any more at a place and behind it in its segment. Says how many records are missing.
+    pub(in crate::delivery) fn handle_unreadable(&mut self, place: Place) -> u64 {
+        let known = self.segments.iter().find(|segment| segment.number == place.segment);
+        match known.copied() {
+            Some(Segment { number, end, end_record, .. }) if self.backlog() == Some(place) => {
+                self.handle_sent(Place { segment: number, offset: end }, end_record, 0)
+            }
+            _ => 0,
+        }
+    }
+
+    /// What was sent from this place on is to be sent again.
+    pub(in crate::delivery) fn rewind(&mut self, place: Place, first_record: u64) {
+        if place < self.cursor {
+            self.cursor = place;
+            self.cursor_record = first_record;
+        }
+    }
+
+    /// Everything up to this place is confirmed, of which so many records were not before.
+    pub(in crate::delivery) fn handle_confirmed(&mut self, end: Place, records: u64) {
+        self.settled = self.settled.max(end);
+        self.records = self.records.saturating_sub(records);
+    }
+
+    /// Whether everything that was sent is known to be confirmed.
+    pub(in crate::delivery) fn is_settled(&self) -> bool {
+        self.settled >= self.cursor
+    }
+
+    /// Everything that was sent is confirmed.
+    pub(in crate::delivery) fn handle_all_confirmed(&mut self) {
+        self.settled = self.settled.max(self.cursor);
+    }
+
+    /// So many records that are on their way are not kept any longer.
+    pub(in crate::delivery) fn forget(&mut self, records: u64) {
+        self.records = self.records.saturating_sub(records);
+    }
+
+    /// The oldest segment, if everything in it is confirmed.
+    pub(in crate::delivery) fn finished(&self) -> Option<u64> {
+        let first = self.segments.front()?;
+        (self.settled >= Place { segment: first.number, offset: first.end }).then_some(first.number)
+    }
+
+    /// The oldest segment's part that was not sent, if the segment may go to make room.
+    pub(in crate::delivery) fn oldest(&self) -> Option<Place> {
+        let first = self.segments.front()?;
+        let offset = if self.cursor.segment == first.number { self.cursor.offset } else { HEAD };
+        let is_sent = self.cursor.segment > first.number;
+        Some(Place { segment: first.number, offset: if is_sent { first.end } else { offset } })
+    }
+
+    /// The oldest segment is not there any more. Says how many of its records had not been sent.
+    pub(in crate::delivery) fn handle_dropped(&mut self) -> u64 {
+        let Some(first) = self.segments.pop_front() else { return 0 };
+        let next = self.segments.front();
+        let place = next.map_or(Place { segment: first.number + 1, offset: HEAD }, |next| Place {
+            segment: next.number,
+            offset: HEAD,
+        });
+        let mut unsent = 0;
+        if self.cursor < place {
+            let from = self.cursor_record.max(first.first_record);
+            unsent = first.end_record.saturating_sub(from).min(self.records);
+            self.cursor = place;
+            self.cursor_record = next.map_or(first.end_record, |next| next.first_record);
+        }
+        self.settled = self.settled.max(place);
+        self.marked = self.marked.max(place);
+        self.records -= unsent;
+        unsent
+    }
+
+    /// The mark that is to be written.
+    pub(in crate::delivery) fn unmarked(&self) -> Option<Place> {
+        let first = self.segments.front()?;
+        (self.settled > self.marked && self.settled.segment == first.number).then_some(self.settled)
+    }
+
+    pub(in crate::delivery) fn handle_marked(&mut self) {
+        self.marked = self.settled;
+    }
+}

@@ -1,0 +1,361 @@
+//! What the server's commands come to: the state machine between a command and the plugins.
+//!
+//! It takes commands and what the shell reports of its plugins, and answers with [`Action`]s. The newest configuration is
+//! what counts: it is never queued behind an older one that is still being applied, and a slow step never delays the next
+//! command. Every task that cannot be done is answered with a [`Action::Report`] that carries its token.
+
+mod plugin;
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use elklet_proto::grpc::Task;
+
+use self::plugin::Plugin;
+pub use self::plugin::{RESTART_BASE_MS, RESTART_CAP_MS, RESTART_FORGIVEN_MS, STAND_IN_MS};
+use crate::command::{AgentConfig, AgentTask, Command, Configuration, PluginConfig, PluginName};
+use crate::limits::{MAX_PLUGINS_KNOWN, MAX_REPORT_CHARS, MAX_STATE_DETAILS};
+use crate::time::Millis;
+
+/// What the shell is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Verify the plugin's executable, fetching it if need be, beside whatever is running; answer with
+    /// [`Dispatch::handle_prepared`] or [`Dispatch::handle_preparation_failed`].
+    Prepare(Preparation, PluginConfig),
+    /// Stop this preparation, or drop what it gave: it is not needed any more.
+    Forget(Preparation),
+    /// Start what was prepared; answer with [`Dispatch::handle_spawn_failed`] if that fails, and with
+    /// [`Dispatch::handle_exited`] when the process has ended.
+    Spawn(Preparation, PluginConfig),
+    /// Close the plugin's task pipe, let it finish, kill it if it does not; answer with [`Dispatch::handle_exited`].
+    Stop(PluginName),
+    /// Delete the plugin's directory.
+    Remove(PluginName),
+    /// Keep this list over the agent's end, for [`Dispatch::handle_kept`]: it is what is to run from now on.
+    Keep(Vec<PluginConfig>),
+    /// Hand a task to a running plugin; answer with [`Dispatch::handle_task_refused`] if it cannot be.
+    ForwardTask(PluginName, Task),
+    /// Send a file to the server; failures are reported with the token.
+    Upload {
+        /// The task's token.
+        token: String,
+        /// The file.
+        path: String,
+        /// Bytes of one piece; one piece is sent each second.
+        buf_size: u64,
+    },
+    /// Remember where this host is; failures are reported with the token.
+    SetMetadata {
+        /// The task's token.
+        token: String,
+        /// The data centre, if it is to change.
+        idc: Option<String>,
+        /// The region, if it is to change.
+        region: Option<String>,
+    },
+    /// Replace the agent by another version; what is done about an earlier one of these is given up.
+    UpdateAgent(AgentConfig),
+    /// The agent is to be what it is: what is done about an [`Action::UpdateAgent`] is given up.
+    KeepAgent,
+    /// End: stop the plugins, send what there is, leave.
+    Shutdown,
+    /// Tell the server that a task has failed (data type 5100).
+    Report(Report),
+    /// Tell people: something is not as it should be.
+    Complain(String),
+}
+
+/// Names one preparation of a plugin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Preparation(u64);
+
+/// The answer to a task that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The task's token.
+    pub token: String,
+    /// Why it failed, at most [`MAX_REPORT_CHARS`] characters.
+    pub message: String,
+}
+
+impl Report {
+    /// A report whose text is cut to what a report may have.
+    #[must_use]
+    pub fn new(token: String, message: &str) -> Self {
+        Self { token, message: message.chars().take(MAX_REPORT_CHARS).collect() }
+    }
+}
+
+/// A plugin as it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PluginState<'a> {
+    /// Its name.
+    pub name: &'a PluginName,
+    /// What it runs by, if it runs.
+    pub running: Option<&'a PluginConfig>,
+    /// The same, or what it is to run by.
+    pub config: Option<&'a PluginConfig>,
+    /// `running`, `stopping`, `preparing` (being fetched and verified), `starting`, or `waiting` for its next start.
+    pub phase: &'static str,
+    /// When it is tried again, while it waits for that.
+    pub retry_at: Option<Millis>,
+    /// How often it died and was to be started again.
+    pub restarts: u64,
+}
+
+/// The state machine; see the module.
+#[derive(Debug)]
+pub struct Dispatch {
+    agent_version: String,
+    plugins: BTreeMap<PluginName, Plugin>,
+    /// Configured, but for plugins that have to end first there is no room yet.
+    postponed: VecDeque<PluginConfig>,
+    next_preparation: u64,
+    shutting_down: bool,
+    /// The server has named another version of the agent.
+    updating: bool,
+    state_details: VecDeque<String>,
+    actions: VecDeque<Action>,
+}
+
+impl Dispatch {
+    /// A dispatch without plugins for an agent of this version.
+    #[must_use]
+    pub fn new(agent_version: String) -> Self {
+        Self {
+            agent_version,
+            plugins: BTreeMap::new(),
+            postponed: VecDeque::new(),
+            next_preparation: 0,
+            shutting_down: false,
+            updating: false,
+            state_details: VecDeque::new(),
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// What was to run when the agent ended last; nothing was heard of a server yet.
+    pub fn handle_kept(&mut self, plugins: Vec<PluginConfig>, now: Millis) {
+        self.postponed.extend(plugins);
+        self.admit();
+        self.reconcile_all(now);
+    }
+
+    /// The server has sent a command.
+    pub fn handle_command(&mut self, command: Command, now: Millis) {
+        match command {
+            Command::Nothing => {}
+            Command::PluginTask(task) => self.forward(task),
+            Command::AgentTask { token, task } => match task {
+                Ok(AgentTask::Upload { path, buf_size }) => {
+                    self.actions.push_back(Action::Upload { token, path, buf_size })
+                }
+                Ok(AgentTask::SetMetadata { idc, region }) => {
+                    self.actions.push_back(Action::SetMetadata { token, idc, region });
+                }
+                Ok(AgentTask::Shutdown) => self.actions.push_back(Action::Shutdown),
+                Err(reason) => self.report(token, &reason),
+            },
+            Command::Configuration(configuration) if !self.shutting_down => self.configure(configuration, now),
+            Command::Configuration(_) => {
+                self.complain("a configuration came while the agent ends: passed over".to_string())
+            }
+        }
+    }
+
+    /// What was asked to be prepared is verified and ready to be started.
+    pub fn handle_prepared(&mut self, name: &PluginName, preparation: Preparation, now: Millis) {
+        self.with_plugin(name, now, |plugin| plugin.prepared(preparation));
+    }
+
+    /// What was asked to be prepared could not be.
+    pub fn handle_preparation_failed(
+        &mut self,
+        name: &PluginName,
+        preparation: Preparation,
+        reason: &str,
+        now: Millis,
+    ) {
+        let what = self.with_plugin(name, now, |plugin| plugin.preparation_failed(name, preparation, reason, now));
+        self.complain_if(what.flatten());
+    }
+
+    /// What was asked to be started could not be, and nothing has changed on the disk.
+    pub fn handle_spawn_failed(&mut self, name: &PluginName, reason: &str, now: Millis) {
+        let what = self.with_plugin(name, now, |plugin| plugin.spawn_failed(name, reason, now));
+        self.complain_if(what);
+    }
+
+    /// A plugin's process has ended; `how` completes the sentence "plugin x ...".
+    pub fn handle_exited(&mut self, name: &PluginName, how: &str, now: Millis) {
+        let what = self.with_plugin(name, now, |plugin| plugin.exited(name, how, now));
+        if !self.shutting_down {
+            self.complain_if(what.flatten());
+        }
+    }
+
+    /// A task could not be handed to its plugin.
+    pub fn handle_task_refused(&mut self, token: String, reason: &str) {
+        self.report(token, reason);
+    }
+
+    /// Something that the agent was to do by itself has failed.
+    pub fn handle_agent_failed(&mut self, what: String) {
+        self.degrade(what);
+    }
+
+    /// The agent is to end: every plugin is stopped, and its files stay.
+    pub fn handle_shutdown(&mut self, now: Millis) {
+        self.shutting_down = true;
+        self.postponed.clear();
+        self.plugins.values_mut().for_each(Plugin::want_rest);
+        self.reconcile_all(now);
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Millis) {
+        if self.poll_timeout().is_some_and(|due| due <= now) {
+            self.reconcile_all(now);
+        }
+    }
+
+    /// When [`Dispatch::handle_timeout`] is due; changes with every call of a `handle_*` method.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Millis> {
+        self.plugins.values().filter_map(Plugin::timeout).min()
+    }
+
+    /// The next thing to do; ask again after every call of a `handle_*` method until there is none.
+    #[must_use]
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Every plugin that is configured or still has a process.
+    pub fn plugins(&self) -> impl Iterator<Item = PluginState<'_>> {
+        self.plugins.iter().map(|(name, plugin)| PluginState {
+            name,
+            running: plugin.running(),
+            config: plugin.config(),
+            phase: plugin.phase(),
+            retry_at: plugin.timeout(),
+            restarts: plugin.restarts(),
+        })
+    }
+
+    /// Whether no plugin has a process any more.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        !self.plugins.values().any(Plugin::has_process)
+    }
+
+    /// The heartbeat's `state_detail`: what is wrong with a plugin, and what else went wrong since the last configuration
+    /// came; at most [`MAX_STATE_DETAILS`] texts. None means `state` "running", else "abnormal".
+    #[must_use]
+    pub fn state_details(&self, now: Millis) -> Vec<&str> {
+        let plugins = self.plugins.values().filter_map(|plugin| plugin.trouble(now));
+        plugins.chain(self.state_details.iter().map(String::as_str)).take(MAX_STATE_DETAILS).collect()
+    }
+
+    fn forward(&mut self, task: Task) {
+        let name = task.object_name.parse::<PluginName>();
+        let running = name.as_ref().ok().and_then(|name| self.plugins.get(name)).map(Plugin::is_running);
+        match (name, running) {
+            (Ok(name), Some(true)) => self.actions.push_back(Action::ForwardTask(name, task)),
+            (Ok(name), Some(false)) => self.report(task.token, &format!("plugin {name} is not running")),
+            (Ok(name), None) => self.report(task.token, &format!("no plugin {name} is configured")),
+            (Err(why), _) => self.report(task.token, &format!("no plugin can have this name: {why}")),
+        }
+    }
+
+    fn configure(&mut self, configuration: Configuration, now: Millis) {
+        let Configuration { agent, plugins, refused } = configuration;
+        self.state_details.clear();
+        let update = agent.filter(|agent| agent.version != self.agent_version);
+        if self.updating || update.is_some() {
+            self.updating = update.is_some();
+            self.actions.push_back(update.map_or(Action::KeepAgent, Action::UpdateAgent));
+        }
+        let mut changed = !self.postponed.is_empty();
+        self.postponed.clear();
+        for (name, plugin) in &mut self.plugins {
+            let named = plugins.iter().any(|config| config.name == *name)
+                || refused.iter().any(|refused| refused.name.as_ref() == Some(name));
+            if !named {
+                changed |= plugin.want_removed();
+            }
+        }
+        for config in plugins {
+            match self.plugins.get_mut(&config.name) {
+                Some(plugin) => changed |= plugin.want(config),
+                None => {
+                    self.postponed.push_back(config);
+                    changed = true;
+                }
+            }
+        }
+        if changed {
+            let wanted = self.plugins.values().filter_map(Plugin::wanted).chain(&self.postponed);
+            self.actions.push_back(Action::Keep(wanted.cloned().collect()));
+        }
+        for entry in refused {
+            self.degrade(entry.reason);
+        }
+        self.reconcile_all(now);
+        self.admit();
+        self.reconcile_all(now);
+    }
+
+    /// Takes in what was postponed, as far as there is room.
+    fn admit(&mut self) {
+        while self.plugins.len() < MAX_PLUGINS_KNOWN
+            && let Some(config) = self.postponed.pop_front()
+        {
+            self.plugins.insert(config.name.clone(), Plugin::new(config));
+        }
+    }
+
+    fn with_plugin<T>(&mut self, name: &PluginName, now: Millis, handle: impl FnOnce(&mut Plugin) -> T) -> Option<T> {
+        let plugin = self.plugins.get_mut(name)?;
+        let result = handle(plugin);
+        if !plugin.reconcile(name, now, &mut self.next_preparation, &mut self.actions) {
+            self.plugins.remove(name);
+            if !self.postponed.is_empty() {
+                self.admit();
+                self.reconcile_all(now);
+            }
+        }
+        Some(result)
+    }
+
+    fn reconcile_all(&mut self, now: Millis) {
+        let Self { plugins, next_preparation, actions, .. } = self;
+        plugins.retain(|name, plugin| plugin.reconcile(name, now, next_preparation, actions));
+    }
+
+    fn degrade(&mut self, what: String) {
+        if self.state_details.len() == MAX_STATE_DETAILS {
+            self.state_details.pop_front();
+        }
+        self.state_details.push_back(what.chars().take(MAX_REPORT_CHARS).collect());
+        self.complain(what);
+    }
+
+    fn complain_if(&mut self, what: Option<String>) {
+        self.actions.extend(what.map(Action::Complain));
+    }
+
+    fn complain(&mut self, what: String) {
+        self.actions.push_back(Action::Complain(what));
+    }
+
+    fn report(&mut self, token: String, message: &str) {
+        self.actions.push_back(Action::Report(Report::new(token, message)));
+    }
+}
+
+#[cfg(test)]
+mod tests;

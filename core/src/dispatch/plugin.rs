@@ -1,0 +1,322 @@
+//! One plugin: what should be running, what is, and the next step from one to the other.
+//!
+//! ```text
+//!   wanted:       Run(configuration) | Rest (stop, keep the files) | Remove
+//!   preparation:  None -> Under way -> Ready -> None            (verified, and fetched if need be)
+//!   process:      None -> Running -> Stopping -> None
+//! ```
+//! The three move on their own; [`Plugin::reconcile`] compares them after every event and asks for one step at a time. A new
+//! version is prepared beside the running one, which is stopped only when the new one is ready. If the new one can then not
+//! be started, the old one stands in for it for a while.
+
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
+use core::mem;
+
+use super::{Action, Preparation};
+use crate::command::{PluginConfig, PluginName};
+use crate::limits::MAX_REPORT_CHARS;
+use crate::time::Millis;
+
+/// The wait before a plugin that died is started again, or one that could not be prepared is tried again; doubles each time.
+pub const RESTART_BASE_MS: u64 = 1_000;
+
+/// The longest such wait.
+pub const RESTART_CAP_MS: u64 = 60_000;
+
+/// A plugin that lived as long as this is started again after the shortest wait.
+pub const RESTART_FORGIVEN_MS: u64 = 300_000;
+
+/// A version that could not be started in place of the one before is tried again after this: each attempt interrupts the one
+/// that stands in for it.
+pub const STAND_IN_MS: u64 = 3_600_000;
+
+/// Deaths in a row from which on a plugin is said to crash in a loop.
+const LOOP_DEATHS: u32 = 3;
+
+#[derive(Debug)]
+pub(super) struct Plugin {
+    wanted: Wanted,
+    preparation: Prepared,
+    process: Process,
+    /// What ran last, while what is wanted instead has not been started.
+    previous: Option<PluginConfig>,
+    /// What is to run instead of what is wanted, and until when.
+    stand_in: Option<(PluginConfig, Millis)>,
+    /// Failures in a row: deaths and preparations.
+    failures: u32,
+    deaths: u32,
+    not_before: Option<Millis>,
+    restarts: u64,
+    /// What is wrong, for `state_detail`.
+    trouble: Option<String>,
+}
+
+#[derive(Debug)]
+enum Wanted {
+    Run(PluginConfig),
+    Rest,
+    Remove,
+}
+
+#[derive(Debug)]
+enum Prepared {
+    No,
+    UnderWay(Preparation, PluginConfig),
+    Ready(Preparation, PluginConfig),
+}
+
+#[derive(Debug)]
+enum Process {
+    None,
+    Running { config: PluginConfig, since: Millis },
+    Stopping,
+}
+
+impl Plugin {
+    pub(super) fn new(config: PluginConfig) -> Self {
+        Self {
+            wanted: Wanted::Run(config),
+            preparation: Prepared::No,
+            process: Process::None,
+            previous: None,
+            stand_in: None,
+            failures: 0,
+            deaths: 0,
+            not_before: None,
+            restarts: 0,
+            trouble: None,
+        }
+    }
+
+    /// Wants the plugin to run by `config`; whether that is something new. A changed one is tried at once; the same one waits
+    /// out its failures.
+    pub(super) fn want(&mut self, config: PluginConfig) -> bool {
+        let is_new = self.wanted() != Some(&config);
+        if is_new {
+            (self.failures, self.deaths) = (0, 0);
+            self.not_before = None;
+            self.stand_in = None;
+        }
+        if self.running() == Some(&config) && self.deaths < LOOP_DEATHS {
+            self.trouble = None;
+        }
+        self.wanted = Wanted::Run(config);
+        is_new
+    }
+
+    /// Wants the plugin gone; whether that is something new.
+    pub(super) fn want_removed(&mut self) -> bool {
+        !matches!(mem::replace(&mut self.wanted, Wanted::Remove), Wanted::Remove)
+    }
+
+    /// What it is to run by.
+    pub(super) fn wanted(&self) -> Option<&PluginConfig> {
+        match &self.wanted {
+            Wanted::Run(config) => Some(config),
+            Wanted::Rest | Wanted::Remove => None,
+        }
+    }
+
+    /// What is wrong with it, unless it has run long enough since.
+    pub(super) fn trouble(&self, now: Millis) -> Option<&str> {
+        let is_well = match &self.process {
+            Process::Running { config, since } => {
+                self.wanted() == Some(config) && now.since(*since) >= RESTART_FORGIVEN_MS
+            }
+            Process::None | Process::Stopping => false,
+        };
+        self.trouble.as_deref().filter(|_| !is_well)
+    }
+
+    pub(super) fn want_rest(&mut self) {
+        self.wanted = Wanted::Rest;
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        matches!(self.process, Process::Running { .. })
+    }
+
+    pub(super) fn has_process(&self) -> bool {
+        !matches!(self.process, Process::None)
+    }
+
+    pub(super) fn running(&self) -> Option<&PluginConfig> {
+        match &self.process {
+            Process::Running { config, .. } => Some(config),
+            _ => None,
+        }
+    }
+
+    pub(super) fn restarts(&self) -> u64 {
+        self.restarts
+    }
+
+    /// What it runs by, or is to run by.
+    pub(super) fn config(&self) -> Option<&PluginConfig> {
+        self.running().or(self.wanted())
+    }
+
+    /// What becomes of it, in a word; see [`super::PluginState::phase`].
+    pub(super) fn phase(&self) -> &'static str {
+        match (&self.process, &self.preparation) {
+            (Process::Running { .. }, _) => "running",
+            (Process::Stopping, _) => "stopping",
+            (Process::None, Prepared::UnderWay(..)) => "preparing",
+            (Process::None, Prepared::Ready(..)) => "starting",
+            (Process::None, Prepared::No) => "waiting",
+        }
+    }
+
+    /// When [`Plugin::reconcile`] is to be called although nothing has happened.
+    pub(super) fn timeout(&self) -> Option<Millis> {
+        let stand_in = self.stand_in.as_ref().map(|(_, until)| *until);
+        self.not_before.into_iter().chain(stand_in).min()
+    }
+
+    pub(super) fn prepared(&mut self, preparation: Preparation) {
+        match mem::replace(&mut self.preparation, Prepared::No) {
+            Prepared::UnderWay(id, config) if id == preparation => self.preparation = Prepared::Ready(id, config),
+            other => self.preparation = other,
+        }
+    }
+
+    /// If `preparation` is the one under way, it is over now; gives what there is to say about it.
+    pub(super) fn preparation_failed(
+        &mut self,
+        name: &PluginName,
+        preparation: Preparation,
+        reason: &str,
+        now: Millis,
+    ) -> Option<String> {
+        if !matches!(&self.preparation, Prepared::UnderWay(id, _) if *id == preparation) {
+            return None;
+        }
+        self.preparation = Prepared::No;
+        self.stand_in = None;
+        self.wait(now);
+        let running = self.running().map(|config| format!("; version {:.40} runs on", config.version));
+        Some(self.troubled(format!("plugin {name} cannot be started: {reason}{}", running.unwrap_or_default())))
+    }
+
+    /// What was to be started could not be; gives what there is to say about it.
+    pub(super) fn spawn_failed(&mut self, name: &PluginName, reason: &str, now: Millis) -> String {
+        self.process = Process::None;
+        let previous = self.previous.take().filter(|previous| self.wanted() != Some(previous));
+        self.stand_in = previous.map(|previous| (previous, now + STAND_IN_MS));
+        let standing_in = match &self.stand_in {
+            Some((previous, _)) => format!("; version {:.40} is started again", previous.version),
+            None => {
+                self.wait(now);
+                String::new()
+            }
+        };
+        self.troubled(format!("plugin {name} cannot be started: {reason}{standing_in}"))
+    }
+
+    /// The process has ended; gives what there is to say about it when nobody had asked it to.
+    pub(super) fn exited(&mut self, name: &PluginName, how: &str, now: Millis) -> Option<String> {
+        match mem::replace(&mut self.process, Process::None) {
+            Process::Running { since, .. } => {
+                if now.since(since) >= RESTART_FORGIVEN_MS {
+                    (self.failures, self.deaths) = (0, 0);
+                }
+                self.previous = None;
+                self.restarts += 1;
+                self.deaths += 1;
+                self.wait(now);
+                let loops = match self.deaths {
+                    ..LOOP_DEATHS => String::new(),
+                    deaths => format!(", {deaths} times in a row: it crashes in a loop"),
+                };
+                Some(self.troubled(format!("plugin {name} {how} unexpectedly{loops}")))
+            }
+            Process::Stopping | Process::None => None,
+        }
+    }
+
+    fn troubled(&mut self, what: String) -> String {
+        self.trouble = Some(what.chars().take(MAX_REPORT_CHARS).collect());
+        what
+    }
+
+    fn wait(&mut self, now: Millis) {
+        self.not_before = Some(now + (RESTART_BASE_MS << self.failures.min(16)).min(RESTART_CAP_MS));
+        self.failures += 1;
+    }
+
+    /// Asks for the next steps; false when the plugin is gone and may be forgotten.
+    pub(super) fn reconcile(
+        &mut self,
+        name: &PluginName,
+        now: Millis,
+        next_preparation: &mut u64,
+        actions: &mut VecDeque<Action>,
+    ) -> bool {
+        if self.not_before.is_some_and(|moment| moment <= now) {
+            self.not_before = None;
+        }
+        if self.stand_in.as_ref().is_some_and(|(_, until)| *until <= now) {
+            self.stand_in = None;
+        }
+        let Wanted::Run(wanted) = &self.wanted else {
+            self.not_before = None;
+            self.stand_in = None;
+            self.drop_preparation(actions);
+            self.stop(name, actions);
+            if matches!((&self.wanted, &self.process), (Wanted::Remove, Process::None)) {
+                actions.push_back(Action::Remove(name.clone()));
+                return false;
+            }
+            return true;
+        };
+
+        let target = self.stand_in.as_ref().map_or(wanted, |(stand_in, _)| stand_in);
+        if self.running() == Some(target) {
+            self.drop_preparation(actions);
+            return true;
+        }
+        match &self.preparation {
+            Prepared::Ready(id, config) if config == target => match &self.process {
+                Process::None => {
+                    actions.push_back(Action::Spawn(*id, config.clone()));
+                    self.process = Process::Running { config: config.clone(), since: now };
+                    self.preparation = Prepared::No;
+                    if self.deaths == 0 && self.stand_in.is_none() {
+                        self.trouble = None;
+                    }
+                }
+                Process::Running { config, .. } => {
+                    self.previous = Some(config.clone());
+                    self.stop(name, actions);
+                }
+                Process::Stopping => {}
+            },
+            Prepared::UnderWay(_, config) if config == target => {}
+            _ if self.not_before.is_some() => {}
+            _ => {
+                let target = target.clone();
+                self.drop_preparation(actions);
+                *next_preparation += 1;
+                let id = Preparation(*next_preparation);
+                actions.push_back(Action::Prepare(id, target.clone()));
+                self.preparation = Prepared::UnderWay(id, target);
+            }
+        }
+        true
+    }
+
+    fn stop(&mut self, name: &PluginName, actions: &mut VecDeque<Action>) {
+        if self.is_running() {
+            actions.push_back(Action::Stop(name.clone()));
+            self.process = Process::Stopping;
+        }
+    }
+
+    fn drop_preparation(&mut self, actions: &mut VecDeque<Action>) {
+        if let Prepared::UnderWay(id, _) | Prepared::Ready(id, _) = mem::replace(&mut self.preparation, Prepared::No) {
+            actions.push_back(Action::Forget(id));
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! gRPC's framing of messages and its status, without the HTTP/2 below.
+//!
+//! Source: the gRPC over HTTP/2 protocol description. A message is a flag byte (1: compressed), a 32-bit big-endian length
+//! and that many bytes; DATA frames cut the sequence of messages anywhere.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::mem;
+
+use crate::limits::MAX_STATUS_MESSAGE_BYTES;
+
+/// Bytes in front of every message.
+pub const PREFIX: usize = 5;
+
+/// The prefix of a message of `length` bytes.
+///
+/// # Panics
+/// When `length` does not fit 32 bits; batches and commands are bounded far below.
+#[must_use]
+pub fn prefix(compressed: bool, length: usize) -> [u8; PREFIX] {
+    let [a, b, c, d] = u32::try_from(length).expect("messages are bounded far below 4 GiB").to_be_bytes();
+    [u8::from(compressed), a, b, c, d]
+}
+
+/// A message as it travelled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrpcMessage {
+    /// Whether `bytes` are compressed, in the way that the stream's `grpc-encoding` says.
+    pub compressed: bool,
+    /// The message.
+    pub bytes: Vec<u8>,
+}
+
+/// Takes a stream of DATA apart into messages.
+///
+/// After an error the stream cannot be understood any more: the caller ends it.
+#[derive(Debug)]
+pub struct MessageReader {
+    head: [u8; PREFIX],
+    head_len: usize,
+    body: Vec<u8>,
+    limit: usize,
+}
+
+impl MessageReader {
+    /// A reader at the start of a stream that refuses messages of more than `limit` bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { head: [0; PREFIX], head_len: 0, body: Vec::new(), limit }
+    }
+
+    /// The next whole message, and moves `input` past what was read. `None` means that `input` is used up.
+    ///
+    /// # Errors
+    /// When the bytes are no message, or one that is too long.
+    pub fn next(&mut self, input: &mut &[u8]) -> Result<Option<GrpcMessage>, BadMessage> {
+        let missing = (PREFIX - self.head_len).min(input.len());
+        let (head, rest) = input.split_at(missing);
+        self.head[self.head_len..self.head_len + missing].copy_from_slice(head);
+        self.head_len += missing;
+        *input = rest;
+        if self.head_len < PREFIX {
+            return Ok(None);
+        }
+
+        let [flag, length @ ..] = self.head;
+        let length = u32::from_be_bytes(length) as usize;
+        if flag > 1 {
+            return Err(BadMessage::Flag(flag));
+        }
+        if length > self.limit {
+            return Err(BadMessage::TooLong { length, limit: self.limit });
+        }
+        let (more, rest) = input.split_at((length - self.body.len()).min(input.len()));
+        self.body.extend_from_slice(more);
+        *input = rest;
+        if self.body.len() < length {
+            return Ok(None);
+        }
+        self.head_len = 0;
+        Ok(Some(GrpcMessage { compressed: flag == 1, bytes: mem::take(&mut self.body) }))
+    }
+
+    /// Whether the stream may end here: nothing of a further message has arrived.
+    #[must_use]
+    pub fn is_between_messages(&self) -> bool {
+        self.head_len == 0
+    }
+}
+
+/// What a server sent instead of a message: the server misbehaved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadMessage {
+    /// A flag byte that is neither 0 nor 1.
+    Flag(u8),
+    /// A message longer than the limit.
+    TooLong {
+        /// Bytes that the prefix announces.
+        length: usize,
+        /// Bytes that a message may have.
+        limit: usize,
+    },
+}
+
+impl core::fmt::Display for BadMessage {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Flag(flag) => write!(f, "a message with the flag byte {flag:#04x}, which is neither 0 nor 1"),
+            Self::TooLong { length, limit } => write!(f, "a message of {length} bytes, the limit is {limit}"),
+        }
+    }
+}
+
+impl core::error::Error for BadMessage {}
+
+/// How a call ended, from `grpc-status` and `grpc-message`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// 0 is OK; AgentCenter refuses with 2 (unknown).
+    pub code: u32,
+    /// The server's words, bounded, with control characters replaced: it goes into a log.
+    pub message: String,
+}
+
+impl Status {
+    /// Reads the two headers as they came.
+    ///
+    /// A missing or unreadable `grpc-status` is code 2, as the gRPC specification has it for broken servers.
+    #[must_use]
+    pub fn parse(code: Option<&[u8]>, message: Option<&[u8]>) -> Self {
+        let code = code.and_then(|digits| str::from_utf8(digits).ok()).and_then(|digits| digits.parse().ok());
+        Self { code: code.unwrap_or(2), message: percent_decoded(message.unwrap_or_default()) }
+    }
+
+    /// Whether the server says that a message was too large for it: grpc-go's RESOURCE_EXHAUSTED (8), "received message larger than
+    /// max" or, with its content in mind, "received message after decompression larger than max".
+    #[must_use]
+    pub fn is_too_large(&self) -> bool {
+        self.code == 8 && self.message.contains("larger than max")
+    }
+}
+
+impl core::fmt::Display for Status {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "gRPC status {}", self.code)?;
+        if !self.message.is_empty() {
+            write!(f, " ({})", self.message)?;
+        }
+        Ok(())
+    }
+}
+
+fn percent_decoded(text: &[u8]) -> String {
+    let mut bytes = Vec::with_capacity(text.len().min(MAX_STATUS_MESSAGE_BYTES));
+    let mut rest = text;
+    while let [first, tail @ ..] = rest
+        && bytes.len() < MAX_STATUS_MESSAGE_BYTES
+    {
+        (bytes, rest) = match rest {
+            [b'%', high, low, tail @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                bytes.push(hex_digit(*high) << 4 | hex_digit(*low));
+                (bytes, tail)
+            }
+            _ => {
+                bytes.push(*first);
+                (bytes, tail)
+            }
+        };
+    }
+    String::from_utf8_lossy(&bytes).chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn hex_digit(digit: u8) -> u8 {
+    match digit {
+        b'0'..=b'9' => digit - b'0',
+        _ => (digit | 0x20) - b'a' + 10,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_split_gives_the_messages_back(
+            messages in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 0..200)), 0..8),
+            splits in prop::collection::vec(1..50usize, 1..20),
+        ) {
+            let stream: Vec<u8> =
+                messages.iter().flat_map(|(c, bytes)| [&prefix(*c, bytes.len())[..], bytes].concat()).collect();
+            let mut reader = MessageReader::new(200);
+            let (mut read, mut rest, mut splits) = (Vec::new(), &stream[..], splits.iter().cycle());
+            while !rest.is_empty() {
+                let (mut piece, tail) = rest.split_at((*splits.next().expect("a cycle")).min(rest.len()));
+                rest = tail;
+                while let Some(message) = reader.next(&mut piece).expect("valid messages") {
+                    read.push((message.compressed, message.bytes));
+                }
+                prop_assert!(piece.is_empty());
+            }
+            prop_assert!(reader.is_between_messages());
+            prop_assert_eq!(read, messages);
+        }
+    }
+
+    #[test]
+    fn long_and_strange_messages_are_refused_at_their_prefix() {
+        let mut reader = MessageReader::new(1000);
+        assert_eq!(
+            reader.next(&mut &[0, 0xff, 0xff, 0xff, 0xff][..]),
+            Err(BadMessage::TooLong { length: 0xffff_ffff, limit: 1000 })
+        );
+        assert_eq!(reader.body.capacity(), 0);
+        assert_eq!(
+            MessageReader::new(1000).next(&mut &[b'H', b'T', b'T', b'P', b'/'][..]),
+            Err(BadMessage::Flag(b'H'))
+        );
+    }
+
+    #[test]
+    fn a_status_is_decoded_and_made_fit_for_a_log() {
+        let status = Status::parse(Some(b"2"), Some(b"agentID%20conflict%0A%zz%C3%A9"));
+        assert_eq!(status, Status { code: 2, message: String::from("agentID conflict %zz\u{e9}") });
+        assert_eq!(Status::parse(None, None).code, 2);
+        assert!(Status::parse(Some(b"0"), Some(&[b'x'; 100_000])).message.len() <= MAX_STATUS_MESSAGE_BYTES);
+    }
+}

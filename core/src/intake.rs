@@ -1,0 +1,329 @@
+//! Where records of all plugins and of the agent itself come together: the buffer that fills while the other is sent.
+//!
+//! There are two lanes. What is urgent (heartbeats, answers to tasks, a plugin's high-priority lane) has a small buffer of
+//! its own and leaves at once; the bulk waits for company. The shell keeps an [`Intake`] behind a lock: the pump appends, the
+//! net thread takes everything by swapping in an empty pair of buffers.
+
+use alloc::boxed::Box;
+use core::mem;
+
+use crate::buffer::{Full, RecordBuffer};
+use crate::limits::{SLOTS, URGENT_SLOTS};
+use crate::manifest::{Manifest, Row, Source};
+use crate::record::{OwnRecord, Record};
+
+/// Which of the two buffers a record goes into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// Leaves at once, before everything else.
+    Urgent,
+    /// Leaves with others.
+    Bulk,
+}
+
+/// Whose records they are, and what may become of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// Who makes them.
+    pub source: Source,
+    /// When everything is full while there is no server, the oldest records of all go for these. Else their maker waits.
+    pub may_drop: bool,
+}
+
+/// The buffers of both lanes; together the records of one batch.
+#[derive(Debug)]
+pub struct Buffers<B> {
+    urgent: RecordBuffer<B, URGENT_SLOTS>,
+    bulk: RecordBuffer<B, SLOTS>,
+    manifests: [Manifest; 2],
+    may_drop: bool,
+}
+
+impl<B: AsRef<[u8]> + AsMut<[u8]>> Buffers<B> {
+    /// Empty buffers over two arenas.
+    #[must_use]
+    pub fn new(urgent: B, bulk: B) -> Self {
+        Self {
+            urgent: RecordBuffer::new(urgent),
+            bulk: RecordBuffer::new(bulk),
+            manifests: [Manifest::default(), Manifest::default()],
+            may_drop: false,
+        }
+    }
+
+    /// Bytes of the longest record that a bulk arena takes.
+    #[must_use]
+    pub fn longest_record(&self) -> usize {
+        self.bulk.longest_record()
+    }
+
+    /// Records of both lanes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.urgent.len() + self.bulk.len()
+    }
+
+    /// Whether neither lane holds a record.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of both lanes, as [`Buffers::parts`] has them.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.parts().map(<[u8]>::len).iter().sum()
+    }
+
+    /// Records and bytes that both lanes hold at most.
+    #[must_use]
+    pub fn capacity(&self) -> (usize, usize) {
+        (URGENT_SLOTS + SLOTS, self.urgent.capacity() + self.bulk.capacity())
+    }
+
+    /// The records as fields of a `PackagedData`, in the order in which they are sent.
+    #[must_use]
+    pub fn parts(&self) -> [&[u8]; 2] {
+        [self.urgent.bytes(), self.bulk.bytes()]
+    }
+
+    /// What each lane holds, in the same order.
+    #[must_use]
+    pub fn manifests(&self) -> [&Manifest; 2] {
+        self.manifests.each_ref()
+    }
+
+    /// Forgets all records.
+    pub fn clear(&mut self) {
+        self.urgent.clear();
+        self.bulk.clear();
+        self.manifests.iter_mut().for_each(Manifest::clear);
+        self.may_drop = false;
+    }
+}
+
+/// The filling buffers, and who waits for them.
+#[derive(Debug)]
+pub struct Intake<B> {
+    filling: Box<Buffers<B>>,
+    full: bool,
+}
+
+impl<B: AsRef<[u8]> + AsMut<[u8]>> Intake<B> {
+    /// An intake that fills `buffers` first.
+    #[must_use]
+    pub fn new(buffers: Box<Buffers<B>>) -> Self {
+        Self { filling: buffers, full: false }
+    }
+
+    /// Appends a plugin's record. An urgent one that finds no room in its lane travels with the bulk.
+    ///
+    /// # Errors
+    /// When there is no room: whoever wrote the record is to wait until [`Intake::swap`] says that there is.
+    pub fn push(&mut self, lane: Lane, origin: Origin, record: &Record<'_>) -> Result<Wake, Full> {
+        let at = record.timestamp();
+        let row = Row { source: origin.source, data_type: record.data_type(), records: 1, first: at, last: at };
+        let pushed = self.append(lane, row, |filling, lane| match lane {
+            Lane::Urgent => filling.urgent.push(record.body()),
+            Lane::Bulk => filling.bulk.push(record.body()),
+        });
+        match &pushed {
+            Ok(_) => self.filling.may_drop |= origin.may_drop,
+            Err(_) => self.full = true,
+        }
+        pushed
+    }
+
+    /// Appends an urgent record of the agent's own.
+    ///
+    /// # Errors
+    /// When neither lane has room; the agent does not wait for itself, so the caller counts the record as lost.
+    pub fn push_own<'f, I>(&mut self, record: &OwnRecord<I>) -> Result<Wake, Full>
+    where
+        I: Iterator<Item = (&'f str, &'f str)> + Clone,
+    {
+        let (data_type, at) = (record.data_type, record.timestamp);
+        let row = Row { source: Source::AGENT, data_type, records: 1, first: at, last: at };
+        self.append(Lane::Urgent, row, |filling, lane| match lane {
+            Lane::Urgent => filling.urgent.push_own(record),
+            Lane::Bulk => filling.bulk.push_own(record),
+        })
+    }
+
+    fn append(
+        &mut self,
+        mut lane: Lane,
+        row: Row,
+        mut push: impl FnMut(&mut Buffers<B>, Lane) -> Result<(), Full>,
+    ) -> Result<Wake, Full> {
+        let before = self.due();
+        match push(&mut self.filling, lane) {
+            Err(_) if lane == Lane::Urgent => {
+                lane = Lane::Bulk;
+                push(&mut self.filling, lane)?;
+            }
+            pushed => pushed?,
+        }
+        let [urgent, bulk] = &mut self.filling.manifests;
+        match lane {
+            Lane::Urgent => urgent.add(row),
+            Lane::Bulk => bulk.add(row),
+        }
+        Ok(match (before, self.due()) {
+            (Due::Nothing, Due::Later) => Wake::First,
+            (Due::Nothing | Due::Later, Due::Now) => Wake::Now,
+            _ => Wake::Unneeded,
+        })
+    }
+
+    /// Takes all records by putting `empty` in their place.
+    ///
+    /// Says whether a plugin's record found no room since the last time: the pump is to try again then.
+    ///
+    /// # Panics
+    /// When `empty` is not empty: its records would be sent twice.
+    #[must_use = "a pump that waits for room stays waiting unless it is woken"]
+    pub fn swap(&mut self, empty: &mut Box<Buffers<B>>) -> bool {
+        assert!(empty.is_empty(), "buffers are cleared before they fill again");
+        mem::swap(&mut self.filling, empty);
+        mem::take(&mut self.full)
+    }
+
+    /// When what is held should be sent.
+    #[must_use]
+    pub fn due(&self) -> Due {
+        match () {
+            () if !self.filling.urgent.is_empty() || self.filling.bulk.above_high_water() => Due::Now,
+            () if self.filling.bulk.is_empty() => Due::Nothing,
+            () => Due::Later,
+        }
+    }
+
+    /// The buffers that are filling, to look at.
+    #[must_use]
+    pub fn buffers(&self) -> &Buffers<B> {
+        &self.filling
+    }
+
+    /// Whether the bulk is half full.
+    #[must_use]
+    pub fn is_half_full(&self) -> bool {
+        self.filling.bulk.above_high_water()
+    }
+
+    /// Whether it holds a record for which the oldest may go. See [`Origin`].
+    #[must_use]
+    pub fn may_drop(&self) -> bool {
+        self.filling.may_drop
+    }
+
+    /// Bytes of the longest record that it takes.
+    #[must_use]
+    pub fn longest_record(&self) -> usize {
+        self.filling.longest_record()
+    }
+
+    /// Records held, which nobody has taken yet.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.filling.len()
+    }
+
+    /// Whether no record is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.filling.is_empty()
+    }
+}
+
+/// When what an [`Intake`] holds should be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// It holds nothing.
+    Nothing,
+    /// One flush interval after its first record.
+    Later,
+    /// Something is urgent, or a buffer is half full.
+    Now,
+}
+
+/// Whether the thread that sends is to be woken for what was appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wake {
+    /// It knows already.
+    Unneeded,
+    /// A first record has entered the empty buffer: the flush interval starts.
+    First,
+    /// There is something to send at once.
+    Now,
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    const ORIGIN: Origin = Origin { source: Source::OTHER, may_drop: false };
+
+    /// A record's body: an unknown field of so many bytes in all.
+    fn body<const N: usize>(fill: u8) -> [u8; N] {
+        let mut body = [fill; N];
+        (body[0], body[1]) = (0x22, u8::try_from(N - 2).expect("short"));
+        body
+    }
+
+    fn push(intake: &mut Intake<Vec<u8>>, lane: Lane, body: &[u8]) -> Result<Wake, Full> {
+        intake.push(lane, ORIGIN, &Record::parse(body).expect("a record"))
+    }
+
+    fn buffers(bulk: usize) -> Box<Buffers<Vec<u8>>> {
+        Box::new(Buffers::new(vec![0; 64], vec![0; bulk]))
+    }
+
+    #[test]
+    fn wakes_once_for_the_first_record_and_once_at_high_water() {
+        let mut intake = Intake::new(buffers(100));
+        let wakes: Vec<_> = (0..9).map(|_| push(&mut intake, Lane::Bulk, &body::<8>(7)).expect("room")).collect();
+        let (u, mut expected) = (Wake::Unneeded, [Wake::Unneeded; 9]);
+        (expected[0], expected[4]) = (Wake::First, Wake::Now);
+        assert_eq!((wakes, u), (expected.to_vec(), Wake::Unneeded));
+    }
+
+    #[test]
+    fn an_urgent_record_is_due_at_once_and_goes_first() {
+        let mut intake = Intake::new(buffers(100));
+        assert_eq!(push(&mut intake, Lane::Bulk, b"\x22\x02bk"), Ok(Wake::First));
+        assert_eq!(push(&mut intake, Lane::Urgent, b"\x22\x04urgt"), Ok(Wake::Now));
+        assert_eq!(push(&mut intake, Lane::Urgent, b"\x22\x04urgt"), Ok(Wake::Unneeded));
+        let mut taken = buffers(100);
+        assert!(!intake.swap(&mut taken));
+        assert_eq!(taken.parts().concat(), b"\x0a\x06\x22\x04urgt\x0a\x06\x22\x04urgt\x0a\x04\x22\x02bk");
+        assert_eq!(intake.due(), Due::Nothing);
+    }
+
+    #[test]
+    fn urgent_records_without_room_travel_with_the_bulk() {
+        let mut intake = Intake::new(buffers(200));
+        for _ in 0..3 {
+            push(&mut intake, Lane::Urgent, &body::<40>(1)).expect("room in one of the lanes");
+        }
+        let mut taken = buffers(200);
+        assert!(!intake.swap(&mut taken));
+        assert_eq!((taken.urgent.len(), taken.bulk.len()), (1, 2));
+        let counts = taken.manifests().map(|manifest| manifest.rows()[0].records);
+        assert_eq!(counts, [1, 2], "each lane's manifest counts what lies in it");
+    }
+
+    #[test]
+    fn a_full_intake_says_at_the_swap_that_somebody_waits() {
+        let mut intake = Intake::new(buffers(20));
+        push(&mut intake, Lane::Bulk, &body::<16>(1)).expect("room");
+        assert_eq!(push(&mut intake, Lane::Bulk, &body::<16>(1)), Err(Full::Bytes));
+        let mut taken = buffers(20);
+        assert!(intake.swap(&mut taken));
+        taken.clear();
+        assert!(!intake.swap(&mut taken));
+    }
+}

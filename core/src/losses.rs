@@ -1,0 +1,166 @@
+//! What was lost, why, and of whom: counted by cause for the heartbeat, and told in the stream itself.
+
+use alloc::vec::Vec;
+use core::mem;
+
+use crate::limits::{LOSS_REPORT_INTERVAL_MS, LOSS_ROWS};
+use crate::manifest::{Row, Source};
+use crate::time::Millis;
+
+/// Why records were lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Cause {
+    /// The spool had no room for newer ones.
+    SpoolFull,
+    /// There is no spool that could be used, and memory had no room for newer ones.
+    MemoryFull,
+    /// The stream broke before the server had taken them, and nothing kept them.
+    Unconfirmed,
+    /// The spool's files do not hold any more what was written.
+    SpoolDamaged,
+    /// The server refuses a message with only this record in it.
+    Refused,
+    /// A plugin's frame was longer than a record may be.
+    FrameTooLong,
+    /// A plugin's frame was no record.
+    FrameInvalid,
+    /// A plugin ended in the middle of a frame.
+    FrameTruncated,
+    /// The agent's own reports found the buffer full.
+    OwnNoRoom,
+}
+
+impl Cause {
+    /// All causes, in the order of their counters.
+    pub const ALL: [Self; 9] = [
+        Self::SpoolFull,
+        Self::MemoryFull,
+        Self::Unconfirmed,
+        Self::SpoolDamaged,
+        Self::Refused,
+        Self::FrameTooLong,
+        Self::FrameInvalid,
+        Self::FrameTruncated,
+        Self::OwnNoRoom,
+    ];
+
+    /// The cause's name in reports and, behind `lost_`, in the heartbeat.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SpoolFull => "spool_full",
+            Self::MemoryFull => "memory_full",
+            Self::Unconfirmed => "unconfirmed",
+            Self::SpoolDamaged => "spool_damaged",
+            Self::Refused => "refused",
+            Self::FrameTooLong => "frame_too_long",
+            Self::FrameInvalid => "frame_invalid",
+            Self::FrameTruncated => "frame_truncated",
+            Self::OwnNoRoom => "own_no_room",
+        }
+    }
+}
+
+/// Records that were lost for one reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loss {
+    /// The reason.
+    pub cause: Cause,
+    /// Which records; [`Source::OTHER`] and data type 0 where that is not known.
+    pub row: Row,
+}
+
+/// Losses since the start, and those that were not told yet.
+#[derive(Debug, Default)]
+pub struct Losses {
+    waiting: Vec<Loss>,
+    totals: [u64; Cause::ALL.len()],
+    told_at: Option<Millis>,
+}
+
+impl Losses {
+    /// Counts lost records.
+    pub fn add(&mut self, cause: Cause, row: Row) {
+        if row.records == 0 {
+            return;
+        }
+        if let Some(total) = self.totals.get_mut(cause as usize) {
+            *total += row.records;
+        }
+        let kind = |loss: &Loss, row: &Row| loss.cause == cause && loss.row.is_like(row);
+        let rest = Row { source: Source::OTHER, data_type: 0, ..row };
+        if let Some(known) = self.waiting.iter_mut().find(|loss| kind(loss, &row)) {
+            known.row.merge(&row);
+        } else if self.waiting.len() < LOSS_ROWS {
+            self.waiting.push(Loss { cause, row });
+        } else if let Some(known) = self.waiting.iter_mut().find(|loss| kind(loss, &rest)) {
+            known.row.merge(&rest);
+        } else if let Some(last) = self.waiting.last_mut() {
+            // The reason of the last row gets blurred; the totals have it.
+            *last = Loss { cause: last.cause, row: Row { source: Source::OTHER, data_type: 0, ..last.row } };
+            last.row.merge(&rest);
+        }
+    }
+
+    /// Records lost for a reason since the start.
+    #[must_use]
+    pub fn total(&self, cause: Cause) -> u64 {
+        self.totals.get(cause as usize).copied().unwrap_or(0)
+    }
+
+    /// Records lost for any reason since the start.
+    #[must_use]
+    pub fn sum(&self) -> u64 {
+        self.totals.iter().sum()
+    }
+
+    /// When [`Losses::take`] should be called; losses of some seconds are told together.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Millis> {
+        let due = self.told_at.map_or(Millis(0), |at| at + LOSS_REPORT_INTERVAL_MS);
+        (!self.waiting.is_empty()).then_some(due)
+    }
+
+    /// What was not told yet, to be told now.
+    pub fn take(&mut self, now: Millis) -> Vec<Loss> {
+        self.told_at = Some(now);
+        mem::take(&mut self.waiting)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(data_type: i32, records: u64) -> Row {
+        Row { source: Source::AGENT, data_type, records, first: 5, last: 6 }
+    }
+
+    #[test]
+    fn losses_of_a_kind_are_told_together_and_not_too_often() {
+        let mut losses = Losses::default();
+        assert_eq!(losses.poll_timeout(), None);
+        losses.add(Cause::SpoolFull, row(59, 2));
+        losses.add(Cause::SpoolFull, Row { first: 1, ..row(59, 3) });
+        losses.add(Cause::Refused, row(59, 1));
+        losses.add(Cause::Refused, row(59, 0));
+        assert_eq!(losses.poll_timeout(), Some(Millis(0)));
+        let told = losses.take(Millis(100));
+        assert_eq!(told[0], Loss { cause: Cause::SpoolFull, row: Row { first: 1, ..row(59, 5) } });
+        assert_eq!((told.len(), losses.total(Cause::SpoolFull), losses.sum()), (2, 5, 6));
+        losses.add(Cause::Refused, row(1, 1));
+        assert_eq!(losses.poll_timeout(), Some(Millis(100 + LOSS_REPORT_INTERVAL_MS)));
+    }
+
+    #[test]
+    fn too_many_kinds_are_still_counted_to_the_record() {
+        let mut losses = Losses::default();
+        for kind in 0..3 * LOSS_ROWS {
+            losses.add(Cause::ALL[kind % 9], row(i32::try_from(kind).expect("small"), 2));
+        }
+        assert_eq!(losses.sum(), 6 * LOSS_ROWS as u64);
+        let told = losses.take(Millis(0));
+        assert_eq!(told.len(), LOSS_ROWS);
+        assert_eq!(told.iter().map(|loss| loss.row.records).sum::<u64>(), losses.sum());
+    }
+}

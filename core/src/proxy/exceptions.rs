@@ -1,0 +1,180 @@
+//! Targets that are reached without the proxy, as `NO_PROXY` lists them.
+//!
+//! Nobody has specified that variable; this takes what curl and Go's `httpproxy` both understand. An entry is a name, which
+//! stands for itself and everything below it, with or without a dot or `*.` before it; an address; a network as
+//! `ADDRESS/BITS`; or `*` for everything. Any but the last two may carry a port.
+
+use alloc::borrow::ToOwned;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::IpAddr;
+
+/// A list of targets that need no proxy.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Exceptions(Vec<Entry>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Entry {
+    Everything,
+    Name { name: String, port: Option<u16> },
+    Address { address: IpAddr, port: Option<u16> },
+    Network { bits: u128, mask: u128, v4: bool },
+}
+
+impl Exceptions {
+    /// Adds an entry.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn add(&mut self, entry: &str) -> Result<(), String> {
+        let parsed = parse(entry).ok_or_else(|| {
+            format!("{entry:?} is no exception, expected a name, .suffix, address, network (10.0.0.0/8) or *")
+        })?;
+        self.0.push(parsed);
+        Ok(())
+    }
+
+    /// Whether this target needs no proxy; an IPv6 address comes without brackets.
+    #[must_use]
+    pub fn contains(&self, host: &str, port: u16) -> bool {
+        let address = host.parse().ok();
+        self.0.iter().any(|entry| entry.matches(host, address, port))
+    }
+}
+
+impl Entry {
+    fn matches(&self, host: &str, address: Option<IpAddr>, on: u16) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Name { name, port } => port.is_none_or(|port| port == on) && is_at_or_below(host, name),
+            Self::Address { address: wanted, port } => address == Some(*wanted) && port.is_none_or(|port| port == on),
+            Self::Network { bits, mask, v4 } => {
+                address.is_some_and(|address| address.is_ipv4() == *v4 && value(address) & mask == *bits)
+            }
+        }
+    }
+}
+
+fn is_at_or_below(host: &str, name: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host).as_bytes();
+    let Some(above) = host.len().checked_sub(name.len()) else { return false };
+    host[above..].eq_ignore_ascii_case(name.as_bytes()) && (above == 0 || host[above - 1] == b'.')
+}
+
+fn parse(entry: &str) -> Option<Entry> {
+    if entry == "*" {
+        return Some(Entry::Everything);
+    }
+    if let Some((address, bits)) = entry.split_once('/') {
+        return network(address.parse().ok()?, bits.parse().ok()?);
+    }
+    if let Ok(address) = entry.parse() {
+        return Some(Entry::Address { address, port: None });
+    }
+    let (host, port) = match entry.rsplit_once(':') {
+        Some((host, port)) => (host, Some(port.parse().ok()?)),
+        None => (entry, None),
+    };
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    if let Ok(address) = bare.unwrap_or(host).parse::<IpAddr>() {
+        return Some(Entry::Address { address, port });
+    }
+    let name = host.strip_prefix("*.").or_else(|| host.strip_prefix('.')).unwrap_or(host);
+    let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c));
+    is_name.then(|| Entry::Name { name: name.to_owned(), port })
+}
+
+fn network(address: IpAddr, length: u32) -> Option<Entry> {
+    let width = if address.is_ipv4() { 32 } else { 128 };
+    let host_bits = u32::checked_sub(width, length)?;
+    let mask = u128::MAX.checked_shl(host_bits).unwrap_or(0);
+    Some(Entry::Network { bits: value(address) & mask, mask, v4: address.is_ipv4() })
+}
+
+fn value(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u32::from(address).into(),
+        IpAddr::V6(address) => address.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn exceptions(entries: &[&str]) -> Exceptions {
+        let mut exceptions = Exceptions::default();
+        for entry in entries {
+            exceptions.add(entry).expect("a good entry");
+        }
+        exceptions
+    }
+
+    #[test]
+    fn entries_match_what_they_stand_for() {
+        let cases: [(&str, &[&str], &[&str]); 10] = [
+            ("*", &["a", "10.0.0.1", "::1"], &[]),
+            (
+                "example.com",
+                &["example.com", "EXAMPLE.com", "a.b.example.com", "example.com."],
+                &["badexample.com", "com", "example.org"],
+            ),
+            (".example.com", &["a.example.com", "example.com"], &["xexample.com"]),
+            ("*.example.com", &["a.example.com"], &["example.org"]),
+            ("10.1.2.3", &["10.1.2.3"], &["10.1.2.4", "1.10.1.2.3"]),
+            ("fd00::1", &["fd00::1", "fd00:0:0:0:0:0:0:1"], &["fd00::2"]),
+            ("10.0.0.0/8", &["10.255.0.1"], &["11.0.0.1", "::a00:1", "ten.example.com"]),
+            ("10.1.2.3/0", &["1.1.1.1"], &["::1"]),
+            ("fd00::/8", &["fdff::1"], &["fe00::1", "10.0.0.1"]),
+            ("::/0", &["::1"], &["0.0.0.0"]),
+        ];
+        for (entry, inside, outside) in cases {
+            let exceptions = exceptions(&[entry]);
+            for host in inside {
+                assert!(exceptions.contains(host, 1), "{entry} {host}");
+            }
+            for host in outside {
+                assert!(!exceptions.contains(host, 1), "{entry} {host}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_restricts_an_entry() {
+        let exceptions = exceptions(&["a.example:80", "10.0.0.1:81", "[fd00::1]:82"]);
+        for (host, port) in [("a.example", 80), ("b.a.example", 80), ("10.0.0.1", 81), ("fd00::1", 82)] {
+            assert!(exceptions.contains(host, port), "{host}");
+            assert!(!exceptions.contains(host, 83), "{host}");
+        }
+        assert!(!Exceptions::default().contains("a", 1));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for entry in ["", ".", "a b", "10.0.0.0/33", "fd00::/129", "10.0.0.0/x", "a/8", "http://a", "a:b", "a:65536"] {
+            assert!(Exceptions::default().add(entry).is_err(), "{entry}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_entry_and_no_host_is_too_odd(entry in ".{0,40}", host in ".{0,40}", port: u16) {
+            let mut exceptions = Exceptions::default();
+            if exceptions.add(&entry).is_ok() {
+                let _ = exceptions.contains(&host, port);
+            }
+        }
+
+        #[test]
+        fn a_network_has_the_addresses_that_begin_like_it(network: u32, length in 0..=32u32, address: u32) {
+            let mut exceptions = Exceptions::default();
+            let text = |bits: u32| format!("{}", core::net::Ipv4Addr::from(bits));
+            exceptions.add(&format!("{}/{length}", text(network))).expect("a network");
+            let begins_alike = length == 0 || (network ^ address) >> (32 - length) == 0;
+            prop_assert_eq!(exceptions.contains(&text(address), 1), begins_alike);
+        }
+    }
+}

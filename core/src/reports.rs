@@ -1,0 +1,170 @@
+//! The agent's own warnings and errors on their way to the server (data type 1010): which of them go, and which are only
+//! counted.
+//!
+//! A place in the source may have [`REPORTS_PER_PLACE`] reports an interval; what is beyond that is counted, and the place's
+//! next report says how many there were. Nor may more than that of one place wait, so that a long time without a server
+//! costs no more than a short one, and what comes first (why the server is out of reach) is what the server hears of.
+
+use alloc::collections::VecDeque;
+
+use crate::limits::{MAX_REPORT_PLACES, MAX_REPORTS_WAITING, REPORT_INTERVAL_MS, REPORTS_PER_PLACE};
+use crate::time::Millis;
+
+/// Where in the source something is complained of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The file, as the compiler names it.
+    pub file: &'static str,
+    /// The line, from 1.
+    pub line: u32,
+}
+
+/// Reports that wait to be taken, and what is known of their places.
+#[derive(Debug)]
+pub struct Reports<T> {
+    places: heapless::Vec<Known, MAX_REPORT_PLACES>,
+    /// Each with the index of its place.
+    waiting: VecDeque<(usize, T)>,
+    suppressed: u64,
+}
+
+#[derive(Debug)]
+struct Known {
+    place: Place,
+    /// When the interval began, and how many reports it has had.
+    since: Millis,
+    admitted: usize,
+    waiting: usize,
+    /// Since the last report.
+    suppressed: u64,
+}
+
+impl Known {
+    fn is_idle(&self, now: Millis) -> bool {
+        self.waiting == 0 && now.since(self.since) >= REPORT_INTERVAL_MS
+    }
+}
+
+impl<T> Reports<T> {
+    /// None waiting, no place known.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { places: heapless::Vec::new(), waiting: VecDeque::new(), suppressed: 0 }
+    }
+
+    /// Something is complained of. If it is to be reported, `report` makes the report, told how many of the same place were
+    /// suppressed since its last one; true when there is something to take that was not there before.
+    pub fn handle(&mut self, place: Place, now: Millis, report: impl FnOnce(u64) -> T) -> bool {
+        let room = self.waiting.len() < MAX_REPORTS_WAITING;
+        let index = self.index_of(place, now);
+        let Some(known) = index.and_then(|index| self.places.get_mut(index)) else {
+            self.suppressed += 1;
+            return false;
+        };
+        if now.since(known.since) >= REPORT_INTERVAL_MS {
+            (known.since, known.admitted) = (now, 0);
+        }
+        if !room || known.admitted == REPORTS_PER_PLACE || known.waiting == REPORTS_PER_PLACE {
+            known.suppressed += 1;
+            self.suppressed += 1;
+            return false;
+        }
+        known.admitted += 1;
+        known.waiting += 1;
+        let report = report(core::mem::take(&mut known.suppressed));
+        self.waiting.extend(index.map(|index| (index, report)));
+        true
+    }
+
+    /// The oldest report.
+    pub fn take(&mut self) -> Option<T> {
+        let (index, report) = self.waiting.pop_front()?;
+        if let Some(known) = self.places.get_mut(index) {
+            known.waiting -= 1;
+        }
+        Some(report)
+    }
+
+    /// How many were not reported, of all places.
+    #[must_use]
+    pub fn suppressed(&self) -> u64 {
+        self.suppressed
+    }
+
+    /// Where the place is known; if it is new, instead of one that was not heard of lately where there is no room.
+    fn index_of(&mut self, place: Place, now: Millis) -> Option<usize> {
+        if let Some(index) = self.places.iter().position(|known| known.place == place) {
+            return Some(index);
+        }
+        let new = Known { place, since: now, admitted: 0, waiting: 0, suppressed: 0 };
+        match self.places.push(new) {
+            Ok(()) => Some(self.places.len() - 1),
+            Err(new) => {
+                let index = self.places.iter().position(|known| known.is_idle(now))?;
+                self.places[index] = new;
+                Some(index)
+            }
+        }
+    }
+}
+
+impl<T> Default for Reports<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(line: u32) -> Place {
+        Place { file: "src/x.rs", line }
+    }
+
+    #[test]
+    fn a_flood_is_cut_and_its_length_is_told() {
+        let mut reports = Reports::new();
+        let admitted = (0..1000).filter(|i| reports.handle(at(1), Millis(*i), |suppressed| suppressed)).count();
+        assert_eq!((admitted, reports.suppressed()), (REPORTS_PER_PLACE, 1000 - REPORTS_PER_PLACE as u64));
+        assert!(reports.handle(at(2), Millis(1000), |suppressed| suppressed), "another place has its own");
+        assert!(core::iter::from_fn(|| reports.take()).all(|suppressed| suppressed == 0));
+        assert!(!reports.handle(at(1), Millis(REPORT_INTERVAL_MS - 1), |suppressed| suppressed));
+        assert!(reports.handle(at(1), Millis(REPORT_INTERVAL_MS), |suppressed| suppressed));
+        assert_eq!(reports.take(), Some(1001 - REPORTS_PER_PLACE as u64));
+    }
+
+    #[test]
+    fn while_nobody_takes_them_the_first_ones_stay() {
+        let mut reports = Reports::new();
+        for minute in 0..10_000 {
+            for line in 0..100 {
+                reports.handle(at(line), Millis(minute * REPORT_INTERVAL_MS), |_| (minute, line));
+            }
+        }
+        let kept: alloc::vec::Vec<_> = core::iter::from_fn(|| reports.take()).collect();
+        assert!(kept.len() <= MAX_REPORTS_WAITING && kept.iter().all(|(minute, _)| *minute < 10), "{kept:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn every_one_is_reported_or_counted(steps in prop::collection::vec((0..80u32, 0..20_000u64, prop::bool::ANY), 0..400)) {
+            let mut reports = Reports::new();
+            let (mut now, mut handled, mut taken) = (Millis(0), 0u64, 0);
+            for (line, later, take) in steps {
+                now = now + later;
+                reports.handle(at(line), now, |_| ());
+                handled += 1;
+                if take {
+                    taken += u64::from(reports.take().is_some());
+                }
+            }
+            while reports.take().is_some() {
+                taken += 1;
+            }
+            prop_assert_eq!(handled, taken + reports.suppressed());
+        }
+    }
+}

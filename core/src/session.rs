@@ -1,0 +1,680 @@
+//! Where to connect, when, and when to give a connection up.
+//!
+//! ```text
+//!           +------------------------ all targets failed --------------------+
+//!           |                                                                v
+//!  Idle -> Resolving -> Connecting -> Opening -> Streaming --- ended ---> Backoff
+//!           ^   ^           |            |           |                       |
+//!           |   +--- next target --------+           | shutdown              |
+//!           +--------------------------- wait over --|-----------------------+
+//!                                                    v
+//!                                                 Draining --- ended or late ---> Ended
+//! ```
+//! A stream that is to go elsewhere passes through Moving, which is Draining with Resolving behind it.
+//!
+//! The shell starts what [`Session::poll_action`] asks for and tells how it went through the `handle_*` methods. Each attempt
+//! has a number: what a given-up attempt still reports is ignored.
+
+use alloc::collections::VecDeque;
+
+use crate::backoff::Backoff;
+use crate::time::Millis;
+
+/// A stream that lived as long as this was a success: the next round waits for the agent's turn and begins with the first
+/// target. One that AgentCenter refuses (`agentID conflict`) ends at once and does not count.
+pub const STABLE_MS: u64 = 5_000;
+
+/// Service discovery answers within this or is passed over.
+pub const RESOLVE_TIMEOUT_MS: u64 = 10_000;
+
+/// TCP and TLS are up within this or the target is passed over; the reference's dial timeout.
+pub const CONNECT_TIMEOUT_MS: u64 = 15_000;
+
+/// The HTTP/2 handshake is done and the call is sent within this.
+pub const OPEN_TIMEOUT_MS: u64 = 10_000;
+
+/// A PING goes out when nothing was received for this long. AgentCenter tolerates one in 5 s.
+pub const KEEPALIVE_MS: u64 = 60_000;
+
+/// A PING without an answer for this long ends the connection.
+pub const PONG_TIMEOUT_MS: u64 = 10_000;
+
+/// At the end the server's trailers are awaited for this long.
+pub const DRAIN_TIMEOUT_MS: u64 = 10_000;
+
+/// How many addresses were configured of each kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Endpoints {
+    /// Service discovery hosts.
+    pub discovery: usize,
+    /// Private addresses of the server.
+    pub private: usize,
+    /// Public addresses of the server.
+    pub public: usize,
+}
+
+/// A place to connect to: an index into what was configured or discovered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// An address of the last answer of service discovery.
+    Discovered(usize),
+    /// A private address.
+    Private(usize),
+    /// A public address.
+    Public(usize),
+}
+
+impl Target {
+    /// The heartbeat's `net_mode` while connected to this target.
+    #[must_use]
+    pub fn net_mode(self) -> &'static str {
+        match self {
+            Self::Discovered(_) => "sd",
+            Self::Private(_) => "private",
+            Self::Public(_) => "public",
+        }
+    }
+}
+
+/// Names one attempt to reach a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attempt(u64);
+
+/// What the shell is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Ask a service discovery host for addresses; answer with [`Session::handle_resolved`] or [`Session::handle_failed`].
+    Resolve {
+        /// The attempt that this belongs to.
+        attempt: Attempt,
+        /// Which discovery host, by index.
+        host: usize,
+    },
+    /// Set up TCP and TLS; answer with [`Session::handle_connected`] or [`Session::handle_failed`].
+    Connect {
+        /// The attempt that this belongs to.
+        attempt: Attempt,
+        /// Where to.
+        target: Target,
+    },
+    /// Start HTTP/2 and the Transfer call; answer with [`Session::handle_opened`] or [`Session::handle_failed`].
+    Open {
+        /// The attempt that this belongs to.
+        attempt: Attempt,
+    },
+    /// Drop whatever the attempt has set up; nothing more is expected from it.
+    Abandon {
+        /// The attempt that has ended.
+        attempt: Attempt,
+        /// Why it was given up, if the shell does not know it yet.
+        reason: Abandoned,
+    },
+    /// Send a PING; answer with [`Session::handle_pong`].
+    Ping,
+    /// End the sending side of the stream once everything is written.
+    HalfClose,
+    /// The session is over.
+    Finish,
+}
+
+/// Why an attempt is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Abandoned {
+    /// It failed or ended by itself, and the shell said so.
+    Failed,
+    /// Its deadline has passed, in this phase.
+    TimedOut(&'static str),
+    /// The agent ends.
+    Shutdown,
+}
+
+/// The session's state machine.
+#[derive(Debug)]
+pub struct Session {
+    state: State,
+    endpoints: Endpoints,
+    /// The discovery host that was asked last, by index.
+    host: usize,
+    /// How many addresses it named.
+    discovered: usize,
+    /// The attempt that is alive, or was last.
+    attempt: u64,
+    /// When the last stream was opened, or has ended, whichever came later.
+    since: Millis,
+    backoff: Backoff,
+    actions: VecDeque<Action>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    Idle,
+    Resolving { deadline: Millis },
+    Connecting { target: Target, deadline: Millis },
+    Opening { target: Target, deadline: Millis },
+    Streaming { target: Target, liveness: Liveness },
+    Moving { deadline: Millis },
+    Draining { deadline: Millis },
+    Backoff { until: Millis },
+    Ended,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Liveness {
+    /// The last sign of life came at this moment.
+    Heard(Millis),
+    /// A PING is out; its answer is due.
+    Pinged { deadline: Millis },
+}
+
+impl Session {
+    /// A session that has not begun. `spread_ms` is the time over which a fleet that loses its server comes back; `seed` is
+    /// for the moment in it that is this agent's; see [`backoff`](crate::backoff).
+    #[must_use]
+    pub fn new(endpoints: Endpoints, spread_ms: u64, seed: u64) -> Self {
+        Self {
+            state: State::Idle,
+            endpoints,
+            host: 0,
+            discovered: 0,
+            attempt: 0,
+            since: Millis(0),
+            backoff: Backoff::new(spread_ms, seed),
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// Begins the first round.
+    pub fn handle_start(&mut self, now: Millis) {
+        if matches!(self.state, State::Idle) {
+            self.since = now;
+            self.start_round(now);
+        }
+    }
+
+    /// Service discovery has named this many addresses.
+    pub fn handle_resolved(&mut self, attempt: Attempt, addresses: usize, now: Millis) {
+        if let State::Resolving { .. } = self.state
+            && attempt.0 == self.attempt
+        {
+            self.discovered = addresses;
+            match addresses {
+                0 => self.resolve_next(now),
+                _ => self.connect(Target::Discovered(0), now),
+            }
+        }
+    }
+
+    /// TCP and TLS are up.
+    pub fn handle_connected(&mut self, attempt: Attempt, now: Millis) {
+        if let State::Connecting { target, .. } = self.state
+            && attempt.0 == self.attempt
+        {
+            self.state = State::Opening { target, deadline: now + OPEN_TIMEOUT_MS };
+            self.actions.push_back(Action::Open { attempt });
+        }
+    }
+
+    /// The call is open: records may be sent.
+    pub fn handle_opened(&mut self, attempt: Attempt, now: Millis) {
+        if let State::Opening { target, .. } = self.state
+            && attempt.0 == self.attempt
+        {
+            self.since = now;
+            self.state = State::Streaming { target, liveness: Liveness::Heard(now) };
+        }
+    }
+
+    /// The attempt has failed, or its stream has ended, for whatever reason.
+    pub fn handle_failed(&mut self, attempt: Attempt, now: Millis) {
+        if attempt.0 == self.attempt {
+            self.give_up(Abandoned::Failed, now);
+        }
+    }
+
+    /// Something was received from the server.
+    pub fn handle_received(&mut self, attempt: Attempt, now: Millis) {
+        if let State::Streaming { liveness: liveness @ Liveness::Heard(_), .. } = &mut self.state
+            && attempt.0 == self.attempt
+        {
+            *liveness = Liveness::Heard(now);
+        }
+    }
+
+    /// A PING is wanted, for another reason than silence; one at a time is out.
+    pub fn handle_ping_wanted(&mut self, now: Millis) {
+        if let State::Streaming { liveness: liveness @ Liveness::Heard(_), .. } = &mut self.state {
+            *liveness = Liveness::Pinged { deadline: now + PONG_TIMEOUT_MS };
+            self.actions.push_back(Action::Ping);
+        }
+    }
+
+    /// The PING was answered.
+    pub fn handle_pong(&mut self, attempt: Attempt, now: Millis) {
+        if let State::Streaming { liveness, .. } = &mut self.state
+            && attempt.0 == self.attempt
+        {
+            *liveness = Liveness::Heard(now);
+        }
+    }
+
+    /// The agent is to end, and everything that is to be sent has been handed to the stream, if there is one.
+    pub fn handle_shutdown(&mut self, now: Millis) {
+        match self.state {
+            State::Streaming { .. } => {
+                self.state = State::Draining { deadline: now + DRAIN_TIMEOUT_MS };
+                self.actions.push_back(Action::HalfClose);
+            }
+            State::Moving { deadline } => self.state = State::Draining { deadline },
+            State::Draining { .. } | State::Ended => {}
+            _ => self.end(Abandoned::Shutdown),
+        }
+    }
+
+    /// The servers, or the ways to them, are others now. The agent tries those at once, unless it has a stream that is still
+    /// good (`keeps_stream`); one that is not ends in order first.
+    pub fn handle_reconfigured(&mut self, endpoints: Endpoints, spread_ms: u64, keeps_stream: bool, now: Millis) {
+        self.endpoints = endpoints;
+        self.backoff.set_spread(spread_ms);
+        match self.state {
+            State::Streaming { .. } if !keeps_stream => {
+                self.state = State::Moving { deadline: now + DRAIN_TIMEOUT_MS };
+                self.actions.push_back(Action::HalfClose);
+            }
+            State::Resolving { .. } | State::Connecting { .. } | State::Opening { .. } => {
+                let attempt = Attempt(self.attempt);
+                self.actions.push_back(Action::Abandon { attempt, reason: Abandoned::Failed });
+                self.start_round(now);
+            }
+            State::Backoff { .. } => self.start_round(now),
+            State::Idle | State::Streaming { .. } | State::Moving { .. } | State::Draining { .. } | State::Ended => {}
+        }
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Millis) {
+        if self.poll_timeout().is_none_or(|due| now < due) {
+            return;
+        }
+        match &mut self.state {
+            State::Resolving { .. } => self.give_up(Abandoned::TimedOut("service discovery"), now),
+            State::Connecting { .. } => self.give_up(Abandoned::TimedOut("TCP and TLS"), now),
+            State::Opening { .. } => self.give_up(Abandoned::TimedOut("opening the stream"), now),
+            State::Streaming { liveness: Liveness::Heard(_), .. } => self.handle_ping_wanted(now),
+            State::Streaming { .. } => self.give_up(Abandoned::TimedOut("the answer to a ping"), now),
+            State::Moving { .. } => self.give_up(Abandoned::TimedOut("the server's end of the stream"), now),
+            State::Draining { .. } => self.end(Abandoned::TimedOut("the server's end of the stream")),
+            State::Backoff { .. } => self.start_round(now),
+            State::Idle | State::Ended => {}
+        }
+    }
+
+    /// When [`Session::handle_timeout`] is due; changes with every call of a `handle_*` method.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Millis> {
+        match self.state {
+            State::Resolving { deadline, .. }
+            | State::Connecting { deadline, .. }
+            | State::Opening { deadline, .. }
+            | State::Moving { deadline }
+            | State::Draining { deadline }
+            | State::Streaming { liveness: Liveness::Pinged { deadline }, .. }
+            | State::Backoff { until: deadline } => Some(deadline),
+            State::Streaming { liveness: Liveness::Heard(at), .. } => Some(at + KEEPALIVE_MS),
+            State::Idle | State::Ended => None,
+        }
+    }
+
+    /// The next thing to do; ask again after every call of a `handle_*` method until there is none.
+    #[must_use]
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Where the stream goes, while there is one.
+    #[must_use]
+    pub fn streaming_to(&self) -> Option<Target> {
+        match self.state {
+            State::Streaming { target, .. } => Some(target),
+            _ => None,
+        }
+    }
+
+    /// What the session is doing, in a word: `starting`, `resolving`, `connecting`, `opening`, `connected`, `waiting`,
+    /// `draining` or `ended`.
+    #[must_use]
+    pub fn phase(&self) -> &'static str {
+        match self.state {
+            State::Idle => "starting",
+            State::Resolving { .. } => "resolving",
+            State::Connecting { .. } => "connecting",
+            State::Opening { .. } => "opening",
+            State::Streaming { .. } => "connected",
+            State::Backoff { .. } => "waiting",
+            State::Moving { .. } => "moving",
+            State::Draining { .. } => "draining",
+            State::Ended => "ended",
+        }
+    }
+
+    /// Since when there has been a stream, or none.
+    #[must_use]
+    pub fn since(&self) -> Millis {
+        self.since
+    }
+
+    /// Whether the agent has ended its side of the stream and waits for the server's.
+    #[must_use]
+    pub fn is_half_closed(&self) -> bool {
+        matches!(self.state, State::Moving { .. } | State::Draining { .. })
+    }
+
+    /// How long the session waits before it tries again, if it does wait.
+    #[must_use]
+    pub fn waits_until(&self) -> Option<Millis> {
+        match self.state {
+            State::Backoff { until } => Some(until),
+            _ => None,
+        }
+    }
+
+    fn start_round(&mut self, now: Millis) {
+        match self.endpoints.discovery {
+            0 => self.connect_configured(now),
+            _ => self.resolve(0, now),
+        }
+    }
+
+    fn resolve(&mut self, host: usize, now: Millis) {
+        self.attempt += 1;
+        self.host = host;
+        self.discovered = 0;
+        self.state = State::Resolving { deadline: now + RESOLVE_TIMEOUT_MS };
+        self.actions.push_back(Action::Resolve { attempt: Attempt(self.attempt), host });
+    }
+
+    fn connect(&mut self, target: Target, now: Millis) {
+        self.attempt += 1;
+        self.state = State::Connecting { target, deadline: now + CONNECT_TIMEOUT_MS };
+        self.actions.push_back(Action::Connect { attempt: Attempt(self.attempt), target });
+    }
+
+    /// Goes on after a discovery host that did not help.
+    fn resolve_next(&mut self, now: Millis) {
+        if self.host + 1 < self.endpoints.discovery {
+            self.resolve(self.host + 1, now);
+        } else {
+            self.connect_configured(now);
+        }
+    }
+
+    fn connect_configured(&mut self, now: Millis) {
+        if self.endpoints.private > 0 {
+            self.connect(Target::Private(0), now);
+        } else {
+            self.connect_public(0, now);
+        }
+    }
+
+    fn connect_public(&mut self, index: usize, now: Millis) {
+        if index < self.endpoints.public {
+            self.connect(Target::Public(index), now);
+        } else {
+            self.state = State::Backoff { until: self.backoff.after_failure(now) };
+        }
+    }
+
+    fn connect_after(&mut self, target: Target, now: Millis) {
+        match target {
+            Target::Discovered(i) if i + 1 < self.discovered => self.connect(Target::Discovered(i + 1), now),
+            Target::Discovered(_) => self.resolve_next(now),
+            Target::Private(i) if i + 1 < self.endpoints.private => self.connect(Target::Private(i + 1), now),
+            Target::Private(_) => self.connect_public(0, now),
+            Target::Public(i) => self.connect_public(i + 1, now),
+        }
+    }
+
+    fn give_up(&mut self, reason: Abandoned, now: Millis) {
+        let abandon = Action::Abandon { attempt: Attempt(self.attempt), reason };
+        match self.state {
+            State::Idle | State::Backoff { .. } | State::Ended => {}
+            State::Draining { .. } => self.end(reason),
+            State::Moving { .. } => {
+                self.actions.push_back(abandon);
+                self.since = now;
+                self.start_round(now);
+            }
+            State::Resolving { .. } => {
+                self.actions.push_back(abandon);
+                self.resolve_next(now);
+            }
+            State::Connecting { target, .. } | State::Opening { target, .. } => {
+                self.actions.push_back(abandon);
+                self.connect_after(target, now);
+            }
+            State::Streaming { target, .. } => {
+                self.actions.push_back(abandon);
+                let lived = now.since(self.since);
+                self.since = now;
+                if lived < STABLE_MS {
+                    self.connect_after(target, now);
+                } else {
+                    self.state = State::Backoff { until: self.backoff.after_loss(now) };
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, reason: Abandoned) {
+        if !matches!(self.state, State::Idle | State::Backoff { .. }) {
+            self.actions.push_back(Action::Abandon { attempt: Attempt(self.attempt), reason });
+        }
+        self.state = State::Ended;
+        self.actions.push_back(Action::Finish);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::backoff::{BACKOFF_BASE_MS, RECONNECT_SPREAD_MS};
+
+    const ONE_PRIVATE: Endpoints = Endpoints { discovery: 0, private: 1, public: 0 };
+
+    fn actions(session: &mut Session) -> Vec<Action> {
+        core::iter::from_fn(|| session.poll_action()).collect()
+    }
+
+    /// Connects `session`, whose only target is a private one, and returns its attempt.
+    fn streaming(session: &mut Session, now: Millis) -> Attempt {
+        session.handle_start(now);
+        let Some(Action::Connect { attempt, .. }) = actions(session).pop() else { panic!("a start connects") };
+        session.handle_connected(attempt, now);
+        assert_eq!(actions(session), [Action::Open { attempt }]);
+        session.handle_opened(attempt, now);
+        attempt
+    }
+
+    #[test]
+    fn a_round_tries_discovery_then_private_then_public_then_waits() {
+        let mut session = Session::new(Endpoints { discovery: 2, private: 2, public: 1 }, RECONNECT_SPREAD_MS, 1);
+        let (mut seen, mut now) = (vec![], Millis(0));
+        session.handle_start(now);
+        while session.waits_until().is_none() {
+            for action in actions(&mut session) {
+                match action {
+                    Action::Resolve { attempt, host: 0 } => session.handle_resolved(attempt, 2, now),
+                    Action::Resolve { attempt, .. } | Action::Connect { attempt, .. } => {
+                        session.handle_failed(attempt, now)
+                    }
+                    _ => continue,
+                }
+                seen.push(action);
+            }
+            now = now + 1;
+        }
+        let targets: Vec<_> = seen
+            .into_iter()
+            .map(|action| match action {
+                Action::Resolve { host, .. } => (None, host),
+                Action::Connect { target: Target::Discovered(i), .. } => (Some("sd"), i),
+                Action::Connect { target: Target::Private(i), .. } => (Some("private"), i),
+                Action::Connect { target: Target::Public(i), .. } => (Some("public"), i),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let (p, d) = (Some("private"), Some("sd"));
+        assert_eq!(targets, [(None, 0), (d, 0), (d, 1), (None, 1), (p, 0), (p, 1), (Some("public"), 0)]);
+    }
+
+    #[test]
+    fn a_stream_that_was_stable_is_opened_again_in_the_agents_turn_and_so_is_one_that_is_refused_then() {
+        let mut session = Session::new(ONE_PRIVATE, RECONNECT_SPREAD_MS, 7);
+        let mut now = Millis(STABLE_MS);
+        let attempt = streaming(&mut session, Millis(0));
+        session.handle_failed(attempt, now);
+        let first = session.waits_until().expect("it waits");
+        assert!((BACKOFF_BASE_MS..=RECONNECT_SPREAD_MS).contains(&first.since(now)), "{first:?}");
+        for turns in 1..10 {
+            now = session.waits_until().expect("it waits");
+            refuse_in_turn(&mut session, now);
+            let next = session.waits_until().expect("it waits");
+            assert_eq!(next, first + turns * RECONNECT_SPREAD_MS);
+        }
+    }
+
+    #[test]
+    fn an_agent_that_has_never_been_connected_tries_soon_and_then_later_and_later() {
+        let mut session = Session::new(ONE_PRIVATE, RECONNECT_SPREAD_MS, 7);
+        session.handle_start(Millis(0));
+        let (mut now, mut waits) = (Millis(0), vec![]);
+        for _ in 0..40 {
+            refuse_in_turn(&mut session, now);
+            let until = session.waits_until().expect("it waits");
+            waits.push(until.since(now));
+            now = until;
+        }
+        assert!(waits[0] <= 3 * BACKOFF_BASE_MS + 20, "{waits:?}");
+        assert!(waits.iter().any(|wait| *wait > 20_000), "{waits:?}");
+    }
+
+    /// The wait is over, the server takes the connection, and refuses the stream 20 ms later.
+    #[test]
+    fn rounds_before_the_turn_do_not_put_it_off() {
+        let endpoints = Endpoints { discovery: 0, private: 1, public: 0 };
+        let mut session = Session::new(endpoints, RECONNECT_SPREAD_MS, 1);
+        session.handle_start(Millis(0));
+        let attempt = streaming(&mut session, Millis(0));
+        let mut now = Millis(STABLE_MS);
+        session.handle_failed(attempt, now);
+        let _ = actions(&mut session);
+        let turn = session.waits_until().expect("it waits");
+        for _ in 0..5 {
+            now = now + 1;
+            session.handle_reconfigured(endpoints, RECONNECT_SPREAD_MS, true, now);
+            let Some(Action::Connect { attempt, .. }) = actions(&mut session).pop() else { panic!("it tries at once") };
+            session.handle_failed(attempt, now);
+            let _ = actions(&mut session);
+            assert_eq!(session.waits_until(), Some(turn));
+        }
+    }
+
+    fn refuse_in_turn(session: &mut Session, now: Millis) {
+        session.handle_timeout(now);
+        let Some(Action::Connect { attempt, .. }) = actions(session).pop() else { panic!("the wait is over") };
+        session.handle_connected(attempt, now);
+        session.handle_opened(attempt, now);
+        session.handle_failed(attempt, now + 20);
+        assert_eq!(actions(session).len(), 2, "it was opened and given up");
+    }
+
+    #[test]
+    fn silence_is_answered_with_a_ping_and_more_silence_with_the_end() {
+        let mut session = Session::new(ONE_PRIVATE, RECONNECT_SPREAD_MS, 7);
+        let attempt = streaming(&mut session, Millis(0));
+        session.handle_received(attempt, Millis(10));
+        assert_eq!(session.poll_timeout(), Some(Millis(10 + KEEPALIVE_MS)));
+        session.handle_timeout(Millis(10 + KEEPALIVE_MS));
+        assert_eq!(actions(&mut session), [Action::Ping]);
+        session.handle_pong(attempt, Millis(10 + KEEPALIVE_MS + 5));
+        let next = session.poll_timeout().expect("a keepalive");
+        session.handle_timeout(next);
+        assert_eq!(actions(&mut session), [Action::Ping]);
+        session.handle_timeout(next + PONG_TIMEOUT_MS);
+        assert_eq!(
+            actions(&mut session),
+            [Action::Abandon { attempt, reason: Abandoned::TimedOut("the answer to a ping") }]
+        );
+        assert!(session.waits_until().is_some());
+    }
+
+    #[test]
+    fn a_shutdown_half_closes_and_waits_ten_seconds_at_most() {
+        let mut session = Session::new(ONE_PRIVATE, RECONNECT_SPREAD_MS, 7);
+        let attempt = streaming(&mut session, Millis(0));
+        session.handle_shutdown(Millis(5));
+        assert_eq!(actions(&mut session), [Action::HalfClose]);
+        session.handle_failed(attempt, Millis(6));
+        assert_eq!(actions(&mut session).last(), Some(&Action::Finish));
+
+        let mut unanswered = Session::new(ONE_PRIVATE, RECONNECT_SPREAD_MS, 7);
+        streaming(&mut unanswered, Millis(0));
+        unanswered.handle_shutdown(Millis(5));
+        unanswered.handle_timeout(Millis(5 + DRAIN_TIMEOUT_MS));
+        assert_eq!(actions(&mut unanswered).last(), Some(&Action::Finish));
+
+        let mut connecting = Session::new(ONE_PRIVATE, RECONNECT_SPREAD_MS, 7);
+        connecting.handle_start(Millis(0));
+        connecting.handle_shutdown(Millis(1));
+        assert_eq!(actions(&mut connecting).last(), Some(&Action::Finish));
+    }
+
+    proptest! {
+        /// Whatever is reported in whatever order, stale or not: there is never a state without a way on, and the last
+        /// attempt that was started is the only one alive.
+        #[test]
+        fn never_stuck_and_never_two_attempts(
+            endpoints in (0..3usize, 0..3usize, 0..3usize),
+            steps in prop::collection::vec((0..7u8, 0..20u64, 0..3usize), 0..200),
+        ) {
+            let (discovery, private, public) = endpoints;
+            let mut session = Session::new(Endpoints { discovery, private, public }, RECONNECT_SPREAD_MS, 3);
+            let mut now = Millis(0);
+            session.handle_start(now);
+            let mut attempts: Vec<Attempt> = Vec::new();
+            let mut alive: Option<Attempt> = None;
+            for (step, back, n) in steps {
+                let attempt = attempts.iter().rev().nth(usize::from(back > 12)).copied().unwrap_or(Attempt(0));
+                match step {
+                    0 => session.handle_resolved(attempt, n, now),
+                    1 => session.handle_connected(attempt, now),
+                    2 => session.handle_opened(attempt, now),
+                    3 => session.handle_failed(attempt, now),
+                    4 => session.handle_received(attempt, now),
+                    5 => session.handle_pong(attempt, now),
+                    _ => {
+                        now = session.poll_timeout().expect("always a deadline").max(now) + back;
+                        session.handle_timeout(now);
+                    }
+                }
+                for action in actions(&mut session) {
+                    match action {
+                        Action::Resolve { attempt, .. } | Action::Connect { attempt, .. } => {
+                            alive = Some(attempt);
+                            attempts.push(attempt);
+                        }
+                        Action::Open { attempt } => prop_assert_eq!(Some(attempt), alive),
+                        Action::Abandon { attempt, .. } => prop_assert_eq!(alive.take(), Some(attempt)),
+                        Action::Ping => prop_assert!(session.streaming_to().is_some()),
+                        Action::HalfClose | Action::Finish => prop_assert!(false, "nobody asked for the end"),
+                    }
+                }
+                prop_assert!(session.poll_timeout().is_some());
+            }
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The agent's own update: whether a version that the server names is tried, and whether one that was tried may stay.
+//!
+//! ```text
+//!   named by the server -> fetched, checked -> in place, on trial -> it has held a stream long enough: it stays
+//!                                                                 -> it has not, or has started too often: the old one is back
+//! ```
+//! Who is on trial counts for itself: a new version that cannot even do that is beyond this.
+
+use alloc::format;
+use alloc::string::String;
+use core::cmp::Ordering;
+
+use crate::command::AgentConfig;
+use crate::limits::MAX_TRIAL_STARTS;
+use crate::time::Millis;
+
+/// Whether a version that the server names is to be tried by an agent of version `running`. `failed` are the version and the
+/// SHA-256 (in hexadecimal) of what was tried last and did not stay, if there is such.
+///
+/// # Errors
+/// Why it is not.
+pub fn may_try(
+    wanted: &AgentConfig,
+    running: &str,
+    failed: Option<(&str, &str)>,
+    allow_downgrade: bool,
+) -> Result<(), String> {
+    let version = &wanted.version;
+    if failed == Some((version, &format!("{}", wanted.sha256))) {
+        return Err(format!(
+            "version {version} has failed here, and is not tried again until the server names another"
+        ));
+    }
+    match compare(version, running) {
+        _ if allow_downgrade => Ok(()),
+        Some(Ordering::Greater) => Ok(()),
+        Some(_) => Err(format!("version {version} is not later than {running}, and update.allow_downgrade is off")),
+        None => {
+            Err(format!("version {version:.80} cannot be compared with {running}, and update.allow_downgrade is off"))
+        }
+    }
+}
+
+/// How two versions compare: numbers with dots between them, where a missing one is 0; one with a suffix behind `-` comes
+/// before the one without, and suffixes compare part by part, as semantic versioning has it. What stands behind `+` does not
+/// count. `None` when one of the two is nothing of the kind.
+#[must_use]
+pub fn compare(a: &str, b: &str) -> Option<Ordering> {
+    let ((a, a_suffix), (b, b_suffix)) = (parts(a), parts(b));
+    let mut numbers = (a.split('.'), b.split('.'));
+    let number = |part: Option<&str>| part.map_or(Some(0), |part| part.parse::<u64>().ok());
+    let mut order = Ordering::Equal;
+    loop {
+        let (a, b) = (numbers.0.next(), numbers.1.next());
+        if a.is_none() && b.is_none() {
+            break;
+        }
+        order = order.then(number(a)?.cmp(&number(b)?));
+    }
+    Some(order.then_with(|| match (a_suffix, b_suffix) {
+        (None, None) => Ordering::Equal,
+        (None, Some(_)) => Ordering::Greater,
+        (Some(_), None) => Ordering::Less,
+        (Some(a), Some(b)) => a.split('.').map(Part::of).cmp(b.split('.').map(Part::of)),
+    }))
+}
+
+/// A version's numbers, and its suffix.
+fn parts(version: &str) -> (&str, Option<&str>) {
+    let version = version.split_once('+').map_or(version, |(version, _)| version);
+    match version.split_once('-') {
+        Some((numbers, suffix)) => (numbers, Some(suffix)),
+        None => (version, None),
+    }
+}
+
+/// A part of a suffix: a number comes before a word.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part<'a> {
+    Number(u64),
+    Word(&'a str),
+}
+
+impl<'a> Part<'a> {
+    fn of(text: &'a str) -> Self {
+        text.parse().map_or(Self::Word(text), Self::Number)
+    }
+}
+
+/// Whether a version on trial that has now been started so often may run once more.
+#[must_use]
+pub fn may_start(starts: u32) -> bool {
+    starts <= MAX_TRIAL_STARTS
+}
+
+/// The trial of the version that runs, in one process of it.
+#[derive(Debug)]
+pub struct Trial {
+    hold_ms: u64,
+    deadline: Millis,
+    open_since: Option<Millis>,
+}
+
+/// What has become of a trial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It has held a stream for long enough.
+    Stays,
+    /// It has not, and will not be waited for any longer.
+    Fails,
+}
+
+impl Trial {
+    /// A trial that begins: a stream is to be held for `hold_ms`, and is to have begun within `trial_ms`.
+    #[must_use]
+    pub fn new(now: Millis, hold_ms: u64, trial_ms: u64) -> Self {
+        Self { hold_ms, deadline: now + trial_ms, open_since: None }
+    }
+
+    /// A stream has been opened.
+    pub fn handle_opened(&mut self, now: Millis) {
+        self.open_since = Some(now);
+    }
+
+    /// The stream has ended, or was given up.
+    pub fn handle_ended(&mut self) {
+        self.open_since = None;
+    }
+
+    /// When [`Trial::verdict`] will be another; changes with every call of a `handle_*` method.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Millis {
+        self.open_since.map_or(self.deadline, |since| since + self.hold_ms)
+    }
+
+    /// What is known by now. A stream that is open at the end of the time is still waited for.
+    #[must_use]
+    pub fn verdict(&self, now: Millis) -> Option<Verdict> {
+        match self.open_since {
+            _ if now < self.poll_timeout() => None,
+            Some(_) => Some(Verdict::Stays),
+            None => Some(Verdict::Fails),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::command::Sha256;
+
+    const HASH: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+    fn named(version: &str) -> AgentConfig {
+        AgentConfig { version: version.into(), sha256: Sha256([0; 32]), signature: None, urls: [].into() }
+    }
+
+    #[test]
+    fn versions_compare_by_their_numbers() {
+        for (later, earlier) in [
+            ("1.10.0", "1.9.9"),
+            ("1.7.0.24", "1.7.0.9"),
+            ("2", "1.9.9.9"),
+            ("1.0.1", "1.0"),
+            ("1.0.0", "1.0.0-rc.1"),
+            ("1.0.0-rc.10", "1.0.0-rc.9"),
+            ("1.0.0-rc.1", "1.0.0-1"),
+            ("1.0.1-rc.1", "1.0.0+build9"),
+        ] {
+            assert_eq!(compare(later, earlier), Some(Ordering::Greater), "{later} {earlier}");
+            assert_eq!(compare(earlier, later), Some(Ordering::Less), "{later} {earlier}");
+        }
+        assert_eq!(compare("1.0", "1.0.0+x"), Some(Ordering::Equal));
+        for odd in ["", "nightly", "v1.2", "1..2", "1.2.x", "1.99999999999999999999", "-1"] {
+            assert_eq!(compare(odd, "1.0"), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn only_a_later_version_is_tried_and_none_twice() {
+        assert_eq!(may_try(&named("1.1"), "1.0", None, false), Ok(()));
+        for (version, why) in [("0.9", "not later than 1.0"), ("1.0.0", "not later"), ("nightly", "cannot be compared")]
+        {
+            assert!(may_try(&named(version), "1.0", None, false).is_err_and(|text| text.contains(why)));
+            assert_eq!(may_try(&named(version), "1.0", None, true), Ok(()));
+        }
+        let failed = Some(("1.1", HASH));
+        assert!(may_try(&named("1.1"), "1.0", failed, true).is_err_and(|why| why.contains("has failed here")));
+        assert_eq!(may_try(&named("1.2"), "1.0", failed, false), Ok(()));
+        let rebuilt = AgentConfig { sha256: Sha256([1; 32]), ..named("1.1") };
+        assert_eq!(may_try(&rebuilt, "1.0", failed, false), Ok(()), "another file is another try");
+    }
+
+    #[test]
+    fn a_stream_held_long_enough_decides() {
+        let mut trial = Trial::new(Millis(0), 60, 600);
+        trial.handle_opened(Millis(10));
+        assert_eq!((trial.verdict(Millis(69)), trial.poll_timeout()), (None, Millis(70)));
+        assert_eq!(trial.verdict(Millis(70)), Some(Verdict::Stays));
+        trial.handle_ended();
+        assert_eq!((trial.verdict(Millis(70)), trial.poll_timeout()), (None, Millis(600)));
+        // One that is open at the end has its time still.
+        trial.handle_opened(Millis(590));
+        assert_eq!(trial.verdict(Millis(649)), None);
+        assert_eq!(trial.verdict(Millis(650)), Some(Verdict::Stays));
+        trial.handle_ended();
+        assert_eq!(trial.verdict(Millis(649)), Some(Verdict::Fails));
+    }
+
+    proptest! {
+        #[test]
+        fn any_two_texts_compare_alike_both_ways(a in "[0-9.a-c+-]{0,9}", b in "[0-9.a-c+-]{0,9}") {
+            prop_assert_eq!(compare(&a, &b), compare(&b, &a).map(Ordering::reverse));
+        }
+
+        #[test]
+        fn a_trial_ends(steps in prop::collection::vec((0..3u8, 0..30u64), 0..100)) {
+            let mut trial = Trial::new(Millis(0), 60, 600);
+            let (mut now, mut held) = (Millis(0), None);
+            for (step, later) in steps {
+                now = now + later;
+                match step {
+                    0 => trial.handle_opened(now),
+                    1 => trial.handle_ended(),
+                    _ => {}
+                }
+                held = match step {
+                    0 => Some(now),
+                    1 => None,
+                    _ => held,
+                };
+                let expected = match held {
+                    Some(since) => (now.since(since) >= 60).then_some(Verdict::Stays),
+                    None => (now >= Millis(600)).then_some(Verdict::Fails),
+                };
+                prop_assert_eq!(trial.verdict(now), expected);
+            }
+            prop_assert!(trial.verdict(trial.poll_timeout()).is_some());
+        }
+    }
+}
