@@ -1,0 +1,286 @@
+//! What is known of a process, and how it is read.
+
+use crate::event::{Comm, Pid};
+use crate::hash::{ExeHash, Hashes};
+use crate::procfs::{Environ, PATH_BYTES, ProcDir};
+use crate::row::{ABSENT, FAILED, Lossy, Row};
+use crate::stat::{Family, Stat};
+use crate::tty;
+use rustix::io::Errno;
+use std::fmt::Write;
+use std::rc::Rc;
+
+/// What is known of one process; `None` is what could not be read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Process {
+    /// `None` also once the parent has ended: then another process has taken its place.
+    pub(crate) parent: Option<Pid>,
+    pub(crate) comm: Option<Comm>,
+    /// The real user id.
+    pub(crate) uid: Option<u32>,
+    pub(crate) group: Option<Pid>,
+    pub(crate) session: Option<Pid>,
+    pub(crate) audit_session: Option<u32>,
+    pub(crate) pid_namespace: Option<u32>,
+    /// The host's name is this process's too.
+    pub(crate) shares_host_name: Option<bool>,
+    pub(crate) program: Rc<Program>,
+}
+
+/// What an exec sets up. Forked processes share it until they exec themselves.
+#[derive(Debug, Default)]
+pub(crate) struct Program {
+    pub(crate) exe: Option<Box<str>>,
+    pub(crate) argv: Option<Box<str>>,
+    pub(crate) hash: Option<ExeHash>,
+    pub(crate) pod_name: Option<Box<str>>,
+}
+
+impl Process {
+    /// A child just born. What a fork copies is known; the group and the audit session are left open, since what usually
+    /// comes between a fork and the next event (a shell's job control, a login) changes them without an event.
+    pub(crate) fn born(parent: Pid, known: Option<&Self>) -> Self {
+        let inherited = known.map(|known| Self { group: None, audit_session: None, ..known.clone() });
+        Self { parent: Some(parent), ..inherited.unwrap_or_default() }
+    }
+
+    /// What remains known through an exec, before anything has been read of its result.
+    pub(crate) fn after_exec(self) -> Self {
+        Self { comm: None, program: Rc::default(), ..self }
+    }
+
+    pub(crate) fn update(&mut self, stat: &Stat) {
+        self.comm = Some(stat.comm);
+        if let Some(Family { parent, group, session }) = stat.family {
+            (self.parent, self.group, self.session) = (Some(parent), Some(group), Some(session));
+        }
+    }
+
+    /// In a pid namespace other than the host's.
+    fn is_contained(&self) -> bool {
+        self.pid_namespace.is_some_and(|namespace| namespace != ROOT_PID_NAMESPACE)
+    }
+
+    fn is_complete(&self) -> bool {
+        let Self { parent, comm, uid, group, session, audit_session, pid_namespace, .. } = self;
+        comm.is_some()
+            && uid.is_some()
+            && [parent, group, session, audit_session, pid_namespace].iter().all(|id| id.is_some())
+    }
+}
+
+/// Reads processes from /proc, with the buffers that it takes.
+pub(crate) struct Reader {
+    hashes: Hashes,
+    environ: Vec<u8>,
+    path: Box<[u8]>,
+    host_name_namespace: Option<u32>,
+}
+
+/// The initial pid namespace's number, `PID_NS_INIT_INO` of linux/nsfs.h.
+pub(crate) const ROOT_PID_NAMESPACE: u32 = 0xeffffffc;
+
+/// The reference cuts arguments here.
+const ARGV_BYTES: usize = 256;
+
+/// An environment longer than this does not stay allocated.
+const ENVIRON_KEPT_BYTES: usize = 8 * 1024;
+
+impl Reader {
+    pub(crate) fn new() -> Self {
+        let own = ProcDir::open(std::process::id());
+        Self {
+            hashes: Hashes::new(),
+            environ: Vec::new(),
+            path: vec![0; PATH_BYTES].into(),
+            host_name_namespace: own.and_then(|dir| dir.namespace(c"ns/uts")).ok(),
+        }
+    }
+
+    /// A process that was running before it was noticed.
+    pub(crate) fn running(&mut self, pid: Pid) -> Result<Process, Errno> {
+        let dir = ProcDir::open(pid)?;
+        let stat = dir.stat()?;
+        let mut process = Process { uid: dir.uid().ok(), ..Process::default() };
+        process.update(&stat);
+        self.read_namespaces(&dir, &mut process);
+        let mut program = self.read_program(&dir);
+        if process.is_contained() && !stat.is_kernel_thread() {
+            program.pod_name = pod_name(dir.environ(&mut self.environ).ok().as_ref());
+        }
+        process.program = Rc::new(program);
+        Ok(process)
+    }
+
+    /// A process that has just executed a program. `before` is what was known of it; the fields that concern nobody but the
+    /// exec go to `row`.
+    ///
+    /// The process may be at its end already. What goes first then, with its memory and its files, is read first.
+    pub(crate) fn executed(&mut self, pid: Pid, before: Process, row: &mut Row) -> Process {
+        let mut process = before.after_exec();
+        let Ok(dir) = ProcDir::open(pid) else {
+            for name in ["ld_preload", "ssh", "stdin", "stdout", "run_path", "tty"] {
+                row.put(name, FAILED);
+            }
+            return process;
+        };
+        let mut program = self.read_program(&dir);
+        self.put_files(&dir, row);
+        let environ = dir.environ(&mut self.environ).ok();
+        let stat = dir.stat().ok();
+        // Older kernels show a process without memory as one without variables.
+        let is_alive = stat.is_some_and(|stat| !stat.is_ending());
+        let environ = environ.filter(|environ| is_alive || !environ.is_empty());
+        put_variable(row, "ld_preload", environ.as_ref(), "LD_PRELOAD");
+        put_variable(row, "ssh", environ.as_ref(), "SSH_CONNECTION");
+        program.pod_name = pod_name(environ.as_ref());
+        self.environ.shrink_to(ENVIRON_KEPT_BYTES);
+
+        match stat.map(|stat| stat.tty) {
+            Some(0) => row.put("tty", ABSENT),
+            device => row.put_known("tty", device.and_then(tty::name)),
+        }
+        if let Some(stat) = stat {
+            process.update(&stat);
+        }
+        process.uid = process.uid.or_else(|| dir.uid().ok());
+        self.read_namespaces(&dir, &mut process);
+        if !process.is_contained() {
+            program.pod_name = None;
+        }
+        process.program = Rc::new(program);
+        process
+    }
+
+    /// A process that has ended and may still be there for its parent to look at. `before` is what was known of it; when that
+    /// is all, nothing is read, since only a change of its own group could have escaped the events.
+    pub(crate) fn ended(&self, pid: Pid, before: Option<Process>) -> Process {
+        let mut process = before.unwrap_or_default();
+        if process.is_complete() {
+            return process;
+        }
+        let Ok(dir) = ProcDir::open(pid) else { return process };
+        if let Ok(stat) = dir.stat() {
+            process.update(&stat);
+        }
+        process.uid = process.uid.or_else(|| dir.uid().ok());
+        process.pid_namespace = process.pid_namespace.or_else(|| dir.namespace(c"ns/pid").ok());
+        process.audit_session = process.audit_session.or_else(|| dir.session_id().ok());
+        process
+    }
+
+    /// The parent that took the place of one that ended, and what may have changed with it.
+    pub(crate) fn refresh(pid: Pid, process: &mut Process) {
+        if let Ok(stat) = ProcDir::open(pid).and_then(|dir| dir.stat()) {
+            process.update(&stat);
+        }
+    }
+
+    /// Leaves alone what cannot be read.
+    fn read_namespaces(&self, dir: &ProcDir, process: &mut Process) {
+        if let Ok(session) = dir.session_id() {
+            process.audit_session = Some(session);
+        }
+        if let Ok(namespace) = dir.namespace(c"ns/pid") {
+            process.pid_namespace = Some(namespace);
+        }
+        if let Ok(namespace) = dir.namespace(c"ns/uts") {
+            process.shares_host_name = Some(Some(namespace) == self.host_name_namespace);
+        }
+    }
+
+    /// All of a program but the name of its pod.
+    fn read_program(&mut self, dir: &ProcDir) -> Program {
+        let mut line = [0; ARGV_BYTES];
+        let len = dir.read(c"cmdline", &mut line).map_or(0, <[u8]>::len);
+        let exe = dir.link(c"exe", &mut self.path).ok().map(text);
+        let hash = self.hashes.of(dir).ok();
+        let arguments = argv(line.get_mut(..len).unwrap_or_default());
+        // A process that is ending has no arguments left, nor an executable; one that was given none has the latter.
+        let argv = (!arguments.is_empty() || exe.is_some()).then(|| text(arguments));
+        Program { exe, argv, hash, pod_name: None }
+    }
+
+    fn put_files(&mut self, dir: &ProcDir, row: &mut Row) {
+        let mut absent = heapless::Vec::<&'static str, 2>::new();
+        for (name, link) in [("stdin", c"fd/0"), ("stdout", c"fd/1")] {
+            match dir.link(link, &mut self.path) {
+                Ok(path) => row.put_bytes(name, path),
+                // Closed, or the process has ended since: then it has no directory either.
+                Err(Errno::NOENT) => absent.push(name).expect("two names fit"),
+                Err(_) => row.put(name, FAILED),
+            }
+        }
+        let directory = dir.link(c"cwd", &mut self.path);
+        for name in absent {
+            row.put(name, if directory.is_ok() { ABSENT } else { FAILED });
+        }
+        row.put_known("run_path", directory.ok().map(Lossy));
+    }
+}
+
+/// As the reference looks for it.
+fn pod_name(environ: Option<&Environ<'_>>) -> Option<Box<str>> {
+    let variable = |name| environ.and_then(|environ| environ.find(name).ok().flatten());
+    variable("MY_POD_NAME").or_else(|| variable("POD_NAME")).map(text)
+}
+
+fn put_variable(row: &mut Row, name: &'static str, environ: Option<&Environ<'_>>, variable: &str) {
+    match environ.map(|environ| environ.find(variable)) {
+        Some(Ok(Some(value))) => row.put_bytes(name, value),
+        Some(Ok(None)) => row.put(name, ABSENT),
+        Some(Err(_)) | None => row.put(name, FAILED),
+    }
+}
+
+/// A command line with spaces for NULs and none at the end.
+fn argv(line: &mut [u8]) -> &[u8] {
+    line.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
+    line.trim_ascii_end()
+}
+
+fn text(bytes: &[u8]) -> Box<str> {
+    let mut text = String::with_capacity(bytes.len());
+    write!(text, "{}", Lossy(bytes)).expect("writing to a String does not fail");
+    text.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_joined_by_spaces() {
+        assert_eq!(argv(&mut b"/bin/sh\0-c\0echo  a\0".to_vec()), b"/bin/sh -c echo  a");
+        assert_eq!(argv(&mut b"a\0\0b\0\0".to_vec()), b"a  b");
+        assert_eq!(argv(&mut b"no nul".to_vec()), b"no nul");
+        assert_eq!(argv(&mut []), b"");
+    }
+
+    #[test]
+    fn a_child_inherits_what_a_fork_copies() {
+        let parent = Process {
+            parent: Some(1),
+            comm: Some(Comm::new(b"sh")),
+            uid: Some(7),
+            group: Some(2),
+            session: Some(3),
+            audit_session: Some(4),
+            pid_namespace: Some(5),
+            shares_host_name: Some(true),
+            program: Rc::new(Program { argv: Some("sh -c".into()), ..Program::default() }),
+        };
+        let child = Process::born(9, Some(&parent));
+        assert_eq!((child.parent, child.uid, child.session, child.comm), (Some(9), Some(7), Some(3), parent.comm));
+        assert_eq!((child.group, child.audit_session), (None, None));
+        assert!(Rc::ptr_eq(&child.program, &parent.program));
+        let after = child.after_exec();
+        assert_eq!((after.parent, after.uid, after.comm, &after.program.argv), (Some(9), Some(7), None, &None));
+    }
+
+    #[test]
+    fn an_unknown_parents_child_is_still_its_child() {
+        let child = Process::born(9, None);
+        assert_eq!((child.parent, child.uid), (Some(9), None));
+    }
+}
