@@ -1,0 +1,58 @@
+//! Everything that is counted since the agent's start, by cause: heartbeats, `elklet status` and the metrics show all of it,
+//! under the same names.
+
+use elklet_core::delivery::Counters;
+use elklet_core::frame::Tally;
+use elklet_core::losses::{Cause, Losses};
+
+use super::beat::NetCounters;
+use super::plugins::Plugins;
+use crate::status::Count;
+use crate::{logging, reports};
+
+const fn count(name: &'static str, value: u64, help: &'static str) -> Count {
+    Count { name, help, value }
+}
+
+/// The agent's, those of all plugins included.
+pub(super) fn of_agent(net: &NetCounters, plugins: &Plugins, delivered: &Counters, losses: &Losses) -> Vec<Count> {
+    let frames = plugins.tally();
+    let mut counts = vec![
+        count("records", frames.records, "records that plugins have sent"),
+        count("records_confirmed", delivered.confirmed, "records that the server is known to have taken"),
+        count("records_sent_again", delivered.again, "records that a broken stream left unconfirmed"),
+        count("records_let_go", delivered.let_go, "records that could not be kept until they were confirmed"),
+        count("records_spooled", delivered.spooled, "records that were written to the spool"),
+        count("spool_errors", delivered.spool_errors, "operations on the spool's files that failed"),
+        count("records_lost", losses.sum(), "records that were lost for any reason"),
+        count("lost_spool_full", losses.total(Cause::SpoolFull), "records dropped because the spool was full"),
+        count("lost_memory_full", losses.total(Cause::MemoryFull), "records dropped for want of a spool"),
+        count("lost_unconfirmed", losses.total(Cause::Unconfirmed), "records let go on a stream that then broke"),
+        count("lost_spool_damaged", losses.total(Cause::SpoolDamaged), "records whose files are damaged or gone"),
+        count("lost_refused", losses.total(Cause::Refused), "records that the server refuses for their size"),
+        count("own_records_lost", losses.total(Cause::OwnNoRoom), "records of the agent itself that found no room"),
+        count("streams", net.streams, "streams to the server that were opened"),
+        count("connect_failures", net.connect_failures, "attempts that did not reach a server"),
+        count("tls_failures", net.tls_failures, "attempts that failed at TLS"),
+        count("protocol_errors", net.protocol_errors, "streams that ended because the server broke the protocol"),
+        count("bad_commands", net.bad_commands, "messages of the server that were no commands"),
+        count("refused_tasks", net.refused_tasks, "tasks that were answered with a failure"),
+        count("reports_suppressed", reports::suppressed(), "warnings and errors that were logged and not reported"),
+        count("plugin_deaths", plugins.deaths(), "processes of plugins that ended without being asked to"),
+        count("log_lines_lost", logging::lost_lines(), "lines of the log that could not be written"),
+    ];
+    counts.extend(of_frames(&frames));
+    counts
+}
+
+/// What is wrong with the frames of a plugin, or of all.
+pub(super) fn of_frames(tally: &Tally) -> [Count; 6] {
+    [
+        count("frames_too_long", tally.too_long, "frames of plugins longer than the limit"),
+        count("frames_invalid", tally.invalid, "frames of plugins that were no records"),
+        count("frames_truncated", tally.truncated, "frames of plugins that ended early"),
+        count("frame_bytes_skipped", tally.skipped_bytes, "bytes of such frames"),
+        count("records_without_payload", tally.without_payload, "records of plugins without payload"),
+        count("records_without_timestamp", tally.without_timestamp, "records of plugins without timestamp"),
+    ]
+}

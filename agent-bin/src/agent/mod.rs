@@ -1,0 +1,573 @@
+//! The net thread: one loop that hears of everything that happens and carries out what the core decides.
+
+mod beat;
+mod counts;
+mod cut;
+mod delivery;
+mod ending;
+mod plugins;
+mod reload;
+mod reports;
+mod tasks;
+mod update;
+mod watch;
+
+use std::fmt;
+use std::future::pending;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use elklet_core::command::{Command, PluginName};
+use elklet_core::dispatch::{self, Dispatch};
+use elklet_core::grpc::Status;
+use elklet_core::intake::Origin;
+use elklet_core::limits::MAX_RECORD_BYTES;
+use elklet_core::session::{self, Abandoned, Attempt, Session, Target};
+use elklet_core::time::Millis;
+use elklet_core::update::Trial;
+use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use self::beat::{Beat, NetCounters};
+use self::delivery::{Delivery, SpoolEvent};
+use self::ending::Ending;
+use self::plugins::{PluginEvent, Plugins};
+use self::watch::Watch;
+use crate::clock::Clock;
+use crate::config::{Address, Environment, Flags, Settings};
+use crate::host::{AgentId, HostRoot, agent_id};
+use crate::net::{self, Certificates, Connector, End, Event, Transfer};
+use crate::pump::{PumpEvent, PumpHandle};
+use crate::shared::SharedIntake;
+use crate::update::{After, Updates};
+use crate::upload::{Order, Uploads};
+use crate::{logging, plugin, version};
+
+/// Events of one attempt that may wait for the loop; commands beyond that stay with the server.
+const EVENTS_AHEAD: usize = 32;
+
+/// At the end, threads that write or fetch something are waited for this long.
+const END_OF_THREADS: Duration = Duration::from_secs(2);
+
+/// Why the program cannot run.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// It was told something wrong: exit code 2.
+    Settings(String),
+    /// The system refuses what it needs: exit code 1.
+    System(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Settings(text) | Self::System(text)) = self;
+        f.write_str(text)
+    }
+}
+
+/// Runs the agent until it is told to end, or to become another version; one that is on trial has to hold a stream.
+///
+/// # Errors
+/// When it cannot begin. Once it runs, it goes on.
+pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> Result<After, Failure> {
+    let settings = Settings::load(&flags, &environment).map_err(Failure::Settings)?;
+    let workdir = settings.workdir.clone();
+    let system = |what: &str| {
+        let what = what.to_owned();
+        move |error: std::io::Error| Failure::System(format!("{what}: {error}"))
+    };
+    plugin::reserve_descriptors().map_err(system("/dev/null"))?;
+    logging::start(&settings.workdir, &settings.log).map_err(Failure::Settings)?;
+    // The last end may have come too suddenly for it.
+    clear_directory(&settings.workdir.join("tmp"));
+    let result = runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(system("the runtime cannot be started"))
+        .and_then(|runtime| {
+            let ran = runtime.block_on(async {
+                let agent = Agent::new(flags, environment, settings, is_on_trial)?;
+                agent.run().await.map_err(system("signals cannot be caught"))
+            });
+            // What is still being resolved, fetched or deleted is not waited for.
+            runtime.shutdown_timeout(END_OF_THREADS);
+            ran
+        });
+    clear_directory(&workdir.join("tmp"));
+    if let Err(failure) = &result {
+        log::error!("{failure}");
+    }
+    result
+}
+
+/// Begins with the plugins that ran last: a server may be long in coming.
+fn with_kept_plugins(mut dispatch: Dispatch, workdir: &Path, now: Millis) -> Dispatch {
+    match plugin::read_kept(workdir) {
+        Ok(plugins) if plugins.is_empty() => {}
+        Ok(plugins) => {
+            log::info!("{} plugins of the last configuration are started", plugins.len());
+            dispatch.handle_kept(plugins, now);
+        }
+        Err(why) => log::error!("{why}; plugins are started when a server names them"),
+    }
+    dispatch
+}
+
+/// Deletes what lies in a directory for the time being.
+fn clear_directory(directory: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(directory)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        log::warn!("{}: {error}", directory.display());
+    }
+}
+
+struct Agent {
+    clock: Clock,
+    session: Session,
+    dispatch: Dispatch,
+    delivery: Delivery,
+    plugins: Plugins,
+    pump: PumpHandle,
+    beat: Beat,
+    net: NetCounters,
+    intake: SharedIntake,
+    connector: Connector,
+    flags: Flags,
+    environment: Environment,
+    settings: Settings,
+    certificates: Certificates,
+    /// When the certificates are looked at again if nothing else asks for it.
+    certificates_due: Millis,
+    discovered: Vec<Address>,
+    /// The attempt that is alive, from its TCP connection to its stream.
+    transfer: Option<Transfer>,
+    /// What is being asked or connected to, and the number of that attempt.
+    address: String,
+    current: Option<Attempt>,
+    net_mode: &'static str,
+    /// The server has sent something on this stream.
+    heard: bool,
+    /// When heartbeats are due; only while there is a stream.
+    beat_at: Option<Millis>,
+    uploads: Uploads,
+    updates: Updates,
+    /// Only while this version has not stood it.
+    trial: Option<Trial>,
+    after: After,
+    ending: Ending,
+    watch: Watch,
+    net_events: mpsc::Receiver<Event>,
+    pump_events: mpsc::UnboundedReceiver<PumpEvent>,
+    plugin_events: mpsc::UnboundedReceiver<PluginEvent>,
+    spool_events: mpsc::UnboundedReceiver<SpoolEvent>,
+}
+
+impl Agent {
+    fn new(flags: Flags, environment: Environment, settings: Settings, is_on_trial: bool) -> Result<Self, Failure> {
+        let clock = Clock::start();
+        let AgentId { id, source, not_stored } =
+            agent_id(&HostRoot::live(), &settings.workdir, settings.agent_id.as_deref())
+                .map_err(|error| Failure::Settings(error.to_string()))?;
+        log::info!("elklet {} starts as {id} ({source}) in {}", version(), settings.workdir.display());
+        if let Some(error) = not_stored {
+            log::warn!("the id cannot be kept: {}/machine-id: {error}", settings.workdir.display());
+        }
+        let certificates = Certificates::load(settings.certs.clone())
+            .map_err(|error| Failure::Settings(format!("--certs: {error}")))?;
+
+        let intake = SharedIntake::new(settings.buffer.arena_bytes());
+        let longest_record = intake.lock().longest_record().min(MAX_RECORD_BYTES);
+        let (pump_sender, pump_events) = mpsc::unbounded_channel();
+        let pump = PumpHandle::start(intake.clone(), clock, longest_record, pump_sender)
+            .map_err(|error| Failure::System(format!("the pump cannot be started: {error}")))?;
+        let (events, net_events) = mpsc::channel(EVENTS_AHEAD);
+        let (plugins, plugin_events) = Plugins::new(&settings);
+        let beat = Beat::new(id, &settings);
+        let (mut delivery, spool_events) = Delivery::new(intake.clone(), &settings, clock.now());
+        delivery.set_sender(beat.sender());
+        let seed = RandomState::new().build_hasher().finish();
+        let tls = Arc::clone(certificates.config());
+        let agent = Self {
+            clock,
+            session: Session::new(reload::endpoints(&settings.server), settings.server.reconnect_spread_ms(), seed),
+            dispatch: with_kept_plugins(Dispatch::new(version().to_owned()), &settings.workdir, clock.now()),
+            delivery,
+            plugins,
+            pump,
+            beat,
+            net: NetCounters::default(),
+            intake,
+            connector: Connector { tls, proxies: settings.proxies.clone(), events },
+            flags,
+            environment,
+            certificates,
+            certificates_due: clock.now() + reload::CERTIFICATES_INTERVAL_MS,
+            discovered: Vec::new(),
+            transfer: None,
+            address: String::new(),
+            current: None,
+            net_mode: "unknown",
+            heard: false,
+            beat_at: None,
+            uploads: Uploads::default(),
+            updates: Updates::new(&settings),
+            trial: is_on_trial.then(|| Trial::new(clock.now(), settings.update.hold_ms(), settings.update.trial_ms())),
+            after: After::Exit,
+            ending: Ending::No,
+            watch: Watch::start(&settings.workdir, clock.now()),
+            settings,
+            net_events,
+            pump_events,
+            plugin_events,
+            spool_events,
+        };
+        agent.warn_of_certificates();
+        Ok(agent)
+    }
+
+    async fn run(mut self) -> std::io::Result<After> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        self.session.handle_start(self.clock.now());
+        loop {
+            self.carry_out();
+            if self.ending == Ending::Done {
+                return Ok(self.after);
+            }
+            let timeout = self.poll_timeout().map(|moment| Instant::from_std(self.clock.instant(moment)));
+            let wait = async {
+                match timeout {
+                    Some(moment) => sleep_until(moment).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                Some(event) = self.net_events.recv() => self.handle_net(event),
+                Some(event) = self.plugin_events.recv() => self.handle_plugin(event),
+                Some(event) = self.pump_events.recv() => self.handle_pump(event),
+                Some(event) = self.spool_events.recv() => self.delivery.handle_spool(event, self.clock.now()),
+                Some(inquiry) = self.watch.inquiries.recv() => self.handle_inquiry(inquiry),
+                // What is due is looked at before the next wait in any case.
+                () = self.intake.woken() => {}
+                () = crate::reports::news() => {}
+                (token, result) = self.uploads.ended() => self.handle_uploaded(token, result),
+                updated = self.updates.ended(&self.settings) => self.handle_updated(updated),
+                _ = terminate.recv() => self.handle_signal("SIGTERM"),
+                _ = interrupt.recv() => self.handle_signal("SIGINT"),
+                _ = hangup.recv() => self.reload(),
+                () = wait => {}
+            }
+        }
+    }
+
+    /// Lets time pass, does all that the core asks for, and sends what is due.
+    fn carry_out(&mut self) {
+        let now = self.clock.now();
+        self.session.handle_timeout(now);
+        self.dispatch.handle_timeout(now);
+        self.plugins.handle_timeout(now);
+        if self.delivery.wants_ping(now) {
+            self.session.handle_ping_wanted(now);
+        }
+        loop {
+            if let Some(action) = self.session.poll_action() {
+                self.carry_out_session(action);
+            } else if let Some(action) = self.dispatch.poll_action() {
+                self.carry_out_dispatch(action, now);
+            } else {
+                break;
+            }
+        }
+        self.start_upload();
+        self.advance_trial(now);
+        self.advance_ending(now);
+        self.report_errors();
+        if self.session.streaming_to().is_some() && self.beat_at.is_some_and(|moment| moment <= now) {
+            self.beat(now);
+        }
+        self.deliver(now);
+    }
+
+    /// Moves records on, to the stream if there is one.
+    fn deliver(&mut self, now: Millis) {
+        let transfer = self.session.streaming_to().and(self.transfer.as_ref());
+        // While plugins end, what they still write waits for company as always.
+        let all = !matches!(self.ending, Ending::No | Ending::Plugins { .. });
+        self.delivery.advance(transfer, &self.pump, now, all);
+    }
+
+    fn beat(&mut self, now: Millis) {
+        self.lose_frames();
+        self.sample_rates(now);
+        self.net.uploaded_bytes = self.uploads.sent_bytes();
+        self.look_after_certificates(now);
+        self.beat.beat(now, self.net_mode, &self.net, &self.dispatch, &self.plugins, &mut self.delivery);
+        self.beat_at = Some(now + beat::INTERVAL_MS);
+    }
+
+    fn poll_timeout(&self) -> Option<Millis> {
+        let transfer = self.session.streaming_to().and(self.transfer.as_ref());
+        [
+            self.session.poll_timeout(),
+            self.dispatch.poll_timeout(),
+            self.plugins.poll_timeout(),
+            self.beat_at.filter(|_| transfer.is_some()),
+            self.delivery.poll_timeout(transfer, self.clock.now()),
+            self.ending.deadline(),
+            self.trial.as_ref().map(Trial::poll_timeout),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn carry_out_session(&mut self, action: session::Action) {
+        match action {
+            session::Action::Resolve { attempt, host } => {
+                let Connector { proxies, events, .. } = self.connector.clone();
+                let host = self.settings.server.discovery[host].clone();
+                self.begin(attempt, host.to_string());
+                tokio::task::spawn_blocking(move || {
+                    let _ = events.blocking_send(Event::Resolved(attempt, net::discover(&host, &proxies)));
+                });
+            }
+            session::Action::Connect { attempt, target } => {
+                let address = self.address_of(target).clone();
+                self.begin(attempt, address.to_string());
+                self.net_mode = target.net_mode();
+                self.refresh_certificates();
+                log::debug!("connecting to {} ({})", self.address, self.net_mode);
+                self.transfer = Some(Transfer::start(&self.connector, attempt, address));
+            }
+            session::Action::Open { .. } => self.transfer.iter().for_each(Transfer::open),
+            session::Action::Abandon { reason, .. } => {
+                if let Abandoned::TimedOut(what) = reason {
+                    self.net.connect_failures += 1;
+                    let what = format!("{}: no answer in time: {what}", self.address);
+                    log::warn!("{what}");
+                    self.note_failure(what);
+                }
+                self.close_transfer();
+            }
+            session::Action::Ping => {
+                self.transfer.iter().for_each(Transfer::ping);
+                self.delivery.handle_ping(self.clock.now());
+            }
+            session::Action::HalfClose => self.transfer.iter_mut().for_each(Transfer::half_close),
+            session::Action::Finish => {
+                self.close_transfer();
+                self.begin_saving();
+            }
+        }
+    }
+
+    fn carry_out_dispatch(&mut self, action: dispatch::Action, now: Millis) {
+        use dispatch::Action;
+        match action {
+            Action::Prepare(id, config) => self.plugins.prepare(id, config),
+            Action::Forget(id) => self.plugins.forget(id),
+            Action::Spawn(id, config) => {
+                let origin = self.origin(&config.name);
+                self.plugins.spawn(id, &config, origin, &mut self.pump, &mut self.dispatch, now);
+            }
+            Action::Stop(name) => self.plugins.stop(&name, &self.pump, now),
+            Action::Remove(name) => self.plugins.remove(&name),
+            Action::Keep(plugins) => self.plugins.keep(plugins),
+            Action::ForwardTask(name, task) => self.plugins.forward(&name, task, &self.pump, &mut self.dispatch),
+            Action::Upload { token, path, buf_size } => self.queue_upload(Order { token, path, buf_size }),
+            Action::SetMetadata { token, idc, region } => self.set_metadata(token, idc, region),
+            Action::UpdateAgent(config) => self.update_to(config),
+            Action::KeepAgent => self.updates.keep(),
+            Action::Shutdown => {
+                log::info!("the server asks the agent to end");
+                self.after = After::Exit;
+                self.begin_ending(now);
+            }
+            Action::Report(report) => self.report(&report),
+            Action::Complain(what) => log::warn!("{what}"),
+        }
+    }
+
+    fn refuse(&mut self, token: String, reason: &str) {
+        self.dispatch.handle_task_refused(token, reason);
+    }
+
+    fn handle_net(&mut self, event: Event) {
+        let now = self.clock.now();
+        match event {
+            // An attempt that was given up may still report.
+            Event::Resolved(attempt, _) if !self.is_current(attempt) => {}
+            Event::Resolved(attempt, Ok(addresses)) => {
+                let count = addresses.len();
+                self.discovered = addresses;
+                self.session.handle_resolved(attempt, count, now);
+            }
+            Event::Resolved(attempt, Err(error)) => {
+                let what = format!("service discovery failed: {error}");
+                log::warn!("{what}");
+                self.note_failure(what);
+                self.net.connect_failures += 1;
+                self.session.handle_failed(attempt, now);
+            }
+            Event::Dialled => {}
+            Event::Connected(attempt) => self.session.handle_connected(attempt, now),
+            Event::Opened(attempt) => {
+                self.session.handle_opened(attempt, now);
+                if self.is_current(attempt) {
+                    log::info!("connected to {} ({})", self.address, self.net_mode);
+                    self.net.streams += 1;
+                    self.delivery.handle_opened();
+                    self.trial.iter_mut().for_each(|trial| trial.handle_opened(now));
+                    self.heard = false;
+                    // The server sends the configuration when it sees a heartbeat, so that comes first.
+                    self.beat_at = Some(now);
+                }
+            }
+            Event::Written(attempt) if self.is_current(attempt) => self.delivery.handle_written(now),
+            Event::Written(_) => {}
+            Event::Message { attempt, bytes, command } => {
+                self.session.handle_received(attempt, now);
+                self.heard = true;
+                self.net.received_bytes += bytes as u64;
+                match command {
+                    Ok(command) => {
+                        self.net.commands += 1;
+                        log_command(&command);
+                        self.dispatch.handle_command(command, now);
+                    }
+                    Err(what) => {
+                        self.net.bad_commands += 1;
+                        log::warn!("the server sent {what}; it is passed over");
+                    }
+                }
+            }
+            // What it confirms is looked at before the next wait in any case.
+            Event::Credit => {}
+            Event::Pong(attempt) => {
+                self.session.handle_pong(attempt, now);
+                if self.is_current(attempt) {
+                    self.delivery.handle_pong();
+                }
+            }
+            Event::Ended(attempt, end) => {
+                if self.is_current(attempt) {
+                    self.handle_end(&end);
+                    self.session.handle_failed(attempt, now);
+                    if let Some(until) = self.session.waits_until() {
+                        log::info!("the next attempt is in {:.1} s", until.since(now) as f64 / 1000.0);
+                    }
+                }
+            }
+        }
+    }
+
+    fn handle_end(&mut self, end: &End) {
+        match end {
+            End::Dial(_) => self.net.connect_failures += 1,
+            End::Tls(_) | End::NoHttp2 => self.net.tls_failures += 1,
+            End::Center(_) => self.net.protocol_errors += 1,
+            End::Http2(_) | End::Http(_) | End::Status(_) | End::NoAnswer(_) => {}
+        }
+        // AgentCenter gives no reason when a message is too large for it; what has understood nothing gives none either.
+        let may_be_refusal = match end {
+            End::Status(Status { code: 0, .. }) => self.heard && self.ending == Ending::No,
+            End::Status(status) => status.is_too_large(),
+            _ => false,
+        };
+        if may_be_refusal {
+            self.delivery.handle_refused();
+        }
+        if end.is_too_many_pings() {
+            self.delivery.handle_too_many_pings();
+        }
+        match end {
+            End::Status(Status { code: 0, .. }) if self.session.is_half_closed() => self.delivery.handle_completed(),
+            _ => {}
+        }
+        match end {
+            End::Status(_) if self.session.is_half_closed() => log::debug!("{}: {end}", self.address),
+            _ => {
+                let what = format!("{}: {end}", self.address);
+                log::warn!("{what}");
+                self.note_failure(what);
+            }
+        }
+    }
+
+    fn handle_plugin(&mut self, event: PluginEvent) {
+        if let PluginEvent::Exited(name, _) = &event {
+            self.beat.handle_plugin_ended(name.as_str());
+        }
+        let now = self.clock.now();
+        self.plugins.handle_event(event, &self.pump, &mut self.dispatch, now);
+    }
+
+    fn handle_pump(&mut self, event: PumpEvent) {
+        match event {
+            PumpEvent::Closed(plug) => {
+                self.lose_frames();
+                self.plugins.handle_closed(plug);
+            }
+            PumpEvent::TaskRefused { token, reason } => self.refuse(token, &reason),
+        }
+    }
+
+    /// Whose records a plugin's are, and what may become of them.
+    fn origin(&self, name: &PluginName) -> Origin {
+        let own = self.settings.plugin.get(name.as_str());
+        Origin { source: self.delivery.source(name), may_drop: self.settings.plugins.may_drop(own) }
+    }
+
+    /// Counts what plugins sent that was no record.
+    fn lose_frames(&mut self) {
+        for (name, cause, frames, since) in self.plugins.take_lost_frames() {
+            self.delivery.lose_frames(&name, cause, frames, since);
+        }
+    }
+
+    fn begin(&mut self, attempt: Attempt, address: String) {
+        self.current = Some(attempt);
+        self.address = address;
+    }
+
+    fn close_transfer(&mut self) {
+        self.current = None;
+        self.transfer = None;
+        self.trial.iter_mut().for_each(Trial::handle_ended);
+        self.beat_at = None;
+        self.delivery.handle_ended(self.clock.now());
+    }
+
+    fn is_current(&self, attempt: Attempt) -> bool {
+        self.current == Some(attempt)
+    }
+
+    fn address_of(&self, target: Target) -> &Address {
+        match target {
+            Target::Discovered(i) => &self.discovered[i],
+            Target::Private(i) => &self.settings.server.private[i],
+            Target::Public(i) => &self.settings.server.public[i],
+        }
+    }
+}
+
+fn log_command(command: &Command) {
+    match command {
+        Command::Nothing => log::info!("the server sent a command with nothing in it: nothing changes"),
+        Command::PluginTask(task) => log::debug!("task {} for {:.80}", task.data_type, task.object_name),
+        Command::AgentTask { task: Ok(task), .. } => log::info!("task for the agent: {task:?}"),
+        Command::AgentTask { task: Err(_), .. } => {}
+        Command::Configuration(configuration) => {
+            let versions: Vec<_> =
+                configuration.plugins.iter().map(|plugin| format!("{} {:.40}", plugin.name, plugin.version)).collect();
+            log::info!("configuration of {} plugins: {}", versions.len(), versions.join(", "));
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! The plugins' processes: carrying out what the dispatch asks for, and telling it how that went.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::mem;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use elklet_core::command::{PluginConfig, PluginName};
+use elklet_core::dispatch::{Dispatch, Preparation};
+use elklet_core::frame::{self, Tally};
+use elklet_core::intake::Origin;
+use elklet_core::limits::MAX_PREPARATIONS;
+use elklet_core::losses::Cause;
+use elklet_core::time::Millis;
+use elklet_proto::grpc::Task;
+use rustix::process::{Pid, Signal};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+
+use crate::clock;
+use crate::config::Settings;
+use crate::fetch::{Cancel, Fetcher};
+use crate::plugin::{self, Applied, Confiner, Group, Prepared, Preparer, Spawned};
+use crate::pump::{PlugId, PluginStats, PumpHandle};
+use crate::status::Meter;
+
+/// A plugin that was asked to end is killed after this; the reference's time.
+const STOP_TIMEOUT_MS: u64 = 10_000;
+
+/// What happens to plugins without being asked for.
+#[derive(Debug)]
+pub(super) enum PluginEvent {
+    /// A preparation is over.
+    Prepared(PluginName, Preparation, Result<Prepared, String>),
+    /// The list of plugins was written to the disk, or was not.
+    Kept,
+    /// A process has ended; the text completes "plugin x ...".
+    Exited(PluginName, String),
+}
+
+/// A plugin's process.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) version: String,
+    pub(super) pid: u32,
+    pub(super) stats: Arc<PluginStats>,
+    pub(super) since: Millis,
+    /// Of records and their bytes.
+    pub(super) meter: Meter<2>,
+    /// The limits that it has, and how they are kept.
+    pub(super) limits: Vec<Applied>,
+    groups: Vec<Group>,
+    plug: PlugId,
+    kill_at: Option<Millis>,
+    /// It was asked to end.
+    stopping: bool,
+}
+
+impl Running {
+    /// Records that it has sent, and their bytes.
+    pub(super) fn sent(&self) -> [u64; 2] {
+        let tally = self.stats.tally();
+        [tally.records, tally.record_bytes]
+    }
+}
+
+/// A plugin's pipes that the pump has not closed yet.
+#[derive(Debug)]
+struct Open {
+    name: PluginName,
+    stats: Arc<PluginStats>,
+    /// Its counts when they were looked at for lost frames, and when that was.
+    told: Tally,
+    told_at: i64,
+}
+
+impl Open {
+    fn new(name: PluginName, stats: Arc<PluginStats>) -> Self {
+        Self { name, stats, told: Tally::default(), told_at: clock::unix_seconds() }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Plugins {
+    preparer: Arc<Preparer>,
+    confiner: Confiner,
+    running: BTreeMap<PluginName, Running>,
+    /// Preparations that have not begun, those that have not come back and are wanted, and those whose executable waits to be
+    /// started.
+    waiting: VecDeque<(Preparation, PluginConfig)>,
+    preparing: HashMap<Preparation, Arc<Cancel>>,
+    ready: HashMap<Preparation, Prepared>,
+    /// Threads that prepare, whether what they prepare is wanted still or not.
+    at_work: usize,
+    /// Whether a list is being written, and the one that is to be written after it.
+    keeping: bool,
+    to_keep: Option<Vec<PluginConfig>>,
+    /// The counts of plugs that the pump has not closed yet; a process may be gone by then.
+    open: HashMap<PlugId, Open>,
+    /// The counts of those that it has.
+    past: Tally,
+    /// Processes that have ended without being asked to.
+    deaths: u64,
+    events: UnboundedSender<PluginEvent>,
+}
+
+fn preparer(settings: &Settings) -> Preparer {
+    Preparer {
+        workdir: settings.workdir.clone(),
+        fetcher: Fetcher::new(settings.certs.join("ca.crt"), settings.proxies.clone()),
+        public_key: settings.plugins.public_key(),
+    }
+}
+
+impl Plugins {
+    pub(super) fn new(settings: &Settings) -> (Self, UnboundedReceiver<PluginEvent>) {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let plugins = Self {
+            preparer: Arc::new(preparer(settings)),
+            confiner: Confiner::new(settings),
+            running: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            preparing: HashMap::new(),
+            ready: HashMap::new(),
+            at_work: 0,
+            keeping: false,
+            to_keep: None,
+            open: HashMap::new(),
+            past: Tally::default(),
+            deaths: 0,
+            events,
+        };
+        (plugins, receiver)
+    }
+
+    /// Prepares by other settings from now on.
+    pub(super) fn configure(&mut self, settings: &Settings) {
+        self.preparer = Arc::new(preparer(settings));
+        self.confiner.configure(settings);
+    }
+
+    pub(super) fn prepare(&mut self, id: Preparation, config: PluginConfig) {
+        self.waiting.push_back((id, config));
+        self.set_to_work();
+    }
+
+    /// Begins as many preparations as there may be at once.
+    fn set_to_work(&mut self) {
+        while self.at_work < MAX_PREPARATIONS
+            && let Some((id, config)) = self.waiting.pop_front()
+        {
+            self.at_work += 1;
+            let cancel = Arc::new(Cancel::default());
+            self.preparing.insert(id, Arc::clone(&cancel));
+            let (preparer, events) = (Arc::clone(&self.preparer), self.events.clone());
+            tokio::task::spawn_blocking(move || {
+                let result = preparer.prepare(&config, &cancel);
+                let _ = events.send(PluginEvent::Prepared(config.name, id, result));
+            });
+        }
+    }
+
+    pub(super) fn forget(&mut self, id: Preparation) {
+        self.waiting.retain(|(waiting, _)| *waiting != id);
+        if let Some(cancel) = self.preparing.remove(&id) {
+            cancel.cancel();
+        }
+        if let Some(prepared) = self.ready.remove(&id) {
+            drop_aside(prepared);
+        }
+    }
+
+    /// Keeps the list of what is to run on the disk; the newest list counts.
+    pub(super) fn keep(&mut self, plugins: Vec<PluginConfig>) {
+        self.to_keep = Some(plugins);
+        self.write_kept();
+    }
+
+    fn write_kept(&mut self) {
+        if self.keeping {
+            return;
+        }
+        let Some(plugins) = self.to_keep.take() else { return };
+        self.keeping = true;
+        let (preparer, events) = (Arc::clone(&self.preparer), self.events.clone());
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = plugin::write_kept(&preparer.workdir, &plugins) {
+                log::error!("the list of plugins cannot be kept for a start without a server: {error}");
+            }
+            let _ = events.send(PluginEvent::Kept);
+        });
+    }
+
+    pub(super) fn spawn(
+        &mut self,
+        id: Preparation,
+        config: &PluginConfig,
+        origin: Origin,
+        pump: &mut PumpHandle,
+        dispatch: &mut Dispatch,
+        now: Millis,
+    ) {
+        let Some(mut prepared) = self.ready.remove(&id) else {
+            return dispatch.handle_spawn_failed(&config.name, "it was not prepared", now);
+        };
+        let spawned = plugin::spawn(&mut prepared, config, &mut self.confiner, now);
+        drop_aside(prepared);
+        match spawned {
+            Ok(Spawned { mut child, pid, pipes, limits, groups }) => {
+                log::info!("plugin {} version {} started as process {pid}", config.name, config.version);
+                let stats = Arc::new(PluginStats::default());
+                let plug = pump.plug(config.name.clone(), origin, pipes, Arc::clone(&stats));
+                self.open.insert(plug, Open::new(config.name.clone(), Arc::clone(&stats)));
+                let running = Running {
+                    version: config.version.clone(),
+                    pid,
+                    stats,
+                    since: now,
+                    meter: Meter::new(now),
+                    limits,
+                    groups,
+                    plug,
+                    kill_at: None,
+                    stopping: false,
+                };
+                self.running.insert(config.name.clone(), running);
+                let (name, events) = (config.name.clone(), self.events.clone());
+                tokio::spawn(async move {
+                    let how = match child.wait().await {
+                        Ok(status) => plugin::describe(status),
+                        Err(error) => format!("was lost sight of ({error})"),
+                    };
+                    let _ = events.send(PluginEvent::Exited(name, how));
+                });
+            }
+            Err(error) => dispatch.handle_spawn_failed(&config.name, &error.to_string(), now),
+        }
+    }
+
+    pub(super) fn stop(&mut self, name: &PluginName, pump: &PumpHandle, now: Millis) {
+        if let Some(running) = self.running.get_mut(name) {
+            pump.close_tasks(running.plug);
+            running.kill_at = Some(now + STOP_TIMEOUT_MS);
+            running.stopping = true;
+        }
+    }
+
+    pub(super) fn remove(&self, name: &PluginName) {
+        static REMOVED: AtomicU64 = AtomicU64::new(0);
+        let directory = self.directory(name);
+        let number = REMOVED.fetch_add(1, Ordering::Relaxed);
+        // It has gone from its place at once, so that the plugin may come again, and is deleted in its time.
+        let aside = self.preparer.workdir.join("tmp").join(format!("{name}.removed.{number}"));
+        let moved = std::fs::create_dir_all(self.preparer.workdir.join("tmp"));
+        match moved.and_then(|()| std::fs::rename(&directory, &aside)) {
+            Ok(()) => log::info!("plugin {name} is removed"),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+            Err(error) => return log::error!("plugin {name} cannot be removed: {}: {error}", directory.display()),
+        }
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = std::fs::remove_dir_all(&aside) {
+                log::warn!("{}: {error}", aside.display());
+            }
+        });
+    }
+
+    pub(super) fn forward(&self, name: &PluginName, task: Task, pump: &PumpHandle, dispatch: &mut Dispatch) {
+        match (self.running.get(name), frame::task_frame(&task)) {
+            (Some(running), Ok(frame)) => pump.task(running.plug, frame, task.token),
+            (None, _) => dispatch.handle_task_refused(task.token, &format!("plugin {name} is not running")),
+            (_, Err(bytes)) => {
+                let limit = elklet_core::limits::MAX_TASK_BYTES;
+                dispatch.handle_task_refused(task.token, &format!("a task of {bytes} bytes, the limit is {limit}"));
+            }
+        }
+    }
+
+    pub(super) fn handle_event(&mut self, event: PluginEvent, pump: &PumpHandle, dispatch: &mut Dispatch, now: Millis) {
+        match event {
+            PluginEvent::Prepared(name, id, result) => {
+                self.at_work -= 1;
+                self.set_to_work();
+                if self.preparing.remove(&id).is_none() {
+                    return result.into_iter().for_each(drop_aside);
+                }
+                match result {
+                    Ok(prepared) => {
+                        self.ready.insert(id, prepared);
+                        dispatch.handle_prepared(&name, id, now);
+                    }
+                    Err(reason) => dispatch.handle_preparation_failed(&name, id, &reason, now),
+                }
+            }
+            PluginEvent::Kept => {
+                self.keeping = false;
+                self.write_kept();
+            }
+            PluginEvent::Exited(name, how) => {
+                if let Some(running) = self.running.remove(&name) {
+                    // Of one that was not asked to end the dispatch complains.
+                    match running.stopping {
+                        true => log::info!("plugin {name} (process {}) {how}", running.pid),
+                        false => self.deaths += 1,
+                    }
+                    // What it may have started ends with it, so that nobody writes into its pipes any more.
+                    kill_group(running.pid);
+                    self.confiner.release(running.groups, now);
+                    pump.finish(running.plug);
+                }
+                dispatch.handle_exited(&name, &how, now);
+            }
+        }
+    }
+
+    /// The pump has read a plugin's pipes to their ends.
+    pub(super) fn handle_closed(&mut self, plug: PlugId) {
+        if let Some(open) = self.open.remove(&plug) {
+            self.past += open.stats.tally();
+        }
+    }
+
+    /// Frames that were no records, of whom, why, and since when; each is told once.
+    pub(super) fn take_lost_frames(&mut self) -> Vec<(PluginName, Cause, u64, i64)> {
+        let mut lost = Vec::new();
+        for Open { name, stats, told, told_at } in self.open.values_mut() {
+            let (before, since) = (mem::replace(told, stats.tally()), mem::replace(told_at, clock::unix_seconds()));
+            let more = [
+                (Cause::FrameTooLong, told.too_long - before.too_long),
+                (Cause::FrameInvalid, told.invalid - before.invalid),
+                (Cause::FrameTruncated, told.truncated - before.truncated),
+            ];
+            lost.extend(
+                more.into_iter()
+                    .filter(|(_, frames)| *frames > 0)
+                    .map(|(cause, frames)| (name.clone(), cause, frames, since)),
+            );
+        }
+        lost
+    }
+
+    /// What all plugins have sent since the agent started.
+    pub(super) fn tally(&self) -> Tally {
+        let mut tally = self.past;
+        self.open.values().for_each(|open| tally += open.stats.tally());
+        tally
+    }
+
+    /// Processes that have ended without being asked to, since the agent started.
+    pub(super) fn deaths(&self) -> u64 {
+        self.deaths
+    }
+
+    /// Ends every process at once.
+    pub(super) fn kill_all(&mut self) {
+        self.running.values().for_each(|running| kill_group(running.pid));
+    }
+
+    /// Kills those that were asked to end and did not.
+    pub(super) fn handle_timeout(&mut self, now: Millis) {
+        self.confiner.handle_timeout(now);
+        for (name, running) in &mut self.running {
+            if running.kill_at.is_some_and(|moment| moment <= now) {
+                log::warn!(
+                    "plugin {name} (process {}) did not end within {} s and is killed",
+                    running.pid,
+                    STOP_TIMEOUT_MS / 1000
+                );
+                kill_group(running.pid);
+                running.kill_at = None;
+            }
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Millis> {
+        self.running.values().filter_map(|running| running.kill_at).chain(self.confiner.poll_timeout()).min()
+    }
+
+    /// Whether all processes have ended and their pipes are read.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.running.is_empty() && self.open.is_empty()
+    }
+
+    pub(super) fn get(&self, name: &PluginName) -> Option<&Running> {
+        self.running.get(name)
+    }
+
+    pub(super) fn sample_rates(&mut self, now: Millis) {
+        for running in self.running.values_mut() {
+            running.meter.sample(now, running.sent());
+        }
+    }
+
+    pub(super) fn running(&self) -> impl Iterator<Item = (&PluginName, &Running)> {
+        self.running.iter()
+    }
+
+    pub(super) fn directory(&self, name: &PluginName) -> PathBuf {
+        plugin::directory(&self.preparer.workdir, name)
+    }
+}
+
+/// Drops what was prepared where nobody waits for it: files of a version that is not needed any more may be deleted with it.
+fn drop_aside(prepared: Prepared) {
+    if prepared.is_staged() {
+        tokio::task::spawn_blocking(move || drop(prepared));
+    }
+}
+
+/// Kills a plugin's process group, whatever is left of it.
+fn kill_group(leader: u32) {
+    if let Some(group) = i32::try_from(leader).ok().and_then(Pid::from_raw) {
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    }
+}

@@ -1,0 +1,137 @@
+//! Settings again on SIGHUP, and certificates again when they change: at SIGHUP, before each connection, and once a day.
+//!
+//! Settings that cannot be read change nothing, and so do certificates. A stream that the new settings do not lead to, or
+//! that was opened with other certificates, ends in order before the next one is opened: the plugins' records wait for that.
+
+use std::sync::Arc;
+
+use elklet_core::session::{Endpoints, Target};
+use elklet_core::time::Millis;
+
+use super::Agent;
+use super::ending::Ending;
+use crate::config::{Address, Scheme, Server, Settings};
+use crate::{clock, logging};
+
+/// How often certificates are looked at while nothing else asks for it.
+pub(super) const CERTIFICATES_INTERVAL_MS: u64 = 24 * 60 * 60 * 1000;
+
+impl Agent {
+    /// SIGHUP: reads file, environment and certificates again.
+    pub(super) fn reload(&mut self) {
+        if self.ending != Ending::No {
+            return;
+        }
+        match Settings::load(&self.flags, &self.environment) {
+            Ok(new) => self.apply(new),
+            Err(error) => log::warn!("SIGHUP: the settings stay as they were: {error}"),
+        }
+    }
+
+    /// Puts new settings into force, as far as they can be without a new start.
+    fn apply(&mut self, mut new: Settings) {
+        let old = &self.settings;
+        if new.workdir != old.workdir || new.buffer != old.buffer {
+            log::warn!("SIGHUP: workdir and [buffer] take effect at the next start only");
+            new.workdir.clone_from(&old.workdir);
+            new.buffer.clone_from(&old.buffer);
+        }
+        if (new.spool.bytes() == 0) != (old.spool.bytes() == 0) {
+            log::warn!("SIGHUP: whether there is a spool takes effect at the next start only");
+            new.spool.clone_from(&old.spool);
+        }
+        let keeps_stream = self.session.streaming_to().is_some_and(|target| leads_to(&new, old, target, &self.address));
+        let old = std::mem::replace(&mut self.settings, new);
+
+        logging::configure(&self.settings.log);
+        self.beat.set_place(&self.settings);
+        self.plugins.configure(&self.settings);
+        self.delivery.set_spool_bytes(self.settings.spool.bytes());
+        let has_new_certificates = self.refresh_certificates();
+        let new = &self.settings;
+        self.connector.proxies.clone_from(&new.proxies);
+        let changes = [
+            ("servers", old.server != new.server),
+            ("proxies", old.proxies != new.proxies),
+            ("certificates", has_new_certificates),
+            ("plugins", (&old.plugins, &old.plugin) != (&new.plugins, &new.plugin)),
+            ("upload", old.upload != new.upload),
+            ("spool", old.spool != new.spool),
+            ("log", old.log != new.log),
+            ("idc and region", (&old.idc, &old.region) != (&new.idc, &new.region)),
+        ];
+        let names: Vec<_> = changes.iter().filter(|(_, changed)| *changed).map(|(name, _)| *name).collect();
+        log::info!("SIGHUP: changed: {}", if names.is_empty() { "nothing".to_owned() } else { names.join(", ") });
+        if old.server != new.server || old.proxies != new.proxies || has_new_certificates {
+            let (endpoints, spread_ms) = (endpoints(&new.server), new.server.reconnect_spread_ms());
+            let keeps_stream = keeps_stream && !has_new_certificates;
+            self.session.handle_reconfigured(endpoints, spread_ms, keeps_stream, self.clock.now());
+        }
+    }
+
+    /// The host is in another region: the next stream goes to that one's servers. The one that is open stays, as it does in
+    /// the reference.
+    pub(super) fn follow_region(&mut self) {
+        if let Ok(Settings { server, .. }) = Settings::load(&self.flags, &self.environment)
+            && server != self.settings.server
+        {
+            self.settings.server = server;
+            let server = &self.settings.server;
+            let (endpoints, spread_ms) = (endpoints(server), server.reconnect_spread_ms());
+            self.session.handle_reconfigured(endpoints, spread_ms, true, self.clock.now());
+        }
+    }
+
+    /// Reads the certificates again if they have changed, and tells whether they are new.
+    pub(super) fn refresh_certificates(&mut self) -> bool {
+        match self.certificates.reread(&self.settings.certs, clock::unix_seconds()) {
+            None => false,
+            Some(Ok(())) => {
+                log::info!("new certificates in {}", self.certificates.directory().display());
+                self.connector.tls = Arc::clone(self.certificates.config());
+                self.warn_of_certificates();
+                true
+            }
+            Some(Err(error)) => {
+                log::warn!("the certificates stay as they were: {error}");
+                false
+            }
+        }
+    }
+
+    /// Says in the log which certificates are near their end.
+    pub(super) fn warn_of_certificates(&self) {
+        for warning in self.certificates.warnings(clock::unix_seconds()) {
+            log::warn!("{warning}");
+        }
+    }
+
+    /// A heartbeat is due: it tells how long the certificates are good for, and once a day they are looked at.
+    pub(super) fn look_after_certificates(&mut self, now: Millis) {
+        if now >= self.certificates_due {
+            self.certificates_due = now + CERTIFICATES_INTERVAL_MS;
+            if !self.refresh_certificates() {
+                self.warn_of_certificates();
+            }
+        }
+        self.beat.set_days_left(self.certificates.days_left(clock::unix_seconds()));
+    }
+}
+
+/// How many servers there are of each kind.
+pub(super) fn endpoints(server: &Server) -> Endpoints {
+    Endpoints { discovery: server.discovery.len(), private: server.private.len(), public: server.public.len() }
+}
+
+/// Whether new settings lead to the server to which the stream goes, and in the way in which the old ones do.
+fn leads_to(new: &Settings, old: &Settings, target: Target, address: &str) -> bool {
+    let listed = match target {
+        // What discovery hosts would name now is not known; the same ones are as good as before.
+        Target::Discovered(_) => return new.server.discovery == old.server.discovery && new.proxies == old.proxies,
+        Target::Private(_) => &new.server.private,
+        Target::Public(_) => &new.server.public,
+    };
+    let Ok(address) = address.parse::<Address>() else { return false };
+    let way = |settings: &Settings| settings.proxies.for_target(Scheme::Https, &address.host, address.port).cloned();
+    listed.contains(&address) && way(new) == way(old)
+}

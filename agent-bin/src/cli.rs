@@ -1,0 +1,219 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use lexopt::prelude::*;
+
+use crate::agent;
+use crate::config::{Environment, Flags, Settings};
+use crate::ctl;
+use crate::doctor;
+use crate::spool::{self, Look};
+use crate::status::{self, Page};
+use crate::update;
+
+/// Behind the program's name and version.
+const HELP: &str = " - a small agent for the Elkeid host security system
+
+Usage:
+  elklet run [--config FILE] [--workdir DIR] [--server HOST:PORT]... [--discovery HOST:PORT]...
+             [--public HOST:PORT]... [--certs DIR] [--log-stderr]
+  elklet status [--config FILE] [--workdir DIR] [--json | --metrics]
+  elklet doctor [--json] [the flags of run]
+  elklet spool ls|verify [--config FILE] [--workdir DIR]
+  elklet ctl [--workdir DIR] set|unset [--id ...] [--idc ...] [--region ...]     also by the name elkeidctl
+
+`status` asks the agent that runs in the work directory how it is: in words, as JSON or as Prometheus metrics. The same
+is at /status.txt, /status and /metrics of the socket elklet.sock there. `doctor` goes the way from here to every server
+that is configured, tells at which hop it ends (file, DNS, TCP, proxy, TLS, ALPN, gRPC, AgentCenter), and what to do about it.
+`spool` shows what lies on the disk for the server, or reads all of it and says what is damaged.
+
+Options:
+  --config FILE           settings as TOML; without it, elklet.toml in the work directory is read if there is one
+  --workdir DIR           where machine-id, log/, plugin/ and tmp/ are (default: the current directory)
+  --server HOST:PORT      an AgentCenter; may be repeated, tried in order
+  --discovery HOST:PORT   a service discovery host, asked before any --server is tried; may be repeated
+  --public HOST:PORT      an AgentCenter, tried after every --server; may be repeated
+  --certs DIR             where ca.crt, client.crt and client.key are (default: certs in the work directory)
+  --log-stderr            log to standard error too, beside log/elklet.log
+  -h, --help              this text
+  -V, --version           the version
+
+Flags come before the environment, and that before the file. elklet.example.toml describes every key of its sections:
+  [server] [regions.NAME] [proxy] [buffer] [spool] [plugins] [plugin.NAME] [upload] [update] [log]
+
+Environment, as in Elkeid's own agent:
+  SPECIFIED_AGENT_ID      the agent's id, verbatim; else it is derived from the hardware, or kept in machine-id
+  specified_idc, specified_region
+                          reported in the heartbeat; the region's servers may stand in [regions.NAME]
+  RUNTIME_MODE=DEBUG      logs more
+
+SIGHUP has file and certificates read again; a mistake in them changes nothing.
+
+Exit codes: 0 after SIGTERM, SIGINT or the server's shutdown task; 1 when the system refuses what the agent needs;
+2 for a wrong flag, file or certificate. `status`: 0 when the agent is connected (with --metrics, when it answers), 3 when
+it runs but is not connected, 1 when none runs, 2 for a wrong flag or file. `doctor`: 0 when all is well here and a server
+takes this agent, 1 when not, 2 for a wrong flag. `spool`: 1 when something is damaged.
+";
+
+/// The exit code of `elklet status` when the agent runs and has no stream.
+const NOT_CONNECTED: u8 = 3;
+
+enum Invocation {
+    Run(Flags),
+    Status(Flags, Page),
+    Doctor(Flags, bool),
+    Spool(Flags, Look),
+    Help,
+    Version,
+}
+
+/// The whole program, which is of this version.
+pub fn main(version: &'static str) -> ExitCode {
+    crate::version::set(version);
+    let mut words = std::env::args_os().peekable();
+    let name = words.next();
+    // As the reference's control program is called; `ctl` says the same.
+    let is_ctl = name.is_some_and(|name| Path::new(&name).file_name() == Some("elkeidctl".as_ref()));
+    if is_ctl || words.next_if(|word| word == "ctl").is_some() {
+        return match ctl::run(words) {
+            Ok(text) => print(&text),
+            Err(error) => fail(&agent::Failure::Settings(error)),
+        };
+    }
+    match parse(words) {
+        Ok(Invocation::Help) => print(&format!("elklet {version}{HELP}")),
+        Ok(Invocation::Version) => print(&format!("elklet {version}\n")),
+        Ok(Invocation::Run(flags)) => {
+            let ran = update::run(Settings::workdir_at_any_rate(&flags), |is_on_trial| {
+                agent::run(flags, Environment::current(), is_on_trial)
+            });
+            ran.map_or_else(|failure| fail(&failure), |()| ExitCode::SUCCESS)
+        }
+        Ok(Invocation::Status(flags, page)) => match Settings::workdir(&flags) {
+            Ok(workdir) => ask(&workdir, page),
+            Err(error) => fail(&agent::Failure::Settings(error)),
+        },
+        Ok(Invocation::Doctor(flags, json)) => match doctor::run(&flags, json) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => fail(&agent::Failure::System(error.to_string())),
+        },
+        Ok(Invocation::Spool(flags, what)) => match Settings::workdir(&flags) {
+            Ok(workdir) => look(&workdir, what),
+            Err(error) => fail(&agent::Failure::Settings(error)),
+        },
+        Err(error) => fail(&agent::Failure::Settings(format!("{error} (elklet --help tells more)"))),
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn fail(failure: &agent::Failure) -> ExitCode {
+    let _ = writeln!(io::stderr(), "elklet: {failure}");
+    match failure {
+        agent::Failure::Settings(_) => ExitCode::from(2),
+        agent::Failure::System(_) => ExitCode::FAILURE,
+    }
+}
+
+fn ask(workdir: &Path, page: Page) -> ExitCode {
+    match status::ask(workdir, page) {
+        Ok((text, connected)) => match print(&text) {
+            // Whoever collects metrics wants to hear of a lost connection as well.
+            ExitCode::SUCCESS if !connected && page != Page::Metrics => ExitCode::from(NOT_CONNECTED),
+            printed => printed,
+        },
+        Err((text, why)) => {
+            let _ = print(&text);
+            fail(&agent::Failure::System(why))
+        }
+    }
+}
+
+fn look(workdir: &Path, what: Look) -> ExitCode {
+    let directory = workdir.join(spool::DIRECTORY);
+    match spool::look(&directory, what) {
+        Ok((text, false)) => print(&text),
+        Ok((text, true)) => {
+            let _ = print(&text);
+            ExitCode::FAILURE
+        }
+        Err(error) => fail(&agent::Failure::System(format!("{}: {error}", directory.display()))),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    Run,
+    Status,
+    Doctor,
+    Spool,
+}
+
+fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Invocation, lexopt::Error> {
+    let mut parser = lexopt::Parser::from_args(arguments);
+    let mut flags = Flags::default();
+    let mut page = Page::default();
+    let mut command = None;
+    let mut what = None;
+    while let Some(argument) = parser.next()? {
+        // A doctor is told what an agent would be.
+        let runs = matches!(command, Some(Word::Run | Word::Doctor));
+        let asks = command == Some(Word::Status);
+        let looks = command == Some(Word::Spool);
+        match argument {
+            Short('h') | Long("help") => return Ok(Invocation::Help),
+            Short('V') | Long("version") => return Ok(Invocation::Version),
+            Value(word) if command.is_none() => {
+                command = Some(match word.to_str() {
+                    Some("run") => Word::Run,
+                    Some("status") => Word::Status,
+                    Some("doctor") => Word::Doctor,
+                    Some("spool") => Word::Spool,
+                    _ => return Err(format!("unknown command {word:?}, expected run, status, doctor or spool").into()),
+                });
+            }
+            Value(word) if looks && what.is_none() => {
+                what = Some(match word.to_str() {
+                    Some("ls") => Look::List,
+                    Some("verify") => Look::Verify,
+                    _ => return Err(format!("unknown word {word:?}, expected ls or verify").into()),
+                });
+            }
+            Long("config") if runs || asks || looks => flags.config = Some(path(&mut parser)?),
+            Long("workdir") if runs || asks || looks => flags.workdir = Some(path(&mut parser)?),
+            Long("certs") if runs => flags.certs = Some(path(&mut parser)?),
+            Long("server") if runs => flags.servers.push(parser.value()?.string()?),
+            Long("public") if runs => flags.public.push(parser.value()?.string()?),
+            Long("discovery") if runs => flags.discovery.push(parser.value()?.string()?),
+            Long("log-stderr") if runs => flags.log_stderr = true,
+            Long("json") if command == Some(Word::Doctor) => page = Page::Json,
+            Long("json") if asks && page == Page::Text => page = Page::Json,
+            Long("metrics") if asks && page == Page::Text => page = Page::Metrics,
+            other => return Err(other.unexpected()),
+        }
+    }
+    match command {
+        Some(Word::Run) => Ok(Invocation::Run(flags)),
+        Some(Word::Status) => Ok(Invocation::Status(flags, page)),
+        Some(Word::Doctor) => Ok(Invocation::Doctor(flags, page == Page::Json)),
+        Some(Word::Spool) => match what {
+            Some(what) => Ok(Invocation::Spool(flags, what)),
+            None => Err("spool what? expected ls or verify".into()),
+        },
+        None => Err("no command given, expected run, status, doctor or spool".into()),
+    }
+}
+
+fn path(parser: &mut lexopt::Parser) -> Result<PathBuf, lexopt::Error> {
+    Ok(PathBuf::from(parser.value()?))
+}

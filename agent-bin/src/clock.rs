@@ -1,0 +1,33 @@
+//! The one place where the agent looks at a clock.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use elklet_core::time::Millis;
+
+/// Monotonic milliseconds since the clock was made; copies share their origin.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    origin: Instant,
+}
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self { origin: Instant::now() }
+    }
+
+    pub(crate) fn now(self) -> Millis {
+        // 584 million years fit.
+        Millis(u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// The moment as tokio's timers take it.
+    pub(crate) fn instant(self, moment: Millis) -> Instant {
+        self.origin.checked_add(Duration::from_millis(moment.0)).unwrap_or(self.origin)
+    }
+}
+
+/// Seconds since 1970 by the wall clock, as record timestamps have them; 0 before 1970.
+pub(crate) fn unix_seconds() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,70 @@
+//! The file: found, read, and what is wrong with it said in one line with its place.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+
+use super::{Flags, Settings};
+
+/// The file that is read from the work directory when no other is named.
+const DEFAULT_FILE: &str = "elklet.toml";
+
+/// Reads the file that the flags name, or the one in the work directory; without either, every key has its default.
+///
+/// # Errors
+/// One line: file, line, key, what is wrong.
+pub(super) fn read(flags: &Flags) -> Result<Settings, String> {
+    let path = path(flags);
+    match flags.config.is_none() && !path.exists() {
+        true => Ok(Settings::default()),
+        false => read_from(&path),
+    }
+}
+
+fn path(flags: &Flags) -> PathBuf {
+    let in_workdir = || flags.workdir.as_deref().unwrap_or(Path::new("")).join(DEFAULT_FILE);
+    flags.config.clone().unwrap_or_else(in_workdir)
+}
+
+/// The work directory that the file names, whatever else stands in it.
+pub(super) fn workdir(flags: &Flags) -> Option<PathBuf> {
+    #[derive(serde::Deserialize)]
+    struct Workdir {
+        workdir: PathBuf,
+    }
+    let text = fs::read_to_string(path(flags)).ok()?;
+    toml::from_str(&text).ok().map(|Workdir { workdir }| workdir)
+}
+
+fn read_from(path: &PathBuf) -> Result<Settings, String> {
+    let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    parse(&text).map_err(|(line, what)| format!("{}:{line}: {what}", path.display()))
+}
+
+/// The settings, or a line and what is wrong there.
+pub(super) fn parse(text: &str) -> Result<Settings, (usize, String)> {
+    toml::from_str(text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start.min(text.len()));
+        let line = 1 + text[..at].matches('\n').count();
+        let message = error.message().replace('\n', " ");
+        match DeTable::parse(text).ok().and_then(|table| key_at(table.get_ref(), at)) {
+            Some(key) => (line, format!("{key}: {message}")),
+            None => (line, message),
+        }
+    })
+}
+
+/// The dotted key that stands at this place, or whose value does.
+fn key_at(table: &DeTable<'_>, at: usize) -> Option<String> {
+    table.iter().find_map(|(key, value)| {
+        let inner = match value.get_ref() {
+            DeValue::Table(table) => key_at(table, at),
+            _ => None,
+        };
+        match inner {
+            Some(inner) => Some(format!("{}.{inner}", key.get_ref())),
+            None => (key.span().contains(&at) || value.span().contains(&at)).then(|| key.get_ref().to_string()),
+        }
+    })
+}

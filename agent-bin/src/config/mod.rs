@@ -1,0 +1,355 @@
+//! What the agent was told on its command line, in its file and in its environment, checked once.
+//!
+//! A section of the file is a struct in a file of its own here, deserialised with its defaults, and a field of [`Settings`].
+//! `elklet.example.toml` has every key; a test holds the two together.
+
+mod buffer;
+mod file;
+mod log;
+mod plugins;
+mod proxy;
+mod server;
+mod spool;
+mod update;
+mod upload;
+mod value;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use self::buffer::Buffer;
+pub(crate) use self::log::Log;
+pub(crate) use self::plugins::{Confinement, Plugin, Plugins};
+pub(crate) use self::proxy::{Proxies, Proxy, Scheme};
+pub(crate) use self::server::{Address, Server};
+use self::spool::Spool;
+pub(crate) use self::update::Update;
+pub(crate) use self::upload::Upload;
+use crate::specified::{Key, Specified};
+
+/// The idc and the region of a host that was told of none, as in the reference.
+const DEFAULT_NAME: &str = "default";
+
+/// What the command line says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Flags {
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) workdir: Option<PathBuf>,
+    pub(crate) servers: Vec<String>,
+    pub(crate) discovery: Vec<String>,
+    pub(crate) public: Vec<String>,
+    pub(crate) certs: Option<PathBuf>,
+    pub(crate) log_stderr: bool,
+}
+
+/// What the environment says, in the reference's variables.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Environment {
+    /// `SPECIFIED_AGENT_ID`.
+    pub(crate) agent_id: Option<OsString>,
+    /// `specified_idc`.
+    pub(crate) idc: Option<String>,
+    /// `specified_region`.
+    pub(crate) region: Option<String>,
+    /// `RUNTIME_MODE=DEBUG`.
+    pub(crate) debug: bool,
+    proxy: proxy::Environment,
+}
+
+impl Environment {
+    pub(crate) fn current() -> Self {
+        let text = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
+        Self {
+            agent_id: std::env::var_os("SPECIFIED_AGENT_ID"),
+            idc: text("specified_idc"),
+            region: text("specified_region"),
+            debug: text("RUNTIME_MODE").is_some_and(|mode| mode == "DEBUG"),
+            proxy: proxy::Environment::current(),
+        }
+    }
+}
+
+/// Everything that the agent runs by.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Settings {
+    /// Absolute, once everything is put together.
+    pub(crate) workdir: PathBuf,
+    /// The certificates' directory; one from the file is taken from the work directory.
+    pub(crate) certs: PathBuf,
+    pub(crate) idc: String,
+    pub(crate) region: String,
+    /// The servers of this host's region, once everything is put together.
+    pub(crate) server: Server,
+    /// Those of the regions that have servers of their own.
+    pub(crate) regions: BTreeMap<String, Server>,
+    proxy: proxy::Section,
+    pub(crate) buffer: Buffer,
+    pub(crate) plugins: Plugins,
+    /// By name, those that have a section of their own.
+    pub(crate) plugin: BTreeMap<String, Plugin>,
+    pub(crate) spool: Spool,
+    pub(crate) log: Log,
+    /// Of `[proxy]` and the environment.
+    #[serde(skip)]
+    pub(crate) proxies: Proxies,
+    pub(crate) upload: Upload,
+    pub(crate) update: Update,
+    /// `SPECIFIED_AGENT_ID`, or the one in `specified_env`.
+    #[serde(skip)]
+    pub(crate) agent_id: Option<OsString>,
+    /// There are servers for hosts of any region.
+    #[serde(skip)]
+    any_region: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            workdir: PathBuf::from("."),
+            certs: PathBuf::from("certs"),
+            idc: DEFAULT_NAME.to_owned(),
+            region: DEFAULT_NAME.to_owned(),
+            server: Server::default(),
+            regions: BTreeMap::new(),
+            proxy: proxy::Section::default(),
+            buffer: Buffer::default(),
+            plugins: Plugins::default(),
+            plugin: BTreeMap::new(),
+            spool: Spool::default(),
+            log: Log::default(),
+            proxies: Proxies::default(),
+            upload: Upload::default(),
+            update: Update::default(),
+            agent_id: None,
+            any_region: false,
+        }
+    }
+}
+
+impl Settings {
+    /// Puts flags, environment and file together, in this order of precedence, key by key.
+    ///
+    /// # Errors
+    /// One line that says what is wrong, where, and what was expected.
+    pub(crate) fn load(flags: &Flags, environment: &Environment) -> Result<Self, String> {
+        let mut settings = file::read(flags)?;
+        if let Some(workdir) = &flags.workdir {
+            settings.workdir.clone_from(workdir);
+        }
+        let workdir = &settings.workdir;
+        let absolute =
+            fs::canonicalize(workdir).map_err(|error| format!("work directory {}: {error}", workdir.display()))?;
+        if !absolute.is_dir() {
+            return Err(format!("work directory {}: is no directory", workdir.display()));
+        }
+        settings.certs = flags.certs.clone().unwrap_or_else(|| absolute.join(&settings.certs));
+        settings.workdir = absolute;
+        settings.log.stderr |= flags.log_stderr;
+        settings.log.debug |= environment.debug;
+        settings.agent_id.clone_from(&environment.agent_id);
+        // The environment has what the file said when the service was started.
+        let specified = Specified::read(&settings.workdir)?;
+        let said = |key, by_environment: &Option<String>| {
+            specified.value(key).map(str::to_owned).or_else(|| by_environment.clone())
+        };
+        if let Some(idc) = said(Key::Idc, &environment.idc) {
+            settings.idc = idc;
+        }
+        if let Some(region) = said(Key::Region, &environment.region) {
+            settings.region = region;
+        }
+        if settings.agent_id.as_ref().is_none_or(|id| id.is_empty()) {
+            settings.agent_id = specified.value(Key::Id).map(OsString::from);
+        }
+        settings.proxies = Proxies::new(&settings.proxy, &environment.proxy)?;
+        settings.choose_servers(flags)?;
+        Ok(settings)
+    }
+
+    /// The work directory alone; what else stands in the file may be wrong if the flags name the directory.
+    ///
+    /// # Errors
+    /// As [`Settings::load`].
+    pub(crate) fn workdir(flags: &Flags) -> Result<PathBuf, String> {
+        match &flags.workdir {
+            Some(workdir) => Ok(workdir.clone()),
+            None => Ok(file::read(flags)?.workdir),
+        }
+    }
+
+    /// Whether there are servers for hosts of a region.
+    pub(crate) fn has_region(&self, region: &str) -> bool {
+        self.any_region || self.regions.contains_key(region)
+    }
+
+    /// The work directory, absolute, whatever else is wrong with the flags or the file.
+    pub(crate) fn workdir_at_any_rate(flags: &Flags) -> PathBuf {
+        let workdir = flags.workdir.clone().or_else(|| file::workdir(flags)).unwrap_or_else(|| PathBuf::from("."));
+        fs::canonicalize(&workdir).unwrap_or(workdir)
+    }
+
+    /// A region's own servers come before those of `[server]`, and the flags' before either.
+    fn choose_servers(&mut self, flags: &Flags) -> Result<(), String> {
+        if !self.server.is_empty()
+            || !flags.discovery.is_empty()
+            || !flags.servers.is_empty()
+            || !flags.public.is_empty()
+        {
+            self.any_region = true;
+        }
+        if let Some(own) = self.regions.get(&self.region) {
+            self.server = own.clone();
+        }
+        for (flag, given, servers) in [
+            ("--discovery", &flags.discovery, &mut self.server.discovery),
+            ("--server", &flags.servers, &mut self.server.private),
+            ("--public", &flags.public, &mut self.server.public),
+        ] {
+            if !given.is_empty() {
+                let parsed = given.iter().map(|address| address.parse()).collect::<Result<_, String>>();
+                *servers = parsed.map_err(|error| format!("{flag}: {error}"))?;
+            }
+        }
+        if self.server.is_empty() {
+            let region = &self.region;
+            return Err(match self.regions.is_empty() {
+                true => "no server: name one with --server HOST:PORT or --discovery HOST:PORT, or in the [server] section of the file".to_owned(),
+                false => format!("no server for region {region:?}: neither [regions.{region}] nor [server] names one"),
+            });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    fn flags(workdir: &Path) -> Flags {
+        Flags { workdir: Some(workdir.to_owned()), ..Flags::default() }
+    }
+
+    fn load_as(file: &str, region: Option<&str>) -> Result<Settings, String> {
+        let workdir = tempfile::tempdir().expect("a directory");
+        fs::write(workdir.path().join("elklet.toml"), file).expect("writable");
+        let environment = Environment { region: region.map(str::to_owned), ..Environment::default() };
+        Settings::load(&flags(workdir.path()), &environment)
+    }
+
+    fn addresses(texts: &[&str]) -> Vec<Address> {
+        texts.iter().map(|text| text.parse().expect("an address")).collect()
+    }
+
+    #[test]
+    fn flags_come_before_the_file() {
+        let workdir = tempfile::tempdir().expect("a directory");
+        let file = "certs = \"/a\"\n[server]\nprivate = [\"a:1\"]\npublic = [\"b:2\"]\n[buffer]\narena_kib = 256\n";
+        fs::write(workdir.path().join("elklet.toml"), file).expect("writable");
+        let given = Flags { servers: vec!["c:3".into()], certs: Some("/c".into()), ..flags(workdir.path()) };
+        let settings = Settings::load(&given, &Environment::default()).expect("valid");
+        assert_eq!(settings.server.private, addresses(&["c:3"]));
+        assert_eq!(settings.server.public, addresses(&["b:2"]));
+        assert_eq!((settings.certs, settings.buffer.arena_bytes()), (PathBuf::from("/c"), 256 << 10));
+    }
+
+    /// The example's text, and the same with every key in force.
+    fn example() -> (&'static str, String) {
+        let text = include_str!("../../elklet.example.toml");
+        let uncommented: Vec<_> = text
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with([' ', '#'])).unwrap_or(line))
+            .collect();
+        (text, uncommented.join("\n"))
+    }
+
+    /// The keys of a table and of those in it, dotted.
+    fn keys(of: &serde_json::Value, prefix: &str, into: &mut BTreeSet<String>) {
+        let Some(table) = of.as_object() else { return };
+        for (key, value) in table {
+            let key = format!("{prefix}{key}");
+            keys(value, &format!("{key}."), into);
+            if !value.is_object() {
+                into.insert(key);
+            }
+        }
+    }
+
+    #[test]
+    fn the_example_changes_nothing_as_it_is() {
+        let (text, _) = example();
+        assert_eq!(file::parse(text), Ok(Settings::default()));
+    }
+
+    #[test]
+    fn the_example_has_every_key_with_its_default() {
+        let (_, uncommented) = example();
+        let mut settings = file::parse(&uncommented).expect("it is valid");
+        // What there may be any number of has one of each as an example, with nothing but defaults in it.
+        assert_eq!(settings.regions.remove("eu"), Some(Server::default()));
+        let collector = settings.plugin.remove("collector");
+        assert_eq!(settings.plugins.confinement(collector.as_ref()), settings.plugins.confinement(None));
+        assert_eq!(settings, Settings::default());
+
+        settings.regions.insert("eu".to_owned(), Server::default());
+        settings.plugin.insert("collector".to_owned(), Plugin::default());
+        let mut expected = BTreeSet::new();
+        keys(&serde_json::to_value(&settings).expect("it has no odd keys"), "", &mut expected);
+        let written: toml::Table = uncommented.parse().expect("it is TOML");
+        let mut found = BTreeSet::new();
+        keys(&serde_json::to_value(&written).expect("it has no odd keys"), "", &mut found);
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_region_has_servers_of_its_own_or_those_of_all() {
+        let file = "[server]\nprivate = [\"a:1\"]\n[regions.eu]\npublic = [\"b:2\"]\n";
+        let eu = load_as(file, Some("eu")).expect("valid");
+        assert_eq!((&eu.server.private[..], &eu.server.public[..]), (&[][..], &addresses(&["b:2"])[..]));
+        for region in [None, Some("us")] {
+            let other = load_as(file, region).expect("valid");
+            assert_eq!(other.server.private, addresses(&["a:1"]));
+        }
+        let error = load_as("[regions.eu]\npublic = [\"b:2\"]\n", Some("us")).expect_err("no server");
+        assert_eq!(error, "no server for region \"us\": neither [regions.us] nor [server] names one");
+        let named = load_as("region = \"eu\"\n[regions.eu]\npublic = [\"b:2\"]\n", None).expect("valid");
+        assert_eq!(named.server.public, addresses(&["b:2"]));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_one_line_with_its_place() {
+        for (file, expected) in [
+            ("\n\nserver = 3\n", "elklet.toml:3: server: "),
+            ("[server]\nprivat = []\n", "elklet.toml:2: server.privat: unknown field `privat`"),
+            (
+                "[server]\nprivate = [\n\"nowhere\"]\n",
+                "elklet.toml:2: server.private: \"nowhere\" is no address, expected",
+            ),
+            ("[regions.eu]\npublic = [\"b\"]\n", "elklet.toml:2: regions.eu.public: \"b\" is no address"),
+            (
+                "[server]\nprivate = [\"a:1\"]\n[buffer]\narena_kib = 1\n",
+                "elklet.toml:4: buffer.arena_kib: 1 is out of bounds, expected 128 to 8192",
+            ),
+            ("[log]\nstderr = 1\n", "elklet.toml:2: log.stderr: "),
+            ("[log]\nstderr = true\nstderr = true\n", "elklet.toml:3: "),
+            (
+                "[server]\nreconnect_spread_s = 0\n",
+                "elklet.toml:2: server.reconnect_spread_s: 0 is out of bounds, expected 1 to 3600",
+            ),
+            ("[upload]\nallow = [\"var\"]\n", "elklet.toml:2: upload.allow: \"var\" is no absolute path, expected one"),
+            ("[lok]\n", "elklet.toml:1: lok: unknown field `lok`"),
+            ("", "no server: name one"),
+        ] {
+            let error = load_as(file, None).expect_err(file);
+            assert!(error.contains(expected) && !error.contains('\n'), "{expected}\n{error}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! `[plugins]` and `[plugin.NAME]`: who has to vouch for plugins, and what a plugin may do.
+
+use serde::Deserialize;
+
+use super::value::Within;
+use crate::plugin::PublicKey;
+
+/// What holds for every plugin.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Plugins {
+    public_key: Key,
+    memory_mib: MemoryMib,
+    cpu_percent: CpuPercent,
+    processes: Processes,
+    open_files: OpenFiles,
+    no_new_privs: bool,
+    end_with_agent: bool,
+    when_full: WhenFull,
+}
+
+/// What holds for one plugin in place of the same key of [`Plugins`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Plugin {
+    memory_mib: Option<MemoryMib>,
+    cpu_percent: Option<CpuPercent>,
+    processes: Option<Processes>,
+    open_files: Option<OpenFiles>,
+    no_new_privs: Option<bool>,
+    end_with_agent: Option<bool>,
+    when_full: Option<WhenFull>,
+}
+
+/// What happens to a plugin's records when there is no server and no room for them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "snake_case")]
+enum WhenFull {
+    /// The oldest records of all plugins go, and are counted.
+    #[default]
+    DropOldest,
+    /// The plugin is not read until there is room.
+    Wait,
+}
+
+/// 0 is no limit, as with the others.
+type MemoryMib = Within<0, { 1 << 20 }>;
+type CpuPercent = Within<0, 100_000>;
+type Processes = Within<0, { 1 << 20 }>;
+type OpenFiles = Within<0, { 1 << 20 }>;
+
+/// A public key, or the empty text for none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+struct Key(Option<PublicKey>);
+
+impl TryFrom<String> for Key {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match &*text {
+            "" => Ok(Self(None)),
+            text => text.parse().map(|key| Self(Some(key))),
+        }
+    }
+}
+
+#[cfg(test)]
+impl serde::Serialize for Key {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0.map(|key| key.to_string()).unwrap_or_default())
+    }
+}
+
+impl Default for Plugins {
+    fn default() -> Self {
+        Self {
+            public_key: Key::default(),
+            memory_mib: MemoryMib::new(0),
+            cpu_percent: CpuPercent::new(0),
+            processes: Processes::new(0),
+            open_files: OpenFiles::new(0),
+            no_new_privs: true,
+            end_with_agent: true,
+            when_full: WhenFull::default(),
+        }
+    }
+}
+
+/// What one plugin may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Confinement {
+    /// Bytes of memory.
+    pub(crate) memory: Option<u64>,
+    /// Hundredths of one processor.
+    pub(crate) cpu_percent: Option<u64>,
+    /// Processes and threads.
+    pub(crate) processes: Option<u64>,
+    /// Open files of each process.
+    pub(crate) open_files: Option<u64>,
+    /// No program that it starts has more rights than it has itself.
+    pub(crate) no_new_privs: bool,
+    /// It is killed when the agent ends without stopping it.
+    pub(crate) end_with_agent: bool,
+}
+
+impl Plugins {
+    /// Who has to vouch for what is started, if anybody.
+    pub(crate) fn public_key(&self) -> Option<PublicKey> {
+        self.public_key.0
+    }
+
+    /// Whether the oldest records may go for those of a plugin that has the section `own`, if it has one.
+    pub(crate) fn may_drop(&self, own: Option<&Plugin>) -> bool {
+        own.and_then(|own| own.when_full).unwrap_or(self.when_full) == WhenFull::DropOldest
+    }
+
+    /// What a plugin may do that has the section `own`, if it has one.
+    pub(crate) fn confinement(&self, own: Option<&Plugin>) -> Confinement {
+        let none = Plugin::default();
+        let own = own.unwrap_or(&none);
+        let limit = |value: u32| (value != 0).then_some(u64::from(value));
+        Confinement {
+            memory: limit(own.memory_mib.unwrap_or(self.memory_mib).value()).map(|mib| mib << 20),
+            cpu_percent: limit(own.cpu_percent.unwrap_or(self.cpu_percent).value()),
+            processes: limit(own.processes.unwrap_or(self.processes).value()),
+            open_files: limit(own.open_files.unwrap_or(self.open_files).value()),
+            no_new_privs: own.no_new_privs.unwrap_or(self.no_new_privs),
+            end_with_agent: own.end_with_agent.unwrap_or(self.end_with_agent),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugins_own_section_comes_before_that_of_all() {
+        let all: Plugins = toml::from_str("memory_mib = 100\ncpu_percent = 50\nno_new_privs = false").expect("valid");
+        let own: Plugin = toml::from_str("memory_mib = 200\ncpu_percent = 0\nend_with_agent = false").expect("valid");
+        let Confinement { memory, cpu_percent, processes, no_new_privs, end_with_agent, .. } =
+            all.confinement(Some(&own));
+        assert_eq!((memory, cpu_percent, processes), (Some(200 << 20), None, None));
+        assert!(!no_new_privs && !end_with_agent);
+        assert_eq!(all.confinement(None).memory, Some(100 << 20));
+        let own: Plugin = toml::from_str("when_full = \"wait\"").expect("valid");
+        assert!(all.may_drop(None) && !all.may_drop(Some(&own)));
+        let error = toml::from_str::<Plugins>("public_key = \"AAAA\"").expect_err("too short");
+        assert!(error.message().contains("\"AAAA\" is not the Base64 of an ed25519 key's 32 bytes"), "{error}");
+    }
+}

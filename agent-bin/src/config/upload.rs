@@ -1,0 +1,51 @@
+//! `[upload]`: which files the server may ask for.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Which files the server may ask for (task 1050).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Upload {
+    /// Files, and directories with all that is below; nothing else is sent.
+    pub(crate) allow: Vec<AbsolutePath>,
+}
+
+impl Default for Upload {
+    /// Any file, as the reference has it: whoever may send plugins to run as root can read what he likes.
+    fn default() -> Self {
+        Self { allow: vec![AbsolutePath(PathBuf::from("/"))] }
+    }
+}
+
+#[cfg(test)]
+impl Upload {
+    pub(crate) fn of(allow: &[&Path]) -> Self {
+        Self { allow: allow.iter().map(|path| AbsolutePath(path.to_path_buf())).collect() }
+    }
+}
+
+/// A path from the root on.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(try_from = "PathBuf")]
+pub(crate) struct AbsolutePath(PathBuf);
+
+impl AbsolutePath {
+    pub(crate) fn as_path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl TryFrom<PathBuf> for AbsolutePath {
+    type Error = String;
+
+    fn try_from(path: PathBuf) -> Result<Self, String> {
+        match path.is_absolute() {
+            true => Ok(Self(path)),
+            false => Err(format!("{:?} is no absolute path, expected one as in /var/log", path.display().to_string())),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What of the reference's `elkeidctl` an agent needs that is started by its service manager: `elklet ctl`, or the program
+//! called by the name `elkeidctl`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use lexopt::prelude::*;
+
+use crate::specified::{self, Key};
+
+/// The reference's work directory.
+const DEFAULT_WORKDIR: &str = "/etc/elkeid";
+
+pub(crate) const HELP: &str = "Usage:
+  elkeidctl [--workdir DIR] set [--id ID] [--idc IDC] [--region REGION] [--service_type systemd|sysvinit]
+  elkeidctl [--workdir DIR] unset [--id] [--idc] [--region] [--service_type]
+
+Writes specified_env in the work directory (default: /etc/elkeid), which the agent reads at its start.
+";
+
+/// The reference's other commands, which are the service manager's.
+const OTHERS: [&str; 9] =
+    ["start", "stop", "restart", "status", "enable", "disable", "check", "service-reload", "cleanup"];
+
+/// Does what the words say; the text is for standard output.
+///
+/// # Errors
+/// What is wrong with the words, or could not be done.
+pub(crate) fn run(words: impl IntoIterator<Item = OsString>) -> Result<String, String> {
+    let mut parser = lexopt::Parser::from_args(words);
+    parse(&mut parser).map_err(|error| error.to_string())
+}
+
+fn parse(parser: &mut lexopt::Parser) -> Result<String, lexopt::Error> {
+    let mut workdir = PathBuf::from(DEFAULT_WORKDIR);
+    let mut sets = None;
+    let mut changes: Vec<(Key, Option<String>)> = Vec::new();
+    while let Some(argument) = parser.next()? {
+        let key = match argument {
+            Long(name) => Key::ALL.into_iter().find(|key| key.word() == name),
+            _ => None,
+        };
+        match argument {
+            Short('h') | Long("help") => return Ok(HELP.to_owned()),
+            Long("workdir") => workdir = parser.value()?.into(),
+            Value(word) if sets.is_none() => match word.to_str() {
+                Some("set") => sets = Some(true),
+                Some("unset") => sets = Some(false),
+                Some(word) if OTHERS.contains(&word) => {
+                    return Err(format!(
+                        "{word} is the service manager's business here, as in systemctl {word} elkeid-agent; \
+                         how the agent is, elklet status says"
+                    )
+                    .into());
+                }
+                _ => return Err(format!("unknown command {word:?}, expected set or unset").into()),
+            },
+            other => match (key, sets) {
+                (Some(key), Some(true)) => changes.push((key, Some(parser.value()?.string()?))),
+                (Some(key), Some(false)) => changes.push((key, None)),
+                _ => return Err(other.unexpected()),
+            },
+        }
+    }
+    if sets.is_none() || changes.is_empty() {
+        return Err("nothing to do, expected set or unset, and what (elkeidctl --help tells more)".into());
+    }
+    let changes: Vec<_> = changes.iter().map(|(key, value)| (*key, value.as_deref())).collect();
+    specified::change(&workdir, &changes)?;
+    Ok(String::new())
+}

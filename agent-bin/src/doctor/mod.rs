@@ -1,0 +1,284 @@
+//! `elklet doctor`: walks the way from this host's configuration to a server's acceptance of this agent, and says where it
+//! ends and what to do about it.
+//!
+//! It connects as the agent does, by the agent's own code, and opens a Transfer stream under the agent's id that carries no
+//! record. While the agent itself runs, nothing is sent on that stream: its id belongs to the agent.
+
+mod hops;
+mod visit;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use elklet_core::envelope::{Envelope, Sender};
+use rustix::fs::{Access, access, statvfs};
+use serde::Serialize;
+
+use self::hops::{HOPS, judge};
+use crate::clock;
+use crate::config::{Address, Environment, Flags, Scheme, Settings};
+use crate::host::{HostRoot, find_id, hostname};
+use crate::net::{Certificates, Compressor, discover};
+use crate::status::{self, Page};
+use crate::version;
+
+/// Bytes that the work directory's file system should have free: the log takes 11 MB with its old files.
+const LEAST_FREE_BYTES: u64 = 16 << 20;
+
+/// What became of one hop.
+#[derive(Debug, Serialize)]
+struct Finding {
+    /// The server that it is on the way to; nothing for what is this host's own.
+    server: Option<String>,
+    hop: &'static str,
+    verdict: Verdict,
+    detail: String,
+    /// What to do about it.
+    advice: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+enum Verdict {
+    #[serde(rename = "ok")]
+    Ok,
+    #[serde(rename = "FAILED")]
+    Failed,
+    #[serde(rename = "skipped")]
+    Skipped,
+}
+
+impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed => "FAILED",
+            Self::Skipped => "skipped",
+        }
+    }
+}
+
+/// All that was found.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    /// The first server to which all hops are passed.
+    server: Option<String>,
+    findings: Vec<Finding>,
+    /// Printed as it comes.
+    #[serde(skip)]
+    as_text: bool,
+}
+
+/// Prints what is found, as JSON if asked; says whether an agent can work here.
+///
+/// # Errors
+/// When the runtime cannot be started or standard output is closed.
+pub(crate) fn run(flags: &Flags, json: bool) -> io::Result<bool> {
+    let mut report = Report { as_text: !json, ..Report::default() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let examined = runtime.block_on(examine(flags, &mut report));
+    // A lookup that hangs is not waited for.
+    runtime.shutdown_background();
+    examined?;
+    let failed_here = report.findings.iter().any(|found| found.server.is_none() && found.verdict == Verdict::Failed);
+    let mut out = io::stdout();
+    match &report.server {
+        _ if json => writeln!(out, "{}", serde_json::to_string(&report).unwrap_or_default())?,
+        Some(server) => writeln!(out, "\nthe way to {server} is open")?,
+        None => writeln!(out, "\nno way to a server is open")?,
+    }
+    Ok(report.server.is_some() && !failed_here)
+}
+
+async fn examine(flags: &Flags, report: &mut Report) -> io::Result<()> {
+    let settings = match Settings::load(flags, &Environment::current()) {
+        Ok(settings) => settings,
+        Err(error) => return report.failed(None, "configuration", error, "mend the place that is named"),
+    };
+    let server = &settings.server;
+    let (servers, hosts) = (server.private.len() + server.public.len(), server.discovery.len());
+    report.ok(None, "configuration", format!("servers: {servers}, service discovery hosts: {hosts}"))?;
+    work_directory(&settings.workdir, report)?;
+    let id = match find_id(&HostRoot::live(), &settings.workdir, settings.agent_id.as_deref()) {
+        Ok((id, source)) => {
+            report.ok(None, "agent id", format!("{id} ({source})"))?;
+            id
+        }
+        Err(error) => return report.failed(None, "agent id", error.to_string(), "set another SPECIFIED_AGENT_ID"),
+    };
+    let is_running = status::ask(&settings.workdir, Page::Text).is_ok();
+    let detail = match is_running {
+        true => "it runs: nothing is sent in its name",
+        false => "it does not run: its id is tried",
+    };
+    report.ok(None, "agent", detail.to_owned())?;
+    let tls = certificates(settings.certs.clone(), report)?;
+    let doctor = Doctor { tls, first: (!is_running).then(|| first_message(id)), settings: &settings };
+    for host in &settings.server.discovery {
+        for address in doctor.discover(host, report).await? {
+            doctor.visit(&address, "by discovery", report).await?;
+        }
+    }
+    for (mode, addresses) in [("private", &settings.server.private), ("public", &settings.server.public)] {
+        for address in addresses {
+            doctor.visit(address, mode, report).await?;
+        }
+    }
+    Ok(())
+}
+
+fn work_directory(workdir: &Path, report: &mut Report) -> io::Result<()> {
+    let shown = workdir.display();
+    let space = access(workdir, Access::WRITE_OK | Access::EXEC_OK).and_then(|()| statvfs(workdir));
+    match space.map(|space| space.f_bavail.saturating_mul(space.f_frsize)) {
+        Err(error) => {
+            let advice = "the agent has to write there: mend owner, mode or mount, or run it as another user";
+            report.failed(None, "work directory", format!("{shown}: {error}"), advice)
+        }
+        Ok(free) if free < LEAST_FREE_BYTES => {
+            let detail = format!("{shown}: {free} bytes free, expected {LEAST_FREE_BYTES} at least");
+            report.failed(None, "work directory", detail, "make room on its file system")
+        }
+        Ok(free) => report.ok(None, "work directory", format!("{shown}, {} MiB free", free >> 20)),
+    }
+}
+
+/// What connections are made with; nothing when the files are of no use.
+fn certificates(directory: PathBuf, report: &mut Report) -> io::Result<Option<Arc<rustls::ClientConfig>>> {
+    let hop = "certificates";
+    let certificates = match Certificates::load(directory) {
+        Ok(certificates) => certificates,
+        Err(error) => {
+            let advice = "--certs or `certs` in the file names the directory; put the deployment's files there";
+            report.failed(None, hop, error.to_string(), advice)?;
+            return Ok(None);
+        }
+    };
+    let now = clock::unix_seconds();
+    let warnings = certificates.warnings(now).join("; ");
+    if certificates.days_left(now).into_iter().flatten().any(|days| days < 0) {
+        let clock = humantime::format_rfc3339_seconds(SystemTime::now());
+        let advice = format!("this host's clock says {clock}: set it if that is wrong, else renew the certificate");
+        report.failed(None, hop, warnings, &advice)?;
+    } else if warnings.is_empty() {
+        report.ok(None, hop, certificates.directory().display().to_string())?;
+    } else {
+        report.ok(None, hop, warnings)?;
+    }
+    Ok(Some(Arc::clone(certificates.config())))
+}
+
+/// What says who this is, and nothing else.
+fn first_message(agent_id: String) -> Bytes {
+    let envelope = Envelope::new(Sender {
+        agent_id,
+        hostname: hostname(),
+        version: version().to_owned(),
+        product: elklet_core::command::AGENT_NAME.to_owned(),
+        ..Sender::default()
+    });
+    Compressor::new().message(&[envelope.bytes()]).into()
+}
+
+struct Doctor<'a> {
+    /// Nothing when the certificates are of no use.
+    tls: Option<Arc<rustls::ClientConfig>>,
+    /// Nothing while the agent itself runs.
+    first: Option<Bytes>,
+    settings: &'a Settings,
+}
+
+impl Doctor<'_> {
+    /// Asks a service discovery host.
+    async fn discover(&self, host: &Address, report: &mut Report) -> io::Result<Vec<Address>> {
+        let (asked, proxies) = (host.clone(), self.settings.proxies.clone());
+        let answer = tokio::task::spawn_blocking(move || discover(&asked, &proxies)).await?;
+        let server = Some(format!("{host} (discovery)"));
+        match answer {
+            Ok(addresses) if addresses.is_empty() => {
+                let advice =
+                    "AgentCenter registers itself there as hids_svr_grpc: does one run, and does it know this host?";
+                report.failed(server, "discovery", "it names no AgentCenter".to_owned(), advice)?;
+                Ok(addresses)
+            }
+            Ok(addresses) => {
+                let named = addresses.iter().map(Address::to_string).collect::<Vec<_>>().join(", ");
+                report.ok(server, "discovery", format!("it names {named}"))?;
+                Ok(addresses)
+            }
+            Err(error) => {
+                let advice = "is the address right, the service up, a firewall or proxy in between?";
+                report.failed(server, "discovery", error, advice)?;
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    /// Goes all the way to an AgentCenter, as far as it leads.
+    async fn visit(&self, address: &Address, mode: &str, report: &mut Report) -> io::Result<()> {
+        let server = format!("{address} ({mode})");
+        let proxies = &self.settings.proxies;
+        let proxy = proxies.for_target(Scheme::Https, &address.host, address.port);
+        let proxy = proxy.map(|proxy| proxy.address.to_string());
+        let Some(tls) = &self.tls else {
+            return HOPS.iter().try_for_each(|hop| {
+                report.skipped(Some(server.clone()), hop.name(), "there are no certificates to go with".to_owned())
+            });
+        };
+        let (reached, outcome) = visit::visit(tls, proxies, address, self.first.as_ref()).await;
+        let failure = judge(reached, &outcome, self.first.is_some());
+        for hop in HOPS {
+            let server = Some(server.clone());
+            match &failure {
+                Some(failure) if failure.hop == hop => {
+                    report.failed(server, hop.name(), failure.what.clone(), &failure.advice)?;
+                }
+                Some(failure) if failure.hop < hop => report.skipped(server, hop.name(), String::new())?,
+                _ => match hop.passed_over(address, proxy.as_deref(), self.first.is_some()) {
+                    Some(why) => report.skipped(server, hop.name(), why)?,
+                    None => report.ok(server, hop.name(), hop.detail(proxy.as_deref()))?,
+                },
+            }
+        }
+        if failure.is_none() {
+            report.server.get_or_insert(server);
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    fn ok(&mut self, server: Option<String>, hop: &'static str, detail: String) -> io::Result<()> {
+        self.add(Finding { server, hop, verdict: Verdict::Ok, detail, advice: None })
+    }
+
+    fn skipped(&mut self, server: Option<String>, hop: &'static str, detail: String) -> io::Result<()> {
+        self.add(Finding { server, hop, verdict: Verdict::Skipped, detail, advice: None })
+    }
+
+    fn failed(&mut self, server: Option<String>, hop: &'static str, detail: String, advice: &str) -> io::Result<()> {
+        let advice = Some(advice.to_owned());
+        self.add(Finding { server, hop, verdict: Verdict::Failed, detail, advice })
+    }
+
+    fn add(&mut self, found: Finding) -> io::Result<()> {
+        if self.as_text {
+            let mut out = io::stdout().lock();
+            let before = self.findings.last().and_then(|before| before.server.as_ref());
+            if let Some(server) = found.server.as_ref().filter(|server| before != Some(server)) {
+                writeln!(out, "\n{server}")?;
+            }
+            // Texts of peers may be in it.
+            let detail = found.detail.replace(char::is_control, " ");
+            let line = format!("  {:<15} {:<8} {detail}", found.hop, found.verdict.word());
+            writeln!(out, "{}", line.trim_end())?;
+            if let Some(advice) = &found.advice {
+                writeln!(out, "  {:<24} -> {advice}", "")?;
+            }
+        }
+        self.findings.push(found);
+        Ok(())
+    }
+}

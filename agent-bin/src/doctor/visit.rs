@@ -1,0 +1,86 @@
+//! One attempt to reach a server, as the agent makes it, which ends in order as soon as the stream is open.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use elklet_core::session::{Action, Endpoints, Session};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use crate::clock::Clock;
+use crate::config::{Address, Proxies};
+use crate::net::{Connector, End, Event, Transfer};
+
+/// How far an attempt has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reached {
+    Nothing,
+    /// The server's port, directly or through a proxy.
+    Port,
+    /// The end of the TLS handshake, which tells the client nothing yet of what the server thinks of it.
+    Tls,
+    /// HTTP/2, and the call is on its way.
+    Call,
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// One side has ended it.
+    Ended(End),
+    /// What the agent waits for did not come within the time that it waits.
+    Late,
+}
+
+/// Connects to `address`, opens a stream, sends `first` on it if there is such a thing, and ends the stream.
+pub(super) async fn visit(
+    tls: &Arc<rustls::ClientConfig>,
+    proxies: &Proxies,
+    address: &Address,
+    first: Option<&Bytes>,
+) -> (Reached, Outcome) {
+    let clock = Clock::start();
+    let (sender, mut events) = mpsc::channel(4);
+    let connector = Connector { tls: Arc::clone(tls), proxies: proxies.clone(), events: sender };
+    let mut session = Session::new(Endpoints { private: 1, ..Endpoints::default() }, 0, 0);
+    session.handle_start(clock.now());
+    let mut transfer = None;
+    let mut reached = Reached::Nothing;
+    loop {
+        while let Some(action) = session.poll_action() {
+            match action {
+                Action::Connect { attempt, .. } => {
+                    transfer = Some(Transfer::start(&connector, attempt, address.clone()));
+                }
+                Action::Open { .. } => transfer.iter().for_each(Transfer::open),
+                Action::HalfClose => transfer.iter_mut().for_each(Transfer::half_close),
+                Action::Abandon { .. } | Action::Finish => return (reached, Outcome::Late),
+                Action::Resolve { .. } | Action::Ping => {}
+            }
+        }
+        let deadline = session.poll_timeout().map_or_else(Instant::now, |due| Instant::from_std(clock.instant(due)));
+        let event = tokio::select! {
+            event = events.recv() => event,
+            () = sleep_until(deadline) => None,
+        };
+        match event {
+            Some(Event::Dialled) => reached = Reached::Port,
+            Some(Event::Connected(attempt)) => {
+                reached = Reached::Tls;
+                session.handle_connected(attempt, clock.now());
+            }
+            Some(Event::Opened(attempt)) => {
+                reached = Reached::Call;
+                session.handle_opened(attempt, clock.now());
+                if let (Some(transfer), Some(first)) = (&transfer, first) {
+                    let _ = transfer.send(first.clone());
+                }
+                session.handle_shutdown(clock.now());
+            }
+            Some(Event::Ended(_, end)) => return (reached, Outcome::Ended(end)),
+            // Commands that a server may have are not the doctor's to carry out.
+            Some(_) => {}
+            None => session.handle_timeout(clock.now()),
+        }
+    }
+}

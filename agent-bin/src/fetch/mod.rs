@@ -1,0 +1,295 @@
+//! Downloads over http and https: what was asked for, whole and by its hash, or an error.
+//!
+//! Shape: whoever needs a file makes an [`Order`] and calls [`Fetcher::fetch`] on a blocking thread, with the path of a file
+//! that does not exist yet and a [`Cancel`] of which another thread keeps a clone (in an `Arc`). The file is there when `Ok` is
+//! returned, open and at its beginning, and is not when an error is.
+//!
+//! ```text
+//! let order = Order { urls: &config.urls, sha256: config.sha256, max_bytes: MAX_DOWNLOAD_BYTES };
+//! let file = fetcher.fetch(&order, &workdir.join("tmp/package"), &cancel)?;
+//! ```
+//!
+//! The addresses are tried in order. Where one breaks off, the next goes on from there if it can (HTTP ranges); the hash
+//! covers the whole, and a whole made of parts that does not have it is fetched once more from the beginning.
+
+mod trust;
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use elklet_core::command::Sha256;
+use ring::digest;
+use ureq::Agent;
+use ureq::http::{Response, StatusCode, header};
+use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
+
+use crate::config::Proxies;
+use crate::net::http_agent;
+
+/// Redirections that are followed for one address.
+const MAX_REDIRECTS: u32 = 5;
+
+/// Characters of an address or a reason that a message quotes.
+const QUOTED_CHARS: usize = 160;
+
+/// Bytes that are read and written at once.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// A file that is wanted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Order<'a> {
+    /// Where it is to be had, tried in order.
+    pub(crate) urls: &'a [String],
+    /// The hash of the whole.
+    pub(crate) sha256: Sha256,
+    /// Bytes that it may have.
+    pub(crate) max_bytes: u64,
+}
+
+/// How long one address may take.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// For a name to be resolved, and for a TCP connection; the reference's time.
+    connect: Duration,
+    /// Between two reads that bring something.
+    stall: Duration,
+    /// For everything; the reference's time.
+    total: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(15), stall: Duration::from_secs(30), total: Duration::from_secs(600) }
+    }
+}
+
+/// Ends a fetch from another thread, at once unless a name is being resolved or a connection made.
+#[derive(Debug, Default)]
+pub(crate) struct Cancel {
+    is_cancelled: AtomicBool,
+    agent: Mutex<Option<Agent>>,
+}
+
+impl Cancel {
+    pub(crate) fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::Relaxed);
+        let agent = self.agent.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(agent) = agent {
+            agent.shutdown();
+        }
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Has `agent` shut down when this is cancelled.
+    fn watch(&self, agent: &Agent) {
+        *self.agent.lock().unwrap_or_else(PoisonError::into_inner) = Some(agent.clone());
+        if self.is_cancelled() {
+            // It came just before.
+            self.cancel();
+        }
+    }
+}
+
+/// Fetches files.
+#[derive(Debug, Clone)]
+pub(crate) struct Fetcher {
+    /// The deployment's own authority, trusted for https beside the system's.
+    authority: PathBuf,
+    proxies: Proxies,
+    patience: Patience,
+}
+
+impl Fetcher {
+    /// A fetcher that trusts the system's authorities and those in `authority`, a PEM file that may not exist.
+    pub(crate) fn new(authority: PathBuf, proxies: Proxies) -> Self {
+        Self { authority, proxies, patience: Patience::default() }
+    }
+
+    /// Fetches what was ordered into the new file `to`, readable by its owner only. Blocks.
+    ///
+    /// # Errors
+    /// When no address has it, it is too long, it is not what was ordered, `to` cannot be written, or the fetch was
+    /// cancelled; the text says which, for each address. Then there is no file.
+    pub(crate) fn fetch(&self, order: &Order<'_>, to: &Path, cancel: &Cancel) -> Result<File, String> {
+        if order.urls.is_empty() {
+            return Err("no address to download it from was given".to_owned());
+        }
+        let mut partial = Partial::create(to).map_err(|error| format!("{}: {error}", to.display()))?;
+        let agent = self.agent();
+        cancel.watch(&agent);
+        let mut failures = Vec::new();
+        for url in order.urls {
+            if cancel.is_cancelled() {
+                failures = vec!["the download was cancelled".to_owned()];
+                break;
+            }
+            let begun = Instant::now();
+            match partial.complete(&agent, url, order, cancel) {
+                Ok(()) => {
+                    partial.file.seek(SeekFrom::Start(0)).map_err(|error| format!("{}: {error}", to.display()))?;
+                    log::info!(
+                        "{} bytes downloaded in {:.1} s from {}",
+                        partial.length,
+                        begun.elapsed().as_secs_f64(),
+                        quoted(url)
+                    );
+                    return Ok(partial.file);
+                }
+                Err(why) => failures.push(format!("{}: {why}", quoted(url))),
+            }
+        }
+        drop(partial);
+        let _ = fs::remove_file(to);
+        Err(failures.join("; "))
+    }
+
+    /// An HTTP client for one fetch: it remembers nothing, and the authorities are read anew.
+    fn agent(&self) -> Agent {
+        let tls = TlsConfig::builder()
+            .provider(TlsProvider::Rustls)
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .root_certs(RootCerts::Specific(Arc::new(trust::authorities(&self.authority))))
+            .build();
+        let Patience { connect, stall, total } = self.patience;
+        http_agent(
+            Agent::config_builder()
+                .user_agent(concat!("elklet/", env!("CARGO_PKG_VERSION")))
+                .tls_config(tls)
+                .max_redirects(MAX_REDIRECTS)
+                .max_idle_connections(0)
+                .timeout_resolve(Some(connect))
+                .timeout_connect(Some(connect))
+                .timeout_per_read(Some(stall))
+                .timeout_per_write(Some(stall))
+                .timeout_global(Some(total)),
+            &self.proxies,
+        )
+    }
+}
+
+/// What of a file has come so far.
+struct Partial {
+    file: File,
+    length: u64,
+    hash: digest::Context,
+    /// Bytes of `length` that came from an earlier address than the latest.
+    inherited: u64,
+}
+
+impl Partial {
+    fn create(path: &Path) -> std::io::Result<Self> {
+        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        Ok(Self { file, length: 0, hash: digest::Context::new(&digest::SHA256), inherited: 0 })
+    }
+
+    /// Fetches what is missing from this address, and holds the whole to its hash.
+    fn complete(&mut self, agent: &Agent, url: &str, order: &Order<'_>, cancel: &Cancel) -> Result<(), String> {
+        self.read_from(agent, url, order, cancel)?;
+        let mut sha256 = self.sha256();
+        if sha256 != order.sha256 && self.inherited > 0 {
+            // The fault may lie with the part that came from elsewhere.
+            self.start_over().map_err(|error| error.to_string())?;
+            self.read_from(agent, url, order, cancel)?;
+            sha256 = self.sha256();
+        }
+        if sha256 == order.sha256 {
+            return Ok(());
+        }
+        let why = format!("its {} bytes have the SHA-256 {sha256}, expected {}", self.length, order.sha256);
+        self.start_over().map_err(|error| error.to_string())?;
+        Err(why)
+    }
+
+    fn read_from(&mut self, agent: &Agent, url: &str, order: &Order<'_>, cancel: &Cancel) -> Result<(), String> {
+        let is_http = |scheme: &str| scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
+        if !url.split_once("://").is_some_and(|(scheme, _)| is_http(scheme)) {
+            return Err("is no http or https address".to_owned());
+        }
+        let mut response = self.request(agent, url)?;
+        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+            self.start_over().map_err(|error| error.to_string())?;
+            response = self.request(agent, url)?;
+        }
+        match response.status() {
+            StatusCode::PARTIAL_CONTENT if self.length > 0 && range_start(&response) == Some(self.length) => {
+                log::info!("the download goes on at byte {} from {}", self.length, quoted(url));
+            }
+            StatusCode::OK => self.start_over().map_err(|error| error.to_string())?,
+            status => return Err(format!("the server answers with status {}", status.as_u16())),
+        }
+        self.inherited = self.length;
+        let too_long = || format!("it is longer than {} bytes", order.max_bytes);
+        if response.body().content_length().is_some_and(|length| length > order.max_bytes - self.length) {
+            return Err(too_long());
+        }
+        let mut body = response.body_mut().as_reader();
+        let mut piece = vec![0; PIECE_BYTES];
+        loop {
+            let n = body.read(&mut piece).map_err(|error| described(&error))?;
+            if cancel.is_cancelled() {
+                return Err("the download was cancelled".to_owned());
+            }
+            if n == 0 {
+                return Ok(());
+            }
+            self.length += n as u64;
+            if self.length > order.max_bytes {
+                self.start_over().map_err(|error| error.to_string())?;
+                return Err(too_long());
+            }
+            self.hash.update(&piece[..n]);
+            if let Err(error) = self.file.write_all(&piece[..n]) {
+                self.start_over().map_err(|error| error.to_string())?;
+                return Err(format!("what has come cannot be written: {error}"));
+            }
+        }
+    }
+
+    fn request(&self, agent: &Agent, url: &str) -> Result<Response<ureq::Body>, String> {
+        let mut request = agent.get(url).config().http_status_as_error(false).build();
+        if self.length > 0 {
+            request = request.header(header::RANGE, format!("bytes={}-", self.length));
+        }
+        request.call().map_err(|error| described(&error))
+    }
+
+    fn start_over(&mut self) -> std::io::Result<()> {
+        self.hash = digest::Context::new(&digest::SHA256);
+        (self.length, self.inherited) = (0, 0);
+        self.file.set_len(0)?;
+        self.file.seek(SeekFrom::Start(0)).map(drop)
+    }
+
+    fn sha256(&self) -> Sha256 {
+        let mut sha256 = [0; 32];
+        sha256.copy_from_slice(self.hash.clone().finish().as_ref());
+        Sha256(sha256)
+    }
+}
+
+/// Where the part that a server sends begins (RFC 9110, section 14.4): `Content-Range: bytes 100-199/200`.
+fn range_start(response: &Response<ureq::Body>) -> Option<u64> {
+    let range = response.headers().get(header::CONTENT_RANGE)?.to_str().ok()?;
+    range.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
+}
+
+/// Enough of a peer's address to recognise it.
+fn quoted(url: &str) -> String {
+    url.chars().take(QUOTED_CHARS).collect()
+}
+
+/// An error of the HTTP client in bounded length: it may quote the server.
+fn described(error: &dyn std::fmt::Display) -> String {
+    error.to_string().chars().take(QUOTED_CHARS).collect()
+}
+
+#[cfg(test)]
+mod tests;

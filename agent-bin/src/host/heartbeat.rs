@@ -1,0 +1,432 @@
+//! The fields of the heartbeat records: 1000 for the agent and its host, 1001 for each plugin.
+//!
+//! The names are generation C's (`agent/heartbeat/heartbeat.go` of the reference); every value is a string, fractions
+//! have eight decimals. Record 1000 always has every field: what cannot be found out is empty or 0, since the server
+//! builds its picture of the host from this record alone.
+
+use std::path::{Path, PathBuf};
+
+use super::fields::Fields;
+use super::platform::{Distribution, Kernel};
+use super::root::HostRoot;
+use super::usage::{
+    Hardware, ProcessMeter, ProcessUsage, Rates, SystemMeter, SystemUsage, directory_bytes, gateway, name_servers,
+};
+
+/// Of how many plugins the last sample is kept. More than a configuration has; one more takes the place of the one that
+/// was reported least recently, whose next rates are then 0.
+const PLUGIN_LIMIT: usize = 128;
+
+/// What only the rest of the agent knows for record 1000.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AgentFacts<'a> {
+    /// `running` or `abnormal`.
+    pub(crate) state: &'a str,
+    /// A JSON array of strings that say what is abnormal.
+    pub(crate) state_detail: &'a str,
+    /// The data centre's name that was set for the host.
+    pub(crate) idc: &'a str,
+    /// The region that was set for the host.
+    pub(crate) region: &'a str,
+    /// How the server was reached: `sd`, `private`, `public`, or `unknown` before it was.
+    pub(crate) net_mode: &'a str,
+    /// What went over the connections, as the agent sees it: bytes of gRPC payload of all calls, records sent and
+    /// commands received.
+    pub(crate) traffic: Traffic,
+}
+
+/// What only the rest of the agent knows for record 1001.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PluginFacts<'a> {
+    /// The plugin's name, unique among the plugins.
+    pub(crate) name: &'a str,
+    /// Its version as configured.
+    pub(crate) version: &'a str,
+    /// Its process.
+    pub(crate) pid: u32,
+    /// Its directory, whose size is reported.
+    pub(crate) dir: &'a Path,
+    /// What went over its pipes, as the plugin sees it: `tx` is from the plugin to the agent.
+    pub(crate) traffic: Traffic,
+}
+
+/// Totals of what was received and sent; the heartbeat makes rates of them. They may start again from 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    /// Bytes received.
+    pub(crate) rx_bytes: u64,
+    /// Bytes sent.
+    pub(crate) tx_bytes: u64,
+    /// Messages received: commands or tasks.
+    pub(crate) rx_messages: u64,
+    /// Messages sent: records.
+    pub(crate) tx_messages: u64,
+}
+
+/// Makes heartbeats; keeps what does not change and the last sample of what is reported as a rate.
+#[derive(Debug)]
+pub(crate) struct Heartbeat {
+    host: HostRoot,
+    workdir: PathBuf,
+    pid: u32,
+    kernel: Kernel,
+    distribution: Distribution,
+    hardware: Hardware,
+    system: SystemMeter,
+    process: ProcessMeter,
+    traffic: TrafficMeter,
+    /// By name, the one reported last at the end.
+    plugins: Vec<PluginMeter>,
+}
+
+impl Heartbeat {
+    /// A heartbeat of this process; `workdir` is where `du` is taken.
+    pub(crate) fn new(host: HostRoot, workdir: PathBuf) -> Self {
+        Self {
+            kernel: Kernel::current(),
+            distribution: Distribution::detect(&host),
+            hardware: Hardware::read(&host),
+            host,
+            workdir,
+            pid: std::process::id(),
+            system: SystemMeter::default(),
+            process: ProcessMeter::new(),
+            traffic: TrafficMeter::new(),
+            plugins: Vec::new(),
+        }
+    }
+
+    /// Replaces `out` by the fields of record 1000. `now_ms` is monotonic.
+    pub(crate) fn agent_fields(&mut self, now_ms: u64, facts: &AgentFacts<'_>, out: &mut Fields) {
+        out.clear();
+        out.put("kernel_version", &self.kernel.release);
+        out.put("arch", &self.kernel.machine);
+        out.put("platform", &self.distribution.platform);
+        out.put("platform_family", self.distribution.family);
+        out.put("platform_version", &self.distribution.version);
+        out.put("state", facts.state);
+        out.put("state_detail", facts.state_detail);
+        out.put("idc", facts.idc);
+        out.put("region", facts.region);
+        out.put("net_mode", facts.net_mode);
+        self.traffic.put(now_ms, facts.traffic, out);
+        let system = self.system.sample(&self.host);
+        let process = self.process.sample(&self.host, self.pid, system.boot_time, now_ms).unwrap_or_default();
+        put_process(self.pid, &process, out);
+        out.put("ngr", process.threads);
+        out.put("du", directory_bytes(&self.workdir, true));
+        put_system(&system, out);
+        out.put("host_serial", &self.hardware.serial);
+        out.put("host_id", &self.hardware.id);
+        out.put("host_model", &self.hardware.model);
+        out.put("host_vendor", &self.hardware.vendor);
+        out.put("cpu_name", &self.hardware.cpu_name);
+        out.put("dns", name_servers(&self.host));
+        match gateway(&self.host) {
+            Some(gateway) => out.put("gateway", gateway),
+            None => out.put("gateway", ""),
+        }
+    }
+
+    /// Replaces `out` by the fields of record 1001, or clears it and gives `false` when the plugin's process has gone:
+    /// exited plugins are not reported. `now_ms` is monotonic.
+    #[must_use]
+    pub(crate) fn plugin_fields(&mut self, now_ms: u64, facts: &PluginFacts<'_>, out: &mut Fields) -> bool {
+        out.clear();
+        let boot_time = self.system.boot_time(&self.host);
+        let mut meter = self.take_plugin(facts.name);
+        let Some(process) = meter.process.sample(&self.host, facts.pid, boot_time, now_ms) else { return false };
+        out.put("name", facts.name);
+        out.put("pversion", facts.version);
+        meter.traffic.put(now_ms, facts.traffic, out);
+        put_process(facts.pid, &process, out);
+        out.put("du", directory_bytes(facts.dir, false));
+        self.plugins.push(meter);
+        true
+    }
+
+    /// Frees the last sample of a plugin that runs no more.
+    pub(crate) fn forget(&mut self, plugin: &str) {
+        self.plugins.retain(|meter| meter.name != plugin);
+    }
+
+    /// Takes the meter of a plugin out of the list, or makes one, and leaves room to put it back at the end.
+    fn take_plugin(&mut self, name: &str) -> PluginMeter {
+        if let Some(at) = self.plugins.iter().position(|meter| meter.name == name) {
+            return self.plugins.remove(at);
+        }
+        if self.plugins.len() == PLUGIN_LIMIT {
+            self.plugins.remove(0);
+        }
+        PluginMeter { name: name.to_owned(), process: ProcessMeter::new(), traffic: TrafficMeter::new() }
+    }
+}
+
+/// The last sample of one plugin.
+#[derive(Debug)]
+struct PluginMeter {
+    name: String,
+    process: ProcessMeter,
+    traffic: TrafficMeter,
+}
+
+/// The last sample of both directions.
+#[derive(Debug)]
+struct TrafficMeter(Rates<4>);
+
+impl TrafficMeter {
+    fn new() -> Self {
+        Self(Rates::new())
+    }
+
+    fn put(&mut self, now_ms: u64, totals: Traffic, out: &mut Fields) {
+        let Traffic { rx_bytes, tx_bytes, rx_messages, tx_messages } = totals;
+        let [rx_speed, tx_speed, rx_tps, tx_tps] =
+            self.0.sample(now_ms, [rx_bytes, tx_bytes, rx_messages, tx_messages]);
+        out.put_fraction("rx_speed", rx_speed);
+        out.put_fraction("tx_speed", tx_speed);
+        out.put_fraction("rx_tps", rx_tps);
+        out.put_fraction("tx_tps", tx_tps);
+    }
+}
+
+fn put_process(pid: u32, usage: &ProcessUsage, out: &mut Fields) {
+    out.put("pid", pid);
+    out.put_fraction("cpu", usage.cpu);
+    out.put("rss", usage.rss);
+    out.put_fraction("read_speed", usage.read_speed);
+    out.put_fraction("write_speed", usage.write_speed);
+    out.put("nfd", usage.nfd);
+    out.put("start_time", usage.start_time);
+}
+
+fn put_system(usage: &SystemUsage, out: &mut Fields) {
+    out.put("nproc", usage.nproc);
+    out.put("total_mem", usage.total_mem);
+    out.put_fraction("load_1", usage.load[0]);
+    out.put_fraction("load_5", usage.load[1]);
+    out.put_fraction("load_15", usage.load[2]);
+    out.put("running_procs", usage.running_procs);
+    out.put("total_procs", usage.total_procs);
+    out.put("boot_time", usage.boot_time);
+    out.put_fraction("cpu_usage", usage.cpu_usage);
+    out.put_fraction("mem_usage", usage.mem_usage);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::root::tests::Tree;
+    use super::*;
+
+    const AGENT: AgentFacts<'_> = AgentFacts {
+        state: "running",
+        state_detail: "[]",
+        idc: "default",
+        region: "default",
+        net_mode: "private",
+        traffic: Traffic { rx_bytes: 0, tx_bytes: 0, rx_messages: 0, tx_messages: 0 },
+    };
+
+    /// Generation C's record 1000, sorted.
+    const AGENT_KEYS: [&str; 40] = [
+        "arch",
+        "boot_time",
+        "cpu",
+        "cpu_name",
+        "cpu_usage",
+        "dns",
+        "du",
+        "gateway",
+        "host_id",
+        "host_model",
+        "host_serial",
+        "host_vendor",
+        "idc",
+        "kernel_version",
+        "load_1",
+        "load_15",
+        "load_5",
+        "mem_usage",
+        "net_mode",
+        "nfd",
+        "ngr",
+        "nproc",
+        "pid",
+        "platform",
+        "platform_family",
+        "platform_version",
+        "read_speed",
+        "region",
+        "rss",
+        "running_procs",
+        "rx_speed",
+        "rx_tps",
+        "start_time",
+        "state",
+        "state_detail",
+        "total_mem",
+        "total_procs",
+        "tx_speed",
+        "tx_tps",
+        "write_speed",
+    ];
+
+    /// Generation C's record 1001, sorted.
+    const PLUGIN_KEYS: [&str; 14] = [
+        "cpu",
+        "du",
+        "name",
+        "nfd",
+        "pid",
+        "pversion",
+        "read_speed",
+        "rss",
+        "rx_speed",
+        "rx_tps",
+        "start_time",
+        "tx_speed",
+        "tx_tps",
+        "write_speed",
+    ];
+
+    fn keys(fields: &Fields) -> Vec<&str> {
+        let mut keys: Vec<_> = fields.iter().map(|(key, _)| key).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    fn stat(pid: u32, ticks: u64) -> String {
+        format!("{pid} (x) S 1 1 1 0 -1 0 0 0 0 0 {ticks} 0 0 0 20 0 9 0 0 1 10 0 0\n")
+    }
+
+    fn heartbeat(tree: &Tree) -> Heartbeat {
+        Heartbeat::new(tree.host().clone(), tree.path().join("wd"))
+    }
+
+    fn plugin<'a>(name: &'a str, dir: &'a Path, traffic: Traffic) -> PluginFacts<'a> {
+        PluginFacts { name, version: "1.0.0.1", pid: 42, dir, traffic }
+    }
+
+    #[test]
+    fn every_field_is_there_on_a_host_that_says_nothing() {
+        let tree = Tree::new(&[]);
+        let mut fields = Fields::new();
+        heartbeat(&tree).agent_fields(0, &AGENT, &mut fields);
+        assert_eq!(keys(&fields), AGENT_KEYS);
+        for key in ["platform", "gateway", "dns", "cpu_name", "host_id"] {
+            assert_eq!(fields.value(key), Some(""), "{key}");
+        }
+        for key in ["cpu", "mem_usage", "cpu_usage", "rx_speed", "tx_tps", "read_speed", "load_1"] {
+            assert_eq!(fields.value(key), Some("0.00000000"), "{key}");
+        }
+        for key in ["rss", "nfd", "start_time", "du", "ngr", "nproc", "total_mem", "boot_time"] {
+            assert_eq!(fields.value(key), Some("0"), "{key}");
+        }
+        assert_eq!(fields.value("pid"), Some(std::process::id().to_string().as_str()));
+    }
+
+    #[test]
+    fn the_agent_and_its_host_are_described() {
+        let pid = std::process::id();
+        let own_stat = format!("/proc/{pid}/stat");
+        let tree = Tree::new(&[
+            ("/etc/debian_version", "12.7\n"),
+            ("/etc/resolv.conf", "nameserver 10.0.0.2\n"),
+            ("/proc/loadavg", "0.50 0.25 0.10 2/300 9\n"),
+            ("/proc/stat", "cpu  1 1 1 97\ncpu0 1 1 1 97\nbtime 1700000000\n"),
+            (&own_stat, &stat(pid, 0)),
+            ("/wd/log/agent.log", "12345"),
+            ("/wd/plugin/x/x", "1234567"),
+            ("/sys/class/dmi/id/product_serial", "1e5\n"),
+        ]);
+        let mut heartbeat = heartbeat(&tree);
+        let mut fields = Fields::new();
+        heartbeat.agent_fields(10_000, &AGENT, &mut fields);
+        tree.write("/proc/stat", "cpu  51 1 1 147\ncpu0 1 1 1 97\nbtime 1700000000\n");
+        tree.write(&own_stat, stat(pid, 600));
+        let traffic = Traffic { rx_bytes: 600, tx_bytes: 6_000, rx_messages: 6, tx_messages: 60_000 };
+        heartbeat.agent_fields(70_000, &AgentFacts { traffic, ..AGENT }, &mut fields);
+        let cpu = format!("{:.8}", 10.0 / rustix::param::clock_ticks_per_second() as f64);
+        for (key, value) in [
+            ("platform", "debian"),
+            ("platform_family", "debian"),
+            ("platform_version", "12.7"),
+            ("state", "running"),
+            ("state_detail", "[]"),
+            ("net_mode", "private"),
+            ("rx_speed", "10.00000000"),
+            ("tx_speed", "100.00000000"),
+            ("rx_tps", "0.10000000"),
+            ("tx_tps", "1000.00000000"),
+            ("cpu", &cpu),
+            ("cpu_usage", "0.50000000"),
+            ("load_1", "0.50000000"),
+            ("running_procs", "2"),
+            ("ngr", "9"),
+            ("du", "5"),
+            ("dns", "10.0.0.2"),
+            ("start_time", "1700000000"),
+            ("boot_time", "1700000000"),
+            ("host_serial", "1e5"),
+        ] {
+            assert_eq!(fields.value(key), Some(value), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_plugin_is_described_until_it_has_gone() {
+        let tree = Tree::new(&[
+            ("/proc/42/stat", &stat(42, 0)),
+            ("/proc/stat", "btime 1700000000\n"),
+            ("/wd/plugin/x/x", "1234567"),
+            ("/wd/plugin/x/plugin/y", "1"),
+        ]);
+        let dir = tree.path().join("wd/plugin/x");
+        let mut heartbeat = heartbeat(&tree);
+        let mut fields = Fields::new();
+        assert!(heartbeat.plugin_fields(0, &plugin("x", &dir, Traffic::default()), &mut fields));
+        assert_eq!(keys(&fields), PLUGIN_KEYS);
+        let traffic = Traffic { tx_bytes: 120_000, rx_messages: 6, ..Traffic::default() };
+        assert!(heartbeat.plugin_fields(60_000, &plugin("x", &dir, traffic), &mut fields));
+        for (key, value) in [
+            ("name", "x"),
+            ("pversion", "1.0.0.1"),
+            ("pid", "42"),
+            ("tx_speed", "2000.00000000"),
+            ("rx_tps", "0.10000000"),
+            ("du", "8"),
+            ("start_time", "1700000000"),
+        ] {
+            assert_eq!(fields.value(key), Some(value), "{key}");
+        }
+        std::fs::remove_file(tree.path().join("proc/42/stat")).unwrap();
+        assert!(!heartbeat.plugin_fields(120_000, &plugin("x", &dir, traffic), &mut fields));
+        assert_eq!(fields.iter().len(), 0);
+        assert!(heartbeat.plugins.is_empty());
+    }
+
+    #[test]
+    fn samples_of_plugins_are_bounded_and_can_be_forgotten() {
+        let tree = Tree::new(&[("/proc/42/stat", &stat(42, 0))]);
+        let mut heartbeat = heartbeat(&tree);
+        let mut fields = Fields::new();
+        let mut report = |heartbeat: &mut Heartbeat, now_ms, name: &str, tx_bytes| {
+            let traffic = Traffic { tx_bytes, ..Traffic::default() };
+            assert!(heartbeat.plugin_fields(now_ms, &plugin(name, tree.path(), traffic), &mut fields));
+            fields.value("tx_speed").unwrap().to_owned()
+        };
+        for n in 0..PLUGIN_LIMIT {
+            report(&mut heartbeat, 0, &n.to_string(), 0);
+        }
+        // Reported again, the first is not the one that makes room.
+        assert_eq!(report(&mut heartbeat, 10_000, "0", 100), "10.00000000");
+        report(&mut heartbeat, 10_000, "one more", 0);
+        assert_eq!(heartbeat.plugins.len(), PLUGIN_LIMIT);
+        assert_eq!(report(&mut heartbeat, 20_000, "0", 300), "20.00000000");
+        assert_eq!(report(&mut heartbeat, 20_000, "1", 300), "0.00000000", "its sample made room");
+        heartbeat.forget("0");
+        heartbeat.forget("none");
+        assert_eq!(heartbeat.plugins.len(), PLUGIN_LIMIT - 1);
+        assert_eq!(report(&mut heartbeat, 30_000, "0", 900), "0.00000000");
+    }
+}

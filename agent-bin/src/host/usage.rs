@@ -1,0 +1,19 @@
+//! Measurements for heartbeats: of processes, of the host, and of directories.
+//!
+//! They read `/proc` and `/sys` by hand, a few files of bounded length each time. Where a file is missing or says what
+//! it should not, the value is 0 or empty. The only state is the last sample of each counter, in [`Rates`].
+
+mod disk;
+mod hardware;
+mod network;
+mod process;
+mod rates;
+mod system;
+
+pub(super) use disk::directory_bytes;
+pub(super) use hardware::Hardware;
+pub(super) use network::{gateway, name_servers};
+pub(crate) use process::Footprint;
+pub(super) use process::{ProcessMeter, ProcessUsage};
+pub(super) use rates::Rates;
+pub(super) use system::{SystemMeter, SystemUsage};

@@ -1,0 +1,36 @@
+//! Elklet's shell: threads, sockets, files and processes around the decisions of `elklet-core`.
+//!
+//! Two threads run. The pump (`pump`) moves records from the plugins' pipes into the intake; the net thread
+//! (`agent`) holds the connection, the timers and the processes. This library is the binary's inside and no
+//! interface for others; only what fuzz targets need is public.
+
+mod agent;
+mod cli;
+mod clock;
+mod config;
+mod ctl;
+mod doctor;
+mod fetch;
+mod files;
+mod host;
+mod logging;
+mod net;
+mod plugin;
+mod pump;
+mod reports;
+mod shared;
+mod specified;
+mod spool;
+mod status;
+mod update;
+mod upload;
+mod version;
+
+pub use cli::main;
+pub use net::decompress;
+pub use plugin::{decode_kept, unpack};
+pub use spool::Store;
+use version::version;
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,108 @@
+//! Service discovery: which AgentCenters there are.
+//!
+//! Source: Elkeid's service discovery, `GET /registry/detail?name=hids_svr_grpc`; its answer is `{"data": [{"ip", "port", ...}]}`
+//! in random order, and weights are nobody's concern.
+
+use std::io::Read;
+use std::time::Duration;
+
+use elklet_core::session::RESOLVE_TIMEOUT_MS;
+use serde::Deserialize;
+
+use super::http::{http_agent, reason};
+use crate::config::{Address, Proxies};
+
+/// Milliseconds for the whole exchange: a little less than the session allows, so that the reason is told by who knows it.
+const TIMEOUT_MS: u64 = RESOLVE_TIMEOUT_MS - 500;
+
+/// Bytes of an answer at most: over a thousand instances, which take some 200 each.
+const MAX_ANSWER_BYTES: u64 = 256 << 10;
+
+/// How many instances are asked for, as the reference does; service discovery does not care, and names all that it knows.
+const ASKED_FOR: usize = 10;
+
+/// Addresses of an answer that are tried at most. Each may take 15 s, so that an agent is busy with these for a quarter of an
+/// hour; others have them in another order.
+const MAX_ADDRESSES: usize = 64;
+
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(default)]
+    data: Vec<Instance>,
+}
+
+#[derive(Deserialize)]
+struct Instance {
+    ip: String,
+    port: u16,
+}
+
+/// Asks `host` and returns the addresses that it names. Blocks.
+///
+/// # Errors
+/// When there is no answer in time, or it cannot be understood; the text says which.
+pub(crate) fn discover(host: &Address, proxies: &Proxies) -> Result<Vec<Address>, String> {
+    let url = format!("http://{host}/registry/detail?name=hids_svr_grpc&count={ASKED_FOR}");
+    let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_millis(TIMEOUT_MS))).max_redirects(3);
+    let mut response =
+        http_agent(config, proxies).get(&url).call().map_err(|error| format!("{url}: {}", reason(&error)))?;
+    let mut body = Vec::new();
+    response
+        .body_mut()
+        .as_reader()
+        .take(MAX_ANSWER_BYTES + 1)
+        .read_to_end(&mut body)
+        .map_err(|error| format!("{url}: {error}"))?;
+    addresses(&body).map_err(|error| format!("{url}: the answer is not as expected: {error}"))
+}
+
+/// The addresses in an answer, each once. What is none is passed over, unless there is nothing else.
+fn addresses(body: &[u8]) -> Result<Vec<Address>, String> {
+    if body.len() as u64 > MAX_ANSWER_BYTES {
+        return Err(format!("it is longer than {MAX_ANSWER_BYTES} bytes"));
+    }
+    let Answer { data } = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let mut addresses = Vec::new();
+    let mut wrong = None;
+    for Instance { ip, port } in data {
+        let text = if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
+        match text.parse::<Address>() {
+            Ok(address) if addresses.contains(&address) => {}
+            Ok(address) => addresses.push(address),
+            Err(_) => wrong = Some(format!("{text:.80?} is no address")),
+        }
+        if addresses.len() == MAX_ADDRESSES {
+            break;
+        }
+    }
+    match wrong {
+        Some(wrong) if addresses.is_empty() => return Err(wrong),
+        Some(wrong) => log::warn!("service discovery: {wrong}; it is passed over"),
+        None => {}
+    }
+    Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_nonsense_is_refused() {
+        let body = br#"{"msg":"ok","data":[{"name":"hids_svr_grpc","ip":"10.0.0.1","port":6751,"weight":3},{"ip":"fd00::1","port":1}]}"#;
+        let found: Vec<_> = addresses(body).expect("an answer").iter().map(Address::to_string).collect();
+        assert_eq!(found, ["10.0.0.1:6751", "[fd00::1]:1"]);
+        assert!(addresses(br#"{"msg":"ok","data":[]}"#).expect("an answer").is_empty());
+        let mixed = br#"{"data":[{"ip":"10.0.0.1","port":1},{"ip":"10.0.0.1","port":1},{"ip":"a b","port":1},{"ip":"x","port":0}]}"#;
+        assert_eq!(addresses(mixed).expect("one").len(), 1);
+        let many: Vec<_> = (1..=1000).map(|port| format!(r#"{{"ip":"::1","port":{port}}}"#)).collect();
+        let many = format!(r#"{{"data":[{}]}}"#, many.join(","));
+        assert_eq!(addresses(many.as_bytes()).expect("enough").len(), MAX_ADDRESSES);
+        assert_eq!(addresses(br#"{"data":[{"ip":"a b","port":1}]}"#), Err("\"a b:1\" is no address".to_owned()));
+        let deep = "[".repeat(100_000);
+        assert!(addresses(deep.as_bytes()).is_err());
+        for nonsense in [&b""[..], b"<html>", br#"{"data":[{"ip":1}]}"#, br#"{"data":[{"ip":"x","port":70000}]}"#] {
+            assert!(addresses(nonsense).is_err());
+        }
+    }
+}

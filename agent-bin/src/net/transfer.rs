@@ -1,0 +1,400 @@
+//! The Transfer call: gRPC by hand over h2, from the TCP connection to the server's trailers.
+//!
+//! One task holds a connection and everything on it, and polls three things at once: the HTTP/2 connection itself, the side
+//! that writes batches as far as flow control lets it, and the side that reads commands.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use elklet_core::command::Command;
+use elklet_core::grpc::{BadMessage, GrpcMessage, MessageReader, PREFIX, Status};
+use elklet_core::limits::MAX_COMMAND_BYTES;
+use elklet_core::session::Attempt;
+use h2::client::{self, ResponseFuture, SendRequest};
+use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
+use http::{HeaderMap, Method, Request, StatusCode, Version};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::dial::{DialError, dial};
+use super::observed::{Credit, Observed};
+use super::{Event, snappy, tls};
+use crate::config::{Address, Proxies};
+use crate::version;
+
+/// Bytes of DATA that h2 may hold for us beyond what the socket takes.
+const SEND_BUFFER_BYTES: usize = 256 << 10;
+
+/// Bytes that the server may send ahead of our reading: commands are small and rare.
+const RECEIVE_WINDOW_BYTES: u32 = 64 << 10;
+
+/// What h2 lets small DATA frames cost before it takes them for an attack, in its own unit: 256 less a frame's bytes. A burst
+/// of small commands is none; the receive window is what bounds them.
+const DATA_FRAME_BUDGET: usize = 256 * RECEIVE_WINDOW_BYTES as usize;
+
+/// Batches that wait for the stream beside the one that is being written.
+const BATCHES_AHEAD: usize = 1;
+
+/// Reaches servers, with what all attempts have in common.
+#[derive(Debug, Clone)]
+pub(crate) struct Connector {
+    pub(crate) tls: Arc<rustls::ClientConfig>,
+    pub(crate) proxies: Proxies,
+    pub(crate) events: mpsc::Sender<Event>,
+}
+
+impl Connector {
+    /// TCP and TLS to a server that speaks HTTP/2.
+    pub(super) async fn connect(&self, address: &Address) -> Result<TlsStream<TcpStream>, End> {
+        let tcp = dial(address, &self.proxies).await.map_err(End::Dial)?;
+        // Whoever listens is gone only when the process ends.
+        let _ = self.events.send(Event::Dialled).await;
+        let tls = TlsConnector::from(Arc::clone(&self.tls));
+        let stream = tls.connect(tls::server_name(), tcp).await.map_err(End::Tls)?;
+        match stream.get_ref().1.alpn_protocol() {
+            Some(b"h2") => Ok(stream),
+            _ => Err(End::NoHttp2),
+        }
+    }
+}
+
+/// The agent's end of one attempt; dropping it closes the connection.
+#[derive(Debug)]
+pub(crate) struct Transfer {
+    task: JoinHandle<()>,
+    go: Arc<Notify>,
+    ping: Arc<Notify>,
+    credit: Arc<Credit>,
+    /// `None` after the half-close.
+    batches: Option<mpsc::Sender<Bytes>>,
+}
+
+impl Transfer {
+    /// Starts the attempt; it sets up TCP and TLS to `address` and waits for [`Transfer::open`] then.
+    pub(crate) fn start(connector: &Connector, attempt: Attempt, address: Address) -> Self {
+        let (sender, batches) = mpsc::channel(BATCHES_AHEAD);
+        let (go, ping, credit) = (Arc::new(Notify::new()), Arc::new(Notify::new()), Arc::new(Credit::new()));
+        let call = Call {
+            attempt,
+            connector: connector.clone(),
+            go: Arc::clone(&go),
+            ping: Arc::clone(&ping),
+            credit: Arc::clone(&credit),
+            batches,
+        };
+        let task = tokio::spawn(async move {
+            let events = call.connector.events.clone();
+            let end = call.run(&address).await.unwrap_or_else(|end| end);
+            // The agent's loop is gone only when the process ends.
+            let _ = events.send(Event::Ended(attempt, end)).await;
+        });
+        Self { task, go, ping, credit, batches: Some(sender) }
+    }
+
+    /// Lets it go on from TLS to HTTP/2 and the call.
+    pub(crate) fn open(&self) {
+        self.go.notify_one();
+    }
+
+    /// Whether a batch would be taken now.
+    pub(crate) fn has_room(&self) -> bool {
+        self.batches.as_ref().is_some_and(|batches| batches.capacity() > 0)
+    }
+
+    /// Hands over a batch; false when the stream has no room or has ended.
+    pub(crate) fn send(&self, message: Bytes) -> bool {
+        self.batches.as_ref().is_some_and(|batches| batches.try_send(message).is_ok())
+    }
+
+    /// Flow-control credit that the server has returned since the stream began, in bytes.
+    pub(crate) fn credit(&self) -> u64 {
+        self.credit.returned()
+    }
+
+    /// Asks for an [`Event::Credit`] when the returned credit reaches this.
+    pub(crate) fn want_credit(&self, credit: Option<u64>) {
+        self.credit.want(credit);
+    }
+
+    /// Sends a PING.
+    pub(crate) fn ping(&self) {
+        self.ping.notify_one();
+    }
+
+    /// Ends the sending side once all batches are written.
+    pub(crate) fn half_close(&mut self) {
+        self.batches = None;
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The address could not be reached.
+    Dial(DialError),
+    /// TLS was not agreed on, by either side's judgement.
+    Tls(io::Error),
+    /// The server does not speak HTTP/2.
+    NoHttp2,
+    /// HTTP/2 failed: a reset, a GOAWAY, a broken connection.
+    Http2(h2::Error),
+    /// The server answered the call with this HTTP status.
+    Http(StatusCode),
+    /// The server ended the call.
+    Status(Status),
+    /// The server sent what cannot be understood.
+    Center(String),
+    /// The server has done nothing for this long.
+    NoAnswer(Duration),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dial(error) => error.fmt(f),
+            Self::Tls(error) => write!(f, "no TLS session: {error}"),
+            Self::NoHttp2 => f.write_str("the server did not choose HTTP/2 (ALPN h2)"),
+            // rustls would explain at length what a missing close_notify may mean.
+            Self::Http2(error) if error.get_io().map(io::Error::kind) == Some(io::ErrorKind::UnexpectedEof) => {
+                f.write_str("the connection broke: the server closed it in the middle of the stream")
+            }
+            Self::Http2(error) => write!(f, "the connection broke: {error}"),
+            Self::Http(status) => write!(f, "the server answered with HTTP status {status}"),
+            Self::Status(Status { code: 0, .. }) => f.write_str("the server ended the stream"),
+            Self::Status(status) => write!(f, "the server ended the stream with {status}"),
+            Self::Center(what) => write!(f, "the server sent {what}"),
+            Self::NoAnswer(time) => write!(f, "the server has done nothing for {} s", time.as_secs()),
+        }
+    }
+}
+
+impl From<h2::Error> for End {
+    fn from(error: h2::Error) -> Self {
+        // rustls reports the server's refusal of our certificate when HTTP/2 reads first.
+        match error.get_io().map(io::Error::kind) {
+            Some(io::ErrorKind::InvalidData) => Self::Tls(error.into_io().expect("it is an IO error")),
+            _ => Self::Http2(error),
+        }
+    }
+}
+
+impl End {
+    /// Whether the server ended the connection because PINGs came too close.
+    pub(crate) fn is_too_many_pings(&self) -> bool {
+        matches!(self, Self::Http2(error) if error.is_go_away() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM))
+    }
+}
+
+impl From<BadMessage> for End {
+    fn from(message: BadMessage) -> Self {
+        Self::Center(message.to_string())
+    }
+}
+
+/// The task's side of an attempt.
+struct Call {
+    attempt: Attempt,
+    connector: Connector,
+    go: Arc<Notify>,
+    ping: Arc<Notify>,
+    credit: Arc<Credit>,
+    batches: mpsc::Receiver<Bytes>,
+}
+
+impl Call {
+    async fn run(mut self, address: &Address) -> Result<End, End> {
+        let tls = self.connector.connect(address).await?;
+        let watched = Observed::new(tls, Arc::clone(&self.credit), self.connector.events.clone());
+        self.tell(Event::Connected(self.attempt)).await;
+        self.go.notified().await;
+
+        let (requests, mut connection) = client::Builder::new()
+            .initial_window_size(RECEIVE_WINDOW_BYTES)
+            .initial_connection_window_size(RECEIVE_WINDOW_BYTES)
+            .data_frame_budget(DATA_FRAME_BUDGET)
+            .max_send_buffer_size(SEND_BUFFER_BYTES)
+            .enable_push(false)
+            .handshake::<_, Bytes>(watched)
+            .await?;
+        let ping_pong = connection.ping_pong().expect("it is taken once");
+        let on_connection = self.converse(requests, ping_pong);
+        tokio::pin!(on_connection);
+        tokio::select! {
+            biased;
+            end = &mut on_connection => end,
+            // A connection that closes has told its streams; they know more of why.
+            closed = &mut connection => match closed {
+                Err(error) => Err(error.into()),
+                Ok(()) => on_connection.await,
+            },
+        }
+    }
+
+    async fn converse(&mut self, requests: SendRequest<Bytes>, ping_pong: PingPong) -> Result<End, End> {
+        let mut requests = requests.ready().await?;
+        let (response, stream) = requests.send_request(request("/grpc.Transfer/Transfer"), false)?;
+        self.tell(Event::Opened(self.attempt)).await;
+
+        let Self { attempt, connector: Connector { events, .. }, ping, batches, .. } = self;
+        let writing = write_batches(stream, batches, events, *attempt);
+        let reading = read_commands(response, events, *attempt);
+        let pinging = answer_pings(ping_pong, ping, events, *attempt);
+        tokio::pin!(writing, reading, pinging);
+        let mut written = false;
+        loop {
+            tokio::select! {
+                biased;
+                // How the call ended is in what is read; a write that fails is followed by that.
+                end = &mut reading => return end,
+                result = &mut writing, if !written => match result {
+                    Ok(()) => written = true,
+                    Err(error) => return Err(reading.await.unwrap_or_else(|end| end).more_telling_than(error)),
+                },
+                result = &mut pinging => result?,
+            }
+        }
+    }
+
+    async fn tell(&self, event: Event) {
+        let _ = self.connector.events.send(event).await;
+    }
+}
+
+impl End {
+    /// Of the two halves' ends, the one that says more.
+    fn more_telling_than(self, writing: h2::Error) -> Self {
+        match self {
+            Self::Http2(_) => writing.into(),
+            end => end,
+        }
+    }
+}
+
+/// The head of a call to this method.
+pub(super) fn request(path: &str) -> Request<()> {
+    Request::builder()
+        .method(Method::POST)
+        .version(Version::HTTP_2)
+        .uri(format!("https://elkeid.com{path}"))
+        .header("te", "trailers")
+        .header("content-type", "application/grpc")
+        .header("grpc-encoding", "snappy")
+        .header("grpc-accept-encoding", "snappy,identity")
+        .header("user-agent", format!("elklet/{}", version()))
+        .body(())
+        .expect("the parts are constants, and a version is printable")
+}
+
+/// Writes batches as far as the server's windows reach, and half-closes after the last.
+async fn write_batches(
+    mut stream: SendStream<Bytes>,
+    batches: &mut mpsc::Receiver<Bytes>,
+    events: &mpsc::Sender<Event>,
+    attempt: Attempt,
+) -> Result<(), h2::Error> {
+    while let Some(message) = batches.recv().await {
+        if !write_message(&mut stream, message).await? {
+            return Ok(());
+        }
+        let _ = events.send(Event::Written(attempt)).await;
+    }
+    stream.send_data(Bytes::new(), true)
+}
+
+/// Writes a message as far as the server's windows reach; false when the stream is over, and why is read on the other side.
+pub(super) async fn write_message(stream: &mut SendStream<Bytes>, mut message: Bytes) -> Result<bool, h2::Error> {
+    while !message.is_empty() {
+        stream.reserve_capacity(message.len());
+        while stream.capacity() == 0 {
+            match poll_fn(|context| stream.poll_capacity(context)).await {
+                Some(granted) => granted?,
+                None => return Ok(false),
+            };
+        }
+        let granted = stream.capacity();
+        stream.send_data(message.split_to(granted.min(message.len())), false)?;
+    }
+    Ok(true)
+}
+
+async fn answer_pings(
+    mut ping_pong: PingPong,
+    ping: &Notify,
+    events: &mpsc::Sender<Event>,
+    attempt: Attempt,
+) -> Result<(), h2::Error> {
+    loop {
+        ping.notified().await;
+        ping_pong.ping(Ping::opaque()).await?;
+        let _ = events.send(Event::Pong(attempt)).await;
+    }
+}
+
+/// Reads commands until the server ends the call; an error is the end of the stream as well.
+async fn read_commands(response: ResponseFuture, events: &mpsc::Sender<Event>, attempt: Attempt) -> Result<End, End> {
+    let (head, mut body) = response.await?.into_parts();
+    if head.status != StatusCode::OK {
+        return Err(End::Http(head.status));
+    }
+    if let Some(status) = status(&head.headers) {
+        return Ok(End::Status(status));
+    }
+    let encoding = head.headers.get("grpc-encoding").map(|value| value.as_bytes().to_vec());
+    let mut reader = MessageReader::new(MAX_COMMAND_BYTES);
+    while let Some(data) = next_data(&mut body).await? {
+        let mut rest = &data[..];
+        while let Some(message) = reader.next(&mut rest)? {
+            let bytes = PREFIX + message.bytes.len();
+            let command = decoded(message, encoding.as_deref());
+            let _ = events.send(Event::Message { attempt, bytes, command }).await;
+        }
+    }
+    let trailers = body.trailers().await?.unwrap_or_default();
+    if !reader.is_between_messages() {
+        return Err(End::Center("a message that ends early".to_owned()));
+    }
+    Ok(End::Status(status(&trailers).unwrap_or_else(|| Status::parse(None, Some(b"no grpc-status in the trailers")))))
+}
+
+pub(super) async fn next_data(body: &mut RecvStream) -> Result<Option<Bytes>, h2::Error> {
+    let Some(data) = body.data().await.transpose()? else { return Ok(None) };
+    // What is taken here is small and bounded by the message reader, so that the window opens at once.
+    body.flow_control().release_capacity(data.len())?;
+    Ok(Some(data))
+}
+
+fn decoded(message: GrpcMessage, encoding: Option<&[u8]>) -> Result<Command, String> {
+    Command::decode(&content(message, encoding)?).map_err(|error| error.to_string())
+}
+
+/// What a message says, as far as its compression goes.
+pub(super) fn content(message: GrpcMessage, encoding: Option<&[u8]>) -> Result<Vec<u8>, String> {
+    match (message.compressed, encoding) {
+        (false, _) => Ok(message.bytes),
+        (true, Some(b"snappy")) => snappy::decompress(&message.bytes, MAX_COMMAND_BYTES)
+            .map_err(|error| format!("a compressed message of {} bytes: {error}", message.bytes.len())),
+        (true, other) => {
+            let name = String::from_utf8_lossy(other.unwrap_or(b"none")).into_owned();
+            Err(format!("a message compressed by {name:.20}, expected snappy"))
+        }
+    }
+}
+
+/// The status that headers or trailers carry.
+pub(super) fn status(headers: &HeaderMap) -> Option<Status> {
+    let bytes = |name| headers.get(name).map(http::HeaderValue::as_bytes);
+    bytes("grpc-status").map(|code| Status::parse(Some(code), bytes("grpc-message")))
+}

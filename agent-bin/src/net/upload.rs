@@ -1,0 +1,121 @@
+//! The Upload call (`grpc.FileExt/Upload`): pieces of a file up, one answer down, on a connection of its own.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use elklet_core::grpc::MessageReader;
+use elklet_proto::grpc::{FileUploadRequest, FileUploadResponse, file_upload_response::StatusCode};
+use h2::SendStream;
+use h2::client::{self, ResponseFuture};
+use prost::Message;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::snappy::Compressor;
+use super::transfer::{Connector, End, content, next_data, request, status, write_message};
+use crate::config::Address;
+
+const PATH: &str = "/grpc.FileExt/Upload";
+
+/// A server that gives no answer, or takes nothing, for this long has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Bytes of an answer at most; it is one number.
+const MAX_ANSWER_BYTES: usize = 1024;
+
+/// A call that is open; dropping it without [`UploadCall::finish`] breaks it off, so that the server keeps nothing.
+#[derive(Debug)]
+pub(crate) struct UploadCall {
+    connection: JoinHandle<()>,
+    stream: SendStream<Bytes>,
+    response: ResponseFuture,
+    compressor: Compressor,
+}
+
+impl UploadCall {
+    /// Connects and begins the call.
+    ///
+    /// # Errors
+    /// How the attempt ended instead.
+    pub(crate) async fn open(connector: &Connector, address: &Address) -> Result<Self, End> {
+        patiently(async {
+            let tls = connector.connect(address).await?;
+            let (requests, connection) = client::Builder::new().enable_push(false).handshake::<_, Bytes>(tls).await?;
+            // How it ends is told to the call as well.
+            let connection = tokio::spawn(async move { drop(connection.await) });
+            let (response, stream) = requests.ready().await?.send_request(request(PATH), false)?;
+            Ok(Self { connection, stream, response, compressor: Compressor::new() })
+        })
+        .await
+    }
+
+    /// Sends a piece; the bytes of its message.
+    ///
+    /// # Errors
+    /// How the call ended instead.
+    pub(crate) async fn send(&mut self, token: &str, data: Vec<u8>) -> Result<u64, End> {
+        let piece = FileUploadRequest { token: token.to_owned(), data }.encode_to_vec();
+        let message = Bytes::from(self.compressor.message(&[&piece]));
+        let bytes = message.len() as u64;
+        let written = patiently(async { Ok(write_message(&mut self.stream, message).await) }).await?;
+        if let Ok(true) = written {
+            return Ok(bytes);
+        }
+        // The server has ended the call before the file's end; its answer says why, if there is one.
+        match (patiently(answer(&mut self.response)).await, written) {
+            (Ok(()), _) => Err(End::Center("its answer before the end of the file".to_owned())),
+            (Err(End::Http2(_)), Err(error)) => Err(error.into()),
+            (Err(end), _) => Err(end),
+        }
+    }
+
+    /// Says that the file has ended, and hears what the server makes of it.
+    ///
+    /// # Errors
+    /// When it has not taken the file.
+    pub(crate) async fn finish(mut self) -> Result<(), End> {
+        self.stream.send_data(Bytes::new(), true)?;
+        patiently(answer(&mut self.response)).await
+    }
+}
+
+impl Drop for UploadCall {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+async fn patiently<T>(step: impl Future<Output = Result<T, End>>) -> Result<T, End> {
+    match timeout(PATIENCE, step).await {
+        Ok(result) => result,
+        Err(_) => Err(End::NoAnswer(PATIENCE)),
+    }
+}
+
+async fn answer(response: &mut ResponseFuture) -> Result<(), End> {
+    let (head, mut body) = response.await?.into_parts();
+    if head.status != http::StatusCode::OK {
+        return Err(End::Http(head.status));
+    }
+    if let Some(status) = status(&head.headers) {
+        return Err(End::Status(status));
+    }
+    let encoding = head.headers.get("grpc-encoding").map(|value| value.as_bytes().to_vec());
+    let mut reader = MessageReader::new(MAX_ANSWER_BYTES);
+    let mut taken = None;
+    while let Some(data) = next_data(&mut body).await? {
+        let mut rest = &data[..];
+        while let Some(message) = reader.next(&mut rest)? {
+            let bytes = content(message, encoding.as_deref()).map_err(End::Center)?;
+            let answer = FileUploadResponse::decode(&*bytes).map_err(|error| End::Center(error.to_string()))?;
+            taken = Some(answer.status() == StatusCode::Success);
+        }
+    }
+    let trailers = body.trailers().await?.unwrap_or_default();
+    match (status(&trailers).filter(|status| status.code != 0), taken) {
+        (Some(status), _) => Err(End::Status(status)),
+        (None, Some(true)) => Ok(()),
+        (None, Some(false)) => Err(End::Center("status FAILED: it has not kept the file".to_owned())),
+        (None, None) => Err(End::Center("no answer to the upload".to_owned())),
+    }
+}

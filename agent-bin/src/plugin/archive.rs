@@ -1,0 +1,313 @@
+//! Unpacking a plugin's archive, a gzipped tar, into a directory that was just made for it.
+//!
+//! The archive is what the configuration's hash says, and yet nothing in it is believed: only regular files and directories
+//! are made, each below the directory and each file once, and no more of them than the limits allow. What an archive holds
+//! is bounded before it is read: an entry that says too much ends everything.
+
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use elklet_core::limits::{MAX_ARCHIVE_ENTRIES, MAX_ARCHIVE_NAME_BYTES, MAX_UNPACKED_BYTES};
+use flate2::read::MultiGzDecoder;
+use tar::{Archive, Entry, EntryType, PaxExtensions};
+
+/// Bytes that are read and written at once.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// What of a file's mode is taken over: nobody but its owner may write it, and nobody becomes its owner by running it.
+const MODE_MASK: u32 = 0o755;
+
+/// Unpacks `archive` into the directory `into`, which is empty and nobody else's. Blocks.
+///
+/// # Errors
+/// What is wrong with the archive, or why a file cannot be written, or that `is_cancelled` said so; then something of it may
+/// lie in the directory.
+pub fn unpack(archive: impl Read, into: &Path, is_cancelled: &dyn Fn() -> bool) -> Result<(), String> {
+    let mut archive = Archive::new(MultiGzDecoder::new(archive));
+    let mut bytes = 0;
+    let mut name = None;
+    let broken = |error: io::Error| format!("the archive is broken: {error}");
+    // Raw entries: names beyond a header's length come as entries of their own, which are to be bounded like all others.
+    for (count, entry) in (1..).zip(archive.entries().map_err(broken)?.raw(true)) {
+        if count > MAX_ARCHIVE_ENTRIES {
+            return Err(format!("the archive has more than {MAX_ARCHIVE_ENTRIES} entries"));
+        }
+        let mut entry = entry.map_err(broken)?;
+        bytes += entry.size();
+        if bytes > MAX_UNPACKED_BYTES {
+            return Err(format!("the archive holds more than {MAX_UNPACKED_BYTES} bytes"));
+        }
+        match entry.header().entry_type() {
+            EntryType::GNULongName => {
+                let mut long = read_name(&mut entry)?;
+                long.truncate(long.iter().position(|byte| *byte == 0).unwrap_or(long.len()));
+                name = Some(long);
+            }
+            EntryType::XHeader => name = path_in(&read_name(&mut entry)?)?.or(name),
+            // It says what holds for all entries, and nothing of that matters here.
+            EntryType::XGlobalHeader => drop(read_name(&mut entry)?),
+            kind => {
+                let name = name.take().unwrap_or_else(|| entry.path_bytes().into_owned());
+                let target = into.join(checked(&name)?);
+                let failed = |error: io::Error| format!("{} in the archive: {error}", shown(&name));
+                match kind {
+                    EntryType::Directory => make_directories(&target).map_err(failed)?,
+                    // Before there was a type for directories, a slash at the end meant one.
+                    EntryType::Regular | EntryType::Continuous if name.ends_with(b"/") => {
+                        make_directories(&target).map_err(failed)?;
+                    }
+                    EntryType::Regular | EntryType::Continuous if target == into => {
+                        return Err(format!("{} in the archive names no file", shown(&name)));
+                    }
+                    EntryType::Regular | EntryType::Continuous => {
+                        write_file(&mut entry, &target, is_cancelled).map_err(failed)?;
+                    }
+                    kind => {
+                        let kind = kind_name(kind);
+                        return Err(format!("{} in the archive is {kind}, expected a file or directory", shown(&name)));
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The contents of an entry that says something about another one.
+fn read_name(entry: &mut Entry<'_, impl Read>) -> Result<Vec<u8>, String> {
+    if entry.size() > MAX_ARCHIVE_NAME_BYTES {
+        let size = entry.size();
+        return Err(format!("the archive has a name of {size} bytes, the limit is {MAX_ARCHIVE_NAME_BYTES}"));
+    }
+    let mut contents = Vec::new();
+    entry.read_to_end(&mut contents).map_err(|error| format!("the archive is broken: {error}"))?;
+    Ok(contents)
+}
+
+/// The path that a POSIX extended header gives the next entry. One that gives it another size would have the archive read in
+/// two ways, and the like goes for sparse files.
+fn path_in(header: &[u8]) -> Result<Option<Vec<u8>>, String> {
+    let mut path = None;
+    for record in PaxExtensions::new(header) {
+        let record = record.map_err(|error| format!("the archive is broken: {error}"))?;
+        match record.key_bytes() {
+            b"path" => path = Some(record.value_bytes().to_vec()),
+            key if key == b"size" || key.starts_with(b"GNU.sparse.") => {
+                return Err(format!("the archive gives an entry's {} apart, which is not supported", shown(key)));
+            }
+            _ => {}
+        }
+    }
+    Ok(path)
+}
+
+/// The path below the directory, if `name` is one.
+fn checked(name: &[u8]) -> Result<PathBuf, String> {
+    let refused = |why: &str| Err(format!("{} in the archive {why}", shown(name)));
+    if name.is_empty() || name.contains(&0) {
+        return refused("is no name");
+    }
+    let mut path = PathBuf::new();
+    for component in Path::new(std::ffi::OsStr::from_bytes(name)).components() {
+        match component {
+            Component::Normal(part) => path.push(part),
+            Component::CurDir => {}
+            Component::ParentDir => return refused("leads out of the plugin's directory"),
+            Component::RootDir | Component::Prefix(_) => return refused("is an absolute path"),
+        }
+    }
+    Ok(path)
+}
+
+fn make_directories(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o755).create(path)
+}
+
+fn write_file(entry: &mut Entry<'_, impl Read>, to: &Path, is_cancelled: &dyn Fn() -> bool) -> io::Result<()> {
+    if let Some(parent) = to.parent() {
+        make_directories(parent)?;
+    }
+    let mode = entry.header().mode()? & MODE_MASK | 0o400;
+    let mut file = File::options().write(true).create_new(true).mode(mode).open(to)?;
+    let mut piece = vec![0; PIECE_BYTES.min(usize::try_from(entry.size()).unwrap_or(PIECE_BYTES))];
+    let mut missing = entry.size();
+    while missing > 0 {
+        if is_cancelled() {
+            return Err(io::Error::other("its unpacking was cancelled"));
+        }
+        match entry.read(&mut piece)? {
+            0 => return Err(io::Error::other(format!("the archive ends {missing} bytes early"))),
+            n => {
+                file.write_all(&piece[..n])?;
+                missing -= n as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn kind_name(kind: EntryType) -> String {
+    match kind {
+        EntryType::Symlink => "a symbolic link".to_owned(),
+        EntryType::Link | EntryType::GNULongLink => "a hard link".to_owned(),
+        EntryType::Char | EntryType::Block => "a device".to_owned(),
+        EntryType::Fifo => "a pipe".to_owned(),
+        other => format!("of the unknown kind {:?}", char::from(other.as_byte())),
+    }
+}
+
+/// A name as a message quotes it.
+fn shown(name: &[u8]) -> String {
+    let text: String = String::from_utf8_lossy(name).chars().take(80).collect();
+    format!("{text:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use tar::{Builder, Header};
+
+    use super::*;
+
+    /// An entry with any name, which the library's own builder would refuse.
+    fn raw(builder: &mut Builder<Vec<u8>>, name: &[u8], kind: EntryType, size: u64, contents: &[u8]) {
+        let mut header = Header::new_ustar();
+        header.as_old_mut().name[..name.len()].copy_from_slice(name);
+        header.set_entry_type(kind);
+        header.set_size(size);
+        header.set_mode(0o6777);
+        header.set_cksum();
+        builder.append(&header, contents).expect("memory");
+    }
+
+    fn zipped(tar: Builder<Vec<u8>>) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(&tar.into_inner().expect("memory")).expect("memory");
+        encoder.finish().expect("memory")
+    }
+
+    fn unpacked(entries: &[(&[u8], EntryType, &[u8])]) -> Result<tempfile::TempDir, String> {
+        let mut builder = Builder::new(Vec::new());
+        for (name, kind, contents) in entries {
+            raw(&mut builder, name, *kind, contents.len() as u64, contents);
+        }
+        let directory = tempfile::tempdir().expect("a directory");
+        unpack(&zipped(builder)[..], directory.path(), &|| false).map(|()| directory)
+    }
+
+    #[test]
+    fn files_and_directories_are_unpacked_with_modest_modes() {
+        let long = format!("deep/{}/{}", "d".repeat(90), "f".repeat(120));
+        let directory = unpacked(&[
+            (b"./", EntryType::Directory, b""),
+            (b"./p", EntryType::Regular, b"program"),
+            (b"data/empty", EntryType::Regular, b""),
+            (b"old/", EntryType::Regular, b""),
+            (b"data/", EntryType::Directory, b""),
+            (b"L", EntryType::GNULongName, format!("{long}\0").as_bytes()),
+            (b"deep", EntryType::Regular, b"gnu"),
+            (b"g", EntryType::XGlobalHeader, b"18 comment=nothing\n"),
+            (b"x", EntryType::XHeader, b"17 path=pax/name\n"),
+            (b"short", EntryType::Regular, b"pax"),
+        ])
+        .expect("it is in order");
+        let read = |path: &str| fs::read(directory.path().join(path)).expect("it is there");
+        assert_eq!(
+            (&read("p")[..], &read("data/empty")[..], &read(&long)[..]),
+            (&b"program"[..], &b""[..], &b"gnu"[..])
+        );
+        assert_eq!(read("pax/name"), b"pax");
+        assert!(directory.path().join("old").is_dir());
+        let mode = fs::metadata(directory.path().join("p")).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o7777 & !0o022, 0o755 & !umask(), "{mode:o}");
+        assert_eq!(mode & 0o7022, 0);
+    }
+
+    fn umask() -> u32 {
+        let status = fs::read_to_string("/proc/self/status").expect("there is one");
+        let line = status.lines().find_map(|line| line.strip_prefix("Umask:")).expect("a mask");
+        u32::from_str_radix(line.trim(), 8).expect("octal digits")
+    }
+
+    #[test]
+    fn what_is_neither_file_nor_directory_below_is_refused() {
+        let entries: [(&[u8], EntryType, &[u8], &str); 15] = [
+            (b"../x", EntryType::Regular, b"x", "leads out"),
+            (b"a/../../x", EntryType::Regular, b"x", "leads out"),
+            (b"a/..", EntryType::Directory, b"", "leads out"),
+            (b"/etc/x", EntryType::Regular, b"x", "absolute"),
+            (b"./", EntryType::Symlink, b"", "a symbolic link"),
+            (b"l", EntryType::Symlink, b"", "a symbolic link"),
+            (b"l", EntryType::Link, b"", "a hard link"),
+            (b"l", EntryType::GNULongLink, b"x", "a hard link"),
+            (b"d", EntryType::Char, b"", "a device"),
+            (b"d", EntryType::Block, b"", "a device"),
+            (b"d", EntryType::Fifo, b"", "a pipe"),
+            (b"d", EntryType::GNUSparse, b"", "of the unknown kind 'S'"),
+            (b".", EntryType::Regular, b"x", "names no file"),
+            (b"x", EntryType::XHeader, b"10 size=9\n", "\"size\" apart"),
+            (b"x", EntryType::XHeader, b"nonsense", "broken"),
+        ];
+        for (name, kind, contents, why) in entries {
+            let error = unpacked(&[(name, kind, contents)]).expect_err(why);
+            assert!(error.contains(why), "{error}: {why}");
+        }
+        // By way of a long name, too.
+        for (kind, contents) in [(EntryType::GNULongName, &b"/etc/x"[..]), (EntryType::XHeader, b"12 path=../x\n")] {
+            unpacked(&[(b"n", kind, contents), (b"x", EntryType::Regular, b"x")]).expect_err("it leads out");
+        }
+    }
+
+    #[test]
+    fn a_file_comes_once() {
+        let file: (&[u8], _, &[u8]) = (b"a", EntryType::Regular, b"1");
+        assert!(unpacked(&[file, (b"./a", EntryType::Regular, b"2")]).expect_err("twice").contains("exists"));
+        unpacked(&[file, (b"a", EntryType::Directory, b"")]).expect_err("as a directory");
+        unpacked(&[file, (b"a/b", EntryType::Regular, b"")]).expect_err("as a parent");
+        unpacked(&[(b"a", EntryType::Directory, b""), file]).expect_err("a directory as a file");
+    }
+
+    #[test]
+    fn size_and_number_are_bounded_before_anything_is_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let refused = |builder: Builder<Vec<u8>>| {
+            unpack(&zipped(builder)[..], directory.path(), &|| false).expect_err("it is too much")
+        };
+        let mut large = Builder::new(Vec::new());
+        raw(&mut large, b"bomb", EntryType::Regular, MAX_UNPACKED_BYTES + 1, b"");
+        assert!(refused(large).contains("more than 1073741824 bytes"));
+        let mut name = Builder::new(Vec::new());
+        raw(&mut name, b"n", EntryType::GNULongName, MAX_ARCHIVE_NAME_BYTES + 1, b"");
+        assert!(refused(name).contains("a name of 8193 bytes"));
+        let mut many = Builder::new(Vec::new());
+        for _ in 0..=MAX_ARCHIVE_ENTRIES {
+            raw(&mut many, b"a", EntryType::Directory, 0, b"");
+        }
+        assert!(refused(many).contains("more than 10000 entries"));
+        // One that promises more than it has.
+        let mut short = Builder::new(Vec::new());
+        raw(&mut short, b"short", EntryType::Regular, 100_000, b"x");
+        assert!(refused(short).contains("early"));
+    }
+
+    #[test]
+    fn what_is_no_archive_is_an_error() {
+        let directory = tempfile::tempdir().expect("a directory");
+        for nonsense in [&b""[..], b"nonsense", &[0x1f, 0x8b, 8, 0], b"\x1f\x8b\x08\0\0\0\0\0\0\0garbage"] {
+            unpack(nonsense, directory.path(), &|| false).expect_err("it is none");
+        }
+        let mut builder = Builder::new(Vec::new());
+        raw(&mut builder, b"a", EntryType::Regular, 1, b"x");
+        let whole = zipped(builder);
+        unpack(&whole[..whole.len() / 2], directory.path(), &|| false).expect_err("half of one");
+        let error = unpack(&whole[..], &directory.path().join("b"), &|| true).expect_err("cancelled");
+        assert!(error.contains("cancelled"), "{error}");
+    }
+}

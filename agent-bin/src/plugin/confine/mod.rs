@@ -1,0 +1,268 @@
+//! What a plugin may do: limits on memory, processor, processes and open files, no new rights, no life without the agent.
+//!
+//! Each limit is set by the first of these that the host has: a control group of version 2 below the agent's own, where that
+//! is delegated to it; one of version 1; a resource limit of the process, for memory (`RLIMIT_DATA`) and always for open files.
+//! What cannot be limited is started all the same and said: in the log, and by [`Applied`] to whoever asks.
+
+mod cgroup;
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process;
+
+use elklet_core::command::PluginName;
+use elklet_core::time::Millis;
+
+pub(crate) use self::cgroup::Group;
+use self::cgroup::{Controller, Hierarchies};
+use crate::config::{Confinement, Settings};
+
+/// A group that is not empty yet is tried to be removed again after this.
+const REMOVE_AGAIN_MS: u64 = 1_000;
+
+/// How often that is tried; by then its processes, which are killed each time, cannot be killed.
+const REMOVE_ATTEMPTS: u32 = 30;
+
+/// How a limit is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum By {
+    /// A control group of version 1 or 2.
+    Cgroup(u8),
+    /// A resource limit of each process.
+    Rlimit,
+    /// Nothing, for this reason.
+    Nothing(String),
+}
+
+/// A limit, and how it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Applied {
+    limit: String,
+    by: By,
+}
+
+impl fmt::Display for Applied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.by {
+            By::Cgroup(version) => write!(f, "{} (cgroup v{version})", self.limit),
+            By::Rlimit => write!(f, "{} (rlimit)", self.limit),
+            By::Nothing(why) => write!(f, "{} not applied: {why}", self.limit),
+        }
+    }
+}
+
+/// Confines plugins.
+#[derive(Debug)]
+pub(crate) struct Confiner {
+    settings: Settings,
+    hierarchies: Hierarchies,
+    /// Groups of plugins that have ended, when they are tried to be removed again, and how often they were.
+    leaving: Vec<(Group, Millis, u32)>,
+    groups: u64,
+}
+
+/// What is done to a process between fork and exec.
+#[derive(Debug)]
+pub(crate) struct Confining {
+    confinement: Confinement,
+    agent: libc::pid_t,
+    /// `cgroup.procs` of its groups, and the limit that each is for.
+    groups: Vec<(File, usize)>,
+    /// Resource, value, and the limit that it is for.
+    rlimits: Vec<(Resource, libc::rlim_t, usize)>,
+    /// What fails is told through here as the number of the limit and the error's.
+    complaints: (File, File),
+    applied: Vec<Applied>,
+    made: Vec<Group>,
+}
+
+/// A resource as the C library's `setrlimit` takes it, which differs between libraries.
+#[cfg(target_env = "gnu")]
+type Resource = libc::__rlimit_resource_t;
+#[cfg(not(target_env = "gnu"))]
+type Resource = libc::c_int;
+
+impl Confiner {
+    /// Finds out what the host has, if any plugin is to be limited.
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let hierarchies = Hierarchies::default();
+        let mut confiner = Self { settings: settings.clone(), hierarchies, leaving: Vec::new(), groups: 0 };
+        confiner.configure(settings);
+        confiner
+    }
+
+    /// Confines by other settings what is started from now on.
+    pub(crate) fn configure(&mut self, settings: &Settings) {
+        self.settings = settings.clone();
+        let mut sections = [None].into_iter().chain(settings.plugin.values().map(Some));
+        if self.hierarchies.is_empty()
+            && sections.any(|own| wanted(&settings.plugins.confinement(own)).next().is_some())
+        {
+            self.hierarchies = Hierarchies::discover();
+        }
+    }
+
+    /// Makes what confines a plugin that is about to be started.
+    ///
+    /// # Errors
+    /// When there is no pipe to be had.
+    pub(crate) fn confine(&mut self, name: &PluginName) -> io::Result<Confining> {
+        let confinement = self.settings.plugins.confinement(self.settings.plugin.get(name.as_str()));
+        let (read, write) = pipe()?;
+        rustix::io::ioctl_fionbio(&read, true)?;
+        let mut confining = Confining {
+            confinement,
+            agent: libc::pid_t::try_from(process::id()).map_err(io::Error::other)?,
+            groups: Vec::new(),
+            rlimits: Vec::new(),
+            complaints: (read, write),
+            applied: Vec::new(),
+            made: Vec::new(),
+        };
+        self.groups += 1;
+        let group_name = format!("{}-{}-{name}", cgroup::prefix(), self.groups);
+        for (controller, value, limit) in wanted(&confinement) {
+            let by = match self.hierarchies.limit(&group_name, controller, value, &mut confining.made) {
+                Ok((version, join)) => {
+                    if let Some(join) = join {
+                        confining.groups.push((join, confining.applied.len()));
+                    }
+                    By::Cgroup(version)
+                }
+                Err(_) if controller == Controller::Memory => {
+                    confining.rlimits.push((libc::RLIMIT_DATA, value, confining.applied.len()));
+                    By::Rlimit
+                }
+                Err(why) => By::Nothing(why),
+            };
+            confining.applied.push(Applied { limit, by });
+        }
+        if let Some(files) = confinement.open_files {
+            confining.rlimits.push((libc::RLIMIT_NOFILE, files, confining.applied.len()));
+            confining.applied.push(Applied { limit: format!("{files} open files"), by: By::Rlimit });
+        }
+        Ok(confining)
+    }
+
+    /// A plugin's process has ended: its groups are removed, and what is left in them is killed.
+    pub(crate) fn release(&mut self, groups: Vec<Group>, now: Millis) {
+        self.leaving.extend(groups.into_iter().map(|group| (group, now, 0)));
+        self.handle_timeout(now);
+    }
+
+    /// Tries again to remove what could not be removed.
+    pub(crate) fn handle_timeout(&mut self, now: Millis) {
+        self.leaving.retain_mut(|(group, moment, attempts)| {
+            if *moment > now {
+                return true;
+            }
+            (*moment, *attempts) = (now + REMOVE_AGAIN_MS, *attempts + 1);
+            match group.remove() {
+                Ok(()) => false,
+                Err(_) if *attempts < REMOVE_ATTEMPTS => true,
+                Err(error) => {
+                    log::warn!("{group} cannot be removed: {error}");
+                    false
+                }
+            }
+        });
+    }
+
+    /// When [`Confiner::handle_timeout`] is due.
+    pub(crate) fn poll_timeout(&self) -> Option<Millis> {
+        self.leaving.iter().map(|(_, moment, _)| *moment).min()
+    }
+}
+
+/// The limits that a group can keep, and how each is called.
+fn wanted(confinement: &Confinement) -> impl Iterator<Item = (Controller, u64, String)> {
+    let Confinement { memory, cpu_percent, processes, .. } = *confinement;
+    [
+        memory.map(|bytes| (Controller::Memory, bytes, format!("memory {} MiB", bytes >> 20))),
+        cpu_percent.map(|percent| (Controller::Cpu, percent, format!("processor {percent} %"))),
+        processes.map(|count| (Controller::Pids, count, format!("{count} processes"))),
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// A pipe whose ends lie above the descriptors that mean something in a plugin.
+fn pipe() -> io::Result<(File, File)> {
+    let (read, write) = io::pipe()?;
+    let raised = |end: OwnedFd| -> io::Result<File> {
+        Ok(rustix::io::fcntl_dupfd_cloexec(&end, super::process::FIRST_FREE_DESCRIPTOR)?.into())
+    };
+    Ok((raised(read.into())?, raised(write.into())?))
+}
+
+impl Confining {
+    /// Confines the calling process, which was just forked: only system calls, no memory. What fails is told to the parent,
+    /// and is no error unless the parent has gone.
+    pub(super) fn confine_self(&self) -> io::Result<()> {
+        for (group, limit) in &self.groups {
+            // SAFETY: `write` is async-signal-safe; the text lives for ever.
+            if unsafe { libc::write(group.as_raw_fd(), c"0".as_ptr().cast(), 1) } < 0 {
+                self.complain(*limit);
+            }
+        }
+        for (resource, value, limit) in &self.rlimits {
+            let value = libc::rlimit { rlim_cur: *value, rlim_max: *value };
+            // SAFETY: `setrlimit` is a system call that reads the value.
+            if unsafe { libc::setrlimit(*resource, &value) } < 0 {
+                self.complain(*limit);
+            }
+        }
+        if self.confinement.no_new_privs {
+            // SAFETY: a system call on plain numbers. It is there since Linux 3.5 and cannot fail.
+            unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+        }
+        if self.confinement.end_with_agent {
+            // The signal comes when the thread ends that has forked, which is the agent's main one.
+            // SAFETY: system calls on plain numbers.
+            let parent = unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                libc::getppid()
+            };
+            if parent != self.agent {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+        }
+        Ok(())
+    }
+
+    fn complain(&self, limit: usize) {
+        let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
+        let [limit, ..] = limit.to_le_bytes();
+        let [a, b, c, d] = errno.to_ne_bytes();
+        let complaint = [limit, a, b, c, d];
+        // SAFETY: `write` is async-signal-safe and reads the array.
+        unsafe { libc::write(self.complaints.1.as_raw_fd(), complaint.as_ptr().cast(), complaint.len()) };
+    }
+
+    /// What came of it, once the process was started: how each limit is kept, and the groups that are to be released when it
+    /// has ended. Limits that are not kept are logged.
+    pub(super) fn finish(mut self, name: &PluginName) -> (Vec<Applied>, Vec<Group>) {
+        let mut complaint = [0; 5];
+        while self.complaints.0.read_exact(&mut complaint).is_ok() {
+            let [limit, errno @ ..] = complaint;
+            let error = io::Error::from_raw_os_error(i32::from_ne_bytes(errno));
+            if let Some(applied) = self.applied.get_mut(usize::from(limit)) {
+                applied.by = By::Nothing(error.to_string());
+            }
+        }
+        for applied in &self.applied {
+            match applied.by {
+                By::Nothing(_) => log::warn!("plugin {name}: {applied}"),
+                By::Cgroup(_) | By::Rlimit => log::info!("plugin {name}: {applied}"),
+            }
+        }
+        (self.applied, self.made)
+    }
+
+    /// The process could not be started.
+    pub(super) fn abandon(self) -> Vec<Group> {
+        self.made
+    }
+}

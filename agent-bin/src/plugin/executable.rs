@@ -1,0 +1,141 @@
+//! Finding a plugin's executable and holding it to its hash.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use elklet_core::command::{PluginName, Sha256};
+use elklet_core::limits::MAX_DOWNLOAD_BYTES;
+use ring::digest;
+use rustix::fs::OFlags;
+
+use super::process::FIRST_FREE_DESCRIPTOR;
+use crate::fetch::Cancel;
+
+/// A verified executable, held by the descriptor through which it was verified.
+#[derive(Debug)]
+pub(crate) struct Executable {
+    file: OwnedFd,
+    /// Where it lies, or will lie when it is started.
+    pub(super) path: PathBuf,
+    is_script: bool,
+}
+
+impl Executable {
+    pub(super) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Where it lies, for its name and its surroundings.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether an interpreter will have to open it again.
+    pub(super) fn is_script(&self) -> bool {
+        self.is_script
+    }
+}
+
+/// The directory of a plugin.
+pub(crate) fn directory(workdir: &Path, name: &PluginName) -> PathBuf {
+    workdir.join("plugin").join(name.as_str())
+}
+
+/// Opens the file at `path` and checks its hash. Blocks.
+///
+/// # Errors
+/// When there is none, or it is another than was configured, or the preparation was cancelled; the text says which.
+pub(super) fn verify(path: &Path, expected: Sha256, cancel: &Cancel) -> Result<Executable, String> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| format!("{}: {what}: {error}", path.display());
+    let mut file = File::options()
+        .read(true)
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
+        .open(path)
+        .map_err(|error| failed("cannot be opened", &error))?;
+    let metadata = file.metadata().map_err(|error| failed("cannot be looked at", &error))?;
+    if !metadata.is_file() {
+        return Err(failed("is no regular file", &"a plugin's executable has to be one"));
+    }
+    let (sha256, is_script) = digest(&mut file, cancel).map_err(|error| failed("cannot be read", &error))?;
+    if sha256 != expected {
+        return Err(failed(
+            "is not what was configured",
+            &format_args!("its SHA-256 is {sha256}, expected {expected}"),
+        ));
+    }
+    file.set_permissions(fs::Permissions::from_mode(0o700))
+        .map_err(|error| failed("cannot be made executable", &error))?;
+    let file = rustix::io::fcntl_dupfd_cloexec(&file, FIRST_FREE_DESCRIPTOR)
+        .map_err(|error| failed("cannot be kept open", &error))?;
+    Ok(Executable { file, path: path.to_owned(), is_script })
+}
+
+fn digest(file: &mut File, cancel: &Cancel) -> std::io::Result<(Sha256, bool)> {
+    let mut hash = digest::Context::new(&digest::SHA256);
+    let mut buffer = vec![0; 64 << 10];
+    let (mut total, mut is_script) = (0, false);
+    loop {
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            break;
+        }
+        if total == 0 {
+            is_script = buffer[..n].starts_with(b"#!");
+        }
+        total += n as u64;
+        if total > MAX_DOWNLOAD_BYTES {
+            return Err(std::io::Error::other(format!("it has more than {MAX_DOWNLOAD_BYTES} bytes")));
+        }
+        if cancel.is_cancelled() {
+            return Err(std::io::Error::other("it is not wanted any more"));
+        }
+        hash.update(&buffer[..n]);
+    }
+    let mut digest = [0; 32];
+    digest.copy_from_slice(hash.finish().as_ref());
+    Ok((Sha256(digest), is_script))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verified(path: &Path, hex: &str) -> Result<Executable, String> {
+        verify(path, hex.parse().expect("64 digits"), &Cancel::default())
+    }
+
+    /// A hash that no file here has.
+    const OTHER: &str = "0011223344556677889900112233445566778899001122334455667788990011";
+
+    #[test]
+    fn only_the_configured_bytes_in_a_regular_file_pass() {
+        let workdir = tempfile::tempdir().expect("a directory");
+        let dir = workdir.path().join("plugin/p");
+        fs::create_dir_all(&dir).expect("writable");
+        let missing = verified(&dir.join("p"), OTHER).expect_err("there is no file");
+        assert!(missing.contains("plugin/p/p: cannot be opened"), "{missing}");
+
+        fs::write(dir.join("p"), "abc").expect("writable");
+        // The SHA-256 of "abc" is the first test vector of FIPS 180-2.
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let executable = verified(&dir.join("p"), abc).expect("the configured bytes");
+        assert!(!executable.is_script());
+        let other = verified(&dir.join("p"), OTHER).expect_err("other bytes");
+        assert!(other.contains(abc) && other.contains(OTHER), "{other}");
+
+        let cancel = Cancel::default();
+        cancel.cancel();
+        let given_up = verify(&dir.join("p"), Sha256([0; 32]), &cancel).expect_err("nobody wants it");
+        assert!(given_up.contains("not wanted"), "{given_up}");
+
+        fs::remove_file(dir.join("p")).expect("writable");
+        std::os::unix::fs::symlink("/bin/sh", dir.join("p")).expect("writable");
+        assert!(verified(&dir.join("p"), abc).is_err(), "a link is not followed");
+        fs::remove_file(dir.join("p")).expect("writable");
+        fs::create_dir(dir.join("p")).expect("writable");
+        assert!(verified(&dir.join("p"), abc).expect_err("a directory").contains("regular"));
+    }
+}

@@ -1,0 +1,134 @@
+//! The list of plugins that is to run, kept over the agent's end, so that it starts them without a server.
+//!
+//! The file `plugins.kept` in the work directory is a line that says what it is, the CRC-32C of the rest (4 bytes, little
+//! endian), and the list as the configuration of a protobuf `Command`. It is replaced as a whole, and readable by its owner
+//! only, as details may hold secrets.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use elklet_core::command::{Command, Configuration, PluginConfig};
+use elklet_core::limits::MAX_COMMAND_BYTES;
+
+const HEAD: &[u8] = b"elklet plugins 1\n";
+
+/// Where the list is kept.
+fn path(workdir: &Path) -> PathBuf {
+    workdir.join("plugins.kept")
+}
+
+/// The list that was kept last; none when there is no file. Blocks.
+///
+/// # Errors
+/// Why the file is of no use; the text names it.
+pub(crate) fn read_kept(workdir: &Path) -> Result<Vec<PluginConfig>, String> {
+    let path = path(workdir);
+    let failed = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
+    let mut bytes = Vec::new();
+    match File::open(&path) {
+        Ok(file) => {
+            let limit = (HEAD.len() + 4 + MAX_COMMAND_BYTES + 1) as u64;
+            file.take(limit).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(&error)),
+    }
+    decode_kept(&bytes).map_err(|why| failed(&why))
+}
+
+/// Replaces the file. Blocks.
+///
+/// # Errors
+/// When it cannot be written; then the one before is still there. The text names the file.
+pub(crate) fn write_kept(workdir: &Path, plugins: &[PluginConfig]) -> Result<(), String> {
+    let path = path(workdir);
+    let new = path.with_extension("kept.new");
+    let write = || -> io::Result<()> {
+        let bytes = encode(plugins);
+        if bytes.len() > HEAD.len() + 4 + MAX_COMMAND_BYTES {
+            return Err(io::Error::other(format!("{} bytes, the limit is {MAX_COMMAND_BYTES}", bytes.len())));
+        }
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, &path)?;
+        File::open(workdir)?.sync_all()
+    };
+    write().map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn encode(plugins: &[PluginConfig]) -> Vec<u8> {
+    let command = Configuration::encode(plugins);
+    [HEAD, &crc32c::crc32c(&command).to_le_bytes(), &command].concat()
+}
+
+/// The list that a file holds.
+///
+/// # Errors
+/// Why it is none.
+pub fn decode_kept(bytes: &[u8]) -> Result<Vec<PluginConfig>, String> {
+    let rest = bytes.strip_prefix(HEAD).ok_or("it is no list of plugins that this version keeps")?;
+    let (sum, command) = rest.split_first_chunk().ok_or("it is cut short")?;
+    if crc32c::crc32c(command) != u32::from_le_bytes(*sum) || command.len() > MAX_COMMAND_BYTES {
+        return Err("it is damaged: its checksum is another".to_owned());
+    }
+    match Command::decode(command).map_err(|error| error.to_string())? {
+        Command::Nothing => Ok(Vec::new()),
+        Command::Configuration(configuration) if configuration.refused.is_empty() && configuration.agent.is_none() => {
+            Ok(configuration.plugins)
+        }
+        _ => Err("it holds something else than plugins".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use elklet_core::command::{Packing, Sha256, Signature};
+
+    use super::*;
+
+    fn plugins() -> Vec<PluginConfig> {
+        let plugin = |name: &str, signature| PluginConfig {
+            name: name.parse().expect("a name"),
+            version: "1.2".into(),
+            packing: Packing::TarGz,
+            download_sha256: Sha256([1; 32]),
+            executable_sha256: Sha256([2; 32]),
+            signature,
+            urls: vec!["http://a/b".into()],
+            detail: "a secret".into(),
+        };
+        vec![plugin("a", None), plugin("b", Some(Signature(Box::new([3; 64]))))]
+    }
+
+    #[test]
+    fn what_was_kept_is_read_and_replaced_as_a_whole() {
+        let workdir = tempfile::tempdir().expect("a directory");
+        assert_eq!(read_kept(workdir.path()), Ok(vec![]));
+        for list in [plugins(), vec![], plugins()[1..].to_vec()] {
+            write_kept(workdir.path(), &list).expect("writable");
+            assert_eq!(read_kept(workdir.path()), Ok(list));
+        }
+        assert_eq!(fs::read_dir(workdir.path()).expect("readable").count(), 1);
+        let missing = workdir.path().join("missing");
+        assert!(write_kept(&missing, &[]).expect_err("no directory").contains("plugins.kept"));
+    }
+
+    #[test]
+    fn what_is_damaged_is_refused_and_never_half_believed() {
+        let good = encode(&plugins());
+        for length in 0..good.len() {
+            decode_kept(&good[..length]).expect_err("cut short");
+        }
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            decode_kept(&bad).expect_err("one bit is another");
+        }
+        let workdir = tempfile::tempdir().expect("a directory");
+        fs::create_dir(path(workdir.path())).expect("writable");
+        read_kept(workdir.path()).expect_err("a directory");
+    }
+}

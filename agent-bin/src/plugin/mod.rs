@@ -1,0 +1,18 @@
+//! A plugin's executable and its process: what is executed is what was verified.
+
+mod archive;
+mod confine;
+mod executable;
+mod kept;
+mod prepare;
+mod process;
+mod trust;
+
+pub use self::archive::unpack;
+pub(crate) use self::confine::{Applied, Confiner, Group};
+pub(crate) use self::executable::directory;
+pub use self::kept::decode_kept;
+pub(crate) use self::kept::{read_kept, write_kept};
+pub(crate) use self::prepare::{Prepared, Preparer};
+pub(crate) use self::process::{Spawned, describe, reserve_descriptors, spawn};
+pub(crate) use self::trust::PublicKey;

@@ -1,0 +1,295 @@
+//! One pipe that records come out of.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::mem;
+use std::os::fd::OwnedFd;
+
+use elklet_core::frame::{BadFrame, FrameDecoder, Tally};
+use elklet_core::intake::{Lane, Origin, Wake};
+use elklet_core::time::Millis;
+use mio::unix::pipe::Receiver;
+
+use crate::shared::SharedIntake;
+
+/// A plugin's mistakes are logged at most this often, with the number of those that were not.
+const COMPLAINT_INTERVAL_MS: u64 = 10_000;
+
+/// Different mistakes in one read that are worth a line; the counters have them all.
+const ODDITIES_KEPT: usize = 4;
+
+#[derive(Debug)]
+pub(super) struct Source {
+    pipe: Receiver,
+    lane: Lane,
+    origin: Origin,
+    decoder: FrameDecoder,
+    /// Bytes that were read and not yet taken, for want of room; the decoder may hold a record besides.
+    backlog: Vec<u8>,
+    stalled: bool,
+    /// Nobody writes any more, so that the pipe is to be read to its end.
+    hung_up: bool,
+    oddities: Vec<Oddity>,
+}
+
+/// How far a read came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// There may be more to read at once.
+    More,
+    /// The pipe is empty for now; mio says when it is not.
+    Drained,
+    /// The intake is full: read again when it was swapped.
+    Stalled,
+    /// The pipe has ended.
+    Ended,
+}
+
+impl Source {
+    pub(super) fn new(pipe: OwnedFd, lane: Lane, origin: Origin, longest_record: usize) -> Self {
+        let pipe = Receiver::from(pipe);
+        Self {
+            pipe,
+            lane,
+            origin,
+            decoder: FrameDecoder::new(longest_record),
+            backlog: Vec::new(),
+            stalled: false,
+            hung_up: false,
+            oddities: Vec::new(),
+        }
+    }
+
+    pub(super) fn pipe(&mut self) -> &mut Receiver {
+        &mut self.pipe
+    }
+
+    /// Nobody writes any more.
+    pub(super) fn handle_hangup(&mut self) {
+        self.hung_up = true;
+    }
+
+    /// Reads once and moves what was read into the intake.
+    pub(super) fn read(&mut self, buffer: &mut [u8], intake: &SharedIntake) -> Progress {
+        if !self.origin.may_drop && intake.is_held() {
+            return Progress::Stalled;
+        }
+        if self.stalled {
+            let backlog = mem::take(&mut self.backlog);
+            let left = self.feed(&backlog, intake);
+            self.backlog = backlog;
+            self.backlog.drain(..self.backlog.len() - left);
+            return if self.stalled { Progress::Stalled } else { Progress::More };
+        }
+        match self.pipe.read(buffer) {
+            Ok(0) => Progress::Ended,
+            Ok(n) => {
+                let left = self.feed(&buffer[..n], intake);
+                self.backlog.extend_from_slice(&buffer[n - left..n]);
+                match () {
+                    () if self.stalled => Progress::Stalled,
+                    // A pipe gives all that it has; it had less than was asked for, and mio will say when it has more.
+                    () if n < buffer.len() && !self.hung_up => Progress::Drained,
+                    () => Progress::More,
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Progress::Drained,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Progress::More,
+            Err(error) => {
+                log::error!("a plugin's pipe cannot be read: {error}");
+                Progress::Ended
+            }
+        }
+    }
+
+    /// Moves records from `input` into the intake until one finds no room; returns the bytes that are left then.
+    fn feed(&mut self, mut input: &[u8], intake: &SharedIntake) -> usize {
+        self.stalled = false;
+        let before = self.decoder.tally();
+        let mut wake = Wake::Unneeded;
+        let mut filling = intake.lock();
+        while let Some(next) = self.decoder.peek(&mut input) {
+            match next {
+                Ok(record) => match filling.push(self.lane, self.origin, &record) {
+                    Ok(appended) => {
+                        wake = wake.max(appended);
+                        self.decoder.take(&mut input);
+                    }
+                    Err(_) => {
+                        self.stalled = true;
+                        break;
+                    }
+                },
+                Err(bad) if self.oddities.len() < ODDITIES_KEPT => self.oddities.push(Oddity::BadFrame(bad)),
+                Err(_) => {}
+            }
+        }
+        drop(filling);
+        intake.wake(wake);
+        let after = self.decoder.tally();
+        if before.without_payload == 0 && after.without_payload > 0 {
+            self.oddities.push(Oddity::WithoutPayload);
+        }
+        if before.without_timestamp == 0 && after.without_timestamp > 0 {
+            self.oddities.push(Oddity::WithoutTimestamp);
+        }
+        input.len()
+    }
+
+    /// Nothing more comes: half a frame is half a frame for ever.
+    pub(super) fn end(&mut self) {
+        if let Err(bad) = self.decoder.finish() {
+            self.oddities.push(Oddity::BadFrame(bad));
+        }
+    }
+
+    pub(super) fn tally(&self) -> Tally {
+        self.decoder.tally()
+    }
+
+    pub(super) fn take_oddities(&mut self) -> Vec<Oddity> {
+        mem::take(&mut self.oddities)
+    }
+}
+
+/// What was strange about a plugin's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Oddity {
+    /// Bytes that are no record; they were skipped.
+    BadFrame(BadFrame),
+    /// The first record without a payload; it is passed on, as are those that follow.
+    WithoutPayload,
+    /// The first record whose timestamp is 0; it is passed on, as are those that follow.
+    WithoutTimestamp,
+}
+
+impl fmt::Display for Oddity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadFrame(bad) => write!(f, "{bad}; it is skipped"),
+            Self::WithoutPayload => f.write_str("a record without a payload; such records are passed on and counted"),
+            Self::WithoutTimestamp => f.write_str("a record with timestamp 0; such records are passed on and counted"),
+        }
+    }
+}
+
+/// Keeps a plugin's mistakes from filling the log.
+#[derive(Debug, Default)]
+pub(super) struct Complaints {
+    next: Millis,
+    suppressed: u64,
+}
+
+impl Complaints {
+    /// Whether a complaint may be logged now: then, how many were not since the last one.
+    pub(super) fn admit(&mut self, now: Millis) -> Option<u64> {
+        if now < self.next {
+            self.suppressed += 1;
+            return None;
+        }
+        self.next = now + COMPLAINT_INTERVAL_MS;
+        Some(mem::take(&mut self.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use elklet_core::intake::{Buffers, Due};
+    use elklet_core::record::OwnRecord;
+
+    use super::*;
+    use crate::shared::empty_buffers;
+    use crate::testing::allocations;
+
+    const ORIGIN: Origin = Origin { source: elklet_core::manifest::Source::OTHER, may_drop: true };
+
+    fn frame(timestamp: i64) -> Vec<u8> {
+        let value = "x".repeat(800);
+        let record = OwnRecord { data_type: 59, timestamp, fields: [("argv", &*value)].into_iter() };
+        let mut frame = vec![0; 4 + record.encoded_len()];
+        frame[..4].copy_from_slice(&u32::try_from(record.encoded_len()).expect("short").to_le_bytes());
+        record.write(&mut frame[4..]);
+        frame
+    }
+
+    fn pipe() -> (Source, io::PipeWriter) {
+        let (reader, writer) = io::pipe().expect("a pipe");
+        let source = Source::new(reader.into(), Lane::Bulk, ORIGIN, 100_000);
+        source.pipe.set_nonblocking(true).expect("a pipe can be non-blocking");
+        (source, writer)
+    }
+
+    #[test]
+    fn no_record_costs_an_allocation_between_pipe_and_compressor() {
+        let (mut source, mut writer) = pipe();
+        let intake = SharedIntake::new(2 << 20);
+        let mut spare = empty_buffers(2 << 20);
+        let mut buffer = vec![0; 64 << 10];
+        let frames = frame(7).repeat(70);
+        let mut pass = || {
+            writer.write_all(&frames).expect("the pipe takes 64 KiB");
+            while source.read(&mut buffer, &intake) == Progress::More {}
+            let _ = intake.lock().swap(&mut spare);
+            let bytes: usize = spare.parts().iter().map(|part| part.len()).sum();
+            spare.clear();
+            bytes
+        };
+        // The first passes make the memory of a cut frame.
+        assert!(pass() + pass() > 100_000);
+        let before = allocations();
+        let moved: usize = (0..100).map(|_| pass()).sum();
+        assert_eq!(allocations() - before, 0, "{moved} bytes of 7,000 records were moved");
+        assert!(moved > 5_000_000);
+    }
+
+    #[test]
+    fn a_full_intake_stalls_the_source_and_nothing_is_lost() {
+        let (mut source, mut writer) = pipe();
+        let intake = SharedIntake::new(8_000);
+        let mut spare: Box<Buffers<_>> = empty_buffers(8_000);
+        let mut buffer = vec![0; 10_000];
+        let frames: Vec<u8> = (1..=60).flat_map(frame).collect();
+        writer.write_all(&frames).expect("the pipe takes 64 KiB");
+        drop(writer);
+        let mut records = 0;
+        loop {
+            match source.read(&mut buffer, &intake) {
+                Progress::Ended => break,
+                Progress::Stalled => {
+                    assert_eq!(intake.lock().due(), Due::Now);
+                    assert_eq!(
+                        source.read(&mut buffer, &intake),
+                        Progress::Stalled,
+                        "it stays stalled until there is room"
+                    );
+                    assert!(intake.lock().swap(&mut spare), "somebody waits");
+                    records += spare.len();
+                    spare.clear();
+                }
+                Progress::More | Progress::Drained => {}
+            }
+        }
+        assert_eq!(records + intake.lock().len(), 60);
+        assert_eq!(source.tally().records, 60);
+    }
+
+    #[test]
+    fn oddities_are_told_once_and_counted_always() {
+        let (mut source, mut writer) = pipe();
+        let intake = SharedIntake::new(100_000);
+        let mut buffer = vec![0; 10_000];
+        writer
+            .write_all(&[frame(0), frame(0), vec![0; 4], vec![2, 0, 0, 0, 0xff, 0xff], vec![9, 0]].concat())
+            .expect("room");
+        drop(writer);
+        while source.read(&mut buffer, &intake) != Progress::Ended {}
+        source.end();
+        let told: Vec<String> = source.take_oddities().iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 4, "{told:?}");
+        let tally = source.tally();
+        assert_eq!((tally.records, tally.without_timestamp, tally.without_payload), (3, 3, 1));
+        assert_eq!((tally.invalid, tally.truncated, tally.skipped_bytes), (1, 1, 4));
+    }
+}

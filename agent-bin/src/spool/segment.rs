@@ -1,0 +1,116 @@
+//! Reading one segment, whatever its bytes are.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use elklet_core::delivery::spool::format::{
+    BATCH_HEAD_BYTES, BatchHead, SEGMENT_HEAD_BYTES, find_batch, read_segment_head,
+};
+
+/// Bytes that are searched at once for the next batch.
+const WINDOW_BYTES: usize = 64 << 10;
+
+/// A segment's file, open for reading.
+#[derive(Debug)]
+pub(super) struct Segment {
+    file: File,
+    bytes: u64,
+    /// Up to where its batches are confirmed.
+    pub(super) mark: u64,
+}
+
+/// A batch whose head is whole.
+#[derive(Debug)]
+pub(super) struct BatchAt {
+    pub(super) head: BatchHead,
+    /// Its manifest's bytes.
+    pub(super) manifest: Vec<u8>,
+    pub(super) begin: u64,
+    pub(super) end: u64,
+    /// Bytes in front of it, from where it was looked for, that are no batch.
+    pub(super) skipped: u64,
+}
+
+impl Segment {
+    /// Takes a file for a segment; `None` when it is none.
+    pub(super) fn new(file: File) -> io::Result<Option<Self>> {
+        let bytes = file.metadata()?.len();
+        let mut head = [0; SEGMENT_HEAD_BYTES];
+        match file.read_exact_at(&mut head, 0) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            read => read?,
+        }
+        let mark = read_segment_head(&head, crc32c::crc32c);
+        Ok(mark.map(|mark| Self { file, bytes, mark: mark.min(bytes) }))
+    }
+
+    /// Bytes of the file.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Looks at the file's length again: somebody may be writing.
+    pub(super) fn refresh(&mut self) -> io::Result<()> {
+        self.bytes = self.file.metadata()?.len();
+        Ok(())
+    }
+
+    /// The first batch at or behind `from` whose head is whole and whose payload is all there.
+    pub(super) fn batch_from(&self, from: u64) -> io::Result<Option<BatchAt>> {
+        let mut begin = from;
+        loop {
+            match self.batch_at(begin)? {
+                Some((head, manifest)) => {
+                    let end = begin + head.total_bytes();
+                    return Ok(Some(BatchAt { head, manifest, begin, end, skipped: begin - from }));
+                }
+                None => match self.find_batch(begin)? {
+                    Some(next) => begin = next,
+                    None => return Ok(None),
+                },
+            }
+        }
+    }
+
+    /// A batch's payload; `None` when it is not what was written.
+    pub(super) fn payload(&self, batch: &BatchAt) -> io::Result<Option<Vec<u8>>> {
+        let bytes = batch.head.payload_bytes;
+        let mut payload = vec![0; bytes as usize];
+        self.file.read_exact_at(&mut payload, batch.end - u64::from(bytes))?;
+        Ok((crc32c::crc32c(&payload) == batch.head.payload_sum).then_some(payload))
+    }
+
+    fn batch_at(&self, at: u64) -> io::Result<Option<(BatchHead, Vec<u8>)>> {
+        let mut fixed = [0; BATCH_HEAD_BYTES];
+        if self.bytes < at.saturating_add(BATCH_HEAD_BYTES as u64) {
+            return Ok(None);
+        }
+        self.file.read_exact_at(&mut fixed, at)?;
+        let Some(head) = BatchHead::read(&fixed).filter(|head| at + head.total_bytes() <= self.bytes) else {
+            return Ok(None);
+        };
+        let mut bytes = fixed.to_vec();
+        bytes.resize(BATCH_HEAD_BYTES + usize::from(head.manifest_bytes), 0);
+        self.file.read_exact_at(&mut bytes[BATCH_HEAD_BYTES..], at + BATCH_HEAD_BYTES as u64)?;
+        let is_whole = BatchHead::check(&bytes, crc32c::crc32c);
+        Ok(is_whole.then(|| (head, bytes.split_off(BATCH_HEAD_BYTES))))
+    }
+
+    /// Where a batch may begin behind `from`.
+    fn find_batch(&self, from: u64) -> io::Result<Option<u64>> {
+        let mut window = vec![0; WINDOW_BYTES];
+        let mut at = from;
+        while at < self.bytes {
+            let bytes = window.len().min(usize::try_from(self.bytes - at).unwrap_or(usize::MAX));
+            self.file.read_exact_at(&mut window[..bytes], at)?;
+            match find_batch(&window[..bytes]) {
+                Some(found) => return Ok(Some(at + found as u64)),
+                // A beginning may lie across the window's end.
+                None if bytes < window.len() => return Ok(None),
+                None => at += (bytes - 4) as u64,
+            }
+        }
+        Ok(None)
+    }
+}

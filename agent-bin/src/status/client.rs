@@ -1,0 +1,45 @@
+//! `elklet status`: asks the agent that runs in a work directory and prints what it says.
+
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use super::metrics;
+use super::server::Page;
+use super::socket::connect_in;
+
+/// An agent that does not answer within this does not answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes of an answer at most; 64 plugins take about 100 KiB.
+const MAX_ANSWER_BYTES: u64 = 4 << 20;
+
+/// What the agent says, and whether it is connected.
+///
+/// # Errors
+/// When there is no answer: what can be printed all the same, and why there is none.
+pub(crate) fn ask(workdir: &Path, page: Page) -> Result<(String, bool), (String, String)> {
+    exchange(workdir, page).map_err(|error| {
+        let directory = workdir.display();
+        let why = match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                format!("no agent runs in {directory} (--workdir names another directory)")
+            }
+            io::ErrorKind::WouldBlock => {
+                format!("the agent in {directory} does not answer within {} s", TIMEOUT.as_secs())
+            }
+            _ => format!("the agent in {directory} cannot be asked: {error}"),
+        };
+        (if page == Page::Metrics { metrics::down() } else { String::new() }, why)
+    })
+}
+
+fn exchange(workdir: &Path, page: Page) -> io::Result<(String, bool)> {
+    let mut socket = connect_in(workdir, TIMEOUT)?;
+    socket.write_all(format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", page.path()).as_bytes())?;
+    let mut answer = String::new();
+    socket.take(MAX_ANSWER_BYTES).read_to_string(&mut answer)?;
+    let parts = answer.split_once("\r\n\r\n").filter(|(head, _)| head.starts_with("HTTP/1.1 200 "));
+    let (head, body) = parts.ok_or_else(|| io::Error::other("the answer is none of an agent's"))?;
+    Ok((body.to_owned(), head.contains("\r\nElklet-Connected: yes\r\n")))
+}

@@ -1,0 +1,83 @@
+//! The socket file: made where nobody else's is, for its owner only, also under a path that is too long for an address.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+
+/// The socket's name in the work directory.
+const FILE: &str = "elklet.sock";
+
+/// Clients that may wait to be accepted.
+const BACKLOG: i32 = 8;
+
+/// The socket as a file. Dropping it removes the file.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    inode: u64,
+    /// Locked as long as this agent lives: what lies in the directory is its own.
+    _directory: File,
+}
+
+/// Makes the socket in the work directory. One that a dead agent has left is replaced; whatever else bears its name stays.
+///
+/// # Errors
+/// When there cannot be one; the text says why.
+pub(super) fn listen_in(workdir: &Path) -> Result<(UnixListener, SocketFile), String> {
+    let path = workdir.join(FILE);
+    let failed = |error: io::Error| format!("{}: {error}", path.display());
+    let directory = File::open(workdir).map_err(failed)?;
+    flock(&directory, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+        Errno::WOULDBLOCK => format!("another agent runs in {}", workdir.display()),
+        error => failed(error.into()),
+    })?;
+    match fs::symlink_metadata(&path) {
+        Ok(found) if found.file_type().is_socket() => fs::remove_file(&path).map_err(failed)?,
+        Ok(_) => return Err(format!("{}: it is there and no socket; it is left as it is", path.display())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(|e| failed(e.into()))?;
+    bind(&socket, &address(&directory).map_err(failed)?).map_err(|e| failed(e.into()))?;
+    // Nobody can have connected before it listens.
+    let inode = fs::set_permissions(&path, Permissions::from_mode(0o600))
+        .and_then(|()| fs::symlink_metadata(&path))
+        .map_err(failed)?
+        .ino();
+    listen(&socket, BACKLOG).map_err(|e| failed(e.into()))?;
+    Ok((socket.into(), SocketFile { path, inode, _directory: directory }))
+}
+
+/// Connects to the agent that runs in the work directory; everything done with the connection, this included, takes `timeout`
+/// at most.
+pub(super) fn connect_in(workdir: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    let directory = File::open(workdir)?;
+    let socket = UnixStream::from(socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?);
+    socket.set_write_timeout(Some(timeout))?;
+    socket.set_read_timeout(Some(timeout))?;
+    rustix::net::connect(&socket, &address(&directory)?)?;
+    Ok(socket)
+}
+
+/// The socket's address by way of its open directory: an address has room for a path of 107 bytes, which work directories may
+/// well exceed.
+fn address(directory: &File) -> io::Result<SocketAddrUnix> {
+    Ok(SocketAddrUnix::new(format!("/proc/self/fd/{}/{FILE}", directory.as_raw_fd()))?)
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}

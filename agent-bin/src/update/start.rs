@@ -1,0 +1,99 @@
+//! Around the agent's run: counting the starts of a version on trial, and executing what takes this one's place.
+
+use std::env;
+use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use elklet_core::update::may_start;
+
+use super::state::{Store, Trial};
+use crate::agent::Failure;
+use crate::version;
+
+/// What becomes of the process when the agent has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum After {
+    /// It ends.
+    Exit,
+    /// It becomes this program, which is a new version.
+    Execute(PathBuf),
+    /// It becomes the previous version, for this reason.
+    PutBack(String),
+}
+
+/// Runs `agent`, which is told whether it is on trial, and becomes whatever takes its place.
+///
+/// # Errors
+/// Those of the agent.
+pub(crate) fn run(workdir: PathBuf, agent: impl FnOnce(bool) -> Result<After, Failure>) -> Result<(), Failure> {
+    let store = Store::new(workdir);
+    let mut trial = store.trial();
+    if trial.as_ref().is_some_and(|trial| trial.version != version()) {
+        // Something else than the update has put this one here, or the power went before it was in place.
+        store.end_trial();
+        trial = None;
+    }
+    if let Some(trial) = &mut trial {
+        trial.starts += 1;
+        let counted = store.set_trial(trial);
+        if !may_start(trial.starts) {
+            put_back(&store, trial, &format!("it started {} times without holding a stream", trial.starts - 1));
+        } else if let Err(error) = counted {
+            // Without a count it could start for ever.
+            put_back(&store, trial, &format!("its starts cannot be counted: {error}"));
+        }
+    }
+    let result = agent(trial.is_some());
+    match (result, trial) {
+        (Ok(After::Exit), _) => Ok(()),
+        (Ok(After::Execute(program)), _) => {
+            let error = execute(&program);
+            // What was put on trial is the new one.
+            match store.trial() {
+                Some(trial) => put_back(&store, &trial, &format!("it cannot be executed: {error}")),
+                None => tell(&format!("{}: {error}", program.display())),
+            }
+            Err(Failure::System(format!("{} cannot be executed: {error}", program.display())))
+        }
+        (Ok(After::PutBack(why)), Some(trial)) => {
+            put_back(&store, &trial, &why);
+            Err(Failure::System("the previous version cannot be put back".to_owned()))
+        }
+        (Ok(After::PutBack(_)), None) => Ok(()),
+        (Err(failure), Some(trial)) => {
+            put_back(&store, &trial, &format!("it cannot run: {failure}"));
+            Err(failure)
+        }
+        (Err(failure), None) => Err(failure),
+    }
+}
+
+/// Puts the previous version back and becomes it; returns only if neither can be done.
+fn put_back(store: &Store, trial: &Trial, why: &str) {
+    let Trial { version, previous, .. } = trial;
+    tell(&format!("version {version} is taken back, {previous} comes again: {why}"));
+    let program = match store.put_back(trial, why) {
+        Ok(()) => trial.program.clone(),
+        Err(error) => {
+            tell(&format!("{}: {error}", trial.program.display()));
+            store.previous()
+        }
+    };
+    let error = execute(&program);
+    tell(&format!("{} cannot be executed: {error}", program.display()));
+}
+
+/// Becomes a program, with the same arguments and environment; returns only if that fails.
+fn execute(program: &Path) -> io::Error {
+    let mut words = env::args_os();
+    let name = words.next().unwrap_or_else(|| program.into());
+    Command::new(program).arg0(name).args(words).exec()
+}
+
+/// Tells people; there may be no log yet.
+fn tell(text: &str) {
+    log::error!("{text}");
+    let _ = writeln!(io::stderr(), "elklet: {text}");
+}

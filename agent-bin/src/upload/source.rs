@@ -1,0 +1,191 @@
+//! The file that is uploaded: found by its path, held to the rules, and read from the descriptor that was held to them.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::config::Upload;
+
+/// A regular file that may be uploaded.
+#[derive(Debug)]
+pub(super) struct Source {
+    file: File,
+    /// Bytes that are to be read yet; what is appended meanwhile is not.
+    left: u64,
+    /// A file of /proc has no size, and ends where it ends.
+    is_sized: bool,
+}
+
+impl Source {
+    /// Opens the file that a path leads to. Blocks.
+    ///
+    /// A descriptor that can only be looked at decides: what it shows is checked, and that very file is opened for reading.
+    /// So no link that changes meanwhile leads anywhere else, and nothing happens to devices or pipes by being opened.
+    ///
+    /// # Errors
+    /// Why it may not or cannot be read.
+    pub(super) fn open(path: &Path, rules: &Upload, max_bytes: u64) -> Result<Self, String> {
+        let named = path.display();
+        let failed = |error: io::Error| format!("{named}: {error}");
+        if !path.is_absolute() {
+            return Err(format!("{named}: not an absolute path"));
+        }
+        let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| failed(error.into()))?;
+        let found = File::from(found);
+        let by_descriptor = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
+        let meta = found.metadata().map_err(failed)?;
+        let kind = meta.file_type();
+        if !kind.is_file() {
+            let kind = match () {
+                () if kind.is_dir() => "a directory",
+                () if kind.is_fifo() => "a named pipe",
+                () if kind.is_socket() => "a socket",
+                () => "a device",
+            };
+            return Err(format!("{named}: {kind}, expected a regular file"));
+        }
+        let real = fs::read_link(&by_descriptor).map_err(failed)?;
+        if !is_allowed(&real, &meta, rules) {
+            return Err(format!("{named}: {} is in no directory of upload.allow", real.display()));
+        }
+        let size = meta.len();
+        if size > max_bytes {
+            return Err(format!("{named}: size limit exceeded: ({size}/{max_bytes})"));
+        }
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(&by_descriptor)
+            .map_err(failed)?;
+        let is_sized = size > 0;
+        Ok(Self { file, left: if is_sized { size } else { max_bytes }, is_sized })
+    }
+
+    /// The next at most `max` bytes; none at the end. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is shorter or longer than it may be.
+    pub(super) fn read(&mut self, max: u64) -> io::Result<Vec<u8>> {
+        let mut piece = Vec::new();
+        if self.left > 0 {
+            (&mut self.file).take(max.min(self.left)).read_to_end(&mut piece)?;
+            self.left -= piece.len() as u64;
+            if piece.is_empty() && self.is_sized {
+                let why = format!("it has become shorter: {} bytes are missing", self.left);
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, why));
+            }
+        } else if !self.is_sized && self.file.read(&mut [0])? > 0 {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "size limit exceeded"));
+        }
+        Ok(piece)
+    }
+}
+
+/// Whether the rules let the file be read whose real path this is.
+fn is_allowed(real: &Path, meta: &fs::Metadata, rules: &Upload) -> bool {
+    rules.allow.iter().any(|allowed| {
+        let allowed = allowed.as_path();
+        // Of another mount namespace, whose root /proc/PID/root is, the same path may be another file.
+        let is_ours = || fs::metadata(real).is_ok_and(|ours| (ours.dev(), ours.ino()) == (meta.dev(), meta.ino()));
+        let is_under = || fs::canonicalize(allowed).is_ok_and(|allowed| real.starts_with(allowed));
+        allowed == Path::new("/") || (is_under() && is_ours())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn open(path: &Path, allow: &[&Path]) -> Result<Source, String> {
+        Source::open(path, &Upload::of(allow), 1000)
+    }
+
+    fn refusal(path: &Path, allow: &[&Path]) -> String {
+        open(path, allow).expect_err("it is refused")
+    }
+
+    #[test]
+    fn what_a_path_leads_to_decides() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = fs::canonicalize(dir.path()).expect("it exists");
+        let (inside, outside) = (dir.join("in"), dir.join("out"));
+        fs::create_dir(&inside).expect("writable");
+        fs::create_dir(&outside).expect("writable");
+        fs::create_dir(dir.join("in-between")).expect("writable");
+        for path in ["in/file", "out/file", "in-between/file"] {
+            fs::write(dir.join(path), path).expect("writable");
+        }
+        symlink(dir.join("out/file"), dir.join("in/link")).expect("writable");
+        symlink(&outside, dir.join("in/way")).expect("writable");
+        symlink(&inside, dir.join("alias")).expect("writable");
+        symlink(dir.join("in/file"), dir.join("out/back")).expect("writable");
+
+        let allow = [&*inside];
+        let read = |path: &str, allow: &[&Path]| {
+            open(&dir.join(path), allow).map(|mut source| source.read(100).expect("readable"))
+        };
+        assert_eq!(read("in/file", &allow).as_deref(), Ok(&b"in/file"[..]));
+        assert_eq!(read("out/back", &allow).as_deref(), Ok(&b"in/file"[..]), "the file is what counts");
+        assert_eq!(read("alias/file", &allow).as_deref(), Ok(&b"in/file"[..]));
+        assert_eq!(read("in/file", &[&dir.join("alias")]).as_deref(), Ok(&b"in/file"[..]), "so may the rule be a link");
+        assert_eq!(read("in/file", &[&dir.join("in/file")]).as_deref(), Ok(&b"in/file"[..]), "or a file");
+        assert_eq!(read("out/file", &[Path::new("/")]).as_deref(), Ok(&b"out/file"[..]));
+        for path in ["out/file", "in/link", "in/way/file", "in/../out/file", "in-between/file"] {
+            let why = refusal(&dir.join(path), &allow);
+            assert!(why.ends_with("is in no directory of upload.allow"), "{path}: {why}");
+        }
+        assert!(refusal(&dir.join("in/file"), &[]).contains("upload.allow"));
+    }
+
+    #[test]
+    fn only_regular_files_are_read() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let fifo = dir.path().join("fifo");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.is_ok_and(|status| status.success()));
+        let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).expect("bindable");
+        for (path, what) in [
+            (dir.path().to_owned(), "a directory, expected"),
+            (fifo, "a named pipe, expected"),
+            (dir.path().join("socket"), "a socket, expected"),
+            (PathBuf::from("/dev/null"), "a device, expected"),
+            (dir.path().join("none"), "No such file"),
+            (PathBuf::from("relative"), "not an absolute path"),
+            (PathBuf::from("/etc/\0"), "Invalid argument"),
+        ] {
+            let why = refusal(&path, &[Path::new("/")]);
+            assert!(why.contains(what), "{why}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_held_to() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("file");
+        fs::write(&path, [b'x'; 1001]).expect("writable");
+        assert!(refusal(&path, &[Path::new("/")]).ends_with("size limit exceeded: (1001/1000)"));
+        fs::write(&path, [b'x'; 1000]).expect("writable");
+        let mut source = open(&path, &[Path::new("/")]).expect("at the limit");
+        assert_eq!(source.read(600).map(|piece| piece.len()).ok(), Some(600));
+        // What is appended stays out; what is cut off is missed.
+        fs::write(&path, [b'x'; 5000]).expect("writable");
+        assert_eq!(source.read(600).map(|piece| piece.len()).ok(), Some(400));
+        assert_eq!(source.read(600).map(|piece| piece.len()).ok(), Some(0));
+        fs::write(&path, [b'x'; 900]).expect("writable");
+        let mut source = open(&path, &[Path::new("/")]).expect("below the limit");
+        fs::write(&path, [b'x'; 10]).expect("writable");
+        assert_eq!(source.read(600).map(|piece| piece.len()).ok(), Some(10));
+        let error = source.read(600).expect_err("it is shorter now");
+        assert_eq!(error.to_string(), "it has become shorter: 890 bytes are missing");
+        // Of /proc.
+        let mut status = open(Path::new("/proc/self/cmdline"), &[Path::new("/")]).expect("a regular file");
+        assert!(!status.read(600).expect("readable").is_empty());
+    }
+}
