@@ -1,0 +1,74 @@
+//! The command line.
+
+use lexopt::prelude::*;
+use std::time::Duration;
+
+pub(crate) const HELP: &str = "\
+cargo demo: watch Elklet at work on this machine
+
+usage: cargo demo [-- --seconds N]
+
+  --seconds N   end after N seconds (1 to 86400); without it, Ctrl-C ends the demo
+  -h, --help    this text
+
+The demo builds the agent `elklet` and the plugin `procwatch`, and starts, in a fresh temporary directory with fresh
+certificates and on free ports of the loopback interface: a server (an AgentCenter, inside the demo), the agent, which
+connects to it over mutual TLS, and, because the server tells the agent to, the plugin. It then shows each program that
+starts on this host and each process that ends, as the server receives them. So that a quiet host shows something, it
+starts about three short processes a second itself.
+
+It needs no root, but sees more with it. Once it is built:
+  sudo ELKLET_BIN=target/release/elklet PROCWATCH_BIN=target/release/elklet-procwatch target/release/demo
+
+Everything that was started is stopped at the end, and the directory is deleted. When something went wrong, the
+directory is kept and named, and the end of the agent's log is shown.
+
+Exit codes: 0 when nothing was lost; 1 otherwise, with the reason in one line; 2 for a wrong flag.
+
+Environment: ELKLET_BIN and PROCWATCH_BIN name programs to be used instead of building them. NO_COLOR turns colours off.
+COLUMNS is how long lines may be when standard output is no terminal.
+";
+
+#[derive(Debug)]
+pub(crate) struct Arguments {
+    /// How long to watch; without it, until somebody ends it.
+    pub(crate) watch: Option<Duration>,
+}
+
+impl Arguments {
+    /// Nothing when help is wanted.
+    pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Option<Self>, lexopt::Error> {
+        let mut watch = None;
+        while let Some(argument) = parser.next()? {
+            match argument {
+                Short('h') | Long("help") => return Ok(None),
+                Long("seconds") => watch = Some(parser.value()?.parse_with(seconds)?),
+                other => return Err(other.unexpected()),
+            }
+        }
+        Ok(Some(Self { watch }))
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, &'static str> {
+    match text.parse() {
+        Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
+        _ => Err("expected a whole number of seconds from 1 to 86400"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_whole_and_bounded() {
+        let parse = |arguments: &[&str]| Arguments::parse(lexopt::Parser::from_args(arguments));
+        assert_eq!(parse(&[]).unwrap().unwrap().watch, None);
+        assert_eq!(parse(&["--seconds", "20"]).unwrap().unwrap().watch, Some(Duration::from_secs(20)));
+        assert!(parse(&["--help"]).unwrap().is_none());
+        for wrong in [&["--seconds", "0"][..], &["--seconds", "x"], &["--seconds"], &["--second", "1"], &["run"]] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Makes processes, so that a quiet host has something to show, and keeps account of which of them were reported.
+//!
+//! Their starts and ends are known here without anybody's report, so they are the proof that what happens does arrive.
+
+use std::collections::HashMap;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// Three a second.
+pub(crate) const INTERVAL: Duration = Duration::from_millis(333);
+
+/// What is started, in turns. The first lives long enough to be met by a plugin that looks once a second.
+const KINDS: [&[&str]; 6] = [
+    &["sleep", "1.5"],
+    &["true"],
+    &["ls", "-l", "/etc"],
+    &["sh", "-c", "echo one two three | wc -w"],
+    &["sleep", "0.1"],
+    &["sh", "-c", "true & sleep 0.2 & ls / & wait"],
+];
+
+#[derive(Debug, Default)]
+pub(crate) struct Maker {
+    turn: usize,
+    running: Vec<Child>,
+    /// Processes whose reports are expected.
+    made: HashMap<u32, Reported>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Reported {
+    exec: bool,
+    exit: bool,
+}
+
+/// How many processes were made, and how many of them were reported.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Account {
+    pub(crate) made: usize,
+    pub(crate) execs: usize,
+    pub(crate) exits: usize,
+}
+
+impl Maker {
+    /// Starts the next process. Its reports are expected when `watched`: somebody listens already.
+    pub(crate) fn make(&mut self, watched: bool) {
+        self.reap();
+        let kind = KINDS[self.turn % KINDS.len()];
+        self.turn += 1;
+        let mut command = Command::new(kind[0]);
+        command.args(&kind[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // A terminal sends Ctrl-C to a whole group; these come to their ends by themselves.
+        command.process_group(0);
+        // A host without one of them has the others.
+        if let Ok(child) = command.spawn() {
+            if watched {
+                self.made.insert(child.id(), Reported::default());
+            }
+            self.running.push(child);
+        }
+    }
+
+    /// Whether all have ended.
+    pub(crate) fn is_quiet(&mut self) -> bool {
+        self.reap();
+        self.running.is_empty()
+    }
+
+    fn reap(&mut self) {
+        self.running.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+    }
+
+    pub(crate) fn handle_exec(&mut self, pid: u32) {
+        if let Some(reported) = self.made.get_mut(&pid) {
+            reported.exec = true;
+        }
+    }
+
+    pub(crate) fn handle_exit(&mut self, pid: u32) {
+        if let Some(reported) = self.made.get_mut(&pid) {
+            reported.exit = true;
+        }
+    }
+
+    pub(crate) fn account(&self) -> Account {
+        let count = |which: fn(&Reported) -> bool| self.made.values().filter(|reported| which(reported)).count();
+        Account { made: self.made.len(), execs: count(|of| of.exec), exits: count(|of| of.exit) }
+    }
+}
+
+impl Drop for Maker {
+    /// Nothing outlives the demo, in whatever way it ends.
+    fn drop(&mut self) {
+        for child in &mut self.running {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread::sleep;
+
+    #[test]
+    fn processes_are_made_accounted_for_and_reaped() {
+        let mut maker = Maker::default();
+        maker.make(false);
+        for _ in 1..KINDS.len() {
+            maker.make(true);
+        }
+        assert_eq!(maker.account(), Account { made: KINDS.len() - 1, execs: 0, exits: 0 });
+        let pids: Vec<_> = maker.made.keys().copied().collect();
+        for _ in 0..2 {
+            pids.iter().for_each(|pid| maker.handle_exec(*pid));
+        }
+        maker.handle_exit(pids[0]);
+        maker.handle_exit(1);
+        assert_eq!(maker.account(), Account { made: 5, execs: 5, exits: 1 });
+        for _ in 0..500 {
+            if maker.is_quiet() {
+                return;
+            }
+            sleep(Duration::from_millis(20));
+        }
+        panic!("a process of the demo runs still");
+    }
+}

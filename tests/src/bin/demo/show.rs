@@ -1,0 +1,438 @@
+//! The course of the demo: the actors come on, what they do is shown, they leave in order, and the accounts are compared.
+
+use elklet_tests::binaries::Binaries;
+use elklet_tests::center::Batch;
+use std::future::pending;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, sleep_until};
+
+use crate::agent::Agent;
+use crate::arguments::Arguments;
+use crate::event::{EXEC, EXIT, Event, now, time_of_day};
+use crate::maker::{self, Maker};
+use crate::plugin::Plugin;
+use crate::procfs::{self, Usage};
+use crate::screen::{Line, Screen, Style, bytes, harmless};
+use crate::stage::{PLUGIN, Stage};
+use crate::summary::{self, Summary};
+use crate::tally::Tally;
+use crate::verdict::Facts;
+
+/// The agent connects in a fraction of a second; when it has not after this, it never will.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The agent itself gives its plugins 12 s and its last records 10 s.
+const END_OF_AGENT: Duration = Duration::from_secs(25);
+
+/// The processes that the demo makes live for less, and what is on its way arrives in less.
+const END_OF_PROCESSES: Duration = Duration::from_secs(5);
+
+/// How often these ends are looked for.
+const LOOKS: Duration = Duration::from_millis(10);
+
+/// The center has taken everything when the agent ends; this is for its threads to say so.
+const END_OF_STREAM: Duration = Duration::from_secs(5);
+
+/// More lines than this in a second nobody reads; the rest is counted and not shown.
+const LINES_PER_SECOND: u64 = 200;
+
+/// How often the status is printed where it does not stay in place, in seconds.
+const STATUS_INTERVAL: u64 = 5;
+
+/// Lines of the agent's log that are shown when something went wrong.
+const LOG_LINES: usize = 12;
+
+/// Performs the whole; the error is one line. The directory goes, unless there is something to look at in it.
+pub(crate) fn run(arguments: &Arguments, programs: &Binaries, screen: &mut Screen) -> Result<(), String> {
+    let stage = Stage::set(programs).map_err(|error| format!("the stage cannot be set: {error}"))?;
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .and_then(|runtime| runtime.block_on(perform(arguments, programs, &stage, screen)));
+    match outcome {
+        Ok(None) => stage.clear().map_err(|error| format!("the directory cannot be deleted: {error}")),
+        Ok(Some(problem)) => {
+            screen.styled(Style::Bad, &format!("the directory is kept: {}", stage.keep().display()));
+            screen.flush();
+            Err(problem)
+        }
+        // The agent was not even started: there is nothing to look at.
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// From the agent's start to the comparison of the accounts; what was wrong with them, if anything.
+async fn perform(
+    arguments: &Arguments,
+    programs: &Binaries,
+    stage: &Stage,
+    screen: &mut Screen,
+) -> io::Result<Option<String>> {
+    let mut signals = Signals::new()?;
+    let (sender, batches) = mpsc::unbounded_channel();
+    stage.center.observe(move |batch| _ = sender.send(Arc::clone(batch)));
+    let mut agent = Agent::start(&programs.elklet, stage)?;
+    summary::print_header(screen, stage, agent.pid, arguments.watch);
+    let mut show = Show::new(screen, batches, &agent, Plugin::new(agent.pid, stage.plugin()));
+
+    let end_of_watch = arguments.watch.map(|watch| agent.started + watch);
+    let enough = Arc::clone(&show.enough);
+    let died = show
+        .watch(async {
+            tokio::select! {
+                () = until(end_of_watch) => None,
+                () = signals.recv() => None,
+                () = enough.notified() => None,
+                status = agent.wait() => Some(status),
+            }
+        })
+        .await;
+    let watched = agent.started.elapsed();
+    let agent_failure = match died {
+        Some(status) => Some(format!("the agent ended by itself: {}", status?)),
+        None => {
+            show.finish_processes(&mut signals).await;
+            show.end_agent(&mut agent, &mut signals).await?.or(show.failure.take())
+        }
+    };
+    let gone =
+        stage.center.wait_until("end of the stream", END_OF_STREAM, |state| state.connected().count() == 0).await;
+    show.finish();
+    let facts = Facts {
+        records: show.tally.plugin_records(),
+        frame_bytes: show.tally.frame_bytes,
+        written: show.written,
+        agreed: show.agreed,
+        scans: show.plugin.scans(),
+        deaths: show.plugin.deaths,
+        overrun: show.plugin.overrun(),
+        own: show.maker.account(),
+        agent_failure: agent_failure.or(gone.is_err().then(|| "the center did not see the stream's end".to_owned())),
+        closing_words: agent.closing_words(),
+    };
+    let problem = facts.problem();
+    let Show { screen, tally, usage, first_message, first_event, .. } = show;
+    if first_message.is_some() {
+        Summary { facts: &facts, tally: &tally, usage, watched, first_message, first_event }.print(screen);
+    }
+    if problem.is_none() {
+        return Ok(None);
+    }
+    let lines = agent.last_lines(LOG_LINES);
+    let words = if lines.is_empty() { "the agent has logged nothing" } else { "the end of the agent's log:" };
+    screen.styled(Style::Faint, words);
+    for line in lines {
+        screen.styled(Style::Faint, &format!("  {}", harmless(&line)));
+    }
+    Ok(problem)
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment.into()).await,
+        None => pending().await,
+    }
+}
+
+/// What asks the demo to end.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let caught = |kind| signal(kind);
+        Ok(Self([caught(SignalKind::interrupt())?, caught(SignalKind::terminate())?, caught(SignalKind::hangup())?]))
+    }
+
+    async fn recv(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+/// What is seen, and what is kept of it.
+struct Show<'a> {
+    screen: &'a mut Screen,
+    batches: mpsc::UnboundedReceiver<Arc<Batch>>,
+    agent: u32,
+    started: Instant,
+    plugin: Plugin,
+    maker: Maker,
+    tally: Tally,
+    /// The agent's, when last looked.
+    usage: Usage,
+    cpu_percent: f64,
+    first_message: Option<Duration>,
+    first_event: Option<Duration>,
+    /// Bytes that the plugin wrote as records, when last looked.
+    written: Option<u64>,
+    /// Once all that it had written had arrived.
+    agreed: bool,
+    /// Why there is nothing to watch.
+    failure: Option<String>,
+    /// Told when there is no use in watching on.
+    enough: Arc<Notify>,
+    ending: bool,
+    seconds: Interval,
+    turns: Interval,
+    /// Of the current second.
+    lines: u64,
+    unshown: u64,
+    /// When the rate was last told, and how many records there were.
+    told: (Instant, u64),
+}
+
+impl<'a> Show<'a> {
+    fn new(
+        screen: &'a mut Screen,
+        batches: mpsc::UnboundedReceiver<Arc<Batch>>,
+        agent: &Agent,
+        plugin: Plugin,
+    ) -> Self {
+        let every = |period| {
+            let mut ticks = interval(period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            ticks
+        };
+        Self {
+            screen,
+            batches,
+            agent: agent.pid,
+            started: agent.started,
+            plugin,
+            maker: Maker::default(),
+            tally: Tally::default(),
+            usage: Usage::default(),
+            cpu_percent: 0.0,
+            first_message: None,
+            first_event: None,
+            written: None,
+            agreed: false,
+            failure: None,
+            enough: Arc::default(),
+            ending: false,
+            seconds: every(Duration::from_secs(1)),
+            turns: every(maker::INTERVAL),
+            lines: 0,
+            unshown: 0,
+            told: (agent.started, 0),
+        }
+    }
+
+    /// Shows what happens until something is done.
+    async fn watch<T>(&mut self, done: impl Future<Output = T>) -> T {
+        let mut done = pin!(done);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut done => return result,
+                Some(batch) = self.batches.recv() => self.handle_batch(&batch),
+                _ = self.seconds.tick() => self.handle_second(),
+                _ = self.turns.tick() => self.handle_turn(),
+            }
+            self.screen.flush();
+            if self.screen.is_closed() {
+                self.enough.notify_one();
+            }
+        }
+    }
+
+    /// Makes no more processes and lets those that run come to their ends.
+    async fn finish_processes(&mut self, signals: &mut Signals) {
+        self.ending = true;
+        self.note("ends", "the last processes end, then the agent is asked to: its plugin first, then the stream");
+        let deadline = Instant::now() + END_OF_PROCESSES;
+        // An agent that has only just been started does not catch signals yet; one that has connected does.
+        let is_up = |show: &Self| show.first_message.is_some() || show.failure.is_some();
+        while !(is_up(self) && self.maker.is_quiet() && self.compare()) && Instant::now() < deadline {
+            let wait = async {
+                tokio::select! {
+                    () = sleep(LOOKS) => false,
+                    () = signals.recv() => true,
+                }
+            };
+            if self.watch(wait).await {
+                return;
+            }
+        }
+    }
+
+    /// Whether all that the plugin has written until now has arrived, or that cannot be known. On its way records take
+    /// a tenth of a second, of five that lie between two writes, so that this is so again and again when nothing is lost,
+    /// and never again when something is.
+    fn compare(&mut self) -> bool {
+        self.written = self.plugin.written();
+        self.agreed = self.written == Some(self.tally.frame_bytes);
+        self.agreed || self.written.is_none() || self.plugin.deaths > 0
+    }
+
+    /// Ends the agent in order, or else without; then the text says why.
+    async fn end_agent(&mut self, agent: &mut Agent, signals: &mut Signals) -> io::Result<Option<String>> {
+        self.look_at_agent();
+        let follower = self.plugin.follow_to_its_end();
+        agent.terminate();
+        let status = self
+            .watch(async {
+                tokio::select! {
+                    status = agent.wait() => Ok(status),
+                    () = sleep(END_OF_AGENT) => Err(format!("did not end within {} s", END_OF_AGENT.as_secs())),
+                    () = signals.recv() => Err("was not given the time to end".to_owned()),
+                }
+            })
+            .await;
+        let failure = match status {
+            Ok(status) => Some(status?).filter(|status| !status.success()).map(|status| format!("ended with {status}")),
+            Err(why) => {
+                agent.kill().await;
+                Some(format!("{why} and was killed"))
+            }
+        };
+        self.written = follower.last(&self.plugin);
+        Ok(failure.map(|how| format!("the agent {how}")))
+    }
+
+    /// Shows what has come meanwhile; nothing more will.
+    fn finish(&mut self) {
+        while let Ok(batch) = self.batches.try_recv() {
+            self.handle_batch(&batch);
+        }
+        self.tell_unshown();
+        self.screen.clear_status();
+        self.screen.flush();
+    }
+
+    fn handle_batch(&mut self, batch: &Batch) {
+        self.tally.take(batch);
+        if self.first_message.is_none() {
+            let after = self.started.elapsed();
+            self.first_message = Some(after);
+            let text = format!(
+                "the agent has connected, {} ms after its start; the center tells it to run procwatch",
+                after.as_millis()
+            );
+            self.note("link", &text);
+        }
+        for record in &batch.data.records {
+            let event = Event::new(record);
+            match (record.data_type, event.pid()) {
+                (EXEC, Some(pid)) => self.maker.handle_exec(pid),
+                (EXIT, Some(pid)) => self.maker.handle_exit(pid),
+                _ => {}
+            }
+            if matches!(record.data_type, EXEC | EXIT) && self.first_event.is_none() {
+                self.first_event = Some(self.started.elapsed());
+                self.introduce_plugin(record.timestamp);
+            }
+            self.show(&event);
+        }
+    }
+
+    fn show(&mut self, event: &Event<'_>) {
+        self.lines += 1;
+        if self.lines > LINES_PER_SECOND {
+            self.unshown += 1;
+        } else {
+            self.screen.line(&event.line(std::process::id()));
+        }
+    }
+
+    /// Once in a second.
+    fn handle_second(&mut self) {
+        self.tell_unshown();
+        self.look_at_agent();
+        if self.ending {
+            return;
+        }
+        let elapsed = self.started.elapsed();
+        if elapsed > PATIENCE && self.first_event.is_none() && self.failure.is_none() {
+            let what = match self.first_message {
+                None => "the agent did not connect",
+                Some(_) => "no record of a process arrived",
+            };
+            self.failure = Some(format!("{what} within {} s", PATIENCE.as_secs()));
+            self.enough.notify_one();
+        }
+        if self.screen.is_in_place() || (elapsed.as_secs().is_multiple_of(STATUS_INTERVAL) && elapsed.as_secs() > 0) {
+            let status = self.status();
+            self.screen.status(&status);
+        }
+    }
+
+    /// Three times in a second.
+    fn handle_turn(&mut self) {
+        if self.ending || self.first_message.is_none() {
+            return;
+        }
+        if let Some(pid) = self.plugin.look() {
+            self.note("plug", &format!("the agent has started {PLUGIN} as process {pid}"));
+        }
+        if self.plugin.pid().is_some() {
+            // Once one record has come, procwatch misses none.
+            self.maker.make(self.first_event.is_some());
+        }
+    }
+
+    /// Says how procwatch gets what it reports, at the time of the first record.
+    fn introduce_plugin(&mut self, timestamp: i64) {
+        let text = if self.plugin.scans() {
+            "procwatch looks through /proc once a second; what lives shorter is missed"
+        } else {
+            "procwatch hears of every start and end from the kernel"
+        };
+        self.note_at(time_of_day(timestamp), "plug", text);
+    }
+
+    fn look_at_agent(&mut self) {
+        if let Some(usage) = procfs::usage(self.agent) {
+            self.usage = usage;
+            self.cpu_percent = 100.0 * usage.cpu.as_secs_f64() / self.started.elapsed().as_secs_f64();
+        }
+    }
+
+    fn status(&mut self) -> String {
+        let (at, before) = self.told;
+        let records = self.tally.all_records();
+        self.told = (Instant::now(), records);
+        let rate = (records - before) as f64 / at.elapsed().as_secs_f64().max(0.001);
+        let plugin = match (self.plugin.pid(), self.plugin.deaths) {
+            (Some(_), 0) => "runs".to_owned(),
+            (Some(_), deaths) => format!("runs, but died {deaths} times"),
+            (None, 0) => "not started".to_owned(),
+            (None, deaths) => format!("died {deaths} times"),
+        };
+        format!(
+            "{} s | {rate:.0}/s, {records} records | wire {}, decoded {} | agent {}, CPU {:.1} % | plugin {plugin}",
+            self.started.elapsed().as_secs(),
+            bytes(self.tally.wire_bytes),
+            bytes(self.tally.decoded_bytes),
+            bytes(self.usage.rss_bytes),
+            self.cpu_percent,
+        )
+    }
+
+    fn tell_unshown(&mut self) {
+        self.lines = 0;
+        if self.unshown > 0 {
+            let text = format!("... and {} more in this second, counted and not shown", self.unshown);
+            self.unshown = 0;
+            self.note("more", &text);
+        }
+    }
+
+    fn note(&mut self, word: &'static str, text: &str) {
+        self.note_at(now(), word, text);
+    }
+
+    fn note_at(&mut self, time: String, word: &'static str, text: &str) {
+        self.screen.line(&Line { style: Style::Note, time, word, text: text.to_owned() });
+        self.screen.flush();
+    }
+}

@@ -1,0 +1,131 @@
+//! Whether anything was lost, and how one knows.
+//!
+//! Nothing in the protocol says how much a plugin has sent. So the kernel is asked: it counts the bytes that procwatch
+//! writes into its pipe, and the center counts the bytes of the records that came out at the other end. A record that
+//! got lost anywhere between would leave a difference for good. The kernel forgets its count with the process, so the
+//! last look may come before the last write; but just before the end is asked for, both counts are seen to agree.
+//! Besides, the demo knows of each process that it has made itself, and looks for its start and its end among the
+//! records; and the agent says at its own end whether it knows of a loss.
+
+use crate::maker::Account;
+
+/// What is known when all have ended.
+#[derive(Debug, Default)]
+pub(crate) struct Facts {
+    /// Records of the plugin that the center has received.
+    pub(crate) records: u64,
+    /// Bytes that they took in the plugin's pipe.
+    pub(crate) frame_bytes: u64,
+    /// Bytes that the plugin has written there, by the kernel's count, when last looked; nothing when that cannot be read.
+    pub(crate) written: Option<u64>,
+    /// Whether both counts were the same just before the end.
+    pub(crate) agreed: bool,
+    /// Whether the plugin looks for processes itself, and misses some by its nature.
+    pub(crate) scans: bool,
+    /// Times that it ended when it should not have.
+    pub(crate) deaths: u64,
+    /// What it said about events that the kernel could not keep for it.
+    pub(crate) overrun: Option<String>,
+    /// The processes that the demo has made.
+    pub(crate) own: Account,
+    /// How the agent's process ended, when not as it should.
+    pub(crate) agent_failure: Option<String>,
+    /// What the agent said at its end; an error when it was not content.
+    pub(crate) closing_words: Option<Result<String, String>>,
+}
+
+impl Facts {
+    /// Bytes that were handed over and did not arrive.
+    pub(crate) fn missing_bytes(&self) -> u64 {
+        self.written.map_or(0, |written| written.saturating_sub(self.frame_bytes))
+    }
+
+    /// How many records those may have been.
+    pub(crate) fn missing_records(&self) -> u64 {
+        match self.missing_bytes() {
+            0 => 0,
+            missing => (missing * self.records).div_ceil(self.frame_bytes.max(1)).max(1),
+        }
+    }
+
+    /// Why this run does not count as one without loss.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let Self { own, .. } = self;
+        if let Some(failure) = &self.agent_failure {
+            return Some(failure.clone());
+        }
+        if self.deaths > 0 {
+            let times = if self.deaths == 1 { "once".to_owned() } else { format!("{} times", self.deaths) };
+            return Some(format!("procwatch ended on its own {times}, and was started again"));
+        }
+        if self.records == 0 {
+            return Some("no record of a process arrived".to_owned());
+        }
+        match &self.closing_words {
+            Some(Ok(_)) => {}
+            Some(Err(words)) => return Some(format!("the agent says: {words}")),
+            None => return Some("the agent did not say how it ended".to_owned()),
+        }
+        if self.missing_bytes() > 0 {
+            let (missing, records) = (self.missing_bytes(), self.missing_records());
+            return Some(format!("{missing} bytes of procwatch's did not arrive, about {records} records"));
+        }
+        if let Some(words) = &self.overrun {
+            return Some(words.clone());
+        }
+        let (no_exec, no_exit) = (own.made - own.execs, own.made - own.exits);
+        if !self.scans && no_exec + no_exit > 0 {
+            let made = own.made;
+            return Some(format!(
+                "of {made} processes that the demo made, {no_exec} starts and {no_exit} ends were not reported"
+            ));
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Facts {
+        Facts {
+            records: 10,
+            frame_bytes: 1_000,
+            written: Some(1_000),
+            agreed: true,
+            own: Account { made: 3, execs: 3, exits: 3 },
+            closing_words: Some(Ok("all is well".to_owned())),
+            ..Facts::default()
+        }
+    }
+
+    #[test]
+    fn nothing_is_lost_when_all_accounts_agree() {
+        assert_eq!(good().problem(), None);
+        // A kernel that does not count; a last look that came before the last write.
+        assert_eq!(Facts { written: None, ..good() }.problem(), None);
+        assert_eq!(Facts { written: Some(900), ..good() }.problem(), None);
+        // A plugin that scans misses what is short.
+        let own = Account { made: 3, execs: 1, exits: 0 };
+        assert_eq!(Facts { own, scans: true, ..good() }.problem(), None);
+    }
+
+    #[test]
+    fn every_loss_has_its_reason() {
+        let problem = |facts: Facts| facts.problem().expect("something is wrong");
+        assert_eq!(
+            problem(Facts { written: Some(1_101), ..good() }),
+            "101 bytes of procwatch's did not arrive, about 2 records"
+        );
+        assert!(
+            problem(Facts { own: Account { made: 4, execs: 3, exits: 4 }, ..good() }).contains("1 starts and 0 ends")
+        );
+        assert!(problem(Facts { closing_words: Some(Err("2 records".to_owned())), ..good() }).ends_with("2 records"));
+        assert!(problem(Facts { closing_words: None, ..good() }).contains("did not say"));
+        assert!(problem(Facts { records: 0, ..good() }).contains("no record"));
+        assert!(problem(Facts { deaths: 1, ..good() }).contains("on its own once"));
+        assert_eq!(problem(Facts { overrun: Some("overran".to_owned()), ..good() }), "overran");
+        assert_eq!(problem(Facts { agent_failure: Some("it broke".to_owned()), ..good() }), "it broke");
+    }
+}

@@ -1,0 +1,87 @@
+//! The real programs that tests and the demo start: built by cargo when they are asked for.
+//!
+//! Cargo builds a package's own binaries for its tests, but not those of other packages; so this asks it to. A build that is
+//! up to date costs a fraction of a second, and cargo's lock keeps builds that run at the same time apart.
+
+use std::env;
+use std::io::{self, IsTerminal};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+/// Where the programs are.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    /// The agent, `elklet`.
+    pub elklet: PathBuf,
+    /// The plugin `elklet-procwatch`.
+    pub procwatch: PathBuf,
+}
+
+impl Binaries {
+    /// The programs as the tests want them: in the development profile, built once a process.
+    ///
+    /// `ELKLET_BIN` and `PROCWATCH_BIN` name others, such as those that will be shipped.
+    ///
+    /// # Panics
+    /// When they cannot be built; cargo has said why on standard error.
+    #[must_use]
+    pub fn for_tests() -> &'static Self {
+        static BUILT: OnceLock<Binaries> = OnceLock::new();
+        BUILT.get_or_init(|| Self::build("dev").expect("cargo builds the programs under test"))
+    }
+
+    /// Builds them in a profile of the workspace, unless the environment names others.
+    ///
+    /// # Errors
+    /// When cargo cannot be run or fails.
+    pub fn build(profile: &str) -> io::Result<Self> {
+        let given = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let program = |variable, package, binary| match given(variable) {
+            Some(path) => Ok(path),
+            None => build(profile, package, binary),
+        };
+        Ok(Self {
+            elklet: program("ELKLET_BIN", "elklet", "elklet")?,
+            procwatch: program("PROCWATCH_BIN", "elklet-procwatch", "elklet-procwatch")?,
+        })
+    }
+}
+
+fn build(profile: &str, package: &str, binary: &str) -> io::Result<PathBuf> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .current_dir(workspace)
+        .args(["build", "--message-format=json-render-diagnostics"])
+        .args(["--profile", profile, "--bin", binary])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    match profile {
+        // With the features that `cargo test --workspace` has chosen, so that what it has built is used.
+        "dev" => command.arg("--workspace"),
+        // As it ships.
+        _ => command.args(["--package", package]),
+    };
+    if !io::stderr().is_terminal() {
+        command.arg("--quiet");
+    }
+    // `cargo run` and `cargo test` tell a program of its package. Build scripts look at the same variables (ring's does), so
+    // what cargo builds inside and what it builds outside would be out of date by turns, and built anew each time.
+    for (name, _) in env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes())) {
+            command.env_remove(name);
+        }
+    }
+    let output = command.output()?;
+    let executable = output
+        .stdout
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok())
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from));
+    match executable {
+        Some(path) if output.status.success() => Ok(path),
+        _ => Err(io::Error::other(format!("cargo build of {binary} ended with {}", output.status))),
+    }
+}

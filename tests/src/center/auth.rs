@@ -1,0 +1,121 @@
+//! The signature that AgentCenter asks of those who use its HTTP port, when it is told to.
+
+use ring::{digest, hmac};
+
+/// How far a signature's time may be from the center's, in seconds.
+const MAX_SKEW_S: u64 = 60;
+
+/// Stands between the parts of what is signed: a backslash and an `n`, not a line feed.
+const SEPARATOR: &str = r"\n";
+
+/// Who may use the HTTP port.
+#[derive(Clone)]
+pub struct AccessKey {
+    /// Sent along.
+    pub access_key: String,
+    /// Never sent.
+    pub secret_key: String,
+}
+
+impl std::fmt::Debug for AccessKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AccessKey").field("access_key", &self.access_key).finish_non_exhaustive()
+    }
+}
+
+/// A request with the headers that vouch for it.
+#[derive(Debug, Clone, Copy)]
+pub struct Signed<'a> {
+    /// Header `AccessKey`.
+    pub access_key: &'a str,
+    /// Header `TimeStamp`: seconds since 1970.
+    pub timestamp: &'a str,
+    /// Header `Signature`: lower-case hexadecimal.
+    pub signature: &'a str,
+    /// In capitals.
+    pub method: &'a str,
+    /// A slash at its end does not count.
+    pub path: &'a str,
+    /// As in the request line, without the question mark.
+    pub query: &'a str,
+    /// Empty or not.
+    pub body: &'a [u8],
+}
+
+impl AccessKey {
+    /// The signature that `request` should carry; the one that it does carry is not looked at.
+    pub fn sign(&self, request: &Signed<'_>) -> String {
+        let body = match request.body {
+            [] => String::new(),
+            body => hex(digest::digest(&digest::SHA256, body).as_ref()),
+        };
+        let path = request.path.trim_end_matches('/');
+        let parts = [request.method, path, request.query, request.access_key, request.timestamp, &body];
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.secret_key.as_bytes());
+        hex(hmac::sign(&key, parts.join(SEPARATOR).as_bytes()).as_ref())
+    }
+
+    /// Whether `request` was signed with this key, not long before or after `now` (seconds since 1970).
+    ///
+    /// # Errors
+    /// What is wrong with it, for people to read.
+    pub fn verify(&self, request: &Signed<'_>, now: u64) -> Result<(), String> {
+        if request.access_key != self.access_key {
+            return Err(format!("access key {:?} is not known", request.access_key));
+        }
+        let signed_at: u64 =
+            request.timestamp.parse().map_err(|_| format!("time stamp {:?} is not a number", request.timestamp))?;
+        let skew = signed_at.abs_diff(now);
+        if skew >= MAX_SKEW_S {
+            return Err(format!("time stamp is {skew} s off, the limit is {MAX_SKEW_S}"));
+        }
+        if self.sign(request) != request.signature {
+            return Err("signature does not match".to_owned());
+        }
+        Ok(())
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request<'a>() -> Signed<'a> {
+        Signed {
+            access_key: "ak",
+            timestamp: "1700000000",
+            signature: "",
+            method: "POST",
+            path: "/command/",
+            query: "",
+            body: b"{}",
+        }
+    }
+
+    #[test]
+    fn what_is_signed_is_verified() {
+        let key = AccessKey { access_key: "ak".into(), secret_key: "sk".into() };
+        let signature = key.sign(&request());
+        let signed = Signed { signature: &signature, ..request() };
+        assert_eq!(key.verify(&signed, 1_700_000_059), Ok(()));
+        assert!(key.verify(&signed, 1_700_000_060).unwrap_err().contains("60 s off"));
+        assert!(key.verify(&Signed { body: b"", ..signed }, 1_700_000_000).unwrap_err().contains("signature"));
+        assert!(key.verify(&Signed { access_key: "other", ..signed }, 1_700_000_000).is_err());
+    }
+
+    #[test]
+    fn the_separator_is_two_characters() {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, b"sk");
+        let text = r"GET\n/conn/list\na=1\nak\n1700000000\n";
+        let expected = hex(hmac::sign(&key, text.as_bytes()).as_ref());
+        let key = AccessKey { access_key: "ak".into(), secret_key: "sk".into() };
+        assert_eq!(
+            key.sign(&Signed { method: "GET", path: "/conn/list", query: "a=1", body: b"", ..request() }),
+            expected
+        );
+    }
+}

@@ -1,0 +1,338 @@
+//! gRPC over h2: the 5-byte prefix, the encodings, and the status at a call's end.
+//!
+//! Knows nothing of Elkeid. [`MessageReader`] and [`Outgoing`] are the two directions of one call; the calls themselves are
+//! `transfer` and `upload`.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use std::fmt;
+use std::future::poll_fn;
+use std::io::{Read, Write};
+
+/// Bytes before each message: a flag, and the length as a 32-bit big-endian number.
+pub(crate) const PREFIX_LEN: usize = 5;
+
+/// How a call ends: a code of gRPC's and a message for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// 0 is success, 2 unknown, 12 unimplemented, 14 unavailable, and so on (gRPC's `statuscodes.md`).
+    pub code: u32,
+    /// Any text; it is percent-encoded on the wire.
+    pub message: String,
+}
+
+impl Status {
+    pub(crate) const UNKNOWN: u32 = 2;
+    pub(crate) const UNIMPLEMENTED: u32 = 12;
+
+    /// Success.
+    pub fn ok() -> Self {
+        Self::new(0, "")
+    }
+
+    /// A code with its message.
+    pub fn new(code: u32, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    fn write_to(&self, headers: &mut HeaderMap) {
+        headers.insert("grpc-status", HeaderValue::from(self.code));
+        if !self.message.is_empty() {
+            let message = HeaderValue::try_from(percent_encoded(&self.message)).expect("percent-encoding leaves ASCII");
+            headers.insert("grpc-message", message);
+        }
+    }
+}
+
+/// As gRPC's HTTP/2 mapping has it: all but printable ASCII, and the percent sign, becomes `%XX`.
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => encoded.push(char::from(byte)),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+/// How the messages of a call are compressed when their flag says that they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Encoding {
+    Identity,
+    /// Snappy's framing format.
+    Snappy,
+}
+
+impl Encoding {
+    /// What a request's `grpc-encoding` asks for.
+    pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Status> {
+        match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
+            None | Some(b"identity") => Ok(Self::Identity),
+            Some(b"snappy") => Ok(Self::Snappy),
+            Some(other) => {
+                let other = String::from_utf8_lossy(other);
+                Err(Status::new(Status::UNIMPLEMENTED, format!("no decompressor for grpc-encoding {other}")))
+            }
+        }
+    }
+
+    /// A whole message, prefix and all.
+    pub(crate) fn message(self, body: &[u8]) -> Bytes {
+        match self {
+            Self::Identity => prefixed(0, body),
+            Self::Snappy => {
+                let mut encoder = snap::write::FrameEncoder::new(Vec::new());
+                encoder.write_all(body).expect("writing to memory does not fail");
+                prefixed(1, &encoder.into_inner().expect("writing to memory does not fail"))
+            }
+        }
+    }
+}
+
+/// `body` behind a prefix with this flag and its own length.
+pub(crate) fn prefixed(flag: u8, body: &[u8]) -> Bytes {
+    let mut message = BytesMut::with_capacity(PREFIX_LEN + body.len());
+    message.put_u8(flag);
+    message.put_u32(u32::try_from(body.len()).expect("a message is shorter than 4 GiB"));
+    message.put_slice(body);
+    message.freeze()
+}
+
+/// A message as it came.
+#[derive(Debug)]
+pub(crate) struct Message {
+    /// Bytes on the wire, the prefix among them.
+    pub(crate) wire_len: usize,
+    pub(crate) body: Bytes,
+}
+
+/// Why there is no next message.
+#[derive(Debug)]
+pub(crate) enum ReadError {
+    Stream(h2::Error),
+    TooLong { len: usize, limit: usize },
+    DecodesTooLong { limit: usize },
+    Truncated { have: usize, expected: usize },
+    Flag(u8),
+    NoEncoding,
+    Snappy(std::io::Error),
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stream(error) => write!(f, "the stream broke: {error}"),
+            Self::TooLong { len, limit } => write!(f, "a message of {len} bytes, the limit is {limit}"),
+            Self::DecodesTooLong { limit } => write!(f, "a message that decodes to more than {limit} bytes"),
+            Self::Truncated { have, expected } => {
+                write!(f, "the stream ended {have} bytes into a message, expected {expected}")
+            }
+            Self::Flag(flag) => write!(f, "a message with flag {flag}, expected 0 or 1"),
+            Self::NoEncoding => write!(f, "a compressed message on a call without grpc-encoding"),
+            Self::Snappy(error) => write!(f, "a message that is not snappy's framing format: {error}"),
+        }
+    }
+}
+
+/// The messages of a request, one after another.
+///
+/// Flow-control credit goes back for the bytes that were asked for and no others, as in grpc-go: while nobody is in
+/// [`MessageReader::next`], a client can send one window's worth ahead and must then wait.
+#[derive(Debug)]
+pub(crate) struct MessageReader {
+    body: RecvStream,
+    encoding: Encoding,
+    limit: usize,
+    /// Received, not yet credited.
+    chunk: Bytes,
+    /// The message being put together, from its prefix on.
+    buffer: BytesMut,
+}
+
+impl MessageReader {
+    /// `limit` holds for a message both as it comes and as it decodes.
+    pub(crate) fn new(body: RecvStream, encoding: Encoding, limit: usize) -> Self {
+        Self { body, encoding, limit, chunk: Bytes::new(), buffer: BytesMut::new() }
+    }
+
+    /// The next message, or nothing at the stream's end. May be dropped and called again.
+    pub(crate) async fn next(&mut self) -> Result<Option<Message>, ReadError> {
+        loop {
+            if let Some(message) = self.take()? {
+                return Ok(Some(message));
+            }
+            match self.body.data().await {
+                Some(Ok(chunk)) => self.chunk = chunk,
+                Some(Err(error)) => return Err(ReadError::Stream(error)),
+                None if self.buffer.is_empty() => return Ok(None),
+                None => {
+                    let expected = self.length()?.map_or(PREFIX_LEN, |len| PREFIX_LEN + len);
+                    return Err(ReadError::Truncated { have: self.buffer.len(), expected });
+                }
+            }
+        }
+    }
+
+    /// Moves what belongs to the current message out of the chunk; the message, if that completes it.
+    fn take(&mut self) -> Result<Option<Message>, ReadError> {
+        if !self.fill(PREFIX_LEN)? {
+            return Ok(None);
+        }
+        let len = self.length()?.expect("the prefix is there");
+        self.buffer.reserve(PREFIX_LEN + len - self.buffer.len());
+        if !self.fill(PREFIX_LEN + len)? {
+            return Ok(None);
+        }
+        let mut message = self.buffer.split().freeze();
+        let wire_len = message.len();
+        let flag = message.get_u8();
+        message.advance(PREFIX_LEN - 1);
+        let body = match (flag, self.encoding) {
+            (0, _) => message,
+            (1, Encoding::Identity) => return Err(ReadError::NoEncoding),
+            (1, Encoding::Snappy) => unsnappy(&message, self.limit)?,
+            _ => return Err(ReadError::Flag(flag)),
+        };
+        Ok(Some(Message { wire_len, body }))
+    }
+
+    fn fill(&mut self, len: usize) -> Result<bool, ReadError> {
+        let n = len.saturating_sub(self.buffer.len()).min(self.chunk.len());
+        if n > 0 {
+            self.buffer.extend_from_slice(&self.chunk.split_to(n));
+            self.body.flow_control().release_capacity(n).map_err(ReadError::Stream)?;
+        }
+        Ok(self.buffer.len() >= len)
+    }
+
+    /// The length in the prefix, once it is there.
+    fn length(&self) -> Result<Option<usize>, ReadError> {
+        let Some(&[_, a, b, c, d]) = self.buffer.first_chunk::<PREFIX_LEN>() else { return Ok(None) };
+        let len = u32::from_be_bytes([a, b, c, d]) as usize;
+        if len > self.limit {
+            return Err(ReadError::TooLong { len, limit: self.limit });
+        }
+        Ok(Some(len))
+    }
+}
+
+fn unsnappy(body: &[u8], limit: usize) -> Result<Bytes, ReadError> {
+    let mut decoded = Vec::with_capacity(body.len().saturating_mul(4).min(limit));
+    let one_too_many = limit as u64 + 1;
+    snap::read::FrameDecoder::new(body).take(one_too_many).read_to_end(&mut decoded).map_err(ReadError::Snappy)?;
+    if decoded.len() > limit {
+        return Err(ReadError::DecodesTooLong { limit });
+    }
+    Ok(decoded.into())
+}
+
+/// The answer to a call.
+///
+/// As with grpc-go, its headers go out with the first message; a call that ends without one is answered by trailers only.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    respond: SendResponse<Bytes>,
+    stream: Option<SendStream<Bytes>>,
+    encoding: Encoding,
+}
+
+impl Outgoing {
+    pub(crate) fn new(respond: SendResponse<Bytes>, encoding: Encoding) -> Self {
+        Self { respond, stream: None, encoding }
+    }
+
+    pub(crate) fn encoding(&self) -> Encoding {
+        self.encoding
+    }
+
+    /// Sends `bytes`, which need not be a sound message, in DATA frames of at most `frame_len` bytes; returns once the last
+    /// of them has been taken by the flow-control window.
+    pub(crate) async fn send(&mut self, mut bytes: Bytes, frame_len: usize) -> Result<(), h2::Error> {
+        let stream = match &mut self.stream {
+            Some(stream) => stream,
+            none => none.insert(self.respond.send_response(headers(self.encoding), false)?),
+        };
+        while bytes.has_remaining() {
+            let want = bytes.len().min(frame_len);
+            stream.reserve_capacity(want);
+            // `poll_capacity` speaks of growth only: what was granted before must be used first.
+            if stream.capacity() == 0 {
+                match poll_fn(|cx| stream.poll_capacity(cx)).await {
+                    Some(granted) => _ = granted?,
+                    None => return Err(Reason::STREAM_CLOSED.into()),
+                }
+            }
+            let granted = stream.capacity().min(want);
+            if granted > 0 {
+                stream.send_data(bytes.split_to(granted), false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the call with a status.
+    pub(crate) fn finish(mut self, status: &Status) -> Result<(), h2::Error> {
+        match self.stream {
+            Some(mut stream) => {
+                let mut trailers = HeaderMap::new();
+                status.write_to(&mut trailers);
+                stream.send_trailers(trailers)
+            }
+            None => {
+                let mut response = headers(Encoding::Identity);
+                status.write_to(response.headers_mut());
+                self.respond.send_response(response, true).map(drop)
+            }
+        }
+    }
+
+    /// Ends the call with an HTTP status and no gRPC, as a proxy in between would; a reset when it has been answered already.
+    pub(crate) fn finish_as_proxy(mut self, status: StatusCode) -> Result<(), h2::Error> {
+        if self.stream.is_some() {
+            self.reset(Reason::INTERNAL_ERROR);
+            return Ok(());
+        }
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        self.respond.send_response(response, true).map(drop)
+    }
+
+    /// RST_STREAM.
+    pub(crate) fn reset(mut self, reason: Reason) {
+        match &mut self.stream {
+            Some(stream) => stream.send_reset(reason),
+            None => self.respond.send_reset(reason),
+        }
+    }
+}
+
+fn headers(encoding: Encoding) -> Response<()> {
+    let mut response = Response::new(());
+    response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    if encoding == Encoding::Snappy {
+        response.headers_mut().insert("grpc-encoding", HeaderValue::from_static("snappy"));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_message_is_percent_encoded() {
+        assert_eq!(percent_encoded("agentID conflict"), "agentID conflict");
+        assert_eq!(percent_encoded("100 %\nü"), "100 %25%0A%C3%BC");
+    }
+
+    #[test]
+    fn snappy_bomb_stops_at_the_limit() {
+        let message = Encoding::Snappy.message(&vec![0; 100_000]);
+        assert_eq!(unsnappy(&message[PREFIX_LEN..], 100_000).unwrap().len(), 100_000);
+        assert!(matches!(unsnappy(&message[PREFIX_LEN..], 99_999), Err(ReadError::DecodesTooLong { limit: 99_999 })));
+        assert!(matches!(unsnappy(b"not snappy", 100), Err(ReadError::Snappy(_))));
+    }
+}

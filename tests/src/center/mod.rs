@@ -1,0 +1,385 @@
+//! An AgentCenter: the server that Elkeid's agents connect to, in so far as an agent can tell.
+//!
+//! [`Center::start`] runs one on threads of its own; a test then configures it, waits for what it wants to see
+//! ([`Center::wait_for`], or [`Center::wait_until`] in async code), and makes it fail in the way under test ([`Fault`],
+//! [`Pace`]). It keeps counts of everything it receives, not the things themselves: who wants those reads along
+//! ([`Center::observe`], [`Center::subscribe`]) or has them written as JSON lines ([`RecordsTo`]).
+//!
+//! There is no database, no message queue and no manager behind it: configuration and commands come from a test or over the
+//! HTTP port.
+
+mod auth;
+mod config;
+mod connection;
+mod fault;
+mod grpc;
+mod http;
+mod ping;
+mod records;
+mod shared;
+mod state;
+mod transfer;
+mod upload;
+
+pub use auth::{AccessKey, Signed};
+pub use config::{configs_from_file, configs_from_json};
+pub use fault::{Fault, Pace, UploadFault};
+pub use grpc::Status;
+pub use http::Instance;
+pub use records::{AGENT_HEARTBEAT, Batch, PLUGIN_HEARTBEAT, PackagedData, Record, RecordsTo, TASK_REPORT};
+pub use state::{Agent, Count, Heartbeat, State, Totals, Upload};
+pub use transfer::CommandError;
+
+use elklet_proto::grpc::{Command, Config};
+use rustls::SupportedProtocolVersion;
+use shared::{Shared, lock};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, PoisonError};
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::runtime;
+use tokio::sync::oneshot;
+
+/// What a center is to be.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where agents connect. Port 0 takes any that is free.
+    pub listen: SocketAddr,
+    /// Where the HTTP port is. Port 0 takes any that is free.
+    pub http: SocketAddr,
+    /// The directory of `ca.crt`, `server.crt` and `server.key`.
+    pub certs: PathBuf,
+    /// What agents can choose from by ALPN: AgentCenter has h2, and without it no agent comes in.
+    pub alpn: Vec<Vec<u8>>,
+    /// The versions of TLS that agents can choose from.
+    pub tls_versions: &'static [&'static SupportedProtocolVersion],
+    /// Whether the HTTP port speaks TLS, with the same server certificate and no client's.
+    pub http_tls: bool,
+    /// Who may use the HTTP port; everybody, when there is none.
+    pub access_key: Option<AccessKey>,
+    /// Transfer streams at a time.
+    pub conn_limit: usize,
+    /// Longest message in bytes, as it comes and as it decodes.
+    pub message_limit: usize,
+    /// What every agent should run; see [`Center::set_configs`].
+    pub configs: Option<Vec<Config>>,
+    /// Where records are written as JSON lines, if anywhere.
+    pub records: Option<RecordsTo>,
+    /// Where uploads go; without it they fail.
+    pub upload_dir: Option<PathBuf>,
+}
+
+impl Options {
+    /// AgentCenter's limits, any free ports of the loopback interface, nothing configured, nothing written.
+    pub fn new(certs: impl Into<PathBuf>) -> Self {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self {
+            listen: any,
+            http: any,
+            certs: certs.into(),
+            alpn: vec![b"h2".to_vec()],
+            tls_versions: rustls::ALL_VERSIONS,
+            http_tls: false,
+            access_key: None,
+            conn_limit: 1500,
+            message_limit: 10 << 20,
+            configs: None,
+            records: None,
+            upload_dir: None,
+        }
+    }
+}
+
+/// A running AgentCenter. Dropping it ends it like SIGKILL: every connection is closed where it stands.
+#[derive(Debug)]
+pub struct Center {
+    shared: Arc<Shared>,
+    runtime: runtime::Handle,
+    /// Dropped to end the runtime.
+    stop: Option<oneshot::Sender<()>>,
+    runner: Option<JoinHandle<()>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl Center {
+    /// Starts a center; it listens when this returns.
+    ///
+    /// # Errors
+    /// When a certificate, an address or the file for records is not to be had.
+    pub fn start(mut options: Options) -> io::Result<Self> {
+        let tls = connection::tls(&options.certs, true, options.tls_versions, options.alpn.clone())?;
+        let http_tls = match options.http_tls {
+            true => Some(connection::tls(&options.certs, false, rustls::DEFAULT_VERSIONS, vec![b"http/1.1".to_vec()])?),
+            false => None,
+        };
+        let grpc = std::net::TcpListener::bind(options.listen).map_err(|error| at(options.listen, &error))?;
+        let http = std::net::TcpListener::bind(options.http).map_err(|error| at(options.http, &error))?;
+        options.listen = grpc.local_addr()?;
+        options.http = http.local_addr()?;
+        let (lines, writer) = match &options.records {
+            Some(to) => {
+                let (sender, thread) = records::start_writer(to)?;
+                (Some(sender), Some(thread))
+            }
+            None => (None, None),
+        };
+        let runtime =
+            runtime::Builder::new_multi_thread().worker_threads(2).thread_name("center").enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let shared = Arc::new(Shared::new(options, lines));
+        {
+            let _inside = runtime.enter();
+            runtime.spawn(connection::accept(listener(grpc)?, tls, Arc::clone(&shared)));
+            runtime.spawn(http::accept(listener(http)?, http_tls, Arc::clone(&shared)));
+        }
+        let (stop, stopped) = oneshot::channel::<()>();
+        // A runtime may not be dropped in async code, where a test may well drop its center: it gets a thread to end on.
+        let runner = std::thread::Builder::new().name("center-main".into()).spawn(move || {
+            // The sender is never used, only dropped.
+            _ = runtime.block_on(stopped);
+        })?;
+        Ok(Self { shared, runtime: handle, stop: Some(stop), runner: Some(runner), writer })
+    }
+
+    /// Ends the center and returns what it takes to start another on the same ports with the same configuration.
+    ///
+    /// What it received has been written when this returns.
+    pub fn stop(self) -> Options {
+        let mut options = self.shared.options.clone();
+        options.configs = lock(&self.shared.configs).default.clone();
+        options
+    }
+
+    /// Where agents connect.
+    pub fn grpc_addr(&self) -> SocketAddr {
+        self.shared.options.listen
+    }
+
+    /// Where the HTTP port is.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.shared.options.http
+    }
+
+    /// Looks at what the center knows. Agents wait meanwhile.
+    pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        self.shared.read(look)
+    }
+
+    /// Blocks until `condition` holds. It is tried at once and after every change; `what` says what is waited for.
+    ///
+    /// # Errors
+    /// When it does not come to hold within `within`.
+    pub fn wait_for(
+        &self,
+        what: &str,
+        within: Duration,
+        mut condition: impl FnMut(&State) -> bool,
+    ) -> Result<(), TimedOut> {
+        let state = lock(&self.shared.state);
+        let waited = self.shared.changed.wait_timeout_while(state, within, |state| !condition(state));
+        let (state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() { Err(TimedOut::new(what, within, &state)) } else { Ok(()) }
+    }
+
+    /// The same for async code.
+    ///
+    /// # Errors
+    /// When it does not come to hold within `within`.
+    pub async fn wait_until(
+        &self,
+        what: &str,
+        within: Duration,
+        mut condition: impl FnMut(&State) -> bool,
+    ) -> Result<(), TimedOut> {
+        let mut version = self.shared.version.subscribe();
+        let held = async {
+            loop {
+                version.mark_unchanged();
+                if self.read(&mut condition) {
+                    return;
+                }
+                version.changed().await.expect("the center has the sender");
+            }
+        };
+        // The caller's runtime may be without a clock of its own.
+        let deadline = {
+            let _inside = self.runtime.enter();
+            tokio::time::sleep(within)
+        };
+        tokio::select! {
+            () = held => Ok(()),
+            () = deadline => Err(self.read(|state| TimedOut::new(what, within, state))),
+        }
+    }
+
+    /// Calls `observer` with every message that is taken, before it is counted, as long as the center lives.
+    ///
+    /// The stream waits meanwhile, as it would for AgentCenter's message queue.
+    pub fn observe(&self, mut observer: impl FnMut(&Arc<Batch>) + Send + 'static) {
+        self.shared.observe(move |batch| {
+            observer(batch);
+            true
+        });
+    }
+
+    /// Every message from now on. They are kept in memory until they are received, or the receiver is dropped.
+    pub fn subscribe(&self) -> std_mpsc::Receiver<Arc<Batch>> {
+        let (sender, receiver) = std_mpsc::channel();
+        self.shared.observe(move |batch| sender.send(Arc::clone(batch)).is_ok());
+        receiver
+    }
+
+    /// Sends a command to a connected agent.
+    pub fn command(&self, agent_id: &str, command: Command) -> Delivery {
+        let (done, receiver) = oneshot::channel();
+        let (shared, agent_id) = (Arc::clone(&self.shared), agent_id.to_owned());
+        self.runtime.spawn(async move {
+            // Who asked may not care.
+            _ = done.send(shared.command(&agent_id, command).await);
+        });
+        Delivery(receiver)
+    }
+
+    /// What every agent should run from now on that has nothing of its own set: pushed once a stream, at its first record
+    /// 1000. An empty list is pushed like any other; `None` pushes nothing.
+    pub fn set_configs(&self, configs: Option<Vec<Config>>) {
+        lock(&self.shared.configs).default = configs;
+    }
+
+    /// The same for one agent; `None` lets [`Center::set_configs`] decide again.
+    pub fn set_configs_for(&self, agent_id: &str, configs: Option<Vec<Config>>) {
+        let mut all = lock(&self.shared.configs);
+        match configs {
+            Some(configs) => _ = all.by_agent.insert(agent_id.to_owned(), configs),
+            None => _ = all.by_agent.remove(agent_id),
+        }
+    }
+
+    /// What service discovery knows of `name`: by default this center, as `hids_svr_grpc` and `hids_svr_http`.
+    pub fn set_registry(&self, name: &str, instances: Vec<Instance>) {
+        lock(&self.shared.registry).insert(name.to_owned(), instances);
+    }
+
+    /// How messages are taken from now on, on open streams as well.
+    pub fn set_pace(&self, pace: Pace) {
+        self.shared.pace.send_replace(pace);
+    }
+
+    /// Has something go wrong on the open stream of an agent; `false` when it has none.
+    pub fn inject(&self, agent_id: &str, fault: Fault) -> bool {
+        self.shared.inject(agent_id, fault)
+    }
+
+    /// Has something go wrong on the next Transfer stream that is opened, before anything else happens on it. Called more
+    /// than once, each stream gets one, in this order.
+    pub fn on_next_stream(&self, fault: Fault) {
+        lock(&self.shared.faults).push_back(fault);
+    }
+
+    /// Has something go wrong on the next upload; called more than once, each gets one, in this order.
+    pub fn on_next_upload(&self, fault: UploadFault) {
+        lock(&self.shared.upload_faults).push_back(fault);
+    }
+}
+
+impl Drop for Center {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        join(self.runner.take());
+        // The streams' senders went with the runtime; without this last one the writer ends.
+        drop(lock(&self.shared.lines).take());
+        join(self.writer.take());
+    }
+}
+
+fn join(thread: Option<JoinHandle<()>>) {
+    if let Some(thread) = thread {
+        // One that panicked has said so.
+        _ = thread.join();
+    }
+}
+
+/// A command on its way: await it, or [`Delivery::wait`] for it. Dropping it does not call it back.
+#[derive(Debug)]
+#[must_use = "a command may fail to go out"]
+pub struct Delivery(oneshot::Receiver<Result<(), CommandError>>);
+
+impl Delivery {
+    /// Blocks until the command is on the wire, at most 4 s.
+    ///
+    /// # Errors
+    /// Why it is not.
+    ///
+    /// # Panics
+    /// In async code, where it can be awaited instead.
+    pub fn wait(self) -> Result<(), CommandError> {
+        self.0.blocking_recv().unwrap_or(Err(CommandError::StreamEnded))
+    }
+}
+
+impl Future for Delivery {
+    type Output = Result<(), CommandError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map(|sent| sent.unwrap_or(Err(CommandError::StreamEnded)))
+    }
+}
+
+/// Something did not happen in time. Says what, and what the center saw instead.
+#[derive(Clone)]
+pub struct TimedOut {
+    text: String,
+}
+
+impl TimedOut {
+    fn new(what: &str, within: Duration, state: &State) -> Self {
+        use fmt::Write as _;
+        let mut text = format!("no {what} within {} ms\n  totals: {:?}", within.as_millis(), state.totals);
+        for (id, agent) in &state.agents {
+            let counts: BTreeMap<_, _> =
+                agent.counts.iter().map(|(data_type, count)| (data_type, count.records)).collect();
+            let Agent { connected, streams, messages, commands, .. } = agent;
+            write!(
+                text,
+                "\n  agent {id:?}: connected {connected}, {streams} streams, {messages} messages, {commands} commands, \
+                 records by type {counts:?}"
+            )
+            .expect("strings grow");
+        }
+        for line in &state.log {
+            write!(text, "\n  {line}").expect("strings grow");
+        }
+        Self { text }
+    }
+}
+
+impl fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for TimedOut {}
+
+fn listener(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+fn at(address: SocketAddr, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+}

@@ -1,0 +1,78 @@
+//! A network of its own: a loopback interface on which packets can be made to vanish without a word.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+
+/// A network namespace, for as long as this lives.
+#[derive(Debug)]
+pub struct Namespace {
+    /// A process that does nothing but be in it.
+    holder: Child,
+}
+
+impl Namespace {
+    /// A fresh one, with nothing in it but loopback.
+    ///
+    /// # Errors
+    /// Why there can be none here: it takes root, and `ip` and `nft`.
+    pub fn new() -> Result<Self, String> {
+        let hold = "ip link set lo up && nft list ruleset && echo ready && exec cat";
+        let mut command = Command::new("unshare");
+        command
+            .args(["--net", "--", "sh", "-c", hold])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut holder = command.spawn().map_err(|error| format!("unshare: {error}"))?;
+        let mut line = String::new();
+        let stdout = holder.stdout.take().expect("it is a pipe");
+        let read = BufReader::new(stdout).read_line(&mut line);
+        let namespace = Self { holder };
+        match read {
+            Ok(_) if line == "ready\n" => Ok(namespace),
+            _ => Err("a network namespace with nftables takes root, ip and nft".to_owned()),
+        }
+    }
+
+    /// The words before a command that have it run in here.
+    #[must_use]
+    pub fn prefix(&self) -> [String; 3] {
+        ["nsenter".to_owned(), format!("--net=/proc/{}/ns/net", self.holder.id()), "--".to_owned()]
+    }
+
+    /// Has every packet from and to this port vanish from now on.
+    ///
+    /// # Panics
+    /// When nftables refuses.
+    pub fn silence(&self, address: SocketAddr) {
+        let port = address.port();
+        let drop = format!("tcp dport {port} drop; tcp sport {port} drop;");
+        self.nft(&format!("table inet faults {{ chain lost {{ type filter hook input priority 0; {drop} }}; }}\n"));
+    }
+
+    /// Lets packets through again.
+    ///
+    /// # Panics
+    /// When nothing was silenced.
+    pub fn restore(&self) {
+        self.nft("delete table inet faults");
+    }
+
+    fn nft(&self, rules: &str) {
+        let [enter, space, end] = self.prefix();
+        let mut command = Command::new(enter);
+        command.args([&space, &end, "nft", "-f", "-"]).stdin(Stdio::piped());
+        let mut nft = command.spawn().expect("it was there before");
+        nft.stdin.take().expect("it is a pipe").write_all(rules.as_bytes()).expect("nft reads its rules");
+        assert!(nft.wait().is_ok_and(|status| status.success()), "nft takes {rules}");
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // It may have ended already.
+        _ = self.holder.kill();
+        _ = self.holder.wait();
+    }
+}

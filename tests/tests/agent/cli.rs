@@ -1,0 +1,230 @@
+//! The command line and the file: what is understood, and what is said of the rest.
+
+use elklet_tests::binaries::Binaries;
+use elklet_tests::harness::{DEADLINE, Setup, Signal, Site, Workdir, holds_within};
+use elklet_tests::pki::Set;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// Runs the program to its end, which has to come by itself.
+fn elklet(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(&Binaries::for_tests().elklet);
+    command.current_dir(directory).args(arguments).envs(environment.iter().copied());
+    if environment.is_empty() {
+        command.env_remove("SPECIFIED_AGENT_ID");
+    }
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    if !holds_within(DEADLINE, || child.try_wait().unwrap().is_some()) {
+        child.kill().unwrap();
+    }
+    child.wait_with_output().unwrap()
+}
+
+/// Exit code 2, and one line that has all of these in it.
+fn assert_refused(output: &Output, says: &[&str]) {
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{says:?}: {said:?}");
+    assert_eq!(said.lines().count(), 1, "{says:?}: one line and no more: {said:?}");
+    assert!(said.starts_with("elklet: ") && said.ends_with('\n'), "{said:?}");
+    assert!(!said.trim_end().ends_with('.'), "no full stop: {said:?}");
+    for part in says {
+        assert!(said.contains(part), "{said:?} does not say {part:?}");
+    }
+    assert!(output.stdout.is_empty(), "{:?}", output.stdout);
+}
+
+#[test]
+fn help_and_version_are_given() {
+    let workdir = Workdir::new();
+    for (arguments, says) in [
+        (&["--help"][..], &["Usage:", "--server HOST:PORT", "SPECIFIED_AGENT_ID", "Exit codes"][..]),
+        (&["-h"], &["Usage:"]),
+        (&["run", "--help"], &["Usage:"]),
+        (&["--version"], &[concat!("elklet ", env!("CARGO_PKG_VERSION"), "\n")]),
+        (&["-V"], &["elklet "]),
+    ] {
+        let output = elklet(workdir.path(), arguments, &[]);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(says.iter().all(|part| said.contains(part)), "{arguments:?}: {said}");
+        assert!(output.stderr.is_empty(), "{arguments:?}: {:?}", output.stderr);
+    }
+    assert!(!workdir.path().join("log").exists(), "nothing was started");
+}
+
+#[test]
+fn wrong_words_are_named() {
+    let workdir = Workdir::new();
+    let cases: &[(&[&str], &[&str])] = &[
+        (&[], &["expected run"]),
+        (&["walk"], &["\"walk\"", "expected run"]),
+        (&["--server", "a:1"], &["--server"]),
+        (&["run", "run"], &["\"run\""]),
+        (&["run", "--sever", "a:1"], &["--sever"]),
+        (&["run", "-x"], &["-x"]),
+        (&["run", "extra"], &["\"extra\""]),
+        (&["run", "--server"], &["--server"]),
+        (&["run", "--workdir"], &["--workdir"]),
+        (&["run", "--log-stderr=yes"], &["--log-stderr"]),
+        (&["run", "--server", "nowhere"], &["--server", "\"nowhere\"", "HOST:PORT"]),
+        (&["run", "--server", "host:0"], &["\"host:0\"", "HOST:PORT"]),
+        (&["run", "--server", "host:65536"], &["\"host:65536\"", "HOST:PORT"]),
+        (&["run", "--server", "::1:80"], &["\"::1:80\"", "[fd00::1]:6751"]),
+        (&["run", "--server", "ok:1", "--server", "http://x:1"], &["\"http://x:1\"", "HOST:PORT"]),
+        (&["run", "--discovery", "sd"], &["--discovery", "\"sd\"", "HOST:PORT"]),
+        (&["run"], &["no server", "--server", "--discovery"]),
+        (&["run", "--workdir", "/no/such", "--server", "a:1"], &["work directory /no/such"]),
+        (&["run", "--workdir", "/etc/passwd", "--server", "a:1"], &["/etc/passwd"]),
+        (&["run", "--config", "/no/such.toml", "--server", "a:1"], &["/no/such.toml", "No such file"]),
+        (&["run", "--config", "/", "--server", "a:1"], &["/: ", "directory"]),
+    ];
+    for (arguments, says) in cases {
+        assert_refused(&elklet(workdir.path(), arguments, &[]), says);
+    }
+}
+
+#[test]
+fn a_wrong_file_is_named_with_its_line() {
+    let workdir = Workdir::new();
+    let cases: &[(&str, &[&str])] = &[
+        ("[server]\nprivate = [\"a:1\"]\nthis is no TOML\n", &["elklet.toml:3: "]),
+        ("\n\nsever = 1\n", &["elklet.toml:3: ", "`sever`"]),
+        ("[server]\nprivate = \"a:1\"\n", &["elklet.toml:2: "]),
+        ("[server]\nprivate = [\"a\"]\n", &["elklet.toml:2: server.private", "\"a\"", "HOST:PORT"]),
+        ("[server]\npublic = [\"b\"]\n", &["server.public", "\"b\"", "HOST:PORT"]),
+        ("[server]\ndiscovery = [\"c\"]\n", &["server.discovery", "\"c\"", "HOST:PORT"]),
+        ("[server]\nprivate = [\"a:1\"]\n[buffer]\narena_kib = 9\n", &["arena_kib", "9", "128 to 8192"]),
+        ("[server]\nprivate = [\"a:1\"]\n[buffer]\narena_kib = -9\n", &["elklet.toml:4: "]),
+        ("[log]\nstderr = \"yes\"\n", &["elklet.toml:2: "]),
+        ("workdir = \"/no/such\"\n[server]\nprivate = [\"a:1\"]\n", &["/no/such"]),
+    ];
+    for (file, says) in cases {
+        fs::write(workdir.path().join("elklet.toml"), file).unwrap();
+        assert_refused(&elklet(workdir.path(), &["run"], &[]), says);
+    }
+    fs::write(workdir.path().join("elklet.toml"), [0xff, 0xfe]).unwrap();
+    assert_refused(&elklet(workdir.path(), &["run"], &[]), &["elklet.toml", "UTF-8"]);
+}
+
+#[test]
+fn wrong_certificates_are_named() {
+    let workdir = Workdir::new();
+    let certs = workdir.path().join("certs");
+    let run = |says: &[&str]| {
+        let output = elklet(workdir.path(), &["run", "--server", "127.0.0.1:1"], &[("SPECIFIED_AGENT_ID", "x")]);
+        assert_refused(&output, says);
+        let log = fs::read_to_string(workdir.path().join("log/elklet.log")).unwrap();
+        assert!(says.iter().all(|part| log.lines().last().is_some_and(|line| line.contains(part))), "{log}");
+    };
+    run(&["certs/ca.crt: no such file"]);
+    fs::create_dir(&certs).unwrap();
+    run(&["certs/ca.crt: no such file"]);
+
+    let set = Set::new();
+    let other = Set::new();
+    let write = |name: &str, text: &str| fs::write(certs.join(name), text).unwrap();
+    for (name, text, says) in [
+        ("ca.crt", "", "expected a PEM file with a certificate"),
+        ("ca.crt", "-----BEGIN CERTIFICATE-----\nnonsense", "expected a PEM file with a certificate"),
+        ("ca.crt", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", ""),
+        ("ca.crt", &set.client.key, "expected a PEM file with a certificate"),
+        ("client.crt", "", "expected a PEM file with a certificate"),
+        ("client.crt", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", ""),
+        ("client.key", "nonsense", "expected a PEM file with a private key"),
+        ("client.key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", ""),
+        ("client.key", &other.client.key, "KeyMismatch"),
+    ] {
+        set.write(&certs).unwrap();
+        write(name, text);
+        run(&[&format!("certs/{name}: "), says]);
+    }
+    for name in ["client.crt", "client.key"] {
+        set.write(&certs).unwrap();
+        fs::remove_file(certs.join(name)).unwrap();
+        run(&[&format!("certs/{name}: no such file")]);
+    }
+}
+
+#[test]
+fn a_wrong_id_is_named() {
+    let workdir = Workdir::new();
+    for (id, says) in [("two\nlines", "control character"), (&"x".repeat(300), "300 bytes, the limit is 256")] {
+        let output = elklet(workdir.path(), &["run", "--server", "127.0.0.1:1"], &[("SPECIFIED_AGENT_ID", id)]);
+        assert_refused(&output, &["SPECIFIED_AGENT_ID", says]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(said.matches("SPECIFIED_AGENT_ID").count(), 1, "once is enough: {said}");
+    }
+}
+
+#[test]
+fn a_file_says_what_the_flags_do_not() {
+    let site = Site::new();
+    // Found in the work directory, where the certificates are as well.
+    let found = |file: &str, words: &[&str]| {
+        let workdir = Workdir::new();
+        Set::write(&Set::new(), &workdir.path().join("wrong")).unwrap();
+        copy_certs(&site, &workdir.path().join("certs"));
+        let file = file.replace("SERVER", &site.address()).replace("WORKDIR", &workdir.path().display().to_string());
+        fs::write(workdir.path().join("elklet.toml"), file).unwrap();
+        let agent = words.iter().fold(Setup::in_directory(workdir), |setup, word| setup.argument(word)).start();
+        site.wait_connected(&agent);
+        agent
+    };
+    let agent = found("[server]\nprivate = [\"SERVER\"]\n[log]\nstderr = true\ndebug = true\n", &[]);
+    assert_eq!(site.heartbeats(&agent).agent["net_mode"], "private");
+    assert!(agent.log().contains(" DEBUG ") && agent.stderr().contains(" DEBUG "), "{}", agent.log());
+
+    let agent = found("[server]\nprivate = [\"127.0.0.1:1\"]\npublic = [\"SERVER\"]\n[buffer]\narena_kib = 128\n", &[]);
+    assert_eq!(site.heartbeats(&agent).agent["net_mode"], "public");
+    assert!(agent.stderr().is_empty(), "{}", agent.stderr());
+    assert!(!agent.log().contains(" DEBUG "), "{}", agent.log());
+
+    // Flags come before the file.
+    let file = "certs = \"WORKDIR/wrong\"\n[server]\nprivate = [\"127.0.0.1:1\"]\n";
+    let certs = site.certs().display().to_string();
+    let agent = found(file, &["--server", &site.address(), "--certs", &certs]);
+    assert_eq!(site.heartbeats(&agent).count("connect_failures"), 0, "the file's server was not tried");
+}
+
+#[test]
+fn a_file_can_be_anywhere_and_name_the_work_directory() {
+    let site = Site::new();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let workdir = Workdir::new();
+    let file = elsewhere.path().join("settings");
+    let (directory, certs) = (workdir.path().display(), site.certs().display());
+    let text =
+        format!("workdir = \"{directory}\"\ncerts = \"{certs}\"\n[server]\nprivate = [\"{}\"]\n", site.address());
+    fs::write(&file, text).unwrap();
+    let agent = Setup::new(site.certs()).only(&["run", "--config", &file.display().to_string()]).start();
+    site.wait_connected(&agent);
+    assert!(workdir.path().join("log/elklet.log").exists());
+    assert!(!agent.workdir().path().join("log").exists());
+}
+
+#[test]
+fn the_log_goes_to_standard_error_when_asked() {
+    let site = Site::new();
+    let mut agent = site.eager().argument("--log-stderr").start();
+    site.wait_connected(&agent);
+    agent.signal(Signal::TERM);
+    assert!(agent.wait_for_exit().success());
+    assert_eq!(agent.stderr(), agent.log(), "line by line the same");
+    assert!(agent.stderr().contains("starts as") && agent.stderr().contains("the agent ends"), "{}", agent.stderr());
+    for line in agent.stderr().lines() {
+        let mut words = line.split_whitespace();
+        let (time, level) = (words.next().unwrap(), words.next().unwrap());
+        assert!(time.len() == 24 && time.ends_with('Z') && ["INFO", "WARN", "ERROR"].contains(&level), "{line}");
+    }
+
+    let agent = site.agent();
+    assert_eq!(agent.stderr(), "", "not when nobody asked");
+}
+
+fn copy_certs(site: &Site, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for name in ["ca.crt", "client.crt", "client.key"] {
+        fs::copy(site.certs().join(name), to.join(name)).unwrap();
+    }
+}

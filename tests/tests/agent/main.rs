@@ -1,0 +1,29 @@
+//! The real agent against a real center: what it promises to both of its ends, to its host and to whoever reads its log.
+//!
+//! Each test starts the program that cargo has built (or that `ELKLET_BIN` names) in a directory of its own.
+#![allow(clippy::unwrap_used, reason = "the lint spares test functions, but not what they share")]
+
+mod cli;
+mod discovery;
+mod doctor;
+mod downloads;
+mod end;
+mod heartbeat;
+mod limits;
+mod metadata;
+mod offline;
+mod plugin_faults;
+mod plugins;
+mod proxies;
+mod reload;
+mod reports;
+mod server_faults;
+mod signatures;
+mod spool;
+mod status;
+mod tls;
+mod update;
+mod upload;
+
+/// The plugin that does what it is told.
+const PLUGIN: &str = env!("CARGO_BIN_EXE_scripted-plugin");

@@ -1,0 +1,428 @@
+//! The agent's own update: the new version takes over in the same process, stays if it holds a stream, and leaves the
+//! previous one behind if it does not.
+
+use crate::PLUGIN;
+use elklet_proto::grpc::Config;
+use elklet_tests::binaries::Binaries;
+use elklet_tests::harness::{Agent, Setup, Signal, Site, config, types, wait_until};
+use ring::digest::{SHA256, digest};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::slice;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// The agent as of a later version.
+const NEXT: &str = env!("CARGO_BIN_EXE_elklet-next");
+const NEXT_VERSION: &str = "9.9.9";
+
+/// Serves files over HTTP, and counts how often each was asked for.
+struct Web {
+    address: String,
+    files: Arc<Files>,
+}
+
+/// By path: what is there, and how often it was asked for.
+type Files = Mutex<BTreeMap<String, (Vec<u8>, usize)>>;
+
+impl Web {
+    fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let web = Self { address: listener.local_addr().unwrap().to_string(), files: Arc::default() };
+        let files = Arc::clone(&web.files);
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let files = Arc::clone(&files);
+                thread::spawn(move || serve(client, &files));
+            }
+        });
+        web
+    }
+
+    /// What a server says of a version that is to be had here.
+    fn offer(&self, version: &str, bytes: Vec<u8>) -> Config {
+        let sha256: String = digest(&SHA256, &bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = format!("/{}", &sha256[..16]);
+        self.files.lock().unwrap().insert(name.clone(), (bytes, 0));
+        let urls = vec![format!("http://{}{name}", self.address)];
+        Config { r#type: "agent".into(), download_urls: urls, ..config("elkeid-agent", version, &sha256, "") }
+    }
+
+    fn asked_for(&self, offer: &Config) -> usize {
+        let name = offer.download_urls[0].rsplit_once('/').unwrap().1;
+        self.files.lock().unwrap()[&format!("/{name}")].1
+    }
+}
+
+fn serve(mut client: TcpStream, files: &Files) {
+    let mut lines = BufReader::new(client.try_clone().unwrap()).lines().map_while(Result::ok);
+    let path = lines.next().unwrap_or_default().split(' ').nth(1).unwrap_or_default().to_owned();
+    let _ = lines.find(String::is_empty);
+    let bytes = files.lock().unwrap().get_mut(&path).map(|(bytes, count)| {
+        *count += 1;
+        bytes.clone()
+    });
+    // Who asked may have gone.
+    _ = match bytes {
+        Some(bytes) => {
+            write!(client, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", bytes.len())
+                .and_then(|()| client.write_all(&bytes))
+        }
+        None => write!(client, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
+    };
+}
+
+/// Where the program of an agent is.
+fn program(workdir: &Path) -> PathBuf {
+    workdir.join("bin/elklet")
+}
+
+/// An eager agent with a program of its own, which can be replaced.
+fn own_program(site: &Site, from: &Path) -> Setup {
+    let setup = site.eager();
+    let place = program(setup.workdir().path());
+    fs::create_dir_all(place.parent().unwrap()).unwrap();
+    // Another process copies it, so that no other test's process has it open for writing.
+    assert!(Command::new("cp").arg(from).arg(&place).status().unwrap().success());
+    fs::set_permissions(&place, fs::Permissions::from_mode(0o750)).unwrap();
+    setup.program(&place)
+}
+
+fn elklet(site: &Site) -> Setup {
+    own_program(site, &Binaries::for_tests().elklet)
+}
+
+fn script(text: &str) -> Vec<u8> {
+    format!("#!/bin/sh\n{text}\n").into_bytes()
+}
+
+/// A new version that says what it should and then does something else.
+fn version_that(does: &str) -> Vec<u8> {
+    script(&format!("[ \"$1\" = --version ] && exec {NEXT} --version\n{does}"))
+}
+
+fn version(site: &Site, agent: &Agent) -> String {
+    site.records(agent, |records| records.batches.last().map(|batch| batch.data.version.clone())).unwrap_or_default()
+}
+
+fn wait_for_version(site: &Site, agent: &Agent, wanted: &str) {
+    wait_until(&format!("version {wanted}"), || version(site, agent) == wanted);
+}
+
+fn own_version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
+/// The texts of `state_detail` on a fresh stream.
+fn details(site: &Site, agent: &Agent) -> Vec<String> {
+    serde_json::from_str(&site.fresh_heartbeats(agent).agent["state_detail"]).unwrap()
+}
+
+fn same(a: &Path, b: &Path) -> bool {
+    fs::read(a).unwrap() == fs::read(b).unwrap()
+}
+
+#[test]
+fn a_new_program_takes_over_and_stays() {
+    let (site, web) = (Site::new(), Web::new());
+    let setup = elklet(&site).setting("update", "hold_s = 1");
+    let plugin = setup.workdir().install("paced", PLUGIN, "run=paced rate=500 last=300 endless");
+    site.center().set_configs(Some(vec![plugin.clone()]));
+    let mut agent = setup.start();
+    let workdir = agent.workdir().path().to_owned();
+    site.wait_records("records", &agent, |records| records.run("paced").received > 100);
+    let pid = agent.pid();
+    let offer = web.offer(NEXT_VERSION, fs::read(NEXT).unwrap());
+    site.center().set_configs(Some(vec![plugin.clone(), offer.clone()]));
+    site.configure(&agent, &[plugin, offer.clone()]);
+    wait_for_version(&site, &agent, NEXT_VERSION);
+    agent.wait_for_log("version 9.9.9 has held a stream: it stays");
+    assert!(agent.is_running() && agent.pid() == pid, "it is the same process");
+    assert!(same(&program(&workdir), Path::new(NEXT)));
+    assert!(same(&workdir.join("update/previous"), &Binaries::for_tests().elklet), "the previous one is kept");
+    assert_eq!(fs::metadata(program(&workdir)).unwrap().permissions().mode() & 0o777, 0o750);
+    assert!(!workdir.join("update/trial.json").exists() && !workdir.join("tmp/update").exists());
+    // It ended in order: what the plugin sent is there up to its last word.
+    site.wait_records("last word", &agent, |records| records.of_type(types::GOODBYE).count() == 1);
+    site.records(&agent, |records| {
+        let sent: u64 = records.values(types::GOODBYE, "sent")[0].parse().unwrap();
+        let series = records.run("paced");
+        assert!(series.received >= sent && series.missing == 0, "{sent} were sent: {series:?}");
+    });
+    // The version that runs is no update.
+    let fetched = web.asked_for(&offer);
+    let heartbeats = site.fresh_heartbeats(&agent);
+    assert_eq!((&*heartbeats.agent["state"], fetched), ("running", 1), "{heartbeats:?}");
+    let agent = agent.into_setup().start();
+    site.wait_connected(&agent);
+    agent.wait_for_log("the agent ends; ");
+    assert_eq!(version(&site, &agent), NEXT_VERSION);
+    assert_eq!(web.asked_for(&offer), 1);
+}
+
+#[test]
+fn a_version_that_holds_no_stream_is_taken_back_and_not_tried_again() {
+    let (mut site, web) = (Site::new(), Web::new());
+    let setup = elklet(&site).setting("update", "hold_s = 30").setting("update", "trial_s = 3");
+    let workdir = setup.workdir().path().to_owned();
+    let agent = setup.start();
+    site.wait_connected(&agent);
+    let pid = agent.pid();
+    let offer = web.offer(NEXT_VERSION, fs::read(NEXT).unwrap());
+    site.center().set_configs(Some(vec![offer.clone()]));
+    site.configure(&agent, slice::from_ref(&offer));
+    agent.wait_for_log("elklet 9.9.9 starts as");
+    let options = site.stop();
+    agent.wait_for_log("version 9.9.9 is taken back, 0.1.0 comes again: it held no stream within 3 s");
+    site.start(options);
+    agent.wait_for_log("version 9.9.9 has failed here, and is not tried again until the server names another");
+    site.wait_connected(&agent);
+    assert_eq!((agent.pid(), &*version(&site, &agent)), (pid, own_version()));
+    assert!(same(&program(&workdir), &Binaries::for_tests().elklet));
+    let failed_log = fs::read_to_string(workdir.join("update/failed.log")).unwrap();
+    assert!(failed_log.contains("elklet 9.9.9 starts as"), "what it logged is kept");
+    assert!(!workdir.join("update/trial.json").exists());
+    // Whoever looks at the server sees it.
+    assert!(details(&site, &agent).iter().any(|detail| detail.contains("has failed here")));
+    wait_until("report", || {
+        let told = site.records(&agent, |records| records.values(1010, "msg"));
+        told.iter().any(|msg| msg.contains("version 9.9.9 has failed here: it held no stream within 3 s"))
+    });
+    assert_eq!(web.asked_for(&offer), 1);
+    // Another file of that version is another try.
+    let good = web.offer(NEXT_VERSION, version_that(&format!("exec {NEXT} \"$@\"")));
+    site.center().set_configs(Some(vec![good.clone()]));
+    site.configure(&agent, &[good]);
+    wait_for_version(&site, &agent, NEXT_VERSION);
+}
+
+#[test]
+fn a_version_that_crashes_again_and_again_is_taken_back() {
+    let (site, web) = (Site::new(), Web::new());
+    let setup = elklet(&site).setting("update", "hold_s = 3600").setting("update", "trial_s = 3600");
+    let workdir = setup.workdir().path().to_owned();
+    let mut agent = setup.start();
+    site.wait_connected(&agent);
+    let offer = web.offer(NEXT_VERSION, fs::read(NEXT).unwrap());
+    site.configure(&agent, &[offer]);
+    // The test is the service manager, and what crashes it.
+    for starts in 1..=5 {
+        let counted = format!("\"starts\":{starts}");
+        wait_until("start", || {
+            fs::read_to_string(workdir.join("update/trial.json")).is_ok_and(|text| text.contains(&counted))
+        });
+        agent = agent.kill().start();
+    }
+    let text = "version 9.9.9 is taken back, 0.1.0 comes again: it started 5 times without holding a stream";
+    wait_until("previous version", || agent.stderr().contains(text));
+    agent.wait_for_log("version 9.9.9 has failed here: it started 5 times without holding a stream");
+    site.wait_connected(&agent);
+    wait_for_version(&site, &agent, own_version());
+    assert!(agent.is_running() && same(&program(&workdir), &Binaries::for_tests().elklet));
+}
+
+#[test]
+fn a_version_that_cannot_run_here_is_taken_back_at_once() {
+    let (site, web) = (Site::new(), Web::new());
+    let setup = elklet(&site);
+    let workdir = setup.workdir().path().to_owned();
+    fs::write(workdir.join("bad.toml"), "[later]\n").unwrap();
+    // It does not understand its settings.
+    let does = format!("exec {NEXT} run --workdir {0} --config {0}/bad.toml", workdir.display());
+    let mut agent = setup.start();
+    site.wait_connected(&agent);
+    site.configure(&agent, &[web.offer(NEXT_VERSION, version_that(&does))]);
+    wait_until("return", || agent.stderr().contains("version 9.9.9 is taken back, 0.1.0 comes again: it cannot run: "));
+    assert!(agent.stderr().contains("bad.toml:1: later: unknown field"), "{}", agent.stderr());
+    // This new version had other arguments, which the previous one has now as well; the service manager knows the right ones.
+    assert_eq!(agent.wait_for_exit().code(), Some(2));
+    let agent = agent.kill().start();
+    agent.wait_for_log("version 9.9.9 has failed here: it cannot run: ");
+    wait_for_version(&site, &agent, own_version());
+    assert!(same(&program(&workdir), &Binaries::for_tests().elklet));
+}
+
+#[test]
+fn a_program_that_is_gone_when_it_is_to_be_executed_is_replaced_by_the_previous_one() {
+    let (site, web) = (Site::new(), Web::new());
+    let setup = elklet(&site);
+    let workdir = setup.workdir().path().to_owned();
+    // It takes its time to end, and with it the agent.
+    let stubborn = setup.workdir().install("stubborn", PLUGIN, "hello deaf");
+    let mut agent = setup.start();
+    site.wait_connected(&agent);
+    site.configure(&agent, slice::from_ref(&stubborn));
+    site.wait_records("plugin", &agent, |records| records.of_type(types::HELLO).count() == 1);
+    site.configure(&agent, &[stubborn, web.offer(NEXT_VERSION, fs::read(NEXT).unwrap())]);
+    agent.wait_for_log("is another version now: the agent ends in order and becomes it");
+    fs::write(program(&workdir), "").unwrap_or_default();
+    fs::remove_file(program(&workdir)).unwrap();
+    let line = agent.wait_for_log("version 9.9.9 has failed here: it cannot be executed: ");
+    assert!(line.contains("No such file"), "{line}");
+    assert!(agent.is_running() && same(&program(&workdir), &Binaries::for_tests().elklet));
+    site.wait_connected(&agent);
+}
+
+#[test]
+fn what_is_not_the_version_is_never_put_in_place() {
+    let (site, web) = (Site::new(), Web::new());
+    let agent = elklet(&site).start();
+    let workdir = agent.workdir().path().to_owned();
+    site.wait_connected(&agent);
+    let mut wrong_hash = web.offer(NEXT_VERSION, script("exit 0"));
+    wrong_hash.sha256 = "0".repeat(64);
+    let mut nowhere = web.offer(NEXT_VERSION, script("exit 1"));
+    nowhere.download_urls = vec![format!("http://{}/nowhere", web.address)];
+    let mut no_address = nowhere.clone();
+    no_address.download_urls.clear();
+    for (offer, says) in [
+        (web.offer(NEXT_VERSION, script("echo elklet 9.9.8")), "it says that it is \"elklet 9.9.8\", expected"),
+        (web.offer(NEXT_VERSION, b"\x7fELF, but not quite".to_vec()), "it cannot be executed: "),
+        (web.offer(NEXT_VERSION, b"neither fish nor fowl".to_vec()), "neither a program nor a deb or rpm package"),
+        (web.offer(NEXT_VERSION, b"!<arch>\n".to_vec()), "dpkg"),
+        (wrong_hash, "sha-256"),
+        (nowhere, "404"),
+        (no_address, "no address to download it from"),
+    ] {
+        site.configure(&agent, &[offer]);
+        wait_until(says, || {
+            let lines = agent.log_lines("the update to version 9.9.9 failed: ");
+            lines.iter().any(|line| line.to_lowercase().contains(says))
+        });
+    }
+    assert!(same(&program(&workdir), &Binaries::for_tests().elklet));
+    site.center().read(|state| assert_eq!(state.agent(agent.id()).streams, 1, "the agent has not ended"));
+    // What says that it is another is not fetched again.
+    let liar = web.offer(NEXT_VERSION, script("echo elklet 1.0.0"));
+    site.configure(&agent, slice::from_ref(&liar));
+    agent.wait_for_log("it says that it is \"elklet 1.0.0\"");
+    site.configure(&agent, slice::from_ref(&liar));
+    agent.wait_for_log("version 9.9.9 has failed here, and is not tried again");
+    assert_eq!(web.asked_for(&liar), 1);
+    // Whatever the server names next is tried; its own version is none.
+    site.configure(&agent, &[web.offer(NEXT_VERSION, fs::read(NEXT).unwrap())]);
+    wait_for_version(&site, &agent, NEXT_VERSION);
+}
+
+/// A directory with a package manager in it that does as the script says, to go before all others.
+fn package_manager(dir: &Path, name: &str, does: &str) -> String {
+    let path = dir.join(name);
+    fs::write(&path, script(does)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    format!("{}:{}", dir.display(), std::env::var("PATH").unwrap())
+}
+
+#[test]
+fn packages_are_installed_by_the_hosts_package_manager() {
+    for (manager, options, head) in [("dpkg", "-i", &b"!<arch>\n"[..]), ("rpm", "-Uvh", b"\xed\xab\xee\xdb....")] {
+        let (site, web) = (Site::new(), Web::new());
+        let dir = tempfile::tempdir().unwrap();
+        let setup = elklet(&site).setting("update", "hold_s = 1");
+        let workdir = setup.workdir().path().to_owned();
+        let does = format!(
+            "echo \"called with $1\"; echo \"a warning\" >&2; cp {NEXT} {0}.dpkg-new && mv {0}.dpkg-new {0}",
+            program(&workdir).display()
+        );
+        let path = package_manager(dir.path(), manager, &does);
+        let agent = setup.variable("PATH", &path).start();
+        site.wait_connected(&agent);
+        site.configure(&agent, &[web.offer(NEXT_VERSION, head.to_vec())]);
+        wait_for_version(&site, &agent, NEXT_VERSION);
+        agent.wait_for_log(&format!("{manager}: called with {options}"));
+        agent.wait_for_log(&format!("{manager}: a warning"));
+        agent.wait_for_log("version 9.9.9 has held a stream: it stays");
+        assert!(same(&workdir.join("update/previous"), &Binaries::for_tests().elklet));
+    }
+}
+
+#[test]
+fn a_package_manager_that_fails_leaves_the_agent_as_it_is() {
+    let (site, web) = (Site::new(), Web::new());
+    let dir = tempfile::tempdir().unwrap();
+    let setup = elklet(&site);
+    let workdir = setup.workdir().path().to_owned();
+    // It gets half way.
+    let does = format!("echo \"no space left\" >&2; rm {}; exit 3", program(&workdir).display());
+    let path = package_manager(dir.path(), "dpkg", &does);
+    let agent = setup.variable("PATH", &path).start();
+    site.wait_connected(&agent);
+    let offer = web.offer(NEXT_VERSION, b"!<arch>\n....".to_vec());
+    site.configure(&agent, slice::from_ref(&offer));
+    agent.wait_for_log("dpkg: no space left");
+    agent.wait_for_log("the update to version 9.9.9 failed: dpkg failed: exit status: 3");
+    assert!(same(&program(&workdir), &Binaries::for_tests().elklet), "what it has spoilt is put back");
+    assert!(!workdir.join("update/trial.json").exists());
+    // It may have been a matter of the moment.
+    site.configure(&agent, slice::from_ref(&offer));
+    wait_until("second try", || agent.log_lines("dpkg failed").len() == 2);
+    assert_eq!(web.asked_for(&offer), 2);
+    // One that installs something else is at fault itself.
+    package_manager(dir.path(), "dpkg", "echo done");
+    site.configure(&agent, slice::from_ref(&offer));
+    agent.wait_for_log("failed: it says that it is \"elklet 0.1.0\", expected \"elklet 9.9.9\"");
+    site.configure(&agent, &[offer]);
+    agent.wait_for_log("version 9.9.9 has failed here, and is not tried again");
+    site.center().read(|state| assert_eq!(state.agent(agent.id()).streams, 1));
+}
+
+#[test]
+fn no_earlier_version_unless_the_host_allows_it() {
+    let (site, web) = (Site::new(), Web::new());
+    let earlier = fs::read(&Binaries::for_tests().elklet).unwrap();
+    let agent = own_program(&site, Path::new(NEXT)).start();
+    site.wait_connected(&agent);
+    let offer = web.offer(own_version(), earlier);
+    site.configure(&agent, slice::from_ref(&offer));
+    agent.wait_for_log("version 0.1.0 is not later than 9.9.9, and update.allow_downgrade is off");
+    let odd = Config { version: "nightly".into(), ..offer.clone() };
+    site.configure(&agent, &[odd]);
+    agent.wait_for_log("version nightly cannot be compared with 9.9.9");
+    assert_eq!(web.asked_for(&offer), 0);
+    let agent = agent.into_setup().setting("update", "allow_downgrade = true").start();
+    site.wait_connected(&agent);
+    site.configure(&agent, &[offer]);
+    wait_for_version(&site, &agent, own_version());
+}
+
+#[test]
+fn a_host_may_refuse_updates_or_want_them_signed() {
+    let (site, web) = (Site::new(), Web::new());
+    let offer = web.offer(NEXT_VERSION, fs::read(NEXT).unwrap());
+    let agent = elklet(&site).setting("update", "enabled = false").start();
+    site.wait_connected(&agent);
+    site.configure(&agent, slice::from_ref(&offer));
+    agent.wait_for_log("the server names version 9.9.9: update.enabled is off");
+    assert_eq!(site.fresh_heartbeats(&agent).agent["state"], "running", "it is as the host wants it");
+
+    // The public key of RFC 8032's first test.
+    let key = "public_key = \"11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\"";
+    let agent = elklet(&site).setting("plugins", key).start();
+    site.wait_connected(&agent);
+    site.configure(&agent, slice::from_ref(&offer));
+    agent.wait_for_log("version 9.9.9: it is not signed, and plugins.public_key demands it");
+    let forged = Config { signature: format!("{}:{}==", offer.sha256, "A".repeat(86)), ..offer.clone() };
+    site.configure(&agent, &[forged]);
+    agent.wait_for_log("version 9.9.9: its signature is not one of plugins.public_key");
+    assert_eq!(web.asked_for(&offer), 0);
+}
+
+#[test]
+fn who_ends_the_agent_while_it_becomes_another_ends_it() {
+    let (site, web) = (Site::new(), Web::new());
+    let setup = elklet(&site);
+    let stubborn = setup.workdir().install("stubborn", PLUGIN, "hello deaf");
+    let mut agent = setup.start();
+    site.wait_connected(&agent);
+    site.configure(&agent, slice::from_ref(&stubborn));
+    site.wait_records("plugin", &agent, |records| records.of_type(types::HELLO).count() == 1);
+    site.configure(&agent, &[stubborn, web.offer(NEXT_VERSION, fs::read(NEXT).unwrap())]);
+    agent.wait_for_log("the agent ends in order and becomes it");
+    agent.signal(Signal::TERM);
+    assert_eq!(agent.wait_for_exit().code(), Some(0));
+    assert!(agent.log_lines("elklet 9.9.9 starts").is_empty());
+}

@@ -1,0 +1,92 @@
+//! The load of these tests, and what must be true of it afterwards.
+
+use crate::{CENTER, PLUGIN};
+use elklet_tests::faults::Server;
+use elklet_tests::harness::{Agent, Series, Setup, Site};
+use std::time::Duration;
+
+/// Records a second.
+pub(crate) const RATE: u64 = 5_000;
+
+/// Records that a broken stream may leave unconfirmed, so that they come twice: the server's window and two messages, each of
+/// which is one arena at most.
+const TWICE_A_BREAK: u64 = 3 * 8192;
+
+/// How long it may take until all records of a load have come, beyond the time that it takes to make them.
+pub(crate) const SETTLE: Duration = Duration::from_secs(90);
+
+/// The script of a plugin that sends records for so many seconds.
+pub(crate) fn script(seconds: u64) -> String {
+    format!("run=load execve rate={RATE} n={}", seconds * RATE)
+}
+
+/// Of `made` records none is lost and all are in order, and after so many breaks no more have come twice than may.
+pub(crate) fn assert_whole(what: &str, series: Series, made: u64, breaks: u64) {
+    let twice = series.repeated;
+    eprintln!("{what}: {made} records, {} missing, {} misplaced, {twice} twice", series.missing, series.misplaced);
+    assert!(series.is_whole(made), "{what}: {series:?}");
+    assert!(twice <= breaks * TWICE_A_BREAK, "{what}: {twice} records have come twice after {breaks} breaks");
+}
+
+/// A server in a process of its own, and an agent with a loaded plugin.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) server: Server,
+    pub(crate) agent: Agent,
+    pub(crate) made: u64,
+}
+
+impl Run {
+    /// Load for so many seconds. It has begun to arrive when this returns.
+    pub(crate) fn start(seconds: u64) -> Self {
+        Self::start_at(Server::new(CENTER), seconds)
+    }
+
+    /// The same at this server.
+    pub(crate) fn start_at(server: Server, seconds: u64) -> Self {
+        let address = server.address().to_string();
+        Self::start_with(server, seconds, |setup| setup.server(&address))
+    }
+
+    /// The same with what the agent is to know besides, where to find a server first of all.
+    pub(crate) fn start_with(mut server: Server, seconds: u64, change: impl FnOnce(Setup) -> Setup) -> Self {
+        let setup = change(server.setup());
+        server.configure(&[setup.workdir().install("load", PLUGIN, &script(seconds))]);
+        server.start();
+        let run = Self { server, agent: setup.start(), made: seconds * RATE };
+        run.wait_received(RATE);
+        run
+    }
+
+    /// Records that have come so far, each once.
+    pub(crate) fn received(&self) -> u64 {
+        self.server.records(|records| records.run("load").received)
+    }
+
+    /// Waits until so many have come.
+    pub(crate) fn wait_received(&self, count: u64) {
+        let within = SETTLE + Duration::from_secs(count / RATE);
+        self.server.wait_records("records", within, |records| records.run("load").received >= count);
+    }
+
+    /// Waits until all have come.
+    pub(crate) fn assert_whole(&self, what: &str, breaks: u64) {
+        self.wait_received(self.made);
+        assert_whole(what, self.server.records(|records| records.run("load")), self.made, breaks);
+    }
+}
+
+/// An agent with a loaded plugin at an embedded center. Load has begun to arrive when this returns.
+pub(crate) fn start_at(site: &Site, setup: Setup, seconds: u64) -> Agent {
+    site.center().set_configs(Some(vec![setup.workdir().install("load", PLUGIN, &script(seconds))]));
+    let agent = setup.start();
+    site.wait_records("first records", &agent, |records| records.run("load").received >= RATE);
+    agent
+}
+
+/// Waits until all have come.
+pub(crate) fn assert_whole_at(site: &Site, agent: &Agent, what: &str, seconds: u64, breaks: u64) {
+    let made = seconds * RATE;
+    site.wait_records("all records", agent, |records| records.run("load").received >= made);
+    assert_whole(what, site.records(agent, |records| records.run("load")), made, breaks);
+}

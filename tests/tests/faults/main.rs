@@ -1,0 +1,29 @@
+//! Whatever breaks under 5,000 records a second: none is lost, they stay in order, and those that come twice are few.
+//!
+//! Each test has a plugin send numbered records of an execve event's size through the real agent, breaks something, and counts
+//! at the server. What comes again on a later stream is told from what comes twice, or late, on one. A line on standard error
+//! says what a test has counted; `cargo test -p elklet-tests --test faults -- --nocapture` shows it.
+//!
+//! Those that take minutes are ignored and run by hand, one after the other, against the agent as it ships:
+//!
+//!     cargo build --release -p elklet
+//!     ELKLET_BIN=$PWD/target/release/elklet cargo test --release -p elklet-tests --test faults -- \
+//!         --ignored --nocapture --test-threads 1
+#![allow(clippy::unwrap_used, reason = "the lint spares test functions, but not what they share")]
+
+mod agent;
+mod grpc_go;
+#[path = "../support/http.rs"]
+mod http;
+mod load;
+mod path;
+mod server;
+mod soak;
+mod spool;
+mod stream;
+
+/// The plugin that does what it is told.
+const PLUGIN: &str = env!("CARGO_BIN_EXE_scripted-plugin");
+
+/// The center as a program.
+const CENTER: &str = env!("CARGO_BIN_EXE_center");

@@ -1,0 +1,95 @@
+//! What is between agent and server breaks.
+
+use crate::CENTER;
+use crate::load::Run;
+use elklet_tests::faults::{Namespace, Proxy, Server};
+use elklet_tests::harness::{Setup, holds_within, wait_until};
+use std::io::{Write, stderr};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// Load through a proxy, of which the agent is told several times over: it is back at once after a stream that was not stable.
+fn through_a_proxy(seconds: u64) -> (Run, Proxy) {
+    let server = Server::new(CENTER);
+    let proxy = Proxy::start(server.address());
+    let servers = |setup| (0..8).fold(setup, |setup: Setup, _| setup.server(&proxy.address()));
+    let run = Run::start_with(server, seconds, servers);
+    (run, proxy)
+}
+
+/// Resets every connection each `pause`, for as long as `lasting`.
+fn reset_again_and_again(pause: Duration, lasting: Duration) {
+    let (run, proxy) = through_a_proxy(lasting.as_secs() + 4);
+    let end = Instant::now() + lasting;
+    let mut resets = 0;
+    while Instant::now() < end {
+        let before = proxy.accepted();
+        proxy.reset();
+        resets += 1;
+        sleep(pause);
+        // A reset is one only of a connection.
+        wait_until("next connection", || proxy.accepted() > before);
+    }
+    run.assert_whole(&format!("{resets} resets, {pause:?} apart"), resets);
+    assert!(resets > 3, "{resets}");
+}
+
+#[test]
+fn connections_that_are_reset_every_half_second() {
+    reset_again_and_again(Duration::from_millis(500), Duration::from_secs(8));
+}
+
+#[test]
+#[ignore = "takes more than a minute"]
+fn connections_that_are_reset_every_two_seconds_for_a_minute() {
+    reset_again_and_again(Duration::from_secs(2), Duration::from_secs(60));
+}
+
+#[test]
+fn a_proxy_that_closes_corrupts_delays_throttles_and_stops() {
+    let (run, proxy) = through_a_proxy(20);
+    let broken = |how: &str, breaks: &dyn Fn(&Proxy)| {
+        let (before, received) = (proxy.accepted(), run.received());
+        breaks(&proxy);
+        wait_until(&format!("connection after it {how}"), || proxy.accepted() > before);
+        run.wait_received(received + 1000);
+    };
+    broken("was cut", &Proxy::cut);
+    broken("corrupted a byte", &Proxy::corrupt);
+    proxy.delay(Duration::from_millis(300));
+    run.wait_received(run.received() + 5000);
+    // A quarter of what the load takes.
+    proxy.throttle(Some(256 << 10));
+    sleep(Duration::from_secs(2));
+    proxy.throttle(None);
+    proxy.delay(Duration::ZERO);
+    proxy.stop();
+    sleep(Duration::from_secs(4));
+    proxy.go_on();
+    run.assert_whole("cut, corrupted, delayed, throttled, stopped", 2);
+}
+
+#[test]
+fn a_path_that_is_silent_for_thirty_seconds() {
+    let namespace = match Namespace::new() {
+        Ok(namespace) => namespace,
+        Err(reason) => {
+            // Past the capturing of output: whoever runs the tests is to see it.
+            stderr()
+                .write_all(format!("SKIPPED a_path_that_is_silent_for_thirty_seconds: {reason}\n").as_bytes())
+                .unwrap();
+            return;
+        }
+    };
+    let run = Run::start_at(Server::new(CENTER).within(&namespace.prefix()), 34);
+    let lines = || run.agent.log_lines("connection broke").len() + run.agent.log_lines("no answer in time").len();
+    let (before, begun) = (lines(), Instant::now());
+    namespace.silence(run.server.address());
+    let noticed = holds_within(Duration::from_secs(30), || lines() > before);
+    assert!(noticed, "a dead path is noticed within 20 s of having something to send");
+    let after = begun.elapsed();
+    assert!(after < Duration::from_secs(23), "it was noticed after {after:?}");
+    sleep(Duration::from_secs(30).saturating_sub(begun.elapsed()));
+    namespace.restore();
+    run.assert_whole(&format!("silent for 30 s, noticed after {:.1} s", after.as_secs_f64()), 1);
+}

@@ -1,0 +1,4 @@
+//! What the tests of the center share.
+
+pub(crate) mod client;
+pub(crate) mod http;
