@@ -8,6 +8,7 @@ mod ending;
 mod plugins;
 mod reload;
 mod reports;
+mod stream;
 mod tasks;
 mod update;
 mod watch;
@@ -19,12 +20,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use elklet_core::command::{Command, PluginName};
+use elklet_core::command::PluginName;
 use elklet_core::dispatch::{self, Dispatch};
-use elklet_core::grpc::Status;
 use elklet_core::intake::Origin;
 use elklet_core::limits::MAX_RECORD_BYTES;
-use elklet_core::session::{self, Abandoned, Attempt, Session, Target};
+use elklet_core::session::{Attempt, Session};
 use elklet_core::time::Millis;
 use elklet_core::update::Trial;
 use tokio::runtime;
@@ -40,7 +40,7 @@ use self::watch::Watch;
 use crate::clock::Clock;
 use crate::config::{Address, Environment, Flags, Settings};
 use crate::host::{AgentId, HostRoot, agent_id};
-use crate::net::{self, Certificates, Connector, End, Event, Transfer};
+use crate::net::{Certificates, Connector, Ends, Event, Transfer};
 use crate::pump::{PumpEvent, PumpHandle};
 use crate::shared::SharedIntake;
 use crate::update::{After, Updates};
@@ -150,6 +150,9 @@ struct Agent {
     /// What is being asked or connected to, and the number of that attempt.
     address: String,
     current: Option<Attempt>,
+    /// The ends of its connection, and those of the last one that died without its server's knowledge.
+    ends: Option<Ends>,
+    lost: Option<Ends>,
     net_mode: &'static str,
     /// The server has sent something on this stream.
     heard: bool,
@@ -212,6 +215,8 @@ impl Agent {
             transfer: None,
             address: String::new(),
             current: None,
+            ends: None,
+            lost: None,
             net_mode: "unknown",
             heard: false,
             beat_at: None,
@@ -328,46 +333,6 @@ impl Agent {
         .min()
     }
 
-    fn carry_out_session(&mut self, action: session::Action) {
-        match action {
-            session::Action::Resolve { attempt, host } => {
-                let Connector { proxies, events, .. } = self.connector.clone();
-                let host = self.settings.server.discovery[host].clone();
-                self.begin(attempt, host.to_string());
-                tokio::task::spawn_blocking(move || {
-                    let _ = events.blocking_send(Event::Resolved(attempt, net::discover(&host, &proxies)));
-                });
-            }
-            session::Action::Connect { attempt, target } => {
-                let address = self.address_of(target).clone();
-                self.begin(attempt, address.to_string());
-                self.net_mode = target.net_mode();
-                self.refresh_certificates();
-                log::debug!("connecting to {} ({})", self.address, self.net_mode);
-                self.transfer = Some(Transfer::start(&self.connector, attempt, address));
-            }
-            session::Action::Open { .. } => self.transfer.iter().for_each(Transfer::open),
-            session::Action::Abandon { reason, .. } => {
-                if let Abandoned::TimedOut(what) = reason {
-                    self.net.connect_failures += 1;
-                    let what = format!("{}: no answer in time: {what}", self.address);
-                    log::warn!("{what}");
-                    self.note_failure(what);
-                }
-                self.close_transfer();
-            }
-            session::Action::Ping => {
-                self.transfer.iter().for_each(Transfer::ping);
-                self.delivery.handle_ping(self.clock.now());
-            }
-            session::Action::HalfClose => self.transfer.iter_mut().for_each(Transfer::half_close),
-            session::Action::Finish => {
-                self.close_transfer();
-                self.begin_saving();
-            }
-        }
-    }
-
     fn carry_out_dispatch(&mut self, action: dispatch::Action, now: Millis) {
         use dispatch::Action;
         match action {
@@ -399,108 +364,6 @@ impl Agent {
         self.dispatch.handle_task_refused(token, reason);
     }
 
-    fn handle_net(&mut self, event: Event) {
-        let now = self.clock.now();
-        match event {
-            // An attempt that was given up may still report.
-            Event::Resolved(attempt, _) if !self.is_current(attempt) => {}
-            Event::Resolved(attempt, Ok(addresses)) => {
-                let count = addresses.len();
-                self.discovered = addresses;
-                self.session.handle_resolved(attempt, count, now);
-            }
-            Event::Resolved(attempt, Err(error)) => {
-                let what = format!("service discovery failed: {error}");
-                log::warn!("{what}");
-                self.note_failure(what);
-                self.net.connect_failures += 1;
-                self.session.handle_failed(attempt, now);
-            }
-            Event::Dialled => {}
-            Event::Connected(attempt) => self.session.handle_connected(attempt, now),
-            Event::Opened(attempt) => {
-                self.session.handle_opened(attempt, now);
-                if self.is_current(attempt) {
-                    log::info!("connected to {} ({})", self.address, self.net_mode);
-                    self.net.streams += 1;
-                    self.delivery.handle_opened();
-                    self.trial.iter_mut().for_each(|trial| trial.handle_opened(now));
-                    self.heard = false;
-                    // The server sends the configuration when it sees a heartbeat, so that comes first.
-                    self.beat_at = Some(now);
-                }
-            }
-            Event::Written(attempt) if self.is_current(attempt) => self.delivery.handle_written(now),
-            Event::Written(_) => {}
-            Event::Message { attempt, bytes, command } => {
-                self.session.handle_received(attempt, now);
-                self.heard = true;
-                self.net.received_bytes += bytes as u64;
-                match command {
-                    Ok(command) => {
-                        self.net.commands += 1;
-                        log_command(&command);
-                        self.dispatch.handle_command(command, now);
-                    }
-                    Err(what) => {
-                        self.net.bad_commands += 1;
-                        log::warn!("the server sent {what}; it is passed over");
-                    }
-                }
-            }
-            // What it confirms is looked at before the next wait in any case.
-            Event::Credit => {}
-            Event::Pong(attempt) => {
-                self.session.handle_pong(attempt, now);
-                if self.is_current(attempt) {
-                    self.delivery.handle_pong();
-                }
-            }
-            Event::Ended(attempt, end) => {
-                if self.is_current(attempt) {
-                    self.handle_end(&end);
-                    self.session.handle_failed(attempt, now);
-                    if let Some(until) = self.session.waits_until() {
-                        log::info!("the next attempt is in {:.1} s", until.since(now) as f64 / 1000.0);
-                    }
-                }
-            }
-        }
-    }
-
-    fn handle_end(&mut self, end: &End) {
-        match end {
-            End::Dial(_) => self.net.connect_failures += 1,
-            End::Tls(_) | End::NoHttp2 => self.net.tls_failures += 1,
-            End::Center(_) => self.net.protocol_errors += 1,
-            End::Http2(_) | End::Http(_) | End::Status(_) | End::NoAnswer(_) => {}
-        }
-        // AgentCenter gives no reason when a message is too large for it; what has understood nothing gives none either.
-        let may_be_refusal = match end {
-            End::Status(Status { code: 0, .. }) => self.heard && self.ending == Ending::No,
-            End::Status(status) => status.is_too_large(),
-            _ => false,
-        };
-        if may_be_refusal {
-            self.delivery.handle_refused();
-        }
-        if end.is_too_many_pings() {
-            self.delivery.handle_too_many_pings();
-        }
-        match end {
-            End::Status(Status { code: 0, .. }) if self.session.is_half_closed() => self.delivery.handle_completed(),
-            _ => {}
-        }
-        match end {
-            End::Status(_) if self.session.is_half_closed() => log::debug!("{}: {end}", self.address),
-            _ => {
-                let what = format!("{}: {end}", self.address);
-                log::warn!("{what}");
-                self.note_failure(what);
-            }
-        }
-    }
-
     fn handle_plugin(&mut self, event: PluginEvent) {
         if let PluginEvent::Exited(name, _) = &event {
             self.beat.handle_plugin_ended(name.as_str());
@@ -529,45 +392,6 @@ impl Agent {
     fn lose_frames(&mut self) {
         for (name, cause, frames, since) in self.plugins.take_lost_frames() {
             self.delivery.lose_frames(&name, cause, frames, since);
-        }
-    }
-
-    fn begin(&mut self, attempt: Attempt, address: String) {
-        self.current = Some(attempt);
-        self.address = address;
-    }
-
-    fn close_transfer(&mut self) {
-        self.current = None;
-        self.transfer = None;
-        self.trial.iter_mut().for_each(Trial::handle_ended);
-        self.beat_at = None;
-        self.delivery.handle_ended(self.clock.now());
-    }
-
-    fn is_current(&self, attempt: Attempt) -> bool {
-        self.current == Some(attempt)
-    }
-
-    fn address_of(&self, target: Target) -> &Address {
-        match target {
-            Target::Discovered(i) => &self.discovered[i],
-            Target::Private(i) => &self.settings.server.private[i],
-            Target::Public(i) => &self.settings.server.public[i],
-        }
-    }
-}
-
-fn log_command(command: &Command) {
-    match command {
-        Command::Nothing => log::info!("the server sent a command with nothing in it: nothing changes"),
-        Command::PluginTask(task) => log::debug!("task {} for {:.80}", task.data_type, task.object_name),
-        Command::AgentTask { task: Ok(task), .. } => log::info!("task for the agent: {task:?}"),
-        Command::AgentTask { task: Err(_), .. } => {}
-        Command::Configuration(configuration) => {
-            let versions: Vec<_> =
-                configuration.plugins.iter().map(|plugin| format!("{} {:.40}", plugin.name, plugin.version)).collect();
-            log::info!("configuration of {} plugins: {}", versions.len(), versions.join(", "));
         }
     }
 }

@@ -50,7 +50,7 @@ pub(super) async fn visit(
         while let Some(action) = session.poll_action() {
             match action {
                 Action::Connect { attempt, .. } => {
-                    transfer = Some(Transfer::start(&connector, attempt, address.clone()));
+                    transfer = Some(Transfer::start(&connector, attempt, address.clone(), None));
                 }
                 Action::Open { .. } => transfer.iter().for_each(Transfer::open),
                 Action::HalfClose => transfer.iter_mut().for_each(Transfer::half_close),
@@ -65,7 +65,7 @@ pub(super) async fn visit(
         };
         match event {
             Some(Event::Dialled) => reached = Reached::Port,
-            Some(Event::Connected(attempt)) => {
+            Some(Event::Connected(attempt, _)) => {
                 reached = Reached::Tls;
                 session.handle_connected(attempt, clock.now());
             }

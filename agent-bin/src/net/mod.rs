@@ -18,7 +18,7 @@ use elklet_core::session::Attempt;
 
 use crate::config::Address;
 
-pub(crate) use self::dial::DialError;
+pub(crate) use self::dial::{DialError, Ends};
 pub(crate) use self::discovery::discover;
 pub(crate) use self::http::http_agent;
 pub(crate) use self::snappy::Compressor;
@@ -34,8 +34,8 @@ pub(crate) enum Event {
     Resolved(Attempt, Result<Vec<Address>, String>),
     /// The server's port is reached, directly or through a proxy.
     Dialled,
-    /// TCP and TLS are up.
-    Connected(Attempt),
+    /// TCP and TLS are up, between these ends.
+    Connected(Attempt, Ends),
     /// The Transfer call is open.
     Opened(Attempt),
     /// A batch has been handed to HTTP/2 whole.

@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::dial::{DialError, dial};
+use super::dial::{DialError, Ends, dial};
 use super::observed::{Credit, Observed};
 use super::{Event, snappy, tls};
 use crate::config::{Address, Proxies};
@@ -51,9 +51,9 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
-    /// TCP and TLS to a server that speaks HTTP/2.
-    pub(super) async fn connect(&self, address: &Address) -> Result<TlsStream<TcpStream>, End> {
-        let tcp = dial(address, &self.proxies).await.map_err(End::Dial)?;
+    /// TCP and TLS to a server that speaks HTTP/2. `lost` is a connection that it may still believe in; see [`dial`].
+    pub(super) async fn connect(&self, address: &Address, lost: Option<Ends>) -> Result<TlsStream<TcpStream>, End> {
+        let tcp = dial(address, &self.proxies, lost).await.map_err(End::Dial)?;
         // Whoever listens is gone only when the process ends.
         let _ = self.events.send(Event::Dialled).await;
         let tls = TlsConnector::from(Arc::clone(&self.tls));
@@ -77,8 +77,9 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    /// Starts the attempt; it sets up TCP and TLS to `address` and waits for [`Transfer::open`] then.
-    pub(crate) fn start(connector: &Connector, attempt: Attempt, address: Address) -> Self {
+    /// Starts the attempt; it sets up TCP and TLS to `address` and waits for [`Transfer::open`] then. `lost` is the last
+    /// connection, if its server may not know that it is over.
+    pub(crate) fn start(connector: &Connector, attempt: Attempt, address: Address, lost: Option<Ends>) -> Self {
         let (sender, batches) = mpsc::channel(BATCHES_AHEAD);
         let (go, ping, credit) = (Arc::new(Notify::new()), Arc::new(Notify::new()), Arc::new(Credit::new()));
         let call = Call {
@@ -91,7 +92,7 @@ impl Transfer {
         };
         let task = tokio::spawn(async move {
             let events = call.connector.events.clone();
-            let end = call.run(&address).await.unwrap_or_else(|end| end);
+            let end = call.run(&address, lost).await.unwrap_or_else(|end| end);
             // The agent's loop is gone only when the process ends.
             let _ = events.send(Event::Ended(attempt, end)).await;
         });
@@ -192,6 +193,15 @@ impl From<h2::Error> for End {
 }
 
 impl End {
+    /// Whether the connection died unanswered: the server has not been told, and may believe in it for a long time.
+    pub(crate) fn is_silence(&self) -> bool {
+        let io = match self {
+            Self::Http2(error) => error.get_io(),
+            _ => None,
+        };
+        io.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
+    }
+
     /// Whether the server ended the connection because PINGs came too close.
     pub(crate) fn is_too_many_pings(&self) -> bool {
         matches!(self, Self::Http2(error) if error.is_go_away() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM))
@@ -215,10 +225,11 @@ struct Call {
 }
 
 impl Call {
-    async fn run(mut self, address: &Address) -> Result<End, End> {
-        let tls = self.connector.connect(address).await?;
+    async fn run(mut self, address: &Address, lost: Option<Ends>) -> Result<End, End> {
+        let tls = self.connector.connect(address, lost).await?;
+        let ends = Ends::of(tls.get_ref().0).map_err(|error| End::Dial(DialError::Tcp(error)))?;
         let watched = Observed::new(tls, Arc::clone(&self.credit), self.connector.events.clone());
-        self.tell(Event::Connected(self.attempt)).await;
+        self.tell(Event::Connected(self.attempt, ends)).await;
         self.go.notified().await;
 
         let (requests, mut connection) = client::Builder::new()

@@ -1,8 +1,11 @@
 //! The load of these tests, and what must be true of it afterwards.
 
 use crate::{CENTER, PLUGIN};
+use elklet_tests::binaries::Binaries;
 use elklet_tests::faults::Server;
-use elklet_tests::harness::{Agent, Series, Setup, Site};
+use elklet_tests::harness::{Agent, Series, Setup, Site, wait_until};
+use serde_json::Value;
+use std::process::Command;
 use std::time::Duration;
 
 /// Records a second.
@@ -49,13 +52,28 @@ impl Run {
     }
 
     /// The same with what the agent is to know besides, where to find a server first of all.
-    pub(crate) fn start_with(mut server: Server, seconds: u64, change: impl FnOnce(Setup) -> Setup) -> Self {
+    pub(crate) fn start_with(server: Server, seconds: u64, change: impl FnOnce(Setup) -> Setup) -> Self {
         let setup = change(server.setup());
-        server.configure(&[setup.workdir().install("load", PLUGIN, &script(seconds))]);
+        Self::start_script(server, setup, &script(seconds), seconds * RATE)
+    }
+
+    /// The same with a plugin that makes so many records in its own way, [`RATE`] of them at once.
+    pub(crate) fn start_script(mut server: Server, setup: Setup, script: &str, made: u64) -> Self {
+        server.configure(&[setup.workdir().install("load", PLUGIN, script)]);
         server.start();
-        let run = Self { server, agent: setup.start(), made: seconds * RATE };
+        let run = Self { server, agent: setup.start(), made };
         run.wait_received(RATE);
         run
+    }
+
+    /// Waits until the agent knows that all it has sent has come.
+    pub(crate) fn wait_confirmed(&self) {
+        let mut status = Command::new(&Binaries::for_tests().elklet);
+        status.args(["status", "--json", "--workdir"]).arg(self.agent.workdir().path());
+        wait_until("confirmation", || {
+            let said: Value = serde_json::from_slice(&status.output().unwrap().stdout).unwrap();
+            said["ledger"]["unconfirmed_records"] == 0
+        });
     }
 
     /// Records that have come so far, each once.

@@ -1,9 +1,10 @@
 //! What is between agent and server breaks.
 
 use crate::CENTER;
-use crate::load::Run;
+use crate::load::{RATE, Run};
 use elklet_tests::faults::{Namespace, Proxy, Server};
 use elklet_tests::harness::{Setup, holds_within, wait_until};
+use std::fs::File;
 use std::io::{Write, stderr};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -69,27 +70,57 @@ fn a_proxy_that_closes_corrupts_delays_throttles_and_stops() {
     run.assert_whole("cut, corrupted, delayed, throttled, stopped", 2);
 }
 
-#[test]
-fn a_path_that_is_silent_for_thirty_seconds() {
-    let namespace = match Namespace::new() {
-        Ok(namespace) => namespace,
-        Err(reason) => {
-            // Past the capturing of output: whoever runs the tests is to see it.
-            stderr()
-                .write_all(format!("SKIPPED a_path_that_is_silent_for_thirty_seconds: {reason}\n").as_bytes())
-                .unwrap();
-            return;
-        }
-    };
-    let run = Run::start_at(Server::new(CENTER).within(&namespace.prefix()), 34);
+/// A network namespace for the test of this name, which is skipped where there can be none.
+fn namespace(test: &str) -> Option<Namespace> {
+    let namespace = Namespace::new();
+    if let Err(reason) = &namespace {
+        // Past the capturing of output: whoever runs the tests is to see it.
+        stderr().write_all(format!("SKIPPED {test}: {reason}\n").as_bytes()).unwrap();
+    }
+    namespace.ok()
+}
+
+/// Makes the path silent, has the agent get something to send, and waits until it has noticed; gives how long that took.
+fn silence_until_noticed(namespace: &Namespace, run: &Run, send: impl FnOnce()) -> Duration {
     let lines = || run.agent.log_lines("connection broke").len() + run.agent.log_lines("no answer in time").len();
     let (before, begun) = (lines(), Instant::now());
     namespace.silence(run.server.address());
+    send();
     let noticed = holds_within(Duration::from_secs(30), || lines() > before);
-    assert!(noticed, "a dead path is noticed within 20 s of having something to send");
     let after = begun.elapsed();
-    assert!(after < Duration::from_secs(23), "it was noticed after {after:?}");
-    sleep(Duration::from_secs(30).saturating_sub(begun.elapsed()));
+    assert!(
+        noticed && after < Duration::from_secs(23),
+        "a dead path is noticed within 20 s of having something to send"
+    );
+    after
+}
+
+#[test]
+fn a_path_that_is_silent_for_thirty_seconds() {
+    let Some(namespace) = namespace("a_path_that_is_silent_for_thirty_seconds") else { return };
+    let run = Run::start_at(Server::new(CENTER).within(&namespace.prefix()), 34);
+    let after = silence_until_noticed(&namespace, &run, || {});
+    sleep(Duration::from_secs(30).saturating_sub(after));
     namespace.restore();
     run.assert_whole(&format!("silent for 30 s, noticed after {:.1} s", after.as_secs_f64()), 1);
+}
+
+/// A server that has had nothing to send into the silence keeps the old connection, and with it the agent's id.
+#[test]
+fn a_server_that_believes_in_a_connection_that_has_died() {
+    let Some(namespace) = namespace("a_server_that_believes_in_a_connection_that_has_died") else { return };
+    let server = Server::new(CENTER).within(&namespace.prefix());
+    let setup = server.setup().server(&server.address().to_string());
+    let go_on = setup.workdir().path().join("go-on");
+    let script = format!("run=load execve rate={RATE} n={RATE} deaf={} n={RATE}", go_on.display());
+    let run = Run::start_script(server, setup, &script, 2 * RATE);
+    run.wait_confirmed();
+    // The last acknowledgement may be delayed.
+    sleep(Duration::from_secs(1));
+    silence_until_noticed(&namespace, &run, || drop(File::create(go_on).unwrap()));
+    namespace.restore();
+    let begun = Instant::now();
+    run.assert_whole("restored", 1);
+    let after = begun.elapsed();
+    assert!(after < Duration::from_secs(20), "the server took the agent back after {after:?}");
 }
