@@ -12,6 +12,9 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+// Test code that a fuzz target includes as well names this crate as that does.
+#[cfg(test)]
+extern crate self as elklet_core;
 
 pub mod backoff;
 pub mod buffer;

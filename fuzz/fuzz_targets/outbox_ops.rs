@@ -2,16 +2,16 @@
 //! within their bounds, and when all is well again everything has arrived, in order, but what was counted as lost.
 #![no_main]
 
-use std::collections::{BTreeMap, BTreeSet};
+extern crate alloc;
+
+#[path = "../../core/src/delivery/world.rs"]
+mod world;
 
 use arbitrary::Arbitrary;
-use elklet_core::delivery::spool::format::SEGMENT_HEAD_BYTES;
-use elklet_core::delivery::spool::{Done, Failed, Found, Op, Place, Replay};
-use elklet_core::delivery::{Batch, Bounds, Kind, Outbox};
-use elklet_core::limits::SPOOL_RETRY_MS;
-use elklet_core::manifest::{Row, Source};
-use elklet_core::time::Millis;
+use elklet_core::delivery::spool::Failed;
+use elklet_core::delivery::{Bounds, Kind};
 use libfuzzer_sys::fuzz_target;
+use world::World;
 
 /// Steps of one sequence at most.
 const STEPS: usize = 250;
@@ -31,6 +31,7 @@ enum Spool {
     Large,
 }
 
+/// [`world::Step`] as it is made of a fuzzer's bytes.
 #[derive(Arbitrary, Debug, Clone, Copy, PartialEq)]
 enum Step {
     New {
@@ -61,6 +62,36 @@ enum Step {
     Crash,
 }
 
+impl From<Step> for world::Step {
+    fn from(step: Step) -> Self {
+        match step {
+            Step::New { bytes, records, kind } => Self::New {
+                bytes: 1 + usize::from(bytes) % 399,
+                records: 1 + u64::from(records) % 4,
+                kind: match kind {
+                    0 => Kind::Heartbeat,
+                    1..32 => Kind::Urgent,
+                    _ => Kind::Bulk,
+                },
+            },
+            Step::Hand => Self::Hand,
+            Step::Write => Self::Write,
+            Step::Take(most) => Self::Take(most.into()),
+            Step::Credit(share) => Self::Credit(share),
+            Step::Wait(time) => Self::Wait(time.into()),
+            Step::Disk => Self::Disk,
+            Step::Break => Self::Break,
+            Step::Open => Self::Open,
+            Step::Full => Self::Fault(Some(Failed::Full)),
+            Step::Broken => Self::Fault(Some(Failed::Broken)),
+            Step::Vanished => Self::Fault(Some(Failed::Vanished)),
+            Step::Mended => Self::Fault(None),
+            Step::Spoil(which) => Self::Spoil(which.into()),
+            Step::Crash => Self::Crash,
+        }
+    }
+}
+
 fuzz_target!(|input: Input| {
     let Input { is_short_of_memory, spool, may_drop, mut steps } = input;
     steps.truncate(STEPS);
@@ -71,7 +102,7 @@ fuzz_target!(|input: Input| {
         Spool::Large => 1 << 20,
     };
     let mut world = World::new(Bounds { memory, spool: disk }, may_drop);
-    steps.iter().for_each(|step| world.act(step));
+    steps.iter().for_each(|step| world.act(&(*step).into()));
     world.calm();
 
     let (not_taken, lost) = (world.not_taken(), world.outbox.losses().sum());
@@ -86,308 +117,3 @@ fuzz_target!(|input: Input| {
         assert!(not_taken <= lost, "{not_taken} did not arrive, {lost} were counted");
     }
 });
-
-fn rows(records: u64) -> Box<[Row]> {
-    Box::new([Row { source: Source::AGENT, data_type: 59, records, first: 1, last: 2 }])
-}
-
-/// Bytes in front of a message on the disk.
-const OVERHEAD: u64 = 40;
-
-/// Segments by number; in each, batches by where they begin, and where they end.
-#[derive(Debug, Default, Clone)]
-struct Disk {
-    segments: BTreeMap<u64, BTreeMap<u64, Replay<u32>>>,
-    marks: BTreeMap<u64, u64>,
-    /// How long each file is.
-    ends: BTreeMap<u64, u64>,
-    /// Each operation fails like this.
-    fault: Option<Failed>,
-}
-
-impl Disk {
-    fn carry_out(&mut self, op: Op<u32>, sizes: &BTreeMap<u32, usize>) -> Done<u32> {
-        if let Some(fault) = self.fault {
-            if fault == Failed::Vanished {
-                *self = Self::default();
-            }
-            return Done::Failed(fault);
-        }
-        match op {
-            Op::Open => {
-                let found = self.found();
-                // What is torn at the end of a file is cut off, and a file without a batch is deleted.
-                self.ends = found.iter().map(|found| (found.number, found.end)).collect();
-                self.segments.retain(|number, _| self.ends.contains_key(number));
-                Done::Opened(found)
-            }
-            Op::Append { place, batches } => {
-                let segment = self.segments.entry(place.segment).or_default();
-                let file_end = self.ends.entry(place.segment).or_insert(SEGMENT_HEAD_BYTES as u64);
-                assert_eq!(place.offset, *file_end, "it is written behind all others");
-                let mut ends = vec![place.offset];
-                for write in batches {
-                    let begin = *ends.last().expect("not empty");
-                    let bytes = sizes[&write.message];
-                    let end = begin + OVERHEAD + bytes as u64;
-                    let (content_bytes, first_record, rows) = (write.content_bytes, write.first_record, write.rows);
-                    let replay =
-                        Replay { message: write.message, bytes, content_bytes, begin, end, first_record, rows };
-                    segment.insert(begin, replay);
-                    ends.push(end);
-                }
-                *file_end = *ends.last().expect("not empty");
-                Done::Appended(ends.split_off(1))
-            }
-            Op::Read(Place { segment, offset }) => {
-                let batches = self.segments.get(&segment).into_iter().flatten();
-                Done::Read(batches.map(|(_, batch)| batch.clone()).find(|batch| batch.begin >= offset))
-            }
-            Op::Drop(Place { segment, offset }) => {
-                let batches = self.segments.remove(&segment).unwrap_or_default();
-                self.ends.remove(&segment);
-                let unsent = batches.into_values().filter(|batch| batch.begin >= offset);
-                Done::Dropped(unsent.flat_map(|batch| batch.rows).collect())
-            }
-            Op::Delete(segment) => {
-                self.segments.remove(&segment);
-                self.ends.remove(&segment);
-                Done::Deleted
-            }
-            Op::Mark(Place { segment, offset }) => {
-                self.marks.insert(segment, offset);
-                Done::Marked
-            }
-        }
-    }
-
-    fn found(&self) -> Vec<Found> {
-        let segment = |(&number, batches): (&u64, &BTreeMap<u64, Replay<u32>>)| {
-            let mark = self.marks.get(&number).copied().unwrap_or(SEGMENT_HEAD_BYTES as u64);
-            let first = batches.values().find(|batch| batch.begin >= mark)?;
-            let last = batches.values().last()?;
-            let (first_record, end_record) = (first.first_record, last.first_record + last.rows[0].records);
-            Some(Found { number, mark, end: last.end, first_record, end_record })
-        };
-        self.segments.iter().filter_map(segment).collect()
-    }
-
-    /// Makes one batch unreadable.
-    fn spoil(&mut self, which: usize) {
-        let all: Vec<_> = self.segments.iter().flat_map(|(n, batches)| batches.keys().map(|at| (*n, *at))).collect();
-        if let Some((segment, at)) = all.get(which % all.len().max(1)) {
-            self.segments.get_mut(segment).expect("it is there").remove(at);
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Made {
-    kind: Kind,
-    records: u64,
-}
-
-/// The agent's shell, the server and the disk, as naive as can be.
-struct World {
-    outbox: Outbox<u32>,
-    bounds: Bounds,
-    may_drop: bool,
-    now: Millis,
-    disk: Disk,
-    op: Option<Op<u32>>,
-    is_up: bool,
-    is_pinged: bool,
-    sizes: BTreeMap<u32, usize>,
-    made: BTreeMap<u32, Made>,
-    /// What was handed over on this connection: the batch, where it ends, and whether it has left.
-    stream: Vec<(u32, u64, bool)>,
-    /// How many of these the application has taken.
-    taken: usize,
-    ever_taken: Vec<u32>,
-    /// Batches that were only in memory when the agent was killed.
-    killed: BTreeSet<u32>,
-}
-
-impl World {
-    fn new(bounds: Bounds, may_drop: bool) -> Self {
-        Self {
-            outbox: Outbox::new(bounds, Millis(0)),
-            bounds,
-            may_drop,
-            now: Millis(0),
-            disk: Disk::default(),
-            op: None,
-            is_up: false,
-            is_pinged: false,
-            sizes: BTreeMap::new(),
-            made: BTreeMap::new(),
-            stream: Vec::new(),
-            taken: 0,
-            ever_taken: Vec::new(),
-            killed: BTreeSet::new(),
-        }
-    }
-
-    fn act(&mut self, step: &Step) {
-        match *step {
-            Step::New { bytes, records, kind } => {
-                let (bytes, records) = (1 + usize::from(bytes) % 399, 1 + u64::from(records) % 4);
-                let kind = match kind {
-                    0 => Kind::Heartbeat,
-                    1..32 => Kind::Urgent,
-                    _ => Kind::Bulk,
-                };
-                if self.outbox.has_room(self.may_drop, self.now) {
-                    let id = u32::try_from(self.made.len()).expect("few");
-                    self.sizes.insert(id, bytes);
-                    self.made.insert(id, Made { kind, records });
-                    self.outbox.push(Batch::new(kind, id, bytes, 0, rows(records)));
-                }
-            }
-            Step::Hand if self.is_up => {
-                if let Some(batch) = self.outbox.waiting() {
-                    let id = *batch.message().expect("what waits is in memory");
-                    let start = self.stream.last().map_or(0, |(_, end, _)| *end);
-                    self.stream.push((id, start + batch.bytes() as u64, false));
-                    self.outbox.handle_handed();
-                }
-            }
-            Step::Write => {
-                if let Some(entry) = self.stream.iter_mut().find(|(_, _, left)| !left) {
-                    entry.2 = true;
-                    self.outbox.handle_written(self.now);
-                }
-            }
-            Step::Take(most) => self.take(usize::from(most)),
-            Step::Credit(share) if self.is_up => self.outbox.handle_credit(self.credit() * u64::from(share) / 255),
-            Step::Wait(time) => {
-                let time = u64::from(time);
-                // A server takes within the grace time what it has read.
-                self.take(usize::MAX);
-                if std::mem::take(&mut self.is_pinged) {
-                    self.outbox.handle_pong();
-                }
-                self.now = self.now + time;
-                if self.is_up && self.outbox.wants_ping(self.now) {
-                    self.outbox.handle_ping(self.now);
-                    self.is_pinged = true;
-                }
-            }
-            Step::Disk => match self.op.take() {
-                Some(op) => {
-                    let done = self.disk.carry_out(op, &self.sizes);
-                    self.outbox.handle_done(done, self.now);
-                }
-                None => self.op = self.outbox.poll_op(self.now),
-            },
-            Step::Break => {
-                self.outbox.handle_ended(self.now);
-                self.disconnect();
-            }
-            Step::Open if !self.is_up => {
-                self.outbox.handle_opened();
-                self.is_up = true;
-            }
-            Step::Hand | Step::Credit(_) | Step::Open => {}
-            Step::Full => self.disk.fault = Some(Failed::Full),
-            Step::Broken => self.disk.fault = Some(Failed::Broken),
-            Step::Vanished => self.disk.fault = Some(Failed::Vanished),
-            Step::Mended => self.disk.fault = None,
-            Step::Spoil(which) => self.disk.spoil(usize::from(which)),
-            Step::Crash => {
-                let stored: BTreeSet<u32> = self
-                    .disk
-                    .segments
-                    .values()
-                    .flat_map(|batches| batches.values().map(|batch| batch.message))
-                    .collect();
-                self.killed.extend(self.made.keys().filter(|id| !stored.contains(id)));
-                self.disconnect();
-                self.op = None;
-                self.outbox = Outbox::new(self.bounds, self.now);
-            }
-        }
-        self.check();
-    }
-
-    fn disconnect(&mut self) {
-        (self.stream, self.taken, self.is_up, self.is_pinged) = (Vec::new(), 0, false, false);
-    }
-
-    fn take(&mut self, most: usize) {
-        for _ in 0..most {
-            match self.stream.get(self.taken) {
-                Some(&(id, _, true)) => {
-                    self.ever_taken.push(id);
-                    self.taken += 1;
-                }
-                _ => break,
-            }
-        }
-    }
-
-    /// The message that is being read may have been granted whole; the last one that was taken is still worked on, if no
-    /// further one has begun to arrive.
-    fn credit(&self) -> u64 {
-        match self.stream.get(self.taken) {
-            Some((_, end, true)) => *end,
-            _ => self.taken.checked_sub(1).map_or(0, |last| self.stream[last].1),
-        }
-    }
-
-    /// What holds at all times.
-    fn check(&self) {
-        let unconfirmed = self.outbox.unconfirmed();
-        let counters = self.outbox.counters();
-        assert!(counters.confirmed <= self.taken_records(), "{} confirmed", counters.confirmed);
-        let largest = 400;
-        assert!(unconfirmed.memory_bytes <= self.bounds.memory + 4 * largest, "{unconfirmed:?}");
-        assert!(unconfirmed.disk_bytes <= self.bounds.spool.max(1) + 4096, "{unconfirmed:?}");
-        if let Some(moment) = self.outbox.poll_timeout(self.now) {
-            assert!(moment > self.now, "waking up at once again and again");
-        }
-    }
-
-    /// Records that the server has taken, as often as it has.
-    fn taken_records(&self) -> u64 {
-        self.ever_taken
-            .iter()
-            .map(|id| self.made[id])
-            .filter(|made| made.kind != Kind::Heartbeat)
-            .map(|made| made.records)
-            .sum()
-    }
-
-    /// Some rounds in which all goes well, after which nothing is left.
-    fn calm(&mut self) {
-        self.act(&Step::Mended);
-        self.act(&Step::Wait(u16::try_from(SPOOL_RETRY_MS).expect("it is short")));
-        for _ in 0..300 {
-            for step in [Step::Open, Step::Disk, Step::Disk, Step::Hand, Step::Write, Step::Take(9), Step::Credit(255)]
-            {
-                self.act(&step);
-            }
-        }
-        for _ in 0..4 {
-            self.act(&Step::Wait(10_000));
-            (0..20).for_each(|_| self.act(&Step::Disk));
-        }
-        let left = self.outbox.unconfirmed();
-        assert_eq!((left.memory_records, left.disk_records, left.memory_bytes), (0, 0, 0), "all is confirmed");
-        assert_eq!(self.disk.segments.len(), 0, "no file is left: {:?}", self.disk.segments);
-    }
-
-    /// The records of batches that were to arrive and did not.
-    fn not_taken(&self) -> u64 {
-        let missing =
-            self.made.iter().filter(|(id, made)| made.kind != Kind::Heartbeat && !self.ever_taken.contains(id));
-        missing.filter(|(id, _)| !self.killed.contains(id)).map(|(_, made)| made.records).sum()
-    }
-
-    /// Bulk batches in the order in which they first arrived.
-    fn first_arrivals(&self) -> Vec<u32> {
-        let mut seen = BTreeSet::new();
-        let bulk = self.ever_taken.iter().filter(|id| self.made[id].kind == Kind::Bulk);
-        bulk.copied().filter(|id| seen.insert(*id)).collect()
-    }
-}

@@ -17,6 +17,8 @@ mod outbox;
 pub mod spool;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod world;
 
 pub use self::batch::{Batch, Kind};
 pub use self::credit::CreditObserver;
