@@ -144,9 +144,11 @@ fn a_plugin_that_is_to_wait_loses_nothing_where_there_is_no_spool() {
         .setting("spool", "mib = 0")
         .setting("plugin.probe", "when_full = \"wait\"");
     let agent = started(&site, setup, "hello");
-    site.tell(&agent, "probe", "run=held size=4000 n=60000");
+    site.tell(&agent, "probe", "run=held deaf=go size=4000 n=60000");
+    site.wait_records("task", &agent, |records| records.of_type(types::TASK).count() == 1);
     let options = site.stop();
-    agent.wait_for_log("no TCP connection: ");
+    agent.wait_for_log("the next attempt is in ");
+    fs::write(agent.workdir().plugin_dir("probe").join("go"), "").unwrap();
     std::thread::sleep(Duration::from_secs(3));
     site.start(options);
     site.wait_records("held records", &agent, |records| records.run("held").received == 60_000);
