@@ -107,13 +107,14 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Buffers<B> {
 pub struct Intake<B> {
     filling: Box<Buffers<B>>,
     full: bool,
+    ripe: bool,
 }
 
 impl<B: AsRef<[u8]> + AsMut<[u8]>> Intake<B> {
     /// An intake that fills `buffers` first.
     #[must_use]
     pub fn new(buffers: Box<Buffers<B>>) -> Self {
-        Self { filling: buffers, full: false }
+        Self { filling: buffers, full: false, ripe: false }
     }
 
     /// Appends a plugin's record. An urgent one that finds no room in its lane travels with the bulk.
@@ -176,6 +177,13 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Intake<B> {
         })
     }
 
+    /// What it holds has waited long enough, in here or on its way here: it is due.
+    pub fn ripen(&mut self) -> Wake {
+        let before = self.due();
+        self.ripe = before != Due::Nothing;
+        if before == Due::Later { Wake::Now } else { Wake::Unneeded }
+    }
+
     /// Takes all records by putting `empty` in their place.
     ///
     /// Says whether a plugin's record found no room since the last time: the pump is to try again then.
@@ -186,6 +194,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Intake<B> {
     pub fn swap(&mut self, empty: &mut Box<Buffers<B>>) -> bool {
         assert!(empty.is_empty(), "buffers are cleared before they fill again");
         mem::swap(&mut self.filling, empty);
+        self.ripe = false;
         mem::take(&mut self.full)
     }
 
@@ -193,7 +202,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Intake<B> {
     #[must_use]
     pub fn due(&self) -> Due {
         match () {
-            () if !self.filling.urgent.is_empty() || self.filling.bulk.above_high_water() => Due::Now,
+            () if self.ripe || !self.filling.urgent.is_empty() || self.filling.bulk.above_high_water() => Due::Now,
             () if self.filling.bulk.is_empty() => Due::Nothing,
             () => Due::Later,
         }
@@ -243,7 +252,7 @@ pub enum Due {
     Nothing,
     /// One flush interval after its first record.
     Later,
-    /// Something is urgent, or a buffer is half full.
+    /// Something is urgent, a buffer is half full, or the records have waited already.
     Now,
 }
 
@@ -289,6 +298,19 @@ mod tests {
         let (u, mut expected) = (Wake::Unneeded, [Wake::Unneeded; 9]);
         (expected[0], expected[4]) = (Wake::First, Wake::Now);
         assert_eq!((wakes, u), (expected.to_vec(), Wake::Unneeded));
+    }
+
+    #[test]
+    fn what_has_waited_is_due_until_it_is_taken() {
+        let mut intake = Intake::new(buffers(100));
+        assert_eq!((intake.ripen(), intake.due()), (Wake::Unneeded, Due::Nothing), "nothing has waited");
+        assert_eq!(push(&mut intake, Lane::Bulk, b"\x22\x02bk"), Ok(Wake::First));
+        assert_eq!((intake.ripen(), intake.ripen()), (Wake::Now, Wake::Unneeded), "one wake-up does");
+        assert_eq!(push(&mut intake, Lane::Bulk, b"\x22\x02bk"), Ok(Wake::Unneeded));
+        assert_eq!(intake.due(), Due::Now);
+        let mut taken = buffers(100);
+        assert!(!intake.swap(&mut taken));
+        assert_eq!(push(&mut intake, Lane::Bulk, b"\x22\x02bk"), Ok(Wake::First), "those that follow have not");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::cut::cut;
 use crate::clock;
 use crate::config::Settings;
 use crate::net::{Compressor, Transfer};
-use crate::pump::{PumpHandle, REST_MS};
+use crate::pump::PumpHandle;
 use crate::shared::{OwnedBuffers, SharedIntake, empty_buffers};
 use crate::spool::{self, Store};
 use crate::status;
@@ -33,9 +33,6 @@ const HEARTBEAT_SLOTS: usize = 1 + MAX_PLUGINS;
 
 /// Tells of records that were lost. Elkeid has no such data type; AgentCenter passes on what it does not know.
 const LOSS: i32 = 1012;
-
-/// Records wait for company in the intake for this long; they may have waited in their pipe before.
-const GATHER_MS: u64 = FLUSH_INTERVAL_MS - REST_MS;
 
 /// A stream that takes nothing for this long does not hold up what could be kept elsewhere.
 const STALL_MS: u64 = LEDGER_WAIT_MS;
@@ -265,7 +262,7 @@ impl Delivery {
         let flush = self.waiting_since.filter(|_| !self.blocked).map(|since| {
             let has_room = transfer.is_some_and(Transfer::has_room);
             match self.stalled_since {
-                _ if has_room => since + GATHER_MS,
+                _ if has_room => since + FLUSH_INTERVAL_MS,
                 Some(stalled) if self.intake.lock().is_half_full() => stalled + STALL_MS,
                 _ => since + OFFLINE_FLUSH_INTERVAL_MS,
             }
@@ -399,7 +396,7 @@ impl Delivery {
             return false;
         }
         let since = *self.waiting_since.get_or_insert(now);
-        all || due == Due::Now || since + GATHER_MS <= now
+        all || due == Due::Now || since + FLUSH_INTERVAL_MS <= now
     }
 
     /// Whether the intake is to be emptied although no stream has room for it.

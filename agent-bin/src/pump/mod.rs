@@ -22,14 +22,12 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use elklet_core::command::PluginName;
-use elklet_core::intake::{Lane, Origin};
-use elklet_core::time::Millis;
+use elklet_core::intake::{Lane, Origin, Wake};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use tokio::sync::mpsc::UnboundedSender;
 
 use self::outlet::Outlet;
-pub(crate) use self::rest::REST_MS;
 use self::rest::Rest;
 use self::source::{Complaints, Progress, Source};
 pub(crate) use self::stats::PluginStats;
@@ -102,8 +100,8 @@ impl PumpHandle {
         let pump = Pump {
             polls,
             rest: Rest::default(),
-            resting_until: None,
             gathered: 0,
+            wake: Wake::Unneeded,
             orders,
             intake,
             clock,
@@ -264,11 +262,12 @@ fn wait(poll: &mut Poll, events: &mut Events, timeout: Option<Duration>) -> bool
 
 struct Pump {
     polls: Polls,
-    rest: Rest,
     /// Until when bulk lanes are not looked at.
-    resting_until: Option<Millis>,
-    /// Bytes that bulk lanes gave since the last rest was thought of.
+    rest: Rest,
+    /// Bytes that bulk lanes gave since the last look.
     gathered: usize,
+    /// What the net thread is to hear of the records that were read since it was told last.
+    wake: Wake,
     orders: mpsc::Receiver<Order>,
     intake: SharedIntake,
     clock: Clock,
@@ -286,12 +285,12 @@ impl Pump {
     fn run(mut self) {
         let mut events = Events::with_capacity(EVENTS);
         loop {
-            let rest = self.resting_until.map(|until| Duration::from_millis(until.since(self.clock.now())));
+            let rest = self.rest.until().map(|until| Duration::from_millis(until.since(self.clock.now())));
             let timeout = if self.ready.is_empty() { rest } else { Some(Duration::ZERO) };
             if !wait(&mut self.polls.all, &mut events, timeout) {
                 return;
             }
-            let mut look = self.resting_until.is_some_and(|until| until <= self.clock.now());
+            let mut look = self.rest.until().is_some_and(|until| until <= self.clock.now());
             for event in &events {
                 match event.token() {
                     WAKER if !self.obey() => return,
@@ -312,8 +311,8 @@ impl Pump {
                     self.read(plug, lane);
                 }
             }
-            if look && self.ready.is_empty() {
-                self.rest();
+            if self.ready.is_empty() {
+                self.tell(look);
             }
         }
     }
@@ -343,17 +342,33 @@ impl Pump {
         }
     }
 
-    /// Everything is read: bulk lanes are left alone for a while, or else wake the pump.
+    /// Everything is read. After a look, bulk lanes are left alone for a while, or else wake the pump. While they are, the
+    /// pump says when records have waited long enough; else the net thread hears of the first and waits itself.
+    fn tell(&mut self, look: bool) {
+        if look {
+            self.rest();
+        }
+        let wake = mem::replace(&mut self.wake, Wake::Unneeded);
+        if self.rest.until().is_none() {
+            self.intake.wake(wake);
+        }
+    }
+
     fn rest(&mut self) {
-        let until = self.rest.after(mem::take(&mut self.gathered), self.clock.now());
-        let changed = match (self.resting_until, until) {
-            (None, Some(_)) => self.polls.ignore_bulk(),
-            (Some(_), None) => self.polls.watch_bulk(),
+        let capacity = self.plugs.values().filter_map(|plugin| plugin.bulk.as_ref()).map(Source::capacity).min();
+        let rested = self.rest.until().is_some();
+        if self.rest.handle_look(mem::take(&mut self.gathered), capacity.unwrap_or(0), self.clock.now()) {
+            let wake = self.intake.lock().ripen();
+            self.intake.wake(wake);
+        }
+        let changed = match (rested, self.rest.until().is_some()) {
+            (false, true) => self.polls.ignore_bulk(),
+            (true, false) => self.polls.watch_bulk(),
             _ => Ok(()),
         };
-        match changed {
-            Ok(()) => self.resting_until = until,
-            Err(error) => log::error!("the pump cannot change what wakes it: {error}"),
+        if let Err(error) = changed {
+            log::error!("the pump cannot change what wakes it: {error}");
+            self.rest.go_on(self.clock.now());
         }
     }
 
@@ -436,9 +451,14 @@ impl Pump {
         let Some(plugin) = self.plugs.get_mut(&plug) else { return };
         let Some(source) = plugin.source(lane) else { return };
         let before = source.tally().record_bytes;
-        let progress = source.read(&mut self.buffer, &self.intake);
+        let (progress, wake) = source.read(&mut self.buffer, &self.intake);
         if lane == Lane::Bulk {
             self.gathered += usize::try_from(source.tally().record_bytes - before).unwrap_or(usize::MAX);
+        }
+        // What is due at once does not wait until everything is read.
+        match wake {
+            Wake::Now => self.intake.wake(wake),
+            Wake::First | Wake::Unneeded => self.wake = self.wake.max(wake),
         }
         self.tell_oddities(plug, lane);
         let finishing = self.plugs.get(&plug).is_some_and(|plugin| plugin.finishing);

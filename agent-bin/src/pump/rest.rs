@@ -1,30 +1,58 @@
 //! When bulk records are left to gather in their pipes.
 
+use elklet_core::limits::FLUSH_INTERVAL_MS;
 use elklet_core::time::Millis;
 
-/// Records wait in their pipes for at most this long before they are read, in milliseconds.
-pub(crate) const REST_MS: u64 = 20;
-
-/// Bytes that may gather: half of what a pipe holds that could not be made larger.
-const GATHERED_BYTES: u64 = 32 << 10;
+/// Pipes are looked at again after this long at most, in milliseconds: a plugin that suddenly writes more than its pipe
+/// holds waits no longer.
+const REST_MS: u64 = 50;
 
 /// Says after each look at the pipes how long they need not be looked at.
 ///
 /// To be woken costs as much as to move a hundred records. So the plugins that write often and little are looked at when a
 /// pipe may be half full, and no later than after [`REST_MS`]; those that write rarely, or much, are read when they write.
+/// Records that have waited in their pipes are to leave one flush interval after the first of them can have been written.
 #[derive(Debug, Default)]
 pub(super) struct Rest {
     last: Option<Millis>,
+    until: Option<Millis>,
+    /// When the records that were read in between, and those that may be in a pipe, are to leave.
+    flush: Option<Millis>,
 }
 
 impl Rest {
-    /// All pipes are read empty and gave this many bytes since the last time: until when they can be left alone.
-    pub(super) fn after(&mut self, bytes: usize, now: Millis) -> Option<Millis> {
+    /// All pipes are read empty and gave this many bytes since the last time; the smallest holds `capacity` of them. True
+    /// when what was read has waited long enough.
+    pub(super) fn handle_look(&mut self, bytes: usize, capacity: usize, now: Millis) -> bool {
+        let length = self.length(bytes, capacity, now);
+        let is_due = self.flush.is_some_and(|flush| length.is_none() || flush <= now);
+        if is_due {
+            self.flush = None;
+        }
+        self.until = length.map(|length| {
+            let flush = *self.flush.get_or_insert(now + FLUSH_INTERVAL_MS);
+            flush.min(now + length)
+        });
+        is_due
+    }
+
+    /// Until when the pipes are left alone, if they are.
+    pub(super) fn until(&self) -> Option<Millis> {
+        self.until
+    }
+
+    /// The pipes cannot wake anybody: they are to be looked at again in any case.
+    pub(super) fn go_on(&mut self, now: Millis) {
+        let flush = *self.flush.get_or_insert(now + FLUSH_INTERVAL_MS);
+        self.until = Some(flush.min(now + REST_MS));
+    }
+
+    fn length(&mut self, bytes: usize, capacity: usize, now: Millis) -> Option<u64> {
         let since = now.since(self.last.replace(now)?).max(1);
         let is_often = bytes > 0 && since <= 2 * REST_MS;
-        let rest = (GATHERED_BYTES * since).checked_div(bytes as u64)?.min(REST_MS);
+        let rest = (capacity as u64 / 2 * since).checked_div(bytes as u64)?.min(REST_MS);
         // Less is not worth it.
-        (is_often && rest > 1).then(|| now + rest)
+        (is_often && rest > 1).then_some(rest)
     }
 }
 
@@ -32,23 +60,51 @@ impl Rest {
 mod tests {
     use super::*;
 
+    const CAPACITY: usize = 256 << 10;
+
     /// How long it rests after reading so much every so often.
     fn rest(bytes: usize, every: u64) -> Option<u64> {
         let mut rest = Rest::default();
-        assert_eq!(rest.after(bytes, Millis(1_000)), None, "it was not looked at before");
-        rest.after(bytes, Millis(1_000 + every)).map(|until| until.0 - 1_000 - every)
+        assert!(!rest.handle_look(bytes, CAPACITY, Millis(1_000)));
+        assert_eq!(rest.until(), None, "it was not looked at before");
+        assert!(!rest.handle_look(bytes, CAPACITY, Millis(1_000 + every)));
+        rest.until().map(|until| until.0 - 1_000 - every)
     }
 
     #[test]
     fn it_rests_between_small_writes() {
         assert_eq!(rest(893, 1), Some(REST_MS));
         assert_eq!(rest(8_930, 10), Some(REST_MS));
-        assert_eq!(rest(8_930, 1), Some(3));
+        assert_eq!(rest(8_930, 1), Some(14));
     }
 
     #[test]
     fn it_does_not_rest_under_load_nor_when_little_comes() {
-        assert_eq!((rest(44_650, 1), rest(446_500, 10)), (None, None));
+        assert_eq!((rest(89_300, 1), rest(893_000, 10)), (None, None));
         assert_eq!((rest(893, 1_000), rest(0, 10)), (None, None));
+    }
+
+    #[test]
+    fn what_has_waited_leaves_after_the_flush_interval() {
+        let mut rest = Rest::default();
+        let mut now = Millis(1_000);
+        let mut flushes = Vec::new();
+        while now.0 < 2_000 {
+            if rest.handle_look(44_650, CAPACITY, now) {
+                flushes.push(now.0);
+            }
+            now = rest.until().unwrap_or(now + 1);
+        }
+        assert_eq!(flushes, [1_101, 1_201, 1_301, 1_401, 1_501, 1_601, 1_701, 1_801, 1_901]);
+    }
+
+    #[test]
+    fn nothing_is_forgotten_when_the_rest_is_over() {
+        let mut rest = Rest::default();
+        assert!(!rest.handle_look(893, CAPACITY, Millis(1_000)));
+        assert!(!rest.handle_look(893, CAPACITY, Millis(1_010)));
+        assert_eq!(rest.until(), Some(Millis(1_060)));
+        assert!(rest.handle_look(0, CAPACITY, Millis(1_060)), "it sleeps until something comes");
+        assert_eq!(rest.until(), None);
     }
 }

@@ -15,12 +15,17 @@ use crate::shared::SharedIntake;
 /// A plugin's mistakes are logged at most this often, with the number of those that were not.
 const COMPLAINT_INTERVAL_MS: u64 = 10_000;
 
+/// Bytes that a pipe holds unless it was made larger.
+const SMALL_PIPE_BYTES: usize = 64 << 10;
+
 /// Different mistakes in one read that are worth a line; the counters have them all.
 const ODDITIES_KEPT: usize = 4;
 
 #[derive(Debug)]
 pub(super) struct Source {
     pipe: Receiver,
+    /// Bytes that the pipe holds at most.
+    capacity: usize,
     lane: Lane,
     origin: Origin,
     decoder: FrameDecoder,
@@ -47,9 +52,10 @@ pub(super) enum Progress {
 
 impl Source {
     pub(super) fn new(pipe: OwnedFd, lane: Lane, origin: Origin, longest_record: usize) -> Self {
-        let pipe = Receiver::from(pipe);
+        let capacity = rustix::pipe::fcntl_getpipe_size(&pipe).unwrap_or(SMALL_PIPE_BYTES);
         Self {
-            pipe,
+            pipe: Receiver::from(pipe),
+            capacity,
             lane,
             origin,
             decoder: FrameDecoder::new(longest_record),
@@ -64,19 +70,29 @@ impl Source {
         &mut self.pipe
     }
 
+    /// Bytes that the pipe holds at most.
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Nobody writes any more.
     pub(super) fn handle_hangup(&mut self) {
         self.hung_up = true;
     }
 
-    /// Reads once and moves what was read into the intake.
-    pub(super) fn read(&mut self, buffer: &mut [u8], intake: &SharedIntake) -> Progress {
+    /// Reads once and moves what was read into the intake; says whom that concerns beside the pump.
+    pub(super) fn read(&mut self, buffer: &mut [u8], intake: &SharedIntake) -> (Progress, Wake) {
+        let mut wake = Wake::Unneeded;
+        (self.advance(buffer, intake, &mut wake), wake)
+    }
+
+    fn advance(&mut self, buffer: &mut [u8], intake: &SharedIntake, wake: &mut Wake) -> Progress {
         if !self.origin.may_drop && intake.is_held() {
             return Progress::Stalled;
         }
         if self.stalled {
             let backlog = mem::take(&mut self.backlog);
-            let left = self.feed(&backlog, intake);
+            let left = self.feed(&backlog, intake, wake);
             self.backlog = backlog;
             self.backlog.drain(..self.backlog.len() - left);
             return if self.stalled { Progress::Stalled } else { Progress::More };
@@ -84,7 +100,7 @@ impl Source {
         match self.pipe.read(buffer) {
             Ok(0) => Progress::Ended,
             Ok(n) => {
-                let left = self.feed(&buffer[..n], intake);
+                let left = self.feed(&buffer[..n], intake, wake);
                 self.backlog.extend_from_slice(&buffer[n - left..n]);
                 match () {
                     () if self.stalled => Progress::Stalled,
@@ -103,16 +119,15 @@ impl Source {
     }
 
     /// Moves records from `input` into the intake until one finds no room; returns the bytes that are left then.
-    fn feed(&mut self, mut input: &[u8], intake: &SharedIntake) -> usize {
+    fn feed(&mut self, mut input: &[u8], intake: &SharedIntake, wake: &mut Wake) -> usize {
         self.stalled = false;
         let before = self.decoder.tally();
-        let mut wake = Wake::Unneeded;
         let mut filling = intake.lock();
         while let Some(next) = self.decoder.peek(&mut input) {
             match next {
                 Ok(record) => match filling.push(self.lane, self.origin, &record) {
                     Ok(appended) => {
-                        wake = wake.max(appended);
+                        *wake = appended.max(*wake);
                         self.decoder.take(&mut input);
                     }
                     Err(_) => {
@@ -125,7 +140,6 @@ impl Source {
             }
         }
         drop(filling);
-        intake.wake(wake);
         let after = self.decoder.tally();
         if before.without_payload == 0 && after.without_payload > 0 {
             self.oddities.push(Oddity::WithoutPayload);
@@ -230,7 +244,7 @@ mod tests {
         let frames = frame(7).repeat(70);
         let mut pass = || {
             writer.write_all(&frames).expect("the pipe takes 64 KiB");
-            while source.read(&mut buffer, &intake) == Progress::More {}
+            while source.read(&mut buffer, &intake).0 == Progress::More {}
             let _ = intake.lock().swap(&mut spare);
             let bytes: usize = spare.parts().iter().map(|part| part.len()).sum();
             spare.clear();
@@ -255,12 +269,12 @@ mod tests {
         drop(writer);
         let mut records = 0;
         loop {
-            match source.read(&mut buffer, &intake) {
+            match source.read(&mut buffer, &intake).0 {
                 Progress::Ended => break,
                 Progress::Stalled => {
                     assert_eq!(intake.lock().due(), Due::Now);
                     assert_eq!(
-                        source.read(&mut buffer, &intake),
+                        source.read(&mut buffer, &intake).0,
                         Progress::Stalled,
                         "it stays stalled until there is room"
                     );
@@ -284,7 +298,7 @@ mod tests {
             .write_all(&[frame(0), frame(0), vec![0; 4], vec![2, 0, 0, 0, 0xff, 0xff], vec![9, 0]].concat())
             .expect("room");
         drop(writer);
-        while source.read(&mut buffer, &intake) != Progress::Ended {}
+        while source.read(&mut buffer, &intake).0 != Progress::Ended {}
         source.end();
         let told: Vec<String> = source.take_oddities().iter().map(ToString::to_string).collect();
         assert_eq!(told.len(), 4, "{told:?}");
