@@ -12,11 +12,11 @@ use tokio::time::timeout;
 use super::proxy::{self, ProxyError};
 use crate::config::{Address, Proxies, Scheme};
 
-/// One address of several answers within this or the next is tried: half of the reference's dial timeout is left for TLS.
-const ADDRESS_TIMEOUT: Duration = Duration::from_secs(5);
+/// The addresses of one name answer within this, each in its share: a third of the time for an attempt is left for TLS.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Addresses of one name that are tried at most.
-const MAX_ADDRESSES: usize = 16;
+/// Addresses of one name that are tried at most, so that each has a second.
+const MAX_ADDRESSES: usize = 10;
 
 /// A connection whose peer acknowledges nothing for this long, with something to acknowledge, is dead.
 const TCP_USER_TIMEOUT_MS: u32 = 18_000;
@@ -51,7 +51,7 @@ impl fmt::Display for DialError {
         match self {
             Self::Resolve(error) => write!(f, "no address for this name: {error}"),
             Self::Tcp(error) if error.kind() == io::ErrorKind::TimedOut => {
-                write!(f, "no TCP connection: no answer within {} s", ADDRESS_TIMEOUT.as_secs())
+                write!(f, "no TCP connection: no answer within {} s", CONNECT_TIMEOUT.as_secs())
             }
             Self::Tcp(error) => write!(f, "no TCP connection: {error}"),
             Self::Proxy(error) => error.fmt(f),
@@ -61,10 +61,10 @@ impl fmt::Display for DialError {
 
 /// Connects to `target`, through its proxy if it has one.
 ///
-/// `lost` is a connection that has died without the peer's knowledge. The same peer is connected to from the same port if
-/// that is free: to its TCP the new SYN belongs to the connection that it believes in, it asks, and a reset tells it that there
-/// is none any more (RFC 9293, section 3.5.1, half-open connections). Otherwise AgentCenter would refuse the agent as one
-/// that is connected already, until its own keepalive ends the old connection after ten minutes.
+/// `lost` is a connection that has died without the peer's knowledge. The same peer is first connected to from the same port:
+/// to its TCP the new SYN belongs to the connection that it believes in, it asks, and a reset tells it that there is none any
+/// more (RFC 9293, section 3.5.1, half-open connections). Otherwise AgentCenter would refuse the agent as one that is
+/// connected already, until its own keepalive ends the old connection after ten minutes.
 pub(super) async fn dial(target: &Address, proxies: &Proxies, lost: Option<Ends>) -> Result<TcpStream, DialError> {
     let Some(proxy) = proxies.for_target(Scheme::Https, &target.host, target.port) else {
         return connect(target, lost).await;
@@ -76,10 +76,12 @@ pub(super) async fn dial(target: &Address, proxies: &Proxies, lost: Option<Ends>
 }
 
 async fn connect(to: &Address, lost: Option<Ends>) -> Result<TcpStream, DialError> {
-    let addresses = lookup_host((&*to.host, to.port)).await.map_err(DialError::Resolve)?;
+    let found = lookup_host((&*to.host, to.port)).await.map_err(DialError::Resolve)?;
+    let addresses: Vec<SocketAddr> = found.take(MAX_ADDRESSES).collect();
+    let share = CONNECT_TIMEOUT / u32::try_from(addresses.len().max(1)).expect("there are ten at most");
     let mut failure = DialError::Resolve(io::Error::new(io::ErrorKind::NotFound, "the answer is empty"));
-    for address in addresses.take(MAX_ADDRESSES) {
-        match timeout(ADDRESS_TIMEOUT, connect_to(address, lost)).await {
+    for address in addresses {
+        match timeout(share, connect_to(address, lost, share)).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => failure = DialError::Tcp(error),
             Err(_) => failure = DialError::Tcp(io::ErrorKind::TimedOut.into()),
@@ -88,13 +90,14 @@ async fn connect(to: &Address, lost: Option<Ends>) -> Result<TcpStream, DialErro
     Err(failure)
 }
 
-async fn connect_to(address: SocketAddr, lost: Option<Ends>) -> io::Result<TcpStream> {
-    let stream = match lost.filter(|lost| lost.peer == address) {
-        Some(lost) => match connect_from(lost.local, address).await {
-            // The system has not forgotten the old connection yet, or the address is no longer this host's.
-            Err(error) if is_refused_here(&error) => TcpStream::connect(address).await?,
-            connected => connected?,
-        },
+async fn connect_to(address: SocketAddr, lost: Option<Ends>, share: Duration) -> io::Result<TcpStream> {
+    let again = async {
+        let lost = lost.filter(|lost| lost.peer == address)?;
+        // The system may not have forgotten the old connection yet, and the way may lead through another interface now.
+        timeout(share / 2, connect_from(lost.local, address)).await.ok()?.ok()
+    };
+    let stream = match again.await {
+        Some(stream) => stream,
         None => TcpStream::connect(address).await?,
     };
     // A batch is written at once; nothing is gained by waiting for its last segment to fill.
@@ -108,9 +111,4 @@ async fn connect_from(local: SocketAddr, to: SocketAddr) -> io::Result<TcpStream
     socket.set_reuseaddr(true)?;
     socket.bind(local)?;
     socket.connect(to).await
-}
-
-/// Whether it was this host that did not want to connect from that port.
-fn is_refused_here(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
 }

@@ -38,7 +38,7 @@ pub(crate) enum Event {
     Connected(Attempt, Ends),
     /// The Transfer call is open.
     Opened(Attempt),
-    /// A batch has been handed to HTTP/2 whole.
+    /// A batch has left HTTP/2 whole.
     Written(Attempt),
     /// The server has sent a message; one that is no command does not end the stream.
     Message {

@@ -1,4 +1,7 @@
-//! A look at what the server sends, between TLS and HTTP/2, for the credit that it returns and for its last words.
+//! A look at what passes between TLS and HTTP/2: the credit that the server returns, the data that has left, and the server's
+//! last words.
+//!
+//! HTTP/2 takes data long before it writes it, and writes PINGs first. What is to be confirmed by a PING has to have left here.
 //!
 //! A server that ends a connection may say why (a TLS alert, a GOAWAY) before the agent's next write fails. HTTP/2 would report
 //! the failed write and not read any further. So here a write that finds the connection gone is let pass; what is left is
@@ -10,34 +13,47 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
-use elklet_core::delivery::CreditObserver;
+use elklet_core::delivery::{CreditObserver, DataObserver};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::Event;
 
 /// The first stream of a client, which is the only one on a Transfer connection (RFC 9113, section 5.1.1).
 const TRANSFER_STREAM: u32 = 1;
 
-/// Credit that the server has returned on the Transfer stream, for the thread that waits for it.
-#[derive(Debug)]
-pub(crate) struct Credit {
+/// What has passed on the Transfer stream, for those who wait for it.
+#[derive(Debug, Default)]
+pub(crate) struct Flow {
+    /// Credit that the server has returned, in bytes.
     returned: AtomicU64,
-    /// Above this the agent's loop wants to hear of it; else it looks when it has reason to.
+    /// Above this the agent's loop wants to hear of it, unless it is 0; else it looks when it has reason to.
     wanted: AtomicU64,
+    /// Bytes of data that have left.
+    sent: AtomicU64,
+    /// Has data left since somebody looked?
+    left: Notify,
 }
 
-impl Credit {
-    pub(super) fn new() -> Self {
-        Self { returned: AtomicU64::new(0), wanted: AtomicU64::new(u64::MAX) }
-    }
-
+impl Flow {
     pub(super) fn returned(&self) -> u64 {
         self.returned.load(Ordering::Relaxed)
     }
 
     pub(super) fn want(&self, credit: Option<u64>) {
-        self.wanted.store(credit.unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.wanted.store(credit.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    fn is_wanted(&self, credit: u64) -> bool {
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        wanted != 0 && credit >= wanted
+    }
+
+    /// Returns when so many bytes of data have left since the stream began.
+    pub(super) async fn sent(&self, bytes: u64) {
+        while self.sent.load(Ordering::Relaxed) < bytes {
+            self.left.notified().await;
+        }
     }
 }
 
@@ -47,32 +63,44 @@ pub(super) struct Observed<S> {
     inner: S,
     /// Why nothing can be written any more.
     broken: Option<io::Error>,
-    observer: CreditObserver,
-    credit: Arc<Credit>,
+    credit: CreditObserver,
+    data: DataObserver,
+    flow: Arc<Flow>,
     events: mpsc::Sender<Event>,
 }
 
 impl<S> Observed<S> {
-    pub(super) fn new(inner: S, credit: Arc<Credit>, events: mpsc::Sender<Event>) -> Self {
-        Self { inner, broken: None, observer: CreditObserver::new(TRANSFER_STREAM), credit, events }
+    pub(super) fn new(inner: S, flow: Arc<Flow>, events: mpsc::Sender<Event>) -> Self {
+        let (credit, data) = (CreditObserver::new(TRANSFER_STREAM), DataObserver::new(TRANSFER_STREAM));
+        Self { inner, broken: None, credit, data, flow, events }
     }
 
-    /// Writes, unless the connection is known to be gone, or found to be: then it seems to succeed with `pretended`.
-    fn write_with<T>(
-        &mut self,
-        pretended: T,
-        write: impl FnOnce(Pin<&mut S>) -> Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>>
+    /// These bytes have been written.
+    fn count<'a>(&mut self, slices: impl Iterator<Item = &'a [u8]>, mut written: usize) {
+        let mut data = 0;
+        for slice in slices {
+            let part = &slice[..written.min(slice.len())];
+            data += self.data.observe(part);
+            written -= part.len();
+        }
+        if data > 0 {
+            self.flow.sent.fetch_add(data, Ordering::Relaxed);
+            self.flow.left.notify_one();
+        }
+    }
+
+    /// Writes, unless the connection is known to be gone, or found to be: then there is nothing to be had of it.
+    fn write_with<T>(&mut self, write: impl FnOnce(Pin<&mut S>) -> Poll<io::Result<T>>) -> Poll<io::Result<Option<T>>>
     where
         S: Unpin,
     {
         if self.broken.is_none() {
             match ready!(write(Pin::new(&mut self.inner))) {
                 Err(error) if is_gone(&error) => self.broken = Some(error),
-                result => return Poll::Ready(result),
+                result => return Poll::Ready(result.map(Some)),
             }
         }
-        Poll::Ready(Ok(pretended))
+        Poll::Ready(Ok(None))
     }
 }
 
@@ -95,11 +123,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
             return Poll::Ready(Err(broken));
         }
         read?;
-        let returned = this.observer.observe(&buffer.filled()[before..]);
+        let returned = this.credit.observe(&buffer.filled()[before..]);
         if returned > 0 {
-            let sum = this.credit.returned.fetch_add(returned, Ordering::Relaxed) + returned;
-            if sum >= this.credit.wanted.load(Ordering::Relaxed) {
-                this.credit.want(None);
+            let sum = this.flow.returned.fetch_add(returned, Ordering::Relaxed) + returned;
+            if this.flow.is_wanted(sum) {
+                this.flow.want(None);
                 // A full channel means that the loop is about to look anyway.
                 let _ = this.events.try_send(Event::Credit);
             }
@@ -110,7 +138,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.get_mut().write_with(bytes.len(), |inner| inner.poll_write(context, bytes))
+        let this = self.get_mut();
+        let written = ready!(this.write_with(|inner| inner.poll_write(context, bytes)))?;
+        this.count([bytes].into_iter(), written.unwrap_or(0));
+        Poll::Ready(Ok(written.unwrap_or(bytes.len())))
     }
 
     fn poll_write_vectored(
@@ -118,8 +149,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let bytes = slices.iter().map(|slice| slice.len()).sum();
-        self.get_mut().write_with(bytes, |inner| inner.poll_write_vectored(context, slices))
+        let this = self.get_mut();
+        let written = ready!(this.write_with(|inner| inner.poll_write_vectored(context, slices)))?;
+        let slices = slices.iter().map(|slice| &**slice);
+        this.count(slices.clone(), written.unwrap_or(0));
+        Poll::Ready(Ok(written.unwrap_or_else(|| slices.map(<[u8]>::len).sum())))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -127,7 +161,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().write_with((), |inner| inner.poll_flush(context))
+        self.get_mut().write_with(|inner| inner.poll_flush(context)).map_ok(Option::unwrap_or_default)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

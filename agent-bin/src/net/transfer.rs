@@ -24,7 +24,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::dial::{DialError, Ends, dial};
-use super::observed::{Credit, Observed};
+use super::observed::{Flow, Observed};
 use super::{Event, snappy, tls};
 use crate::config::{Address, Proxies};
 use crate::version;
@@ -71,7 +71,7 @@ pub(crate) struct Transfer {
     task: JoinHandle<()>,
     go: Arc<Notify>,
     ping: Arc<Notify>,
-    credit: Arc<Credit>,
+    flow: Arc<Flow>,
     /// `None` after the half-close.
     batches: Option<mpsc::Sender<Bytes>>,
 }
@@ -81,13 +81,13 @@ impl Transfer {
     /// connection, if its server may not know that it is over.
     pub(crate) fn start(connector: &Connector, attempt: Attempt, address: Address, lost: Option<Ends>) -> Self {
         let (sender, batches) = mpsc::channel(BATCHES_AHEAD);
-        let (go, ping, credit) = (Arc::new(Notify::new()), Arc::new(Notify::new()), Arc::new(Credit::new()));
+        let (go, ping, flow) = (Arc::<Notify>::default(), Arc::<Notify>::default(), Arc::<Flow>::default());
         let call = Call {
             attempt,
             connector: connector.clone(),
             go: Arc::clone(&go),
             ping: Arc::clone(&ping),
-            credit: Arc::clone(&credit),
+            flow: Arc::clone(&flow),
             batches,
         };
         let task = tokio::spawn(async move {
@@ -96,7 +96,7 @@ impl Transfer {
             // The agent's loop is gone only when the process ends.
             let _ = events.send(Event::Ended(attempt, end)).await;
         });
-        Self { task, go, ping, credit, batches: Some(sender) }
+        Self { task, go, ping, flow, batches: Some(sender) }
     }
 
     /// Lets it go on from TLS to HTTP/2 and the call.
@@ -116,12 +116,12 @@ impl Transfer {
 
     /// Flow-control credit that the server has returned since the stream began, in bytes.
     pub(crate) fn credit(&self) -> u64 {
-        self.credit.returned()
+        self.flow.returned()
     }
 
     /// Asks for an [`Event::Credit`] when the returned credit reaches this.
     pub(crate) fn want_credit(&self, credit: Option<u64>) {
-        self.credit.want(credit);
+        self.flow.want(credit);
     }
 
     /// Sends a PING.
@@ -220,7 +220,7 @@ struct Call {
     connector: Connector,
     go: Arc<Notify>,
     ping: Arc<Notify>,
-    credit: Arc<Credit>,
+    flow: Arc<Flow>,
     batches: mpsc::Receiver<Bytes>,
 }
 
@@ -228,7 +228,7 @@ impl Call {
     async fn run(mut self, address: &Address, lost: Option<Ends>) -> Result<End, End> {
         let tls = self.connector.connect(address, lost).await?;
         let ends = Ends::of(tls.get_ref().0).map_err(|error| End::Dial(DialError::Tcp(error)))?;
-        let watched = Observed::new(tls, Arc::clone(&self.credit), self.connector.events.clone());
+        let watched = Observed::new(tls, Arc::clone(&self.flow), self.connector.events.clone());
         self.tell(Event::Connected(self.attempt, ends)).await;
         self.go.notified().await;
 
@@ -259,8 +259,8 @@ impl Call {
         let (response, stream) = requests.send_request(request("/grpc.Transfer/Transfer"), false)?;
         self.tell(Event::Opened(self.attempt)).await;
 
-        let Self { attempt, connector: Connector { events, .. }, ping, batches, .. } = self;
-        let writing = write_batches(stream, batches, events, *attempt);
+        let Self { attempt, connector: Connector { events, .. }, ping, flow, batches, .. } = self;
+        let writing = write_batches(stream, batches, flow, events, *attempt);
         let reading = read_commands(response, events, *attempt);
         let pinging = answer_pings(ping_pong, ping, events, *attempt);
         tokio::pin!(writing, reading, pinging);
@@ -309,17 +309,22 @@ pub(super) fn request(path: &str) -> Request<()> {
         .expect("the parts are constants, and a version is printable")
 }
 
-/// Writes batches as far as the server's windows reach, and half-closes after the last.
+/// Writes batches as far as the server's windows reach, and half-closes after the last. A batch is written when its last byte
+/// has left HTTP/2.
 async fn write_batches(
     mut stream: SendStream<Bytes>,
     batches: &mut mpsc::Receiver<Bytes>,
+    flow: &Flow,
     events: &mpsc::Sender<Event>,
     attempt: Attempt,
 ) -> Result<(), h2::Error> {
+    let mut end = 0;
     while let Some(message) = batches.recv().await {
+        end += message.len() as u64;
         if !write_message(&mut stream, message).await? {
             return Ok(());
         }
+        flow.sent(end).await;
         let _ = events.send(Event::Written(attempt)).await;
     }
     stream.send_data(Bytes::new(), true)

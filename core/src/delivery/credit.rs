@@ -1,87 +1,133 @@
-//! Reading the credit that a server returns off its connection's bytes.
+//! Reading off a connection's bytes what flow control is about: the credit that a server returns, and the data that a client
+//! sends.
 //!
 //! Source: RFC 9113. A frame is a head of nine bytes (length in 24 bits, type, flags, stream in 31 bits) and its payload; a
-//! WINDOW_UPDATE (type 8) carries an increment in 31 bits. A server's side of a connection is frames from its first byte on.
+//! WINDOW_UPDATE (type 8) carries an increment in 31 bits, and DATA (type 0) what flow control counts. A server's side of a
+//! connection is frames from its first byte on; a client's begins with 24 bytes of preface.
 
 const HEAD: usize = 9;
+
+const DATA: u8 = 0;
 
 const WINDOW_UPDATE: u8 = 8;
 
 const INCREMENT: usize = 4;
 
-/// Watches what a server sends and adds up the credit that it returns on one stream.
+/// What a client says first (RFC 9113, section 3.4), in bytes.
+const PREFACE: usize = 24;
+
+/// Watches one side of a connection for one kind of frame on one stream.
 ///
-/// It is fed the bytes as they come, in pieces of any size, and changes nothing about them.
+/// It is fed the bytes as they pass, in pieces of any size, and changes nothing about them.
 #[derive(Debug, Clone)]
-pub struct CreditObserver {
+struct FrameObserver {
+    kind: u8,
     stream: u32,
     state: State,
-    /// What has arrived of a head or an increment.
-    partial: [u8; HEAD],
-    partial_len: usize,
+    /// What has passed of a head.
+    head: [u8; HEAD],
+    head_len: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum State {
     Head,
-    /// The increment of a WINDOW_UPDATE of the stream.
-    Increment,
-    /// This many bytes of another frame are still to come.
-    Skip(usize),
+    /// This many bytes of a frame are still to come; of one that is watched for, how long it is.
+    Payload(usize, Option<usize>),
+}
+
+impl FrameObserver {
+    /// An observer that passes over `before` bytes first.
+    fn new(kind: u8, stream: u32, before: usize) -> Self {
+        Self { kind, stream, state: State::Payload(before, None), head: [0; HEAD], head_len: 0 }
+    }
+
+    /// Takes the next bytes of the connection, and hands over the payloads that are watched for: a piece, how many bytes come
+    /// behind it, and how long the whole is.
+    fn observe(&mut self, mut bytes: &[u8], mut watched: impl FnMut(&[u8], usize, usize)) {
+        while !bytes.is_empty() {
+            match self.state {
+                State::Payload(0, _) => self.state = State::Head,
+                State::Payload(left, length) => {
+                    let (now, later) = bytes.split_at(left.min(bytes.len()));
+                    let left = left - now.len();
+                    if let Some(length) = length {
+                        watched(now, left, length);
+                    }
+                    self.state = State::Payload(left, length);
+                    bytes = later;
+                }
+                State::Head => {
+                    let (now, later) = bytes.split_at((HEAD - self.head_len).min(bytes.len()));
+                    self.head[self.head_len..self.head_len + now.len()].copy_from_slice(now);
+                    self.head_len += now.len();
+                    bytes = later;
+                    if self.head_len == HEAD {
+                        let [l1, l2, l3, kind, _, s1, s2, s3, s4] = self.head;
+                        let length = u32::from_be_bytes([0, l1, l2, l3]) as usize;
+                        let stream = u32::from_be_bytes([s1, s2, s3, s4]) & 0x7fff_ffff;
+                        self.head_len = 0;
+                        self.state =
+                            State::Payload(length, (kind == self.kind && stream == self.stream).then_some(length));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Watches what a server sends and adds up the credit that it returns on one stream.
+#[derive(Debug, Clone)]
+pub struct CreditObserver {
+    updates: FrameObserver,
+    /// What has arrived of an increment.
+    increment: u32,
 }
 
 impl CreditObserver {
     /// An observer at the start of a connection, for the stream of this number.
     #[must_use]
     pub fn new(stream: u32) -> Self {
-        Self { stream, state: State::Head, partial: [0; HEAD], partial_len: 0 }
+        Self { updates: FrameObserver::new(WINDOW_UPDATE, stream, 0), increment: 0 }
     }
 
-    /// Takes the next bytes of the connection and returns the credit in them.
+    /// Takes the next bytes that the server has sent and returns the credit in them.
     #[must_use]
-    pub fn observe(&mut self, mut bytes: &[u8]) -> u64 {
+    pub fn observe(&mut self, bytes: &[u8]) -> u64 {
         let mut credit = 0;
-        while !bytes.is_empty() {
-            match self.state {
-                State::Head => {
-                    if let Some([l1, l2, l3, kind, _, s1, s2, s3, s4, ..]) = self.gather(&mut bytes, HEAD) {
-                        let length = u32::from_be_bytes([0, l1, l2, l3]) as usize;
-                        let stream = u32::from_be_bytes([s1, s2, s3, s4]) & 0x7fff_ffff;
-                        self.state = match length {
-                            0 => State::Head,
-                            INCREMENT if kind == WINDOW_UPDATE && stream == self.stream => State::Increment,
-                            _ => State::Skip(length),
-                        };
-                    }
-                }
-                State::Increment => {
-                    if let Some([i1, i2, i3, i4, ..]) = self.gather(&mut bytes, INCREMENT) {
-                        credit += u64::from(u32::from_be_bytes([i1, i2, i3, i4]) & 0x7fff_ffff);
-                        self.state = State::Head;
-                    }
-                }
-                State::Skip(left) => {
-                    let skipped = left.min(bytes.len());
-                    bytes = &bytes[skipped..];
-                    self.state = if skipped == left { State::Head } else { State::Skip(left - skipped) };
+        self.updates.observe(bytes, |piece, left, length| {
+            if length == INCREMENT {
+                self.increment = piece.iter().fold(self.increment, |sum, byte| sum << 8 | u32::from(*byte));
+                if left == 0 {
+                    // The highest bit is reserved.
+                    credit += u64::from(self.increment & 0x7fff_ffff);
+                    self.increment = 0;
                 }
             }
-        }
+        });
         credit
     }
+}
 
-    /// Moves bytes until there are `wanted`; gives them then.
-    fn gather(&mut self, bytes: &mut &[u8], wanted: usize) -> Option<[u8; HEAD]> {
-        let taken = (wanted - self.partial_len).min(bytes.len());
-        let (now, later) = bytes.split_at(taken);
-        self.partial[self.partial_len..self.partial_len + taken].copy_from_slice(now);
-        self.partial_len += taken;
-        *bytes = later;
-        if self.partial_len < wanted {
-            return None;
-        }
-        self.partial_len = 0;
-        Some(self.partial)
+/// Watches what a client sends and counts the bytes of data on one stream.
+#[derive(Debug, Clone)]
+pub struct DataObserver {
+    data: FrameObserver,
+}
+
+impl DataObserver {
+    /// An observer at the start of a connection, for the stream of this number.
+    #[must_use]
+    pub fn new(stream: u32) -> Self {
+        Self { data: FrameObserver::new(DATA, stream, PREFACE) }
+    }
+
+    /// Takes the next bytes that the client has sent and returns how many of them are data.
+    #[must_use]
+    pub fn observe(&mut self, bytes: &[u8]) -> u64 {
+        let mut sent = 0;
+        self.data.observe(bytes, |piece, _, _| sent += piece.len() as u64);
+        sent
     }
 }
 
@@ -96,6 +142,16 @@ mod tests {
     fn frame(kind: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
         [&length[1..], &[kind, 0], &stream.to_be_bytes(), payload].concat()
+    }
+
+    fn in_pieces(mut bytes: &[u8], splits: &[usize], mut observe: impl FnMut(&[u8]) -> u64) -> u64 {
+        let (mut sum, mut splits) = (0, splits.iter().cycle());
+        while !bytes.is_empty() {
+            let (piece, rest) = bytes.split_at((*splits.next().expect("a cycle")).min(bytes.len()));
+            sum += observe(piece);
+            bytes = rest;
+        }
+        sum
     }
 
     proptest! {
@@ -114,13 +170,20 @@ mod tests {
                 }
             }
             let mut observer = CreditObserver::new(1);
-            let (mut credit, mut rest, mut splits) = (0, &bytes[..], splits.iter().cycle());
-            while !rest.is_empty() {
-                let (piece, tail) = rest.split_at((*splits.next().expect("a cycle")).min(rest.len()));
-                credit += observer.observe(piece);
-                rest = tail;
-            }
-            prop_assert_eq!(credit, expected);
+            prop_assert_eq!(in_pieces(&bytes, &splits, |piece| observer.observe(piece)), expected);
+        }
+
+        #[test]
+        fn data_of_the_stream_is_counted_whatever_the_split(
+            frames in prop::collection::vec((0..3u8, 0..3u32, prop::collection::vec(any::<u8>(), 0..40)), 0..20),
+            splits in prop::collection::vec(1..60usize, 1..20),
+        ) {
+            let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+            frames.iter().for_each(|(kind, stream, payload)| bytes.extend(frame(*kind, *stream, payload)));
+            let expected = frames.iter().filter(|(kind, stream, _)| (*kind, *stream) == (DATA, 1));
+            let expected = expected.map(|(.., payload)| payload.len() as u64).sum::<u64>();
+            let mut observer = DataObserver::new(1);
+            prop_assert_eq!(in_pieces(&bytes, &splits, |piece| observer.observe(piece)), expected);
         }
 
         #[test]

@@ -21,6 +21,6 @@ mod tests;
 mod world;
 
 pub use self::batch::{Batch, Kind};
-pub use self::credit::CreditObserver;
+pub use self::credit::{CreditObserver, DataObserver};
 pub use self::ledger::{Ledger, Room};
 pub use self::outbox::{Bounds, Counters, Outbox, Unconfirmed};
