@@ -25,6 +25,7 @@ mod status;
 mod update;
 mod upload;
 mod version;
+mod workdir;
 
 pub use cli::main;
 pub use net::decompress;

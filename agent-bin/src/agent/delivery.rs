@@ -259,12 +259,13 @@ impl Delivery {
 
     /// When to look again although nothing has happened.
     pub(super) fn poll_timeout(&self, transfer: Option<&Transfer>, now: Millis) -> Option<Millis> {
-        let flush = self.waiting_since.filter(|_| !self.blocked).map(|since| {
-            let has_room = transfer.is_some_and(Transfer::has_room);
-            match self.stalled_since {
-                _ if has_room => since + FLUSH_INTERVAL_MS,
-                Some(stalled) if self.intake.lock().is_half_full() => stalled + STALL_MS,
-                _ => since + OFFLINE_FLUSH_INTERVAL_MS,
+        let flush = self.waiting_since.filter(|_| !self.blocked).and_then(|since| match transfer {
+            Some(transfer) if transfer.has_room() => Some(since + FLUSH_INTERVAL_MS),
+            // It has room before anything can be done.
+            Some(_) if self.spool_bytes == 0 => None,
+            _ => {
+                let ripe = if self.intake.lock().is_half_full() { since } else { since + OFFLINE_FLUSH_INTERVAL_MS };
+                Some(self.stalled_since.map_or(ripe, |stalled| ripe.max(stalled + STALL_MS)))
             }
         });
         let told = transfer.and_then(|_| self.outbox.losses().poll_timeout());

@@ -45,6 +45,7 @@ use crate::pump::{PumpEvent, PumpHandle};
 use crate::shared::SharedIntake;
 use crate::update::{After, Updates};
 use crate::upload::{Order, Uploads};
+use crate::workdir::WorkdirLock;
 use crate::{logging, plugin, version};
 
 /// Events of one attempt that may wait for the loop; commands beyond that stay with the server.
@@ -80,6 +81,8 @@ pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> 
         let what = what.to_owned();
         move |error: std::io::Error| Failure::System(format!("{what}: {error}"))
     };
+    // Before anything is written there.
+    let _lock = WorkdirLock::take(&settings.workdir).map_err(Failure::System)?;
     plugin::reserve_descriptors().map_err(system("/dev/null"))?;
     logging::start(&settings.workdir, &settings.log).map_err(Failure::Settings)?;
     // The last end may have come too suddenly for it.
@@ -326,7 +329,7 @@ impl Agent {
             self.beat_at.filter(|_| transfer.is_some()),
             self.delivery.poll_timeout(transfer, self.clock.now()),
             self.ending.deadline(),
-            self.trial.as_ref().map(Trial::poll_timeout),
+            self.trial.as_ref().filter(|_| self.ending == Ending::No).map(Trial::poll_timeout),
         ]
         .into_iter()
         .flatten()

@@ -8,8 +8,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 
 /// The socket's name in the work directory.
@@ -23,8 +21,6 @@ const BACKLOG: i32 = 8;
 pub(super) struct SocketFile {
     path: PathBuf,
     inode: u64,
-    /// Locked as long as this agent lives: what lies in the directory is its own.
-    _directory: File,
 }
 
 /// Makes the socket in the work directory. One that a dead agent has left is replaced; whatever else bears its name stays.
@@ -35,10 +31,6 @@ pub(super) fn listen_in(workdir: &Path) -> Result<(UnixListener, SocketFile), St
     let path = workdir.join(FILE);
     let failed = |error: io::Error| format!("{}: {error}", path.display());
     let directory = File::open(workdir).map_err(failed)?;
-    flock(&directory, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-        Errno::WOULDBLOCK => format!("another agent runs in {}", workdir.display()),
-        error => failed(error.into()),
-    })?;
     match fs::symlink_metadata(&path) {
         Ok(found) if found.file_type().is_socket() => fs::remove_file(&path).map_err(failed)?,
         Ok(_) => return Err(format!("{}: it is there and no socket; it is left as it is", path.display())),
@@ -54,7 +46,7 @@ pub(super) fn listen_in(workdir: &Path) -> Result<(UnixListener, SocketFile), St
         .map_err(failed)?
         .ino();
     listen(&socket, BACKLOG).map_err(|e| failed(e.into()))?;
-    Ok((socket.into(), SocketFile { path, inode, _directory: directory }))
+    Ok((socket.into(), SocketFile { path, inode }))
 }
 
 /// Connects to the agent that runs in the work directory; everything done with the connection, this included, takes `timeout`

@@ -280,14 +280,24 @@ fn what_is_no_stale_socket_is_left_alone() {
 }
 
 #[test]
-fn a_second_agent_in_the_directory_does_not_take_the_socket() {
+fn a_second_agent_in_the_directory_is_refused_and_touches_nothing() {
     let site = Site::new();
     let agent = offline(&site);
-    let directory = agent.workdir().path().to_owned();
-    let second = site.setup().argument("--workdir").argument(directory.to_str().unwrap()).server(NOBODY).start();
-    agent.wait_for_log("`elklet status` cannot ask this agent: another agent runs in ");
-    drop(second);
-    assert_eq!(json(&directory, 3)["agent"]["pid"], agent.pid());
+    let directory = agent.workdir().path();
+    let downloads = directory.join("tmp");
+    fs::create_dir_all(&downloads).unwrap();
+    let second = Command::new(&Binaries::for_tests().elklet)
+        .args(["run", "--server", NOBODY, "--workdir"])
+        .arg(directory)
+        .arg("--certs")
+        .arg(site.certs())
+        .output()
+        .unwrap();
+    let says = format!("another agent runs in {}", directory.display());
+    assert_eq!(second.status.code(), Some(1), "{second:?}");
+    assert!(String::from_utf8_lossy(&second.stderr).contains(&says), "{second:?}");
+    assert!(downloads.exists());
+    assert_eq!(json(directory, 3)["agent"]["pid"], agent.pid());
 }
 
 #[test]
