@@ -25,6 +25,9 @@ use crate::config::Settings;
 use crate::fetch::{Cancel, Fetcher, Order};
 use crate::version;
 
+/// Why a job ends that the server has taken back.
+const UNWANTED: &str = "nobody wants it any more";
+
 /// The updates of one process.
 #[derive(Debug)]
 pub(crate) struct Updates {
@@ -162,26 +165,34 @@ impl Installation {
         let Self { store, fetcher, directory, cancel, .. } = self;
         let package = directory.join("elklet");
         let (to, wanted) = (package.clone(), config.clone());
+        let wish = Arc::clone(&cancel);
         let kind = blocking(move || {
             let _ = std::fs::remove_dir_all(&directory);
             std::fs::create_dir_all(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
             let order = Order { urls: &wanted.urls, sha256: wanted.sha256, max_bytes: MAX_DOWNLOAD_BYTES };
-            let mut file = fetcher.fetch(&order, &to, &cancel)?;
-            if cancel.is_cancelled() {
-                return Err("nobody wants it any more".to_owned());
+            let mut file = fetcher.fetch(&order, &to, &wish)?;
+            if wish.is_cancelled() {
+                return Err(UNWANTED.to_owned());
             }
             let kind = Kind::of(&mut file)?;
             make_executable(&file).map_err(|error| format!("{}: {error}", to.display()))?;
             Ok::<_, String>(kind)
         })
         .await?;
-        if kind == Kind::Program
-            && let Err(why) = package::check_version(&package, &config.version).await
-        {
+        let manager = kind.manager();
+        let unsuitable = match manager {
+            Some(manager) if manager.brings(&package, program).await? => None,
+            Some(_) => Some(format!("the package does not bring {}, which is this program", program.display())),
+            None => package::check_version(&package, &config.version).await.err(),
+        };
+        if let Some(why) = unsuitable {
             let (version, sha256) = (config.version.clone(), config.sha256.to_string());
             // Another download would bring the same.
             let _ = store.set_failed(&Failed { version, sha256, why: why.clone() });
             return Err(why);
+        }
+        if cancel.is_cancelled() {
+            return Err(UNWANTED.to_owned());
         }
 
         let before = store.trial();
@@ -203,9 +214,9 @@ impl Installation {
         .await
         .map_err(|error| format!("this version cannot be kept: {error}"))?;
 
-        let downgrade = compare(&config.version, version()) == Some(std::cmp::Ordering::Less);
-        let installed = match kind.installer(downgrade) {
-            Some((manager, options)) => package::install(manager, options, &package).await,
+        let is_downgrade = compare(&config.version, version()) == Some(std::cmp::Ordering::Less);
+        let installed = match manager {
+            Some(manager) => manager.install(&package, is_downgrade).await,
             None => {
                 let to = program.to_owned();
                 let replaced = blocking(move || state::replace_program(&package, &to)).await;
@@ -213,6 +224,7 @@ impl Installation {
             }
         };
         let checked = match installed {
+            Ok(()) if cancel.is_cancelled() => Err((false, UNWANTED.to_owned())),
             Ok(()) => package::check_version(program, &config.version).await.map_err(|why| (true, why)),
             Err(why) => Err((false, why)),
         };

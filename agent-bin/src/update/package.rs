@@ -1,9 +1,9 @@
 //! A new version as it was downloaded: a program, or a package for the host's package manager.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::process::Command;
@@ -16,7 +16,10 @@ const MANAGER_TIMEOUT: Duration = Duration::from_secs(300);
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes of a package manager's output that go into the log, the last ones.
-const MAX_OUTPUT_BYTES: usize = 16 << 10;
+const MAX_OUTPUT_BYTES: u64 = 16 << 10;
+
+/// Bytes of a package's list of files that are looked through.
+const MAX_LIST_BYTES: u64 = 16 << 20;
 
 /// Programs that are just being started elsewhere in this process may hold the file open for writing that long.
 const BUSY_RETRIES: u32 = 50;
@@ -45,41 +48,97 @@ impl Kind {
         }
     }
 
-    /// The package manager's command for a package, as the reference's; nothing for a program.
-    pub(super) fn installer(self, downgrade: bool) -> Option<(&'static str, &'static [&'static str])> {
-        match (self, downgrade) {
-            (Self::Program, _) => None,
-            (Self::Deb, _) => Some(("dpkg", &["-i"])),
-            (Self::Rpm, false) => Some(("rpm", &["-Uvh"])),
-            (Self::Rpm, true) => Some(("rpm", &["-Uvh", "--oldpackage"])),
+    /// The host's package manager for it; none for a program.
+    pub(super) fn manager(self) -> Option<Manager> {
+        match self {
+            Self::Program => None,
+            Self::Deb => Some(Manager { name: "dpkg", list: &["--contents"], install: &["-i"], downgrade: &["-i"] }),
+            Self::Rpm => {
+                Some(Manager { name: "rpm", list: &["-qpl"], install: &["-Uvh"], downgrade: &["-Uvh", "--oldpackage"] })
+            }
         }
     }
 }
 
-/// Installs a package; what the package manager says goes into the log.
-pub(super) async fn install(manager: &str, options: &[&str], package: &Path) -> Result<(), String> {
-    let mut command = Command::new(manager);
-    // Nobody is there to be asked.
-    command.args(options).arg(package).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).kill_on_drop(true);
-    if std::env::var_os("PATH").is_none() {
-        command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    }
-    let output = match timeout(MANAGER_TIMEOUT, command.output()).await {
-        Ok(Ok(output)) => output,
-        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(format!("this host has no {manager} for the package that was downloaded"));
+/// A package manager and its options, as the reference has them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Manager {
+    name: &'static str,
+    list: &'static [&'static str],
+    install: &'static [&'static str],
+    downgrade: &'static [&'static str],
+}
+
+impl Manager {
+    /// Installs a package; what the manager says goes into the log.
+    pub(super) async fn install(self, package: &Path, is_downgrade: bool) -> Result<(), String> {
+        let options = if is_downgrade { self.downgrade } else { self.install };
+        let (status, mut output) = self.run(options, package).await?;
+        let bytes = output.metadata().map_or(0, |metadata| metadata.len());
+        let text = output
+            .seek(SeekFrom::Start(bytes.saturating_sub(MAX_OUTPUT_BYTES)))
+            .and_then(|_| read_text(&mut output, MAX_OUTPUT_BYTES))
+            .unwrap_or_default();
+        text.lines().filter(|line| !line.trim().is_empty()).for_each(|line| log::info!("{}: {line}", self.name));
+        match status.success() {
+            true => Ok(()),
+            false => Err(format!("{} failed: {status}", self.name)),
         }
-        Ok(Err(error)) => return Err(format!("{manager}: {error}")),
-        Err(_) => return Err(format!("{manager} did not end within {} s", MANAGER_TIMEOUT.as_secs())),
-    };
-    for bytes in [&output.stdout, &output.stderr] {
-        let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(MAX_OUTPUT_BYTES)..]);
-        text.lines().filter(|line| !line.trim().is_empty()).for_each(|line| log::info!("{manager}: {line}"));
     }
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!("{manager} failed: {}", output.status)),
+
+    /// Whether a package brings this program, and not another agent, which would run beside this one.
+    pub(super) async fn brings(self, package: &Path, program: &Path) -> Result<bool, String> {
+        let (status, mut output) = self.run(self.list, package).await?;
+        let list = output.rewind().and_then(|()| read_text(&mut output, MAX_LIST_BYTES)).unwrap_or_default();
+        let program = program.to_string_lossy();
+        // What lies in /usr may be listed as it was before the directories were merged; dpkg puts a dot before the path.
+        let names = [&*program, program.strip_prefix("/usr").unwrap_or(&program)];
+        let is_named = |line: &str| {
+            let heads = names.iter().filter_map(|name| line.strip_suffix(name));
+            heads.into_iter().any(|head| head.is_empty() || head.ends_with(" ."))
+        };
+        match status.success() {
+            true => Ok(list.lines().any(is_named)),
+            false => Err(format!("{} cannot read the package: {status}", self.name)),
+        }
     }
+
+    /// Runs it on a package; how it ended, and what it said on both outputs.
+    ///
+    /// It is not killed when the agent ends, which may be its own doing, and not waited for beyond its own end, since what
+    /// it has started may keep the outputs open.
+    async fn run(self, options: &[&str], package: &Path) -> Result<(ExitStatus, File), String> {
+        let output = package.with_extension("output");
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => format!("this host has no {} for the package that was downloaded", self.name),
+            _ => format!("{}: {error}", self.name),
+        };
+        let open = || File::options().read(true).write(true).create(true).truncate(true).open(&output);
+        let said = open().map_err(|error| format!("{}: {error}", output.display()))?;
+        let mut command = Command::new(self.name);
+        // Nobody is there to be asked.
+        command
+            .args(options)
+            .arg(package)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null())
+            .process_group(0);
+        command.stdout(said.try_clone().map_err(failed)?).stderr(said.try_clone().map_err(failed)?);
+        if std::env::var_os("PATH").is_none() {
+            command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        }
+        let mut child = command.spawn().map_err(failed)?;
+        match timeout(MANAGER_TIMEOUT, child.wait()).await {
+            Ok(status) => Ok((status.map_err(failed)?, said)),
+            Err(_) => Err(format!("{} did not end within {} s", self.name, MANAGER_TIMEOUT.as_secs())),
+        }
+    }
+}
+
+fn read_text(from: &mut File, most: u64) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    from.take(most).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Has a program say its version, which is to be this one: it can be executed here, and is what was wanted.

@@ -309,10 +309,16 @@ fn what_is_not_the_version_is_never_put_in_place() {
     wait_for_version(&site, &agent, NEXT_VERSION);
 }
 
-/// A directory with a package manager in it that does as the script says, to go before all others.
-fn package_manager(dir: &Path, name: &str, does: &str) -> String {
+/// A directory with a package manager in it that finds this file in every package and does as the script says, to go before
+/// all others.
+fn package_manager(dir: &Path, name: &str, file: &Path, does: &str) -> String {
     let path = dir.join(name);
-    fs::write(&path, script(does)).unwrap();
+    let lists = format!(
+        "case \"$1\" in\n--contents) echo \"-rwxr-xr-x root/root 2494952 2026-01-01 00:00 .{0}\"; exit;;\n\
+         -qpl) echo {0}; exit;;\nesac\n{does}",
+        file.display()
+    );
+    fs::write(&path, script(&lists)).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     format!("{}:{}", dir.display(), std::env::var("PATH").unwrap())
 }
@@ -328,7 +334,7 @@ fn packages_are_installed_by_the_hosts_package_manager() {
             "echo \"called with $1\"; echo \"a warning\" >&2; cp {NEXT} {0}.dpkg-new && mv {0}.dpkg-new {0}",
             program(&workdir).display()
         );
-        let path = package_manager(dir.path(), manager, &does);
+        let path = package_manager(dir.path(), manager, &program(&workdir), &does);
         let agent = setup.variable("PATH", &path).start();
         site.wait_connected(&agent);
         site.configure(&agent, &[web.offer(NEXT_VERSION, head.to_vec())]);
@@ -348,7 +354,7 @@ fn a_package_manager_that_fails_leaves_the_agent_as_it_is() {
     let workdir = setup.workdir().path().to_owned();
     // It gets half way.
     let does = format!("echo \"no space left\" >&2; rm {}; exit 3", program(&workdir).display());
-    let path = package_manager(dir.path(), "dpkg", &does);
+    let path = package_manager(dir.path(), "dpkg", &program(&workdir), &does);
     let agent = setup.variable("PATH", &path).start();
     site.wait_connected(&agent);
     let offer = web.offer(NEXT_VERSION, b"!<arch>\n....".to_vec());
@@ -362,12 +368,28 @@ fn a_package_manager_that_fails_leaves_the_agent_as_it_is() {
     wait_until("second try", || agent.log_lines("dpkg failed").len() == 2);
     assert_eq!(web.asked_for(&offer), 2);
     // One that installs something else is at fault itself.
-    package_manager(dir.path(), "dpkg", "echo done");
+    package_manager(dir.path(), "dpkg", &program(&workdir), "echo done");
     site.configure(&agent, slice::from_ref(&offer));
     agent.wait_for_log("failed: it says that it is \"elklet 0.1.0\", expected \"elklet 9.9.9\"");
     site.configure(&agent, &[offer]);
     agent.wait_for_log("version 9.9.9 has failed here, and is not tried again");
     site.center().read(|state| assert_eq!(state.agent(agent.id()).streams, 1));
+}
+
+/// As of Elkeid's own agent, which such a server may name for the rest of its fleet.
+#[test]
+fn a_package_of_another_agent_is_not_installed() {
+    let (site, web) = (Site::new(), Web::new());
+    let dir = tempfile::tempdir().unwrap();
+    let path = package_manager(dir.path(), "dpkg", Path::new("/etc/elkeid/elkeid-agent"), "echo installed");
+    let agent = elklet(&site).variable("PATH", &path).start();
+    site.wait_connected(&agent);
+    let offer = web.offer(NEXT_VERSION, b"!<arch>\n....".to_vec());
+    site.configure(&agent, slice::from_ref(&offer));
+    agent.wait_for_log("the update to version 9.9.9 failed: the package does not bring ");
+    site.configure(&agent, &[offer]);
+    agent.wait_for_log("version 9.9.9 has failed here, and is not tried again");
+    assert_eq!(agent.log_lines("installed").len(), 0);
 }
 
 #[test]
