@@ -7,8 +7,10 @@ use elklet_proto::grpc::{
     Command, Config, EncodedRecord, FileUploadRequest, FileUploadResponse, PackagedData, Payload, Task,
 };
 use elklet_tests::center::{AccessKey, Center, Fault, Instance, Options, Pace, RecordsTo, Signed, Status};
+use elklet_tests::harness::{own_address, skipped, wait_until};
 use elklet_tests::pki::{self, Ca, Set, Validity};
 use prost::Message;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
@@ -158,8 +160,7 @@ async fn certificates_of_every_kind() {
 async fn certificates_as_the_reference_has_them() {
     let dir = tempfile::tempdir().unwrap();
     if !pki::write_like_reference(dir.path()).unwrap() {
-        eprintln!("skipped: no openssl");
-        return;
+        return skipped("certificates_as_the_reference_has_them", "there is no openssl to make them");
     }
     let key = std::fs::read_to_string(dir.path().join("client.key")).unwrap();
     assert!(key.starts_with("-----BEGIN RSA PRIVATE KEY-----"), "{key}");
@@ -592,7 +593,8 @@ async fn a_frozen_connection_holds_its_id() {
 
 #[tokio::test]
 async fn a_center_comes_back_where_it_was() {
-    let site = Site::new();
+    // On an address of its own, of which nobody else is given a port meanwhile.
+    let site = Site::with(|options| (options.listen, options.http) = (own_address(), own_address()));
     site.center.set_configs(Some(vec![config("driver")]));
     let (client, mut call) = site.agent("a").await;
     let Site { center, dir } = site;
@@ -600,7 +602,15 @@ async fn a_center_comes_back_where_it_was() {
     let options = center.stop();
     assert!(call.try_status().await.is_err());
     assert!(client.ended().await.is_err());
-    let site = Site { center: Center::start(options).unwrap(), dir };
+    let mut started = None;
+    wait_until("address to listen on", || {
+        // A process that another test is just starting may still have the sockets of the center that was stopped.
+        let result = Center::start(options.clone());
+        let taken = result.as_ref().is_err_and(|error| error.kind() == ErrorKind::AddrInUse);
+        started = Some(result);
+        !taken
+    });
+    let site = Site { center: started.unwrap().unwrap(), dir };
     assert_eq!(site.center.grpc_addr(), address);
     let (_client, mut call) = site.agent("a").await;
     call.send(&batch("a", &[1000])).await;

@@ -82,16 +82,13 @@ fn run(arguments: Arguments) -> io::Result<()> {
     // Signals are caught before anybody can know that there is something to end.
     let (mut interrupt, mut terminate) = waiting
         .block_on(async { Ok::<_, io::Error>((signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)) })?;
-    let center = Center::start(arguments.options)?;
-    if let Some(path) = &arguments.journal {
-        let mut journal = Journal::append_to(path)?;
-        center.observe(move |batch| {
-            if let Err(error) = journal.note(batch) {
-                log::error!("the journal: {error}");
-                std::process::abort();
-            }
-        });
-    }
+    let mut journal = arguments.journal.as_deref().map(Journal::append_to).transpose()?;
+    let center = Center::start_observed(arguments.options, move |batch| {
+        if let Some(Err(error)) = journal.as_mut().map(|journal| journal.note(batch)) {
+            log::error!("the journal: {error}");
+            std::process::abort();
+        }
+    })?;
     eprintln!("listening grpc={} http={}", center.grpc_addr(), center.http_addr());
     waiting.block_on(async {
         tokio::select! {

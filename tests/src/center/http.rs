@@ -31,6 +31,9 @@ const MAX_BODY: usize = 16 << 20;
 /// How long a client may take over the head of its request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a command may wait for its agent: 2 s to be handed over and 2 s to be sent, as AgentCenter has it.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(4);
+
 const SUCCESS: u32 = 0;
 const AUTH_FAILED: u32 = 1;
 const PARAM_INVALID: u32 = 2;
@@ -159,7 +162,7 @@ async fn command(body: &[u8], shared: &Shared) -> Response<Full<Bytes>> {
     if request.agent_id.is_empty() {
         return reply(StatusCode::BAD_REQUEST, PARAM_INVALID, "agent_id is empty", Value::Null);
     }
-    match shared.command(&request.agent_id, request.command.into()).await {
+    match shared.command(&request.agent_id, request.command.into(), COMMAND_TIMEOUT).await {
         Ok(()) => success(Value::Null),
         Err(error) => reply(StatusCode::OK, OTHER, &error.to_string(), Value::Null),
     }

@@ -48,6 +48,9 @@ use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::sync::oneshot;
 
+/// How long a command of a test may wait for its agent: a long one goes through a small window, on a busy machine.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
+
 /// What a center is to be.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -114,7 +117,18 @@ impl Center {
     ///
     /// # Errors
     /// When a certificate, an address or the file for records is not to be had.
-    pub fn start(mut options: Options) -> io::Result<Self> {
+    pub fn start(options: Options) -> io::Result<Self> {
+        Self::start_observed(options, |_| {})
+    }
+
+    /// The same with an observer that misses nothing: agents may be dialling already. See [`Center::observe`].
+    ///
+    /// # Errors
+    /// When a certificate, an address or the file for records is not to be had.
+    pub fn start_observed(
+        mut options: Options,
+        observer: impl FnMut(&Arc<Batch>) + Send + 'static,
+    ) -> io::Result<Self> {
         let tls = connection::tls(&options.certs, true, options.tls_versions, options.alpn.clone())?;
         let http_tls = match options.http_tls {
             true => Some(connection::tls(&options.certs, false, rustls::DEFAULT_VERSIONS, vec![b"http/1.1".to_vec()])?),
@@ -135,6 +149,7 @@ impl Center {
             runtime::Builder::new_multi_thread().worker_threads(2).thread_name("center").enable_all().build()?;
         let handle = runtime.handle().clone();
         let shared = Arc::new(Shared::new(options, lines));
+        shared.observe(always(observer));
         {
             let _inside = runtime.enter();
             runtime.spawn(connection::accept(listener(grpc)?, tls, Arc::clone(&shared)));
@@ -220,14 +235,11 @@ impl Center {
         }
     }
 
-    /// Calls `observer` with every message that is taken, before it is counted, as long as the center lives.
+    /// Calls `observer` with every message that is taken from now on, before it is counted, as long as the center lives.
     ///
     /// The stream waits meanwhile, as it would for AgentCenter's message queue.
-    pub fn observe(&self, mut observer: impl FnMut(&Arc<Batch>) + Send + 'static) {
-        self.shared.observe(move |batch| {
-            observer(batch);
-            true
-        });
+    pub fn observe(&self, observer: impl FnMut(&Arc<Batch>) + Send + 'static) {
+        self.shared.observe(always(observer));
     }
 
     /// Every message from now on. They are kept in memory until they are received, or the receiver is dropped.
@@ -243,7 +255,7 @@ impl Center {
         let (shared, agent_id) = (Arc::clone(&self.shared), agent_id.to_owned());
         self.runtime.spawn(async move {
             // Who asked may not care.
-            _ = done.send(shared.command(&agent_id, command).await);
+            _ = done.send(shared.command(&agent_id, command, COMMAND_DEADLINE).await);
         });
         Delivery(receiver)
     }
@@ -300,6 +312,14 @@ impl Drop for Center {
     }
 }
 
+/// An observer that never has enough.
+fn always(mut observer: impl FnMut(&Arc<Batch>)) -> impl FnMut(&Arc<Batch>) -> bool {
+    move |batch| {
+        observer(batch);
+        true
+    }
+}
+
 fn join(thread: Option<JoinHandle<()>>) {
     if let Some(thread) = thread {
         // One that panicked has said so.
@@ -313,7 +333,7 @@ fn join(thread: Option<JoinHandle<()>>) {
 pub struct Delivery(oneshot::Receiver<Result<(), CommandError>>);
 
 impl Delivery {
-    /// Blocks until the command is on the wire, at most 4 s.
+    /// Blocks until the command is on the wire, at most 60 s.
     ///
     /// # Errors
     /// Why it is not.

@@ -11,9 +11,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-/// How long a command may wait for its agent: 2 s to be handed over and 2 s to be sent, as AgentCenter has it.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(4);
-
 /// What all tasks of a center share.
 pub(super) struct Shared {
     pub(super) options: Options,
@@ -98,14 +95,15 @@ impl Shared {
         }
     }
 
-    pub(super) async fn command(&self, agent_id: &str, command: Command) -> Result<(), CommandError> {
+    /// Has a command sent, waiting for so long at most until the agent has taken it.
+    pub(super) async fn command(&self, agent_id: &str, command: Command, within: Duration) -> Result<(), CommandError> {
         let (done, sent) = oneshot::channel();
         if !self.order(agent_id, Order::Command(command, done)) {
             return Err(CommandError::NotConnected(agent_id.to_owned()));
         }
-        match tokio::time::timeout(COMMAND_TIMEOUT, sent).await {
+        match tokio::time::timeout(within, sent).await {
             Ok(sent) => sent.unwrap_or(Err(CommandError::StreamEnded)),
-            Err(_) => Err(CommandError::NotTaken),
+            Err(_) => Err(CommandError::NotTaken(within)),
         }
     }
 

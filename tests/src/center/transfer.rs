@@ -16,6 +16,7 @@ use http::{Request, StatusCode};
 use prost::Message;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// An open stream, as others reach it.
@@ -38,8 +39,8 @@ pub enum CommandError {
     NotConnected(String),
     /// The stream ended or broke first.
     StreamEnded,
-    /// The agent's flow-control window stayed shut for 4 s; the command may still go out.
-    NotTaken,
+    /// The agent's flow-control window was shut for too long; the command may still go out.
+    NotTaken(Duration),
 }
 
 impl fmt::Display for CommandError {
@@ -47,7 +48,7 @@ impl fmt::Display for CommandError {
         match self {
             Self::NotConnected(id) => write!(f, "agent {id} is not connected"),
             Self::StreamEnded => write!(f, "the stream ended before the command was sent"),
-            Self::NotTaken => write!(f, "the agent did not take the command within 4 s"),
+            Self::NotTaken(within) => write!(f, "the agent did not take the command within {} s", within.as_secs()),
         }
     }
 }

@@ -18,7 +18,7 @@ pub use rustix::process::Signal;
 use crate::center::{Center, Options, State};
 use crate::pki::Set;
 use elklet_proto::grpc::{Command, Task};
-use std::io;
+use std::io::{self, Write, stderr};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -118,19 +118,17 @@ impl Site {
     /// # Panics
     /// When it cannot be started.
     pub fn start(&mut self, options: Options) {
-        let mut started = None;
+        let (number, mut started) = (self.centers + 1, None);
         wait_until("address to listen on", || {
             // A process that another test is just starting may still have the sockets of the center that was stopped.
-            let result = Center::start(options.clone());
+            let records = Arc::clone(&self.records);
+            let result = Center::start_observed(options.clone(), move |batch| records.take(number, batch));
             let taken = result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
             started = Some(result);
             !taken
         });
-        let center = started.expect("it was tried").expect("the center starts");
-        self.centers += 1;
-        let (records, number) = (Arc::clone(&self.records), self.centers);
-        center.observe(move |batch| records.take(number, batch));
-        self.center = Some(center);
+        self.center = Some(started.expect("it was tried").expect("the center starts"));
+        self.centers = number;
     }
 
     /// An agent of this site that is not started yet: it has the site's certificates and no server to go to.
@@ -250,7 +248,8 @@ impl Site {
 }
 
 /// Any port of a loopback address that no other site has: so nobody else is given the port of a center that was stopped.
-pub(crate) fn own_address() -> SocketAddr {
+#[must_use]
+pub fn own_address() -> SocketAddr {
     static SITES: AtomicU32 = AtomicU32::new(0);
     let [_, a, b, _] = std::process::id().wrapping_mul(0x9e37_79b1).to_be_bytes();
     let number = 1 + SITES.fetch_add(1, Ordering::Relaxed) % 250;
@@ -292,6 +291,14 @@ pub fn all_at_once<C: Sync>(cases: &[(&str, C)], run: impl Fn(&str, &C) + Sync) 
             spawned.expect("a thread");
         }
     });
+}
+
+/// Says that a test cannot run here, and why, past the capturing of output: whoever runs the tests is to see it.
+///
+/// # Panics
+/// When standard error is closed.
+pub fn skipped(test: &str, why: &str) {
+    stderr().write_all(format!("SKIPPED {test}: {why}\n").as_bytes()).expect("standard error is open");
 }
 
 /// Whether a process exists that is no zombie.

@@ -2,7 +2,7 @@
 
 use crate::PLUGIN;
 use elklet_tests::binaries::Binaries;
-use elklet_tests::harness::{Agent, Signal, Site, holds_within, is_alive, types, wait_until};
+use elklet_tests::harness::{Agent, Signal, Site, holds_within, is_alive, skipped, types, wait_until};
 use rustix::process::{Pid, getuid};
 use std::collections::BTreeMap;
 use std::fs;
@@ -90,11 +90,9 @@ fn open_files_are_limited_everywhere() {
 
 #[test]
 fn groups_limit_memory_processor_and_processes_and_go_with_the_plugin() {
+    let name = "groups_limit_memory_processor_and_processes_and_go_with_the_plugin";
     if !getuid().is_root() {
-        println!(
-            "SKIPPED groups_limit_memory_processor_and_processes_and_go_with_the_plugin: control groups need root"
-        );
-        return;
+        return skipped(name, "control groups need root");
     }
     let site = Site::new();
     let setup = site
@@ -109,11 +107,7 @@ fn groups_limit_memory_processor_and_processes_and_go_with_the_plugin() {
     wait_until("limits", || agent.log_lines("plugin probe: ").len() >= 3);
     let applied = agent.log_lines("plugin probe: ").into_iter().filter(|line| line.contains("(cgroup v")).count();
     if applied < 3 {
-        println!(
-            "SKIPPED groups_limit_memory_processor_and_processes_and_go_with_the_plugin: {:?}",
-            agent.log_lines("not applied")
-        );
-        return;
+        return skipped(name, &agent.log_lines("not applied").join("; "));
     }
     let groups = groups(pid);
     let read = |names: [&str; 2]| {
@@ -147,8 +141,7 @@ fn where_no_group_can_be_made_resource_limits_are_set_and_the_rest_is_said() {
     if getuid().is_root()
         && !Command::new("setpriv").arg("--version").output().is_ok_and(|output| output.status.success())
     {
-        println!("SKIPPED {name}: there is no setpriv");
-        return;
+        return skipped(name, "there is no setpriv");
     }
     let site = Site::new();
     let mut setup = site.eager().setting("plugins", "memory_mib = 64\ncpu_percent = 50\nprocesses = 10");
@@ -156,8 +149,13 @@ fn where_no_group_can_be_made_resource_limits_are_set_and_the_rest_is_said() {
     if getuid().is_root() {
         // Somebody who may make no groups.
         let nobody = Some(65534);
+        // The directory that it was built in may be closed to others.
+        let program = setup.workdir().path().join("elklet");
+        assert!(Command::new("cp").arg(&Binaries::for_tests().elklet).arg(&program).status().unwrap().success());
+        setup = setup.program(&program);
         for path in [
             setup.workdir().path(),
+            &program,
             &setup.workdir().plugin_dir(""),
             &setup.workdir().plugin_dir("probe"),
             &setup.workdir().plugin_dir("probe").join("probe"),

@@ -1,7 +1,7 @@
 //! Through proxies: the stream, service discovery, by file and by environment, around them, and into those that fail.
 
 use crate::PLUGIN;
-use elklet_tests::harness::{Agent, Setup, Site, all_at_once};
+use elklet_tests::harness::{Agent, Setup, Site, all_at_once, skipped};
 use elklet_tests::proxy::{Kind, Options, Proxy};
 use std::collections::HashMap;
 use std::fs;
@@ -151,8 +151,7 @@ fn a_proxy_that_is_no_way_is_named_with_its_reason() {
 #[test]
 fn a_server_on_ipv6_is_reached_directly_and_through_proxies() {
     if TcpListener::bind("[::1]:0").is_err() {
-        eprintln!("SKIPPED a_server_on_ipv6_is_reached_directly_and_through_proxies: there is no IPv6 here");
-        return;
+        return skipped("a_server_on_ipv6_is_reached_directly_and_through_proxies", "there is no IPv6 here");
     }
     let loopback = "[::1]:0".parse().unwrap();
     let site = Site::with(|options| (options.listen, options.http) = (loopback, loopback));

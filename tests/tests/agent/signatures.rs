@@ -3,7 +3,7 @@
 use super::downloads::{plain, program};
 use elklet_proto::grpc::Config;
 use elklet_tests::files::{Files, How};
-use elklet_tests::harness::{Site, types};
+use elklet_tests::harness::{Site, skipped, types};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use std::fs;
 use std::path::Path;
@@ -73,8 +73,7 @@ fn only_what_the_keys_owner_has_signed_is_started() {
 #[test]
 fn openssl_makes_signatures_as_the_page_says() {
     if !Command::new("openssl").arg("version").stdout(Stdio::null()).status().is_ok_and(|status| status.success()) {
-        println!("SKIPPED openssl_makes_signatures_as_the_page_says: there is no openssl");
-        return;
+        return skipped("openssl_makes_signatures_as_the_page_says", "there is no openssl");
     }
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/plugins.md")).unwrap();
     let commands = page

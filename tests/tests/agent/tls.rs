@@ -2,7 +2,7 @@
 
 use crate::PLUGIN;
 use elklet_tests::center::Options;
-use elklet_tests::harness::{RawServer, Setup, Site, all_at_once, types};
+use elklet_tests::harness::{RawServer, Setup, Site, all_at_once, skipped, types};
 use elklet_tests::pki::{self, Ca, SERVER_NAME, Set, Validity};
 use rustls::SupportedProtocolVersion;
 use std::fs;
@@ -156,8 +156,7 @@ fn keys_of_every_form_will_do() {
 fn the_references_certificates_will_do() {
     let certs = tempfile::tempdir().unwrap();
     if !pki::write_like_reference(certs.path()).unwrap() {
-        eprintln!("SKIPPED the_references_certificates_will_do: there is no openssl to make them");
-        return;
+        return skipped("the_references_certificates_will_do", "there is no openssl to make them");
     }
     let key = fs::read_to_string(certs.path().join("client.key")).unwrap();
     assert!(key.contains("BEGIN RSA PRIVATE KEY"), "PKCS#1: {key}");

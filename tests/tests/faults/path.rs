@@ -3,9 +3,8 @@
 use crate::CENTER;
 use crate::load::{RATE, Run};
 use elklet_tests::faults::{Namespace, Proxy, Server};
-use elklet_tests::harness::{Setup, holds_within, wait_until};
+use elklet_tests::harness::{Setup, holds_within, skipped, wait_until};
 use std::fs::File;
-use std::io::{Write, stderr};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -18,12 +17,12 @@ fn through_a_proxy(seconds: u64) -> (Run, Proxy) {
     (run, proxy)
 }
 
-/// Resets every connection each `pause`, for as long as `lasting`.
+/// Resets every connection each `pause`, for as long as `lasting`, and four times at least.
 fn reset_again_and_again(pause: Duration, lasting: Duration) {
     let (run, proxy) = through_a_proxy(lasting.as_secs() + 4);
     let end = Instant::now() + lasting;
     let mut resets = 0;
-    while Instant::now() < end {
+    while Instant::now() < end || resets <= 3 {
         let before = proxy.accepted();
         proxy.reset();
         resets += 1;
@@ -32,7 +31,6 @@ fn reset_again_and_again(pause: Duration, lasting: Duration) {
         wait_until("next connection", || proxy.accepted() > before);
     }
     run.assert_whole(&format!("{resets} resets, {pause:?} apart"), resets);
-    assert!(resets > 3, "{resets}");
 }
 
 #[test]
@@ -74,8 +72,7 @@ fn a_proxy_that_closes_corrupts_delays_throttles_and_stops() {
 fn namespace(test: &str) -> Option<Namespace> {
     let namespace = Namespace::new();
     if let Err(reason) = &namespace {
-        // Past the capturing of output: whoever runs the tests is to see it.
-        stderr().write_all(format!("SKIPPED {test}: {reason}\n").as_bytes()).unwrap();
+        skipped(test, reason);
     }
     namespace.ok()
 }
@@ -83,8 +80,9 @@ fn namespace(test: &str) -> Option<Namespace> {
 /// Makes the path silent, has the agent get something to send, and waits until it has noticed; gives how long that took.
 fn silence_until_noticed(namespace: &Namespace, run: &Run, send: impl FnOnce()) -> Duration {
     let lines = || run.agent.log_lines("connection broke").len() + run.agent.log_lines("no answer in time").len();
-    let (before, begun) = (lines(), Instant::now());
+    let before = lines();
     namespace.silence(run.server.address());
+    let begun = Instant::now();
     send();
     let noticed = holds_within(Duration::from_secs(30), || lines() > before);
     let after = begun.elapsed();
@@ -122,5 +120,5 @@ fn a_server_that_believes_in_a_connection_that_has_died() {
     let begun = Instant::now();
     run.assert_whole("restored", 1);
     let after = begun.elapsed();
-    assert!(after < Duration::from_secs(20), "the server took the agent back after {after:?}");
+    assert!(after < Duration::from_secs(40), "the server took the agent back after {after:?}");
 }
