@@ -7,7 +7,7 @@ use std::process::Command;
 fn the_demo_shows_what_it_executes_and_loses_nothing() {
     let Binaries { elklet, procwatch } = Binaries::for_tests();
     let output = Command::new(env!("CARGO_BIN_EXE_demo"))
-        .args(["--seconds", "4"])
+        .args(["--seconds", "10"])
         .env("ELKLET_BIN", elklet)
         .env("PROCWATCH_BIN", procwatch)
         .env_remove("COLUMNS")

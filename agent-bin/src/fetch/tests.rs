@@ -150,12 +150,12 @@ fn every_failure_leads_to_the_next_address_and_is_told_in_the_end() {
 #[test]
 fn time_is_limited_for_silence_and_for_the_whole() {
     let body = some_bytes();
-    let patience = Patience { stall: Duration::from_millis(300), ..Patience::default() };
-    let silent = broken(body.len(), body[..10].to_vec(), || thread::sleep(Duration::from_secs(5)));
+    let patience = Patience { stall: Duration::from_secs(3), ..Patience::default() };
+    let silent = broken(body.len(), body[..10].to_vec(), || thread::sleep(Duration::from_secs(60)));
     let begun = Instant::now();
     let urls = [silent, right(body.clone())];
     assert_eq!(fetch_with(&fetcher(patience), &urls, &body, &Cancel::default()), Ok(body.clone()));
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 
     // Never silent for long, and never done.
     let patience = Patience { total: Duration::from_millis(500), ..Patience::default() };

@@ -23,8 +23,8 @@ const REFERENCE_PORT: &str = "6751";
 /// From a plugin's start to its first record: the agent is looked at when it has come to rest.
 const SETTLE: Duration = Duration::from_millis(1500);
 
-/// Records that have not come for this long after the last one do not come.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Records that have not come for this long after the last one do not come. When all have come nobody waits.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An agent to measure.
 pub(crate) struct Program {

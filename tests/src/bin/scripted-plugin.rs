@@ -17,7 +17,7 @@
 //! | `urgent`, `bulk` | writes to descriptor 5 or 4 from here on |
 //! | `close` | closes the pipe that it writes to |
 //! | `child` | starts a process in its group that sleeps and holds the pipes open, and tells its pid in a record |
-//! | `deaf`, `deaf=FILE` | does nothing and reads no tasks, for ever or until FILE exists |
+//! | `deaf`, `deaf=FILE` | does nothing and reads no tasks, for ever or until FILE exists, which it removes |
 //! | `eat=MIB` | takes so much memory and keeps it |
 //! | `stderr=TEXT` | a line on standard error |
 //! | `exit=CODE`, `abort` | ends at once, with a code or by SIGABRT |
@@ -30,7 +30,6 @@ use std::env;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::FromRawFd;
-use std::path::Path;
 use std::process::{self, Command};
 use std::str::FromStr;
 use std::sync::mpsc::{self, Receiver, TryRecvError};
@@ -133,7 +132,7 @@ impl Plugin {
                 "urgent" => self.lane = 1,
                 "close" => self.pipes[self.lane] = None,
                 "child" => self.child(),
-                "deaf" => sleep_until(|| !value.is_empty() && Path::new(value).exists()),
+                "deaf" => sleep_until(|| !value.is_empty() && fs::remove_file(value).is_ok()),
                 "eat" => self.eaten.extend(vec![1; count::<usize>(value) << 20]),
                 "stderr" => eprintln!("{value}"),
                 "exit" => process::exit(count(value)),
@@ -342,7 +341,7 @@ fn sleep_until(condition: impl Fn() -> bool) {
 
 /// What the agent has made of this process.
 fn surroundings() -> Vec<(&'static str, String)> {
-    // Fields of stat behind the name: state, parent, group.
+    // Fields of stat behind the name: state, parent, group; the start, in clock ticks since the system's, is the 20th of them.
     let stat = fs::read_to_string("/proc/self/stat").unwrap();
     let behind_name: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
     let target =
@@ -357,6 +356,7 @@ fn surroundings() -> Vec<(&'static str, String)> {
         ("pid", process::id().to_string()),
         ("ppid", behind_name[1].to_owned()),
         ("pgid", behind_name[2].to_owned()),
+        ("started", behind_name[19].to_owned()),
         ("cwd", env::current_dir().unwrap().display().to_string()),
         ("argv", env::args().collect::<Vec<_>>().join("\n")),
         ("environment", environment.join("\n")),

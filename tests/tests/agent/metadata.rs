@@ -60,7 +60,10 @@ fn what_cannot_be_is_answered_and_changes_nothing() {
     let site = Site::new();
     let setup = site.setup();
     // Only hosts in Europe have a server.
-    let text = format!("region = \"eu\"\n[regions.eu]\nprivate = [{:?}, {0:?}, {0:?}, {0:?}]\n", site.address());
+    let text = format!(
+        "region = \"eu\"\n[server]\nreconnect_spread_s = 1\n[regions.eu]\nprivate = [{:?}, {0:?}, {0:?}, {0:?}]\n",
+        site.address()
+    );
     fs::write(setup.workdir().path().join("elklet.toml"), text).unwrap();
     let agent = setup.start();
     site.wait_connected(&agent);

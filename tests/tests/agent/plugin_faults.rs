@@ -227,12 +227,10 @@ fn what_a_death_leaves_of_a_frame_is_named_and_counted() {
     let agent = setup.start();
     for config in &configs {
         agent.wait_for_log(&format!("plugin {} version", config.name));
-        let sign = agent.workdir().plugin_dir(&config.name).join("go");
-        fs::write(&sign, "").unwrap();
+        // It takes the sign with it: in its next life it waits.
+        fs::write(agent.workdir().plugin_dir(&config.name).join("go"), "").unwrap();
         let ends = if config.name == "half" { "exited with code 1" } else { "was killed by signal 6" };
         agent.wait_for_log(&format!("plugin {} {ends} unexpectedly", config.name));
-        // In its next life it waits.
-        fs::remove_file(&sign).unwrap();
     }
     agent.wait_for_log("plugin half sent 10 bytes of a frame of 100, then its end; it is skipped");
     agent.wait_for_log("plugin two sent 2 bytes of a frame's length, then its end; it is skipped");
@@ -320,6 +318,8 @@ fn tasks_of_a_plugin_that_dies_are_answered() {
     for token in ["a", "b", "c"] {
         site.task(&agent, "deaf", 1, &data, token);
     }
+    // It cannot be started again: until then there is nobody to take a task.
+    fs::remove_dir_all(agent.workdir().plugin_dir("deaf")).unwrap();
     let line = agent.wait_for_log("started as process ");
     let pid = line.rsplit_once(' ').unwrap().1.parse().unwrap();
     rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
@@ -329,7 +329,6 @@ fn tasks_of_a_plugin_that_dies_are_answered() {
     let mut tokens = site.records(&agent, |records| records.values(5100, "token"));
     tokens.sort_unstable();
     assert_eq!(tokens, ["a", "b", "c"]);
-    // Until it is started again there is nobody to take one.
     site.task(&agent, "deaf", 1, "", "d");
     site.wait_records("refusal", &agent, |records| records.of_type(5100).count() == 4);
     let msg = site.records(&agent, |records| records.values(5100, "msg").pop().unwrap());

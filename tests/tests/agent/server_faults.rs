@@ -217,8 +217,8 @@ fn a_taken_id_and_a_full_server_are_waited_for() {
         assert!(line.contains("the server ended the stream with gRPC status 2 ("), "{line}");
         assert!(site.center().read(|state| state.totals.conflicts + state.totals.out_of_tokens) >= 1);
         assert_works(&site, &first, "undisturbed");
-        drop(first);
         let streams = site.center().read(|state| state.agent(second.id()).streams);
+        drop(first);
         site.wait("second agent", |state| state.agent(second.id()).streams > streams);
         site.wait_connected(&second);
         assert!(site.heartbeats(&second).count("streams") >= 2);
@@ -328,8 +328,8 @@ fn breaks_under_load_lose_nothing() {
     };
     for fault in [Fault::Close, Fault::Reset(Reason::INTERNAL_ERROR), Fault::GoAway(Reason::ENHANCE_YOUR_CALM)] {
         wait_for_more(&site);
-        assert!(site.center().inject(agent.id(), fault));
         let streams = site.center().read(|state| state.agent(agent.id()).streams);
+        assert!(site.center().inject(agent.id(), fault));
         site.wait("next stream", |state| state.agent(agent.id()).streams > streams);
     }
     wait_for_more(&site);

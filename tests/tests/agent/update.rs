@@ -158,10 +158,14 @@ fn a_new_program_takes_over_and_stays() {
     let fetched = web.asked_for(&offer);
     let heartbeats = site.fresh_heartbeats(&agent);
     assert_eq!((&*heartbeats.agent["state"], fetched), ("running", 1), "{heartbeats:?}");
+    let streams = site.center().read(|state| state.agent(agent.id()).streams);
     let agent = agent.into_setup().start();
-    site.wait_connected(&agent);
-    agent.wait_for_log("the agent ends; ");
-    assert_eq!(version(&site, &agent), NEXT_VERSION);
+    site.wait("heartbeat of the next life", |state| {
+        let known = state.agent(agent.id());
+        known.streams > streams && known.heartbeat.is_some()
+    });
+    let heartbeat = site.center().read(|state| state.agent(agent.id()).heartbeat).unwrap();
+    assert_eq!(heartbeat.host["version"], NEXT_VERSION);
     assert_eq!(web.asked_for(&offer), 1);
 }
 
