@@ -80,8 +80,11 @@ pub(crate) struct Reader {
 /// The initial pid namespace's number, `PID_NS_INIT_INO` of linux/nsfs.h.
 pub(crate) const ROOT_PID_NAMESPACE: u32 = 0xeffffffc;
 
-/// The reference cuts arguments here.
+/// The reference cuts arguments here, and here variables are cut as well: who starts a program chooses how long they are.
 const ARGV_BYTES: usize = 256;
+
+/// Kubernetes allows a pod's name no more.
+const POD_NAME_BYTES: usize = 253;
 
 /// An environment longer than this does not stay allocated.
 const ENVIRON_KEPT_BYTES: usize = 8 * 1024;
@@ -107,6 +110,7 @@ impl Reader {
         let mut program = self.read_program(&dir);
         if process.is_contained() && !stat.is_kernel_thread() {
             program.pod_name = pod_name(dir.environ(&mut self.environ).ok().as_ref());
+            self.release_environ();
         }
         process.program = Rc::new(program);
         Ok(process)
@@ -134,7 +138,7 @@ impl Reader {
         put_variable(row, "ld_preload", environ.as_ref(), "LD_PRELOAD");
         put_variable(row, "ssh", environ.as_ref(), "SSH_CONNECTION");
         program.pod_name = pod_name(environ.as_ref());
-        self.environ.shrink_to(ENVIRON_KEPT_BYTES);
+        self.release_environ();
 
         match stat.map(|stat| stat.tty) {
             Some(0) => row.put("tty", ABSENT),
@@ -189,6 +193,11 @@ impl Reader {
         }
     }
 
+    fn release_environ(&mut self) {
+        self.environ.clear();
+        self.environ.shrink_to(ENVIRON_KEPT_BYTES);
+    }
+
     /// All of a program but the name of its pod.
     fn read_program(&mut self, dir: &ProcDir) -> Program {
         let mut line = [0; ARGV_BYTES];
@@ -222,15 +231,19 @@ impl Reader {
 /// As the reference looks for it.
 fn pod_name(environ: Option<&Environ<'_>>) -> Option<Box<str>> {
     let variable = |name| environ.and_then(|environ| environ.find(name).ok().flatten());
-    variable("MY_POD_NAME").or_else(|| variable("POD_NAME")).map(text)
+    variable("MY_POD_NAME").or_else(|| variable("POD_NAME")).map(|name| text(beginning(name, POD_NAME_BYTES)))
 }
 
 fn put_variable(row: &mut Row, name: &'static str, environ: Option<&Environ<'_>>, variable: &str) {
     match environ.map(|environ| environ.find(variable)) {
-        Some(Ok(Some(value))) => row.put_bytes(name, value),
+        Some(Ok(Some(value))) => row.put_bytes(name, beginning(value, ARGV_BYTES)),
         Some(Ok(None)) => row.put(name, ABSENT),
         Some(Err(_)) | None => row.put(name, FAILED),
     }
+}
+
+fn beginning(bytes: &[u8], len: usize) -> &[u8] {
+    bytes.get(..len).unwrap_or(bytes)
 }
 
 /// A command line with spaces for NULs and none at the end.
@@ -248,6 +261,33 @@ fn text(bytes: &[u8]) -> Box<str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_long_environment_makes_no_long_values_and_does_not_stay() {
+        let long = "x".repeat(20_000);
+        let mut cat = Command::new("/bin/cat");
+        cat.env("LD_PRELOAD", &long).env("SSH_CONNECTION", &long).env("MY_POD_NAME", &long);
+        let mut cat = cat.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        // A program that answers has its environment; one that has only been executed may not yet.
+        cat.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        cat.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let mut reader = Reader::new();
+        let mut row = Row::default();
+        reader.executed(cat.id(), Process::default(), &mut row);
+        let kept = reader.environ.capacity();
+        let name = pod_name(ProcDir::open(cat.id()).unwrap().environ(&mut reader.environ).ok().as_ref());
+        drop(cat.stdin.take());
+        cat.wait().unwrap();
+        for wanted in ["ld_preload", "ssh"] {
+            let lengths: Vec<_> =
+                row.pairs().iter().filter(|(name, _)| *name == wanted).map(|(_, value)| value.len()).collect();
+            assert_eq!(lengths, [ARGV_BYTES], "{wanted}");
+        }
+        assert_eq!(name.map(|name| name.len()), Some(POD_NAME_BYTES));
+        assert!(kept <= ENVIRON_KEPT_BYTES, "{kept} bytes");
+    }
 
     #[test]
     fn arguments_are_joined_by_spaces() {

@@ -13,7 +13,8 @@ pub(crate) struct Table {
     limiter: Limiter,
 }
 
-/// A few hundred processes are usual. An entry takes some 100 bytes and, unless it is shared, a program of up to some 500.
+/// A few hundred processes are usual. An entry takes some 100 bytes and, unless it is shared, a program: some 200 bytes as a
+/// rule. At most its path has 4 KiB, its arguments 256 bytes and its pod's name 253, and bytes that are not UTF-8 take three.
 const CAPACITY: usize = 4096;
 
 /// The reference's limit for reading processes that are not remembered; the event's own process is always read.
