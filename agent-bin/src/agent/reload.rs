@@ -56,6 +56,7 @@ impl Agent {
             ("certificates", has_new_certificates),
             ("plugins", (&old.plugins, &old.plugin) != (&new.plugins, &new.plugin)),
             ("upload", old.upload != new.upload),
+            ("update", old.update != new.update),
             ("spool", old.spool != new.spool),
             ("log", old.log != new.log),
             ("idc and region", (&old.idc, &old.region) != (&new.idc, &new.region)),

@@ -172,7 +172,7 @@ fn a_wrong_file_changes_nothing_and_is_told_with_its_place() {
 }
 
 #[test]
-fn log_idc_and_region_change_live_and_buffers_do_not() {
+fn log_idc_region_and_updates_change_live_and_buffers_do_not() {
     let site = Site::new();
     let (idle, private) = ("127.0.0.1:1", site.address());
     let regions = format!(
@@ -182,10 +182,10 @@ fn log_idc_and_region_change_live_and_buffers_do_not() {
     let agent = &filed.agent;
     assert!(agent.stderr().is_empty() && !agent.log().contains(" DEBUG "));
     let line = filed
-        .reload(&format!("idc = \"north\"\n{regions}[log]\nstderr = true\ndebug = true\n[buffer]\narena_kib = 256\n"));
+        .reload(&format!("idc = \"north\"\n{regions}[log]\nstderr = true\ndebug = true\n[buffer]\narena_kib = 256\n[update]\nenabled = false\n"));
     assert!(line.contains("workdir and [buffer] take effect at the next start only"), "{line}");
     let line = agent.wait_for_log("SIGHUP: changed: ");
-    assert!(line.ends_with("changed: log, idc and region"), "{line}");
+    assert!(line.ends_with("changed: update, log, idc and region"), "{line}");
     assert_eq!(streams(&site, agent), 1);
     let fields = site.fresh_heartbeats(agent).agent;
     assert_eq!((&fields["idc"][..], &fields["region"][..]), ("north", "default"));
