@@ -5,6 +5,7 @@
 //! interface for others; only what fuzz targets need is public.
 
 mod agent;
+mod blocking;
 mod cli;
 mod clock;
 mod config;

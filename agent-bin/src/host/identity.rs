@@ -8,14 +8,15 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use uuid::Uuid;
 
-use super::root::{HostRoot, read_bounded};
+use super::root::HostRoot;
+use crate::files::{self, read_bounded};
 
 /// The id's file in the work directory.
 const STORED: &str = "machine-id";
@@ -230,24 +231,7 @@ fn store(path: &Path, id: &str) -> io::Result<()> {
     if is_private && read_bounded(path, FILE_LIMIT).is_ok_and(|content| content == id.as_bytes()) {
         return Ok(());
     }
-    let temporary = path.with_extension("new");
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let written = write_private(&temporary, id.as_bytes()).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        // What matters is the first error; a file that stays is replaced at the next start.
-        let _ = fs::remove_file(&temporary);
-    }
-    written?;
-    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
-}
-
-fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(content)?;
-    file.sync_all()
+    files::replace(path, id.as_bytes(), 0o600)
 }
 
 #[cfg(test)]

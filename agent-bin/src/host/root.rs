@@ -1,8 +1,9 @@
 //! The file tree that the host is read from.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
+
+use crate::files::read_bounded;
 
 /// The root of the file tree that describes the host: `/`, or a directory that a test has filled.
 ///
@@ -49,16 +50,6 @@ impl HostRoot {
     }
 }
 
-/// The first `limit` bytes of a file.
-///
-/// # Errors
-/// Whatever opening or reading the file gives.
-pub(super) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    File::open(path)?.take(limit).read_to_end(&mut content)?;
-    Ok(content)
-}
-
 /// Bytes as text, without copying them where they are UTF-8.
 fn lossy(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
@@ -68,6 +59,7 @@ fn lossy(bytes: Vec<u8>) -> String {
 pub(super) mod tests {
     use super::*;
     use std::fs;
+    use std::path::Path;
 
     /// A file tree for one test, gone when it is dropped.
     #[derive(Debug)]

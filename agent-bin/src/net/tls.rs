@@ -1,8 +1,7 @@
 //! The agent's side of mutual TLS: who it is, and whom it trusts.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -13,6 +12,8 @@ use rustls::client::Resumption;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+
+use crate::files::read_bounded;
 
 /// The name that every AgentCenter's certificate carries, whatever address was dialled (the reference's SNI and its
 /// certificate check).
@@ -116,7 +117,7 @@ struct Files {
 
 impl Files {
     fn read(directory: PathBuf) -> Self {
-        let contents = FILES.map(|name| read_bounded(&directory.join(name)));
+        let contents = FILES.map(|name| read(&directory.join(name)));
         Self { directory, contents }
     }
 
@@ -178,9 +179,8 @@ impl Files {
     }
 }
 
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_PEM_BYTES + 1).read_to_end(&mut bytes)?;
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let bytes = read_bounded(path, MAX_PEM_BYTES + 1)?;
     match bytes.len() as u64 > MAX_PEM_BYTES {
         true => Err(io::Error::other(format!("longer than {MAX_PEM_BYTES} bytes"))),
         false => Ok(bytes),

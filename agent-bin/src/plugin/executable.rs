@@ -11,7 +11,7 @@ use elklet_core::limits::MAX_DOWNLOAD_BYTES;
 use ring::digest;
 use rustix::fs::OFlags;
 
-use super::process::FIRST_FREE_DESCRIPTOR;
+use super::process::raised;
 use crate::fetch::Cancel;
 
 /// A verified executable, held by the descriptor through which it was verified.
@@ -68,8 +68,7 @@ pub(super) fn verify(path: &Path, expected: Sha256, cancel: &Cancel) -> Result<E
     }
     file.set_permissions(fs::Permissions::from_mode(0o700))
         .map_err(|error| failed("cannot be made executable", &error))?;
-    let file = rustix::io::fcntl_dupfd_cloexec(&file, FIRST_FREE_DESCRIPTOR)
-        .map_err(|error| failed("cannot be kept open", &error))?;
+    let file = raised(&file).map_err(|error| failed("cannot be kept open", &error))?;
     Ok(Executable { file, path: path.to_owned(), is_script })
 }
 

@@ -4,13 +4,14 @@
 //! endian), and the list as the configuration of a protobuf `Command`. It is replaced as a whole, and readable by its owner
 //! only, as details may hold secrets.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use elklet_core::command::{Command, Configuration, PluginConfig};
 use elklet_core::limits::MAX_COMMAND_BYTES;
+
+use crate::files;
 
 const HEAD: &[u8] = b"elklet plugins 1\n";
 
@@ -44,17 +45,12 @@ pub(crate) fn read_kept(workdir: &Path) -> Result<Vec<PluginConfig>, String> {
 /// When it cannot be written; then the one before is still there. The text names the file.
 pub(crate) fn write_kept(workdir: &Path, plugins: &[PluginConfig]) -> Result<(), String> {
     let path = path(workdir);
-    let new = path.with_extension("kept.new");
     let write = || -> io::Result<()> {
         let bytes = encode(plugins);
         if bytes.len() > HEAD.len() + 4 + MAX_COMMAND_BYTES {
             return Err(io::Error::other(format!("{} bytes, the limit is {MAX_COMMAND_BYTES}", bytes.len())));
         }
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, &path)?;
-        File::open(workdir)?.sync_all()
+        files::replace(&path, &bytes, 0o600)
     };
     write().map_err(|error| format!("{}: {error}", path.display()))
 }
@@ -85,6 +81,8 @@ pub fn decode_kept(bytes: &[u8]) -> Result<Vec<PluginConfig>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use elklet_core::command::{Packing, Sha256, Signature};
 
     use super::*;

@@ -9,7 +9,7 @@ use std::env;
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -27,7 +27,7 @@ use super::prepare::Prepared;
 use crate::pump::PipeEnds;
 
 /// Descriptors below this one are a plugin's: standard streams, tasks, records, high-priority records.
-pub(super) const FIRST_FREE_DESCRIPTOR: RawFd = 6;
+const FIRST_FREE_DESCRIPTOR: RawFd = 6;
 
 const TASKS: RawFd = 3;
 const RECORDS: RawFd = 4;
@@ -113,11 +113,7 @@ fn start(
     for end in [&pipes.records, &pipes.urgent, &pipes.tasks] {
         rustix::io::ioctl_fionbio(end, true)?;
     }
-    let theirs = [
-        (raised(tasks_read.into())?, TASKS),
-        (raised(records_write.into())?, RECORDS),
-        (raised(urgent_write.into())?, URGENT),
-    ];
+    let theirs = [(raised(tasks_read)?, TASKS), (raised(records_write)?, RECORDS), (raised(urgent_write)?, URGENT)];
 
     let mut stderr = executable.path().as_os_str().to_owned();
     stderr.push(".stderr");
@@ -149,8 +145,9 @@ fn start(
     Ok((child, pid, pipes))
 }
 
-fn raised(end: OwnedFd) -> io::Result<OwnedFd> {
-    Ok(rustix::io::fcntl_dupfd_cloexec(&end, FIRST_FREE_DESCRIPTOR)?)
+/// Another descriptor of the same, above those that mean something in a plugin.
+pub(super) fn raised(end: impl AsFd) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(end, FIRST_FREE_DESCRIPTOR)?)
 }
 
 /// An exec by descriptor, prepared before the fork.

@@ -16,11 +16,12 @@ use std::sync::Arc;
 use elklet_core::command::AgentConfig;
 use elklet_core::limits::MAX_DOWNLOAD_BYTES;
 use elklet_core::update::{compare, may_try};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 
 use self::package::Kind;
 pub(crate) use self::start::{After, run};
 use self::state::{Failed, Store, Trial};
+use crate::blocking::blocking;
 use crate::config::Settings;
 use crate::fetch::{Cancel, Fetcher, Order};
 use crate::version;
@@ -245,9 +246,4 @@ impl Installation {
 fn make_executable(file: &std::fs::File) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     file.set_permissions(std::fs::Permissions::from_mode(0o700))
-}
-
-/// Runs what blocks where it may.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    spawn_blocking(work).await.expect("a panic ends the process")
 }

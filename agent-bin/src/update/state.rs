@@ -1,6 +1,6 @@
 //! What is kept of updates in `update/` of the work directory: the previous program, what is on trial, what has failed.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -111,15 +111,5 @@ impl Store {
 /// Puts a copy of a program in the place of another, which may be running, with the same permissions.
 pub(crate) fn replace_program(from: &Path, to: &Path) -> io::Result<()> {
     let mode = fs::metadata(to).map_or(0o700, |meta| meta.permissions().mode() & 0o777);
-    let mut new = to.as_os_str().to_owned();
-    new.push(".new");
-    let new = Path::new(&new);
-    let copy = || {
-        let _ = fs::remove_file(new);
-        fs::copy(from, new)?;
-        fs::set_permissions(new, fs::Permissions::from_mode(mode))?;
-        File::open(new)?.sync_all()?;
-        fs::rename(new, to)
-    };
-    copy().inspect_err(|_| drop(fs::remove_file(new)))
+    files::replace_by_copy(to, from, mode)
 }

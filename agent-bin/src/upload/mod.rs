@@ -13,10 +13,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use elklet_core::limits::{MAX_UPLOADS_WAITING, UPLOAD_BYTES_PER_SECOND, UPLOAD_PIECE_BYTES, UPLOAD_SECONDS};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::source::Source;
+use crate::blocking::blocking;
 use crate::config::{Address, Upload};
 use crate::net::{Connector, UploadCall};
 
@@ -149,9 +150,4 @@ impl Job {
         log::info!("uploaded {path:?}, {total} bytes (token {token:?})");
         Ok(())
     }
-}
-
-/// Runs what blocks where it may.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    spawn_blocking(work).await.expect("a panic ends the process")
 }

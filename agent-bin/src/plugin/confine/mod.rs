@@ -9,7 +9,7 @@ mod cgroup;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::process;
 
 use elklet_core::command::PluginName;
@@ -17,6 +17,7 @@ use elklet_core::time::Millis;
 
 pub(crate) use self::cgroup::Group;
 use self::cgroup::{Controller, Hierarchies};
+use super::process::raised;
 use crate::config::{Confinement, Settings};
 
 /// A group that is not empty yet is tried to be removed again after this.
@@ -191,10 +192,7 @@ fn wanted(confinement: &Confinement) -> impl Iterator<Item = (Controller, u64, S
 /// A pipe whose ends lie above the descriptors that mean something in a plugin.
 fn pipe() -> io::Result<(File, File)> {
     let (read, write) = io::pipe()?;
-    let raised = |end: OwnedFd| -> io::Result<File> {
-        Ok(rustix::io::fcntl_dupfd_cloexec(&end, super::process::FIRST_FREE_DESCRIPTOR)?.into())
-    };
-    Ok((raised(read.into())?, raised(write.into())?))
+    Ok((raised(read)?.into(), raised(write)?.into()))
 }
 
 impl Confining {
