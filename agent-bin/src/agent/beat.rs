@@ -163,6 +163,7 @@ impl Beat {
                 delivery.push_heartbeat(PLUGIN, self.fields.iter());
             }
         }
+        self.heartbeat.measure_directories(plugins.running().map(|(name, _)| plugins.directory(name)));
     }
 
     /// A plugin's process has ended: there is nothing more to measure.

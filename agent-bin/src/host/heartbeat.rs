@@ -3,8 +3,15 @@
 //! The names are generation C's (`agent/heartbeat/heartbeat.go` of the reference); every value is a string, fractions
 //! have eight decimals. Record 1000 always has every field: what cannot be found out is empty or 0, since the server
 //! builds its picture of the host from this record alone.
+//!
+//! `du` is as it was at the heartbeat before, and 0 in the first one: on a slow disk or over a network, looking through a
+//! directory takes seconds, so it is done beside everything else.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::fields::Fields;
 use super::platform::{Distribution, Kernel};
@@ -77,6 +84,7 @@ pub(crate) struct Heartbeat {
     traffic: TrafficMeter,
     /// By name, the one reported last at the end.
     plugins: Vec<PluginMeter>,
+    sizes: DirectoryMeter,
 }
 
 impl Heartbeat {
@@ -93,7 +101,16 @@ impl Heartbeat {
             process: ProcessMeter::new(),
             traffic: TrafficMeter::new(),
             plugins: Vec::new(),
+            sizes: DirectoryMeter::default(),
         }
+    }
+
+    /// Has the sizes of the work directory and of the plugins' directories measured for the next heartbeat.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub(crate) fn measure_directories(&mut self, plugins: impl Iterator<Item = PathBuf>) {
+        self.sizes.measure(&self.workdir, plugins);
     }
 
     /// Replaces `out` by the fields of record 1000. `now_ms` is monotonic.
@@ -114,7 +131,7 @@ impl Heartbeat {
         let process = self.process.sample(&self.host, self.pid, system.boot_time, now_ms).unwrap_or_default();
         put_process(self.pid, &process, out);
         out.put("ngr", process.threads);
-        out.put("du", directory_bytes(&self.workdir, true));
+        out.put("du", self.sizes.bytes(&self.workdir));
         put_system(&system, out);
         out.put("host_serial", &self.hardware.serial);
         out.put("host_id", &self.hardware.id);
@@ -140,7 +157,7 @@ impl Heartbeat {
         out.put("pversion", facts.version);
         meter.traffic.put(now_ms, facts.traffic, out);
         put_process(facts.pid, &process, out);
-        out.put("du", directory_bytes(facts.dir, false));
+        out.put("du", self.sizes.bytes(facts.dir));
         self.plugins.push(meter);
         true
     }
@@ -159,6 +176,35 @@ impl Heartbeat {
             self.plugins.remove(0);
         }
         PluginMeter { name: name.to_owned(), process: ProcessMeter::new(), traffic: TrafficMeter::new() }
+    }
+}
+
+/// The sizes of directories, as they were when they were last measured.
+#[derive(Debug, Default)]
+struct DirectoryMeter {
+    last: Arc<Mutex<HashMap<PathBuf, u64>>>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl DirectoryMeter {
+    /// 0 for one that has not been measured yet.
+    fn bytes(&self, dir: &Path) -> u64 {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).get(dir).copied().unwrap_or(0)
+    }
+
+    /// Measures them where blocking is allowed, unless that is still going on from the last time.
+    fn measure(&mut self, workdir: &Path, plugins: impl Iterator<Item = PathBuf>) {
+        if self.task.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let (workdir, plugins, last) = (workdir.to_owned(), plugins.collect::<Vec<_>>(), Arc::clone(&self.last));
+        self.task = Some(spawn_blocking(move || {
+            let mut sizes: HashMap<_, _> =
+                plugins.into_iter().map(|dir| (dir.clone(), directory_bytes(&dir, false))).collect();
+            let size = directory_bytes(&workdir, true);
+            sizes.insert(workdir, size);
+            *last.lock().unwrap_or_else(PoisonError::into_inner) = sizes;
+        }));
     }
 }
 
@@ -303,6 +349,12 @@ mod tests {
         Heartbeat::new(tree.host().clone(), tree.path().join("wd"))
     }
 
+    /// Measures the directories and waits for it.
+    async fn measure(heartbeat: &mut Heartbeat, plugins: &[&Path]) {
+        heartbeat.measure_directories(plugins.iter().map(|dir| dir.to_path_buf()));
+        heartbeat.sizes.task.take().unwrap().await.unwrap();
+    }
+
     fn plugin<'a>(name: &'a str, dir: &'a Path, traffic: Traffic) -> PluginFacts<'a> {
         PluginFacts { name, version: "1.0.0.1", pid: 42, dir, traffic }
     }
@@ -325,8 +377,8 @@ mod tests {
         assert_eq!(fields.value("pid"), Some(std::process::id().to_string().as_str()));
     }
 
-    #[test]
-    fn the_agent_and_its_host_are_described() {
+    #[tokio::test]
+    async fn the_agent_and_its_host_are_described() {
         let pid = std::process::id();
         let own_stat = format!("/proc/{pid}/stat");
         let tree = Tree::new(&[
@@ -342,6 +394,8 @@ mod tests {
         let mut heartbeat = heartbeat(&tree);
         let mut fields = Fields::new();
         heartbeat.agent_fields(10_000, &AGENT, &mut fields);
+        assert_eq!(fields.value("du"), Some("0"), "it is not waited for");
+        measure(&mut heartbeat, &[]).await;
         tree.write("/proc/stat", "cpu  51 1 1 147\ncpu0 1 1 1 97\nbtime 1700000000\n");
         tree.write(&own_stat, stat(pid, 600));
         let traffic = Traffic { rx_bytes: 600, tx_bytes: 6_000, rx_messages: 6, tx_messages: 60_000 };
@@ -373,8 +427,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_plugin_is_described_until_it_has_gone() {
+    #[tokio::test]
+    async fn a_plugin_is_described_until_it_has_gone() {
         let tree = Tree::new(&[
             ("/proc/42/stat", &stat(42, 0)),
             ("/proc/stat", "btime 1700000000\n"),
@@ -386,6 +440,7 @@ mod tests {
         let mut fields = Fields::new();
         assert!(heartbeat.plugin_fields(0, &plugin("x", &dir, Traffic::default()), &mut fields));
         assert_eq!(keys(&fields), PLUGIN_KEYS);
+        measure(&mut heartbeat, &[&dir]).await;
         let traffic = Traffic { tx_bytes: 120_000, rx_messages: 6, ..Traffic::default() };
         assert!(heartbeat.plugin_fields(60_000, &plugin("x", &dir, traffic), &mut fields));
         for (key, value) in [
@@ -403,6 +458,27 @@ mod tests {
         assert!(!heartbeat.plugin_fields(120_000, &plugin("x", &dir, traffic), &mut fields));
         assert_eq!(fields.iter().len(), 0);
         assert!(heartbeat.plugins.is_empty());
+    }
+
+    #[tokio::test]
+    async fn directories_are_measured_once_at_a_time_and_keep_their_last_size() {
+        let tree = Tree::new(&[("/wd/file", "12345"), ("/wd/plugin/x/x", "1234567")]);
+        let (workdir, dir) = (tree.path().join("wd"), tree.path().join("wd/plugin/x"));
+        let mut heartbeat = heartbeat(&tree);
+        measure(&mut heartbeat, &[&dir]).await;
+        let sizes = |heartbeat: &Heartbeat| (heartbeat.sizes.bytes(&workdir), heartbeat.sizes.bytes(&dir));
+        assert_eq!(sizes(&heartbeat), (5, 7));
+        // A disk that does not answer: whoever measures waits, and nobody else begins.
+        let (answer, silence) = std::sync::mpsc::channel::<()>();
+        heartbeat.sizes.task = Some(spawn_blocking(move || _ = silence.recv()));
+        tree.write("/wd/file", "123456");
+        heartbeat.measure_directories(std::iter::empty());
+        assert_eq!(sizes(&heartbeat), (5, 7));
+        drop(answer);
+        heartbeat.sizes.task.take().unwrap().await.unwrap();
+        assert_eq!(sizes(&heartbeat), (5, 7));
+        measure(&mut heartbeat, &[]).await;
+        assert_eq!(sizes(&heartbeat), (6, 0), "what is not asked for is not kept");
     }
 
     #[test]

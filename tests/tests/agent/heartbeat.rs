@@ -99,7 +99,14 @@ fn a_plugins_heartbeat_has_every_field() {
     site.center().set_configs(Some(vec![setup.workdir().install("probe", PLUGIN, "hello run=a n=500")]));
     let agent = setup.start();
     site.wait_records("records", &agent, |records| records.run("a").received == 500);
-    let heartbeats = site.fresh_heartbeats(&agent);
+    let mut heartbeats = site.fresh_heartbeats(&agent);
+    // The directory's size is there once it has been measured in the background.
+    for _ in 0..5 {
+        if heartbeats.plugins["probe"]["du"] != "0" {
+            break;
+        }
+        heartbeats = site.fresh_heartbeats(&agent);
+    }
     assert_eq!(heartbeats.plugins.len(), 1);
     let fields = &heartbeats.plugins["probe"];
     let names: BTreeSet<&str> = fields.keys().map(String::as_str).collect();
