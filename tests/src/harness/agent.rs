@@ -139,7 +139,8 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// An agent in a fresh directory with an id of its own, which belongs to no fleet: a lost server is tried every second.
+    /// An agent in a fresh directory with an id of its own, which belongs to no fleet: after a stable stream, a lost
+    /// server is tried again within a second.
     #[must_use]
     pub fn new(certs: &Path) -> Self {
         let mut setup = Self::in_directory(Workdir::new());
