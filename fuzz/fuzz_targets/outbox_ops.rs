@@ -60,6 +60,8 @@ enum Step {
     Spoil(u16),
     /// The agent is killed and starts again.
     Crash,
+    /// One file can be neither read nor deleted, and stays like that.
+    Jam(u16),
 }
 
 impl From<Step> for world::Step {
@@ -88,6 +90,7 @@ impl From<Step> for world::Step {
             Step::Mended => Self::Fault(None),
             Step::Spoil(which) => Self::Spoil(which.into()),
             Step::Crash => Self::Crash,
+            Step::Jam(which) => Self::Jam(which.into()),
         }
     }
 }
@@ -107,7 +110,7 @@ fuzz_target!(|input: Input| {
 
     let (not_taken, lost) = (world.not_taken(), world.outbox.losses().sum());
     let happened = |what: &[Step]| steps.iter().any(|step| what.contains(step));
-    let is_spoilt = steps.iter().any(|step| matches!(step, Step::Spoil(_)));
+    let is_spoilt = steps.iter().any(|step| matches!(step, Step::Spoil(_) | Step::Jam(_)));
     let is_sound = !is_spoilt && !happened(&[Step::Full, Step::Broken, Step::Vanished, Step::Crash]);
     if is_sound && (!is_short_of_memory || spool == Spool::Large) {
         assert_eq!((not_taken, lost), (0, 0), "nothing has to go");

@@ -65,6 +65,9 @@ struct Contents {
 impl Contents {
     fn read(segment: &Segment, what: Look, sources: &mut Sources) -> io::Result<Self> {
         let mut contents = Self { bytes: segment.bytes(), ..Self::default() };
+        if !segment.is_headed {
+            contents.damage.push("its head is not that of a segment".to_owned());
+        }
         let mut at = elklet_core::delivery::spool::format::SEGMENT_HEAD_BYTES as u64;
         while let Some(batch) = segment.batch_from(at)? {
             if batch.skipped > 0 {

@@ -18,6 +18,8 @@ pub(super) struct Segment {
     bytes: u64,
     /// Up to where its batches are confirmed.
     pub(super) mark: u64,
+    /// Its head is that of a segment. Its batches have checksums of their own.
+    pub(super) is_headed: bool,
 }
 
 /// A batch whose head is whole.
@@ -33,7 +35,7 @@ pub(super) struct BatchAt {
 }
 
 impl Segment {
-    /// Takes a file for a segment; `None` when it is none.
+    /// Takes a file for a segment; `None` when it is too short for one. Nothing counts as confirmed where the head is damaged.
     pub(super) fn new(file: File) -> io::Result<Option<Self>> {
         let bytes = file.metadata()?.len();
         let mut head = [0; SEGMENT_HEAD_BYTES];
@@ -42,7 +44,9 @@ impl Segment {
             read => read?,
         }
         let mark = read_segment_head(&head, crc32c::crc32c);
-        Ok(mark.map(|mark| Self { file, bytes, mark: mark.min(bytes) }))
+        let is_headed = mark.is_some();
+        let mark = mark.unwrap_or(SEGMENT_HEAD_BYTES as u64).min(bytes);
+        Ok(Some(Self { file, bytes, mark, is_headed }))
     }
 
     /// Bytes of the file.

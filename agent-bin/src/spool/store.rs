@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -81,13 +81,33 @@ impl Store {
             .open(self.directory.join("lock"))?;
         lock_soon(&lock)?;
         self.lock = Some(lock);
-        let mut found = Vec::new();
+        let mut found: Vec<Found> = Vec::new();
+        let mut is_numbered = false;
         for number in numbers(&self.directory)? {
-            match self.examine(number)? {
-                Some(segment) => found.push(segment),
-                None => {
-                    log::debug!("{}: nothing is left to be sent", path(&self.directory, number).display());
-                    fs::remove_file(path(&self.directory, number))?;
+            let path = path(&self.directory, number);
+            match self.examine(number) {
+                Ok(Some(segment)) => {
+                    if !is_numbered {
+                        // Of the numbers in those before it nothing is known.
+                        let first = segment.first_record;
+                        found.iter_mut().for_each(|other| (other.first_record, other.end_record) = (first, first));
+                        is_numbered = true;
+                    }
+                    found.push(segment);
+                }
+                Ok(None) => {
+                    log::debug!("{}: nothing is left to be sent", path.display());
+                    if let Err(error) = fs::remove_file(&path) {
+                        log::error!("{}: {error}: it stays where it is", path.display());
+                    }
+                }
+                // Reading may get further, or else passes over it; and nothing is written to a file of the same number.
+                Err(error) => {
+                    log::error!("{}: {error}", path.display());
+                    let bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+                    let (mark, end) = (SEGMENT_HEAD_BYTES as u64, bytes.max(SEGMENT_HEAD_BYTES as u64 + 1));
+                    let next_record = found.last().map_or(0, |last| last.end_record);
+                    found.push(Found { number, mark, end, first_record: next_record, end_record: next_record });
                 }
             }
         }
@@ -102,9 +122,12 @@ impl Store {
     fn examine(&self, number: u64) -> io::Result<Option<Found>> {
         let path = path(&self.directory, number);
         let Some(segment) = Segment::new(File::open(&path)?)? else {
-            log::error!("{}: this is no segment of a spool; it is deleted", path.display());
+            log::error!("{}: this is no segment of a spool", path.display());
             return Ok(None);
         };
+        if !segment.is_headed {
+            log::error!("{}: its head is damaged; batches are looked for behind it", path.display());
+        }
         let mut found: Option<Found> = None;
         let mut at = segment.mark;
         while let Some(BatchAt { head, end, begin, skipped, .. }) = segment.batch_from(at)? {
@@ -187,8 +210,8 @@ impl Store {
             if batch.skipped > 0 {
                 log::error!("{}: {} bytes at {at} are no batch; they are passed over", path.display(), batch.skipped);
             }
-            match segment.payload(&batch)? {
-                Some(payload) => {
+            match segment.payload(&batch) {
+                Ok(Some(payload)) => {
                     let rows = read_manifest(&batch.manifest, &mut locked(&self.sources));
                     let BatchAt { head, begin, end, .. } = batch;
                     return Ok(Some(Replay {
@@ -201,7 +224,12 @@ impl Store {
                         rows,
                     }));
                 }
-                None => log::error!("{}: the batch at {} is damaged; it is passed over", path.display(), batch.begin),
+                Ok(None) => {
+                    log::error!("{}: the batch at {} is damaged; it is passed over", path.display(), batch.begin)
+                }
+                Err(error) => {
+                    log::error!("{}: the batch at {}: {error}; it is passed over", path.display(), batch.begin)
+                }
             }
             at = batch.end;
         }
@@ -211,15 +239,22 @@ impl Store {
     fn drop_from(&mut self, place: Place) -> io::Result<Vec<Row>> {
         let path = path(&self.directory, place.segment);
         let mut manifest = Manifest::default();
-        if let Some(segment) = File::open(&path).and_then(Segment::new)? {
-            let mut at = place.offset;
+        // What cannot be read any more can be deleted all the same.
+        if let Err(error) = self.count_from(&path, place.offset, &mut manifest) {
+            log::error!("{}: {error}", path.display());
+        }
+        self.delete(place.segment)?;
+        Ok(manifest.rows().to_vec())
+    }
+
+    fn count_from(&self, path: &Path, mut at: u64, manifest: &mut Manifest) -> io::Result<()> {
+        if let Some(segment) = File::open(path).and_then(Segment::new)? {
             while let Some(batch) = segment.batch_from(at)? {
                 read_manifest(&batch.manifest, &mut locked(&self.sources)).iter().for_each(|row| manifest.add(*row));
                 at = batch.end;
             }
         }
-        self.delete(place.segment)?;
-        Ok(manifest.rows().to_vec())
+        Ok(())
     }
 
     fn delete(&mut self, number: u64) -> io::Result<()> {
@@ -288,7 +323,7 @@ mod tests {
 
     use super::*;
 
-    fn store(directory: &std::path::Path) -> Store {
+    fn store(directory: &Path) -> Store {
         Store::new(directory.to_owned(), Arc::default())
     }
 
@@ -353,6 +388,26 @@ mod tests {
         release.join().expect("it ends");
     }
 
+    /// A directory in place of a file fails to be read as a file on a broken disk does, whoever the test runs as.
+    #[test]
+    fn a_file_that_cannot_be_examined_leaves_the_others_as_they_are() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut first = store(directory.path());
+        first.carry_out(Op::Open);
+        let ends = three(&mut first);
+        drop(first);
+        for number in [1, 5] {
+            fs::create_dir(path(directory.path(), number)).expect("writable");
+        }
+        let mut second = store(directory.path());
+        let Done::Opened(found) = second.carry_out(Op::Open) else { panic!("it opens") };
+        let numbers: Vec<_> = found.iter().map(|found| (found.number, found.first_record, found.end_record)).collect();
+        assert_eq!(numbers, [(1, 0, 0), (3, 0, 9), (5, 9, 9)]);
+        assert!(found.iter().all(|found| found.mark < found.end), "each is tried");
+        assert_eq!(second.carry_out(Op::Read(Place { segment: 5, ..START })), Done::Failed(Failed::Broken));
+        assert_eq!(read(&mut second, ends[1]).map(|replay| replay.first_record), Some(5));
+    }
+
     #[test]
     fn a_deleted_directory_is_noticed() {
         let parent = tempfile::tempdir().expect("a directory");
@@ -405,9 +460,8 @@ mod tests {
                 let [begin, end] = [begin, end].map(|at| usize::try_from(at).expect("a small file"));
                 intact.get(begin..end) == bytes.get(begin..end)
             };
-            let head_is_whole = is_whole(0, 8);
             let expected: Vec<_> = begins.into_iter().zip(ends.iter().copied())
-                .filter(|(begin, end)| head_is_whole && is_whole(*begin, *end)).collect();
+                .filter(|(begin, end)| is_whole(*begin, *end)).collect();
             // A spoilt mark counts as none; a spoilt byte may still say the same.
             prop_assert_eq!(seen, expected);
         }

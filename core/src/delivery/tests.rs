@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::spool::{Failed, Op};
 use super::world::{Step, World, rows};
 use super::{Batch, Bounds, Kind, Outbox};
-use crate::limits::SPOOL_AFTER_MS;
+use crate::limits::{SPOOL_AFTER_MS, SPOOL_RETRY_MS};
 use crate::losses::Cause;
 use crate::time::Millis;
 
@@ -40,6 +40,7 @@ fn fault() -> impl Strategy<Value = Step> {
         1 => Just(Step::Fault(Some(Failed::Vanished))),
         5 => Just(Step::Fault(None)),
         2 => any::<usize>().prop_map(Step::Spoil),
+        1 => any::<usize>().prop_map(Step::Jam),
         1 => Just(Step::Crash),
     ]
 }
@@ -130,6 +131,64 @@ fn files_that_vanish_before_they_are_marked_are_not_written_on() {
     world.calm();
     let told = world.outbox.losses().total(Cause::Unconfirmed);
     assert_eq!((world.not_taken(), told), (1, 2), "one of the two had not been taken, which the agent cannot know");
+}
+
+/// A spool with three records in one file, and a stream.
+fn spooled() -> World {
+    let mut world = World::new(Bounds { memory: 10_000, spool: 1 << 20 }, true);
+    let steps = [Step::Disk, Step::Disk, new(1), new(1), new(1), Step::Wait(SPOOL_AFTER_MS), Step::Disk, Step::Disk];
+    steps.iter().chain(&[Step::Open]).for_each(|step| world.act(step));
+    assert_eq!(world.outbox.unconfirmed().disk_records, 3);
+    world
+}
+
+#[test]
+fn a_file_that_cannot_be_deleted_holds_nothing_up() {
+    let mut world = spooled();
+    for _ in 0..3 {
+        [Step::Disk, Step::Disk, Step::Hand, Step::Write, Step::Take(1)].iter().for_each(|step| world.act(step));
+    }
+    world.act(&Step::Jam(0));
+    // What is new goes without a pause, although the confirmed file cannot be deleted.
+    [Step::Wait(10_000), Step::Wait(1), Step::Disk, Step::Disk, new(1)].iter().for_each(|step| world.act(step));
+    assert_eq!((world.outbox.counters().confirmed, world.outbox.counters().spool_errors), (3, 1));
+    assert!(world.outbox.waiting().is_some());
+    world.calm();
+    assert_eq!((world.not_taken(), world.outbox.losses().sum()), (0, 0));
+    let left = world.outbox.unconfirmed();
+    assert!(left.disk_bytes > 0 && left.disk_files == 0, "it is still there: {left:?}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_passed_over_the_second_time() {
+    let mut world = spooled();
+    [Step::Jam(0), Step::Disk, Step::Disk, new(1)].iter().for_each(|step| world.act(step));
+    assert_eq!((world.outbox.counters().spool_errors, world.outbox.losses().sum()), (1, 0));
+    [Step::Wait(SPOOL_RETRY_MS), Step::Disk, Step::Disk].iter().for_each(|step| world.act(step));
+    assert_eq!(world.outbox.losses().total(Cause::SpoolDamaged), 3);
+    assert!(world.outbox.waiting().is_some());
+    world.calm();
+    assert_eq!((world.not_taken(), world.outbox.losses().sum()), (3, 3));
+}
+
+#[test]
+fn files_that_cannot_be_deleted_count_until_there_is_no_room_for_more() {
+    let mut world = World::new(Bounds { memory: 500, spool: 300_000 }, true);
+    for _ in 0..1_500 {
+        [new(1), Step::Disk, Step::Disk, Step::Wait(100)].iter().for_each(|step| world.act(step));
+    }
+    (0..9).for_each(|which| world.act(&Step::Jam(which)));
+    for _ in 0..20 {
+        world.flow();
+    }
+    world.act(&Step::Break);
+    let before = world.made.len();
+    for _ in 0..50 {
+        [new(1), Step::Disk, Step::Disk, Step::Wait(1_000)].iter().for_each(|step| world.act(step));
+    }
+    assert_eq!(world.made.len(), before + 50, "the oldest go for what is new");
+    world.calm();
+    assert!(world.not_taken() <= world.outbox.losses().sum());
 }
 
 #[test]

@@ -95,7 +95,7 @@ impl<M: Clone> Outbox<M> {
         if let Some(number) = plan.finished() {
             return Some((Pending::Delete, Op::Delete(number)));
         }
-        if plan.bytes() > limit
+        if plan.kept_bytes() > limit
             && let Some(place) = plan.oldest()
         {
             return Some((Pending::Drop, Op::Drop(place)));
@@ -165,17 +165,10 @@ impl<M: Clone> Outbox<M> {
                 }
             }
             (Pending::Append { place, written }, Done::Appended(ends)) => self.handle_appended(place, &written, &ends),
-            (Pending::Read(place), Done::Read(None)) => {
-                let missing = self.plan_mut().map_or(0, |plan| plan.handle_unreadable(place));
-                self.lose_unknown(Cause::SpoolDamaged, missing);
-                self.settle_rest();
-            }
+            (Pending::Read(place), Done::Read(None)) => self.handle_unreadable(place),
             (Pending::Read(place), Done::Read(Some(replay))) => self.handle_read(place, replay),
             (Pending::Drop, Done::Dropped(rows)) => self.handle_dropped(&rows),
-            (Pending::Delete, Done::Deleted) => {
-                let unsent = self.plan_mut().map_or(0, Plan::handle_dropped);
-                self.lose_unknown(Cause::SpoolDamaged, unsent);
-            }
+            (Pending::Delete, Done::Deleted) => self.handle_dropped(&[]),
             (Pending::Mark, Done::Marked) => {
                 if let Some(plan) = self.plan_mut() {
                     plan.handle_marked();
@@ -213,6 +206,7 @@ impl<M: Clone> Outbox<M> {
     }
 
     fn handle_read(&mut self, place: Place, replay: Replay<M>) {
+        self.unread = None;
         let Replay { message, bytes, content_bytes, begin, end, first_record, rows } = replay;
         let is_up = matches!(self.stream, Stream::Up);
         let Some(plan) = self.plan_mut().filter(|plan| is_up && plan.backlog() == Some(place)) else { return };
@@ -224,6 +218,12 @@ impl<M: Clone> Outbox<M> {
         batch.id = self.last_id;
         self.ledger.push_next(batch);
         self.lose_unknown(Cause::SpoolDamaged, missing);
+    }
+
+    fn handle_unreadable(&mut self, place: Place) {
+        let missing = self.plan_mut().map_or(0, |plan| plan.handle_unreadable(place));
+        self.lose_unknown(Cause::SpoolDamaged, missing);
+        self.settle_rest();
     }
 
     fn handle_dropped(&mut self, rows: &[Row]) {
@@ -243,19 +243,19 @@ impl<M: Clone> Outbox<M> {
 
     fn handle_failed(&mut self, pending: &Pending, failed: Failed, now: Millis) {
         self.counters.spool_errors += 1;
+        if failed != Failed::Vanished && self.goes_on_without(pending) {
+            return;
+        }
         let later = now + SPOOL_RETRY_MS;
         let spool = core::mem::replace(&mut self.spool, Spool::Off);
         self.spool = match (spool, pending, failed) {
             (Spool::Unopened { limit, .. }, _, _) => Spool::Unopened { limit, at: later, was_tried: true },
-            (Spool::Ready { limit, mut plan, full_until }, Pending::Mark, Failed::Full | Failed::Broken) => {
-                // It costs sending some batches twice after a crash.
-                plan.handle_marked();
-                Spool::Ready { limit, plan, full_until }
-            }
-            (Spool::Ready { limit, plan, .. }, _, Failed::Full) => {
+            (Spool::Ready { limit, plan, .. }, Pending::Append { .. }, Failed::Full) => {
                 Spool::Ready { limit, plan, full_until: Some(later) }
             }
-            (Spool::Ready { limit, plan, .. }, _, Failed::Broken) => Spool::Resting { limit, plan, until: later },
+            (Spool::Ready { limit, plan, .. }, _, Failed::Full | Failed::Broken) => {
+                Spool::Resting { limit, plan, until: later }
+            }
             (Spool::Ready { limit, plan, .. }, _, Failed::Vanished) => {
                 let mut on_their_way = 0;
                 self.ledger.change(|batch, _| {
@@ -264,10 +264,32 @@ impl<M: Clone> Outbox<M> {
                     }
                 });
                 self.lose_unknown(Cause::SpoolDamaged, plan.records().saturating_sub(on_their_way));
+                self.unread = None;
                 Spool::Unopened { limit, at: now, was_tried: true }
             }
             (other, _, _) => other,
         };
+    }
+
+    /// Whether that which failed is done without. A file that stays as it is must not stop what lies behind it.
+    fn goes_on_without(&mut self, pending: &Pending) -> bool {
+        let Spool::Ready { limit, plan, .. } = &mut self.spool else { return false };
+        match pending {
+            // It costs sending some batches twice after a crash.
+            Pending::Mark => plan.handle_marked(),
+            // It costs its room, and sending it twice after a restart.
+            Pending::Delete => {
+                plan.handle_left();
+                self.handle_dropped(&[]);
+            }
+            Pending::Drop if plan.kept_bytes() > *limit => {
+                plan.handle_left();
+                self.handle_dropped(&[]);
+            }
+            Pending::Read(place) if self.unread.replace(*place) == Some(*place) => self.handle_unreadable(*place),
+            Pending::Open | Pending::Append { .. } | Pending::Read(_) | Pending::Drop => return false,
+        }
+        true
     }
 
     pub(super) fn plan(&self) -> Option<&Plan> {
@@ -294,7 +316,9 @@ impl<M: Clone> Outbox<M> {
         match &self.spool {
             Spool::Off | Spool::Resting { .. } => false,
             Spool::Unopened { was_tried, .. } => !was_tried,
-            Spool::Ready { plan, full_until, .. } => plan.segments() > 0 || full_until.is_none_or(|until| until <= now),
+            Spool::Ready { plan, full_until, .. } => {
+                plan.segments() > 0 || (!plan.is_used_up() && full_until.is_none_or(|until| until <= now))
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use self::disk::{Pending, Spool};
 use super::batch::{Batch, Identity, Kind, Stored};
 use super::ledger::{Ledger, Room};
-use super::spool::Plan;
+use super::spool::{Place, Plan};
 use crate::limits::{REFUSALS, SPOOL_AFTER_MS};
 use crate::losses::{Cause, Losses};
 use crate::manifest::{Row, Source};
@@ -56,6 +56,8 @@ pub struct Outbox<M> {
     spool: Spool,
     /// The operation that the shell is at.
     pending: Option<Pending>,
+    /// Where the spool could not be read the last time that it failed.
+    unread: Option<Place>,
     stream: Stream,
     /// What is still in memory goes to the disk at once, whatever has to be dropped for it.
     is_ending: bool,
@@ -86,6 +88,7 @@ impl<M: Clone> Outbox<M> {
             ledger: Ledger::new(bounds.memory),
             spool: Spool::new(bounds.spool, now),
             pending: None,
+            unread: None,
             stream: Stream::Down { since: now },
             is_ending: false,
             may_drop: false,

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::format::{BATCH_HEAD_BYTES, SEGMENT_HEAD_BYTES};
 use super::{Found, Place};
-use crate::limits::segment_bytes;
+use crate::limits::{SPOOL_WRITE_BYTES, segment_bytes};
 
 const HEAD: u64 = SEGMENT_HEAD_BYTES as u64;
 
@@ -30,6 +30,8 @@ pub(in crate::delivery) struct Plan {
     next_record: u64,
     /// Records that are not confirmed.
     records: u64,
+    /// Bytes of files that are done with and could not be deleted.
+    left_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +58,7 @@ impl Plan {
                 (Some(first), Some(last)) => last.end_record.saturating_sub(first.first_record),
                 _ => 0,
             },
+            left_bytes: 0,
             segments: found
                 .into_iter()
                 .map(|Found { number, end, first_record, end_record, .. }| Segment {
@@ -79,7 +82,17 @@ impl Plan {
 
     /// Bytes of all files.
     pub(in crate::delivery) fn bytes(&self) -> u64 {
+        self.left_bytes + self.kept_bytes()
+    }
+
+    /// The same without those that could not be deleted.
+    pub(in crate::delivery) fn kept_bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.end).sum()
+    }
+
+    /// Whether files that could not be deleted leave no room for others.
+    pub(in crate::delivery) fn is_used_up(&self) -> bool {
+        self.left_bytes > 0 && self.left_bytes + SPOOL_WRITE_BYTES as u64 > self.limit
     }
 
     pub(in crate::delivery) fn segments(&self) -> usize {
@@ -150,7 +163,7 @@ impl Plan {
         let known = self.segments.iter().find(|segment| segment.number == place.segment);
         match known.copied() {
             Some(Segment { number, end, end_record, .. }) if self.backlog() == Some(place) => {
-                self.handle_sent(Place { segment: number, offset: end }, end_record, 0)
+                self.handle_sent(Place { segment: number, offset: end }, end_record.max(self.cursor_record), 0)
             }
             _ => 0,
         }
@@ -197,6 +210,11 @@ impl Plan {
         let offset = if self.cursor.segment == first.number { self.cursor.offset } else { HEAD };
         let is_sent = self.cursor.segment > first.number;
         Some(Place { segment: first.number, offset: if is_sent { first.end } else { offset } })
+    }
+
+    /// The oldest segment could not be deleted; it is done with nevertheless.
+    pub(in crate::delivery) fn handle_left(&mut self) {
+        self.left_bytes += self.segments.front().map_or(0, |first| first.end);
     }
 
     /// The oldest segment is not there any more. Says how many of its records had not been sent.
