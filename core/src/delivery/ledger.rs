@@ -281,7 +281,7 @@ impl<M> Ledger<M> {
     /// Whether the stream may be handed more from the disk.
     #[must_use]
     pub fn may_send_more(&self) -> bool {
-        self.entries.len() < MAX_UNCONFIRMED_BATCHES
+        self.handed < MAX_UNCONFIRMED_BATCHES
     }
 
     /// Bytes of memory that messages take.

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::spool::{Failed, Op};
 use super::world::{Step, World, rows};
 use super::{Batch, Bounds, Kind, Outbox};
-use crate::limits::{SPOOL_AFTER_MS, SPOOL_RETRY_MS};
+use crate::limits::{MAX_UNCONFIRMED_BATCHES, SPOOL_AFTER_MS, SPOOL_RETRY_MS};
 use crate::losses::Cause;
 use crate::time::Millis;
 
@@ -189,6 +189,25 @@ fn files_that_cannot_be_deleted_count_until_there_is_no_room_for_more() {
     assert_eq!(world.made.len(), before + 50, "the oldest go for what is new");
     world.calm();
     assert!(world.not_taken() <= world.outbox.losses().sum());
+}
+
+#[test]
+fn many_small_batches_in_memory_do_not_stop_what_is_on_the_disk_before_them() {
+    let mut world = World::new(Bounds { memory: 10_000, spool: 2_000 }, false);
+    let spooled = [Step::Disk, Step::Disk, new(1), new(1), new(1), Step::Wait(SPOOL_AFTER_MS), Step::Disk, Step::Disk];
+    spooled.iter().for_each(|step| world.act(step));
+    assert_eq!(world.outbox.unconfirmed().disk_records, 3);
+    let tiny = Step::New { bytes: 1, records: 1, kind: Kind::Bulk };
+    // The disk has no room for them.
+    (0..=MAX_UNCONFIRMED_BATCHES).for_each(|_| world.act(&tiny));
+    assert_eq!(world.made.len(), 3 + MAX_UNCONFIRMED_BATCHES);
+    world.act(&Step::Open);
+    for _ in 0..10 {
+        for step in [Step::Disk, Step::Disk, Step::Hand, Step::Write, Step::Take(9), Step::Credit(255)] {
+            world.act(&step);
+        }
+    }
+    assert!(world.outbox.counters().sent > 3, "it goes on: {:?}", world.outbox.counters());
 }
 
 #[test]
