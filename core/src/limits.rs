@@ -105,6 +105,14 @@ pub const MAX_UNCONFIRMED_BATCHES: usize = 2048;
 /// record is given up then.
 pub const REFUSALS: u32 = 2;
 
+/// Bytes of a batch's content below which a server that ends a stream without a word is not taken to refuse it for its size:
+/// AgentCenter takes 10 MiB and other gRPC servers 4 MiB, and both end streams for other reasons as well.
+pub const MIN_REFUSED_BYTES: u32 = 256 << 10;
+
+/// Batches close to the size that a server is thought to take that it has to take before twice as much is tried: an hour's at
+/// one in a second. Each time that it refuses more again, it is twice as many.
+pub const REFUSAL_PATIENCE: u32 = 3_600;
+
 /// Kinds of losses (by cause, plugin and data type) that wait to be reported; the rest is counted together.
 pub const LOSS_ROWS: usize = 64;
 

@@ -228,9 +228,9 @@ impl Delivery {
         self.outbox.handle_completed();
     }
 
-    /// The server has ended the stream of its own accord.
-    pub(super) fn handle_refused(&mut self) {
-        self.outbox.handle_refused();
+    /// The server has ended the stream of its own accord, over a message that was too large if it `says_so`.
+    pub(super) fn handle_refused(&mut self, says_so: bool) {
+        self.outbox.handle_refused(says_so);
     }
 
     /// The stream is over: what is not confirmed goes first on the next. Heartbeats do not; that one brings fresh ones.

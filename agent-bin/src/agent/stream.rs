@@ -142,7 +142,7 @@ impl Agent {
             _ => false,
         };
         if may_be_refusal {
-            self.delivery.handle_refused();
+            self.delivery.handle_refused(matches!(end, End::Status(status) if status.is_too_large()));
         }
         if end.is_silence() {
             self.lose_connection();

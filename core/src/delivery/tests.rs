@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::spool::{Failed, Op};
 use super::world::{Step, World, rows};
 use super::{Batch, Bounds, Kind, Outbox};
-use crate::limits::{MAX_UNCONFIRMED_BATCHES, SPOOL_AFTER_MS, SPOOL_RETRY_MS};
+use crate::limits::{MAX_UNCONFIRMED_BATCHES, MIN_REFUSED_BYTES, REFUSAL_PATIENCE, SPOOL_AFTER_MS, SPOOL_RETRY_MS};
 use crate::losses::Cause;
 use crate::time::Millis;
 
@@ -285,7 +285,7 @@ fn serve(outbox: &mut Outbox<Vec<usize>>, limit: usize) -> BTreeSet<usize> {
             outbox.handle_handed();
             outbox.handle_written(Millis(0));
             if bytes > limit {
-                outbox.handle_refused();
+                outbox.handle_refused(true);
                 outbox.handle_ended(Millis(0));
                 break;
             }
@@ -313,4 +313,49 @@ fn a_record_that_is_too_large_for_the_server_is_given_up_and_counted() {
     outbox.push(sized(&[105, 901]));
     assert_eq!(serve(&mut outbox, 500), (100..106).collect());
     assert_eq!((outbox.losses().total(Cause::Refused), outbox.losses().sum()), (2, 2));
+}
+
+/// Hands over what waits, or else a batch of this much content, and lets the server end the stream over it, or take it.
+fn offer(outbox: &mut Outbox<u32>, content_bytes: u32, end: Option<bool>) {
+    outbox.handle_opened();
+    if outbox.unconfirmed().batches == 0 {
+        outbox.push(Batch::new(Kind::Bulk, 1, 100, content_bytes, rows(2)));
+    }
+    outbox.handle_handed();
+    outbox.handle_written(Millis(0));
+    match end {
+        Some(says_so) => outbox.handle_refused(says_so),
+        None => outbox.handle_completed(),
+    }
+    outbox.handle_ended(Millis(0));
+}
+
+#[test]
+fn a_small_batch_is_refused_only_if_the_server_says_so() {
+    for (content, says_so, limit) in [
+        (MIN_REFUSED_BYTES - 1, false, u32::MAX),
+        (MIN_REFUSED_BYTES, false, MIN_REFUSED_BYTES / 2),
+        (1_000, true, 500),
+    ] {
+        let mut outbox = Outbox::new(Bounds { memory: 1 << 20, spool: 0 }, Millis(0));
+        (0..4).for_each(|_| offer(&mut outbox, content, Some(says_so)));
+        assert_eq!((outbox.content_limit(), outbox.losses().sum()), (limit, 0));
+    }
+}
+
+#[test]
+fn more_is_tried_when_the_server_has_taken_enough_and_after_twice_as_many_when_it_refuses_again() {
+    let mut outbox = Outbox::new(Bounds { memory: 1 << 20, spool: 0 }, Millis(0));
+    let mut patience = REFUSAL_PATIENCE;
+    for _ in 0..3 {
+        (0..2).for_each(|_| offer(&mut outbox, 1_000, Some(true)));
+        assert_eq!(outbox.content_limit(), 500);
+        offer(&mut outbox, 1_000, None);
+        (0..2 * patience).for_each(|_| offer(&mut outbox, 250, None));
+        (1..patience - 1).for_each(|_| offer(&mut outbox, 400, None));
+        assert_eq!(outbox.content_limit(), 500);
+        offer(&mut outbox, 400, None);
+        assert_eq!(outbox.content_limit(), 1_000);
+        patience *= 2;
+    }
 }

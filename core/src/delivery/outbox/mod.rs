@@ -8,7 +8,7 @@ use self::disk::{Pending, Spool};
 use super::batch::{Batch, Identity, Kind, Stored};
 use super::ledger::{Ledger, Room};
 use super::spool::{Place, Plan};
-use crate::limits::{REFUSALS, SPOOL_AFTER_MS};
+use crate::limits::{MIN_REFUSED_BYTES, REFUSAL_PATIENCE, REFUSALS, SPOOL_AFTER_MS};
 use crate::losses::{Cause, Losses};
 use crate::manifest::{Row, Source};
 use crate::time::Millis;
@@ -66,6 +66,9 @@ pub struct Outbox<M> {
     last_id: u64,
     /// Bytes of content that the server is thought to take.
     content_limit: u32,
+    /// Batches close to the limit that it took since, and how many of them are to precede a larger one.
+    fitting: u32,
+    patience: u32,
     /// The batch over which the server may have ended the last streams, and how many.
     suspect: Option<(Identity, u32)>,
     /// The single record that the server does not take.
@@ -94,6 +97,8 @@ impl<M: Clone> Outbox<M> {
             may_drop: false,
             last_id: 0,
             content_limit: u32::MAX,
+            fitting: 0,
+            patience: REFUSAL_PATIENCE,
             suspect: None,
             refused: None,
             losses: Losses::default(),
@@ -198,18 +203,26 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    /// The server has ended the stream of its own accord, and may have done so over the largest batch that it was sent. When it
-    /// does so again, smaller ones are sent; a single record that it does not take is given up.
-    pub fn handle_refused(&mut self) {
+    /// The server has ended the stream of its own accord, and may have done so over the largest batch that it was sent; `says_so`
+    /// if it gave that reason. When it does so again, smaller ones are sent; a single record that it does not take is given up.
+    pub fn handle_refused(&mut self, says_so: bool) {
         let sent = self.ledger.handed().filter(|batch| batch.kind() != Kind::Heartbeat && !batch.is_gone());
         let Some(largest) = sent.max_by_key(|batch| batch.content_bytes()) else { return };
         let (identity, content_bytes, records) = (largest.identity(), largest.content_bytes(), largest.records());
+        if !says_so && content_bytes < MIN_REFUSED_BYTES {
+            return;
+        }
         let times = match self.suspect.take() {
             Some((suspect, times)) if suspect == identity => times + 1,
             _ => 1,
         };
         match times {
-            REFUSALS.. if records > 1 => self.content_limit = (content_bytes / 2).max(1),
+            REFUSALS.. if records > 1 => {
+                if self.content_limit < u32::MAX {
+                    self.patience = self.patience.saturating_mul(2);
+                }
+                (self.content_limit, self.fitting) = ((content_bytes / 2).max(1), 0);
+            }
             REFUSALS.. => self.refused = Some(identity),
             _ => self.suspect = Some((identity, times)),
         }
@@ -381,11 +394,22 @@ impl<M: Clone> Outbox<M> {
     fn settle(&mut self) {
         while let Some(batch) = self.ledger.pop_confirmed() {
             self.counters.confirmed += batch.records();
+            self.handle_fitting(batch.content_bytes());
             if let (Some(stored), Some(plan)) = (batch.stored, self.plan_mut()) {
                 plan.handle_confirmed(stored.end, batch.records());
             }
         }
         self.settle_rest();
+    }
+
+    /// A server may be another one meanwhile, or may have ended the streams for another reason: more is tried after a while.
+    fn handle_fitting(&mut self, content_bytes: u32) {
+        if content_bytes > self.content_limit / 2 {
+            self.fitting = self.fitting.saturating_add(1);
+            if self.fitting >= self.patience {
+                (self.content_limit, self.fitting) = (self.content_limit.saturating_mul(2), 0);
+            }
+        }
     }
 
     /// What is behind the last batch that can be read is not waited for.
