@@ -3,6 +3,8 @@
 use alloc::boxed::Box;
 
 use super::spool::Place;
+use super::spool::format::{BATCH_HEAD_BYTES, MAX_ROW_BYTES};
+use crate::limits::MANIFEST_ROWS;
 use crate::manifest::Row;
 
 /// What a batch is, which decides how it is kept.
@@ -123,6 +125,11 @@ impl<M> Batch<M> {
     /// Bytes of memory that its message takes.
     pub(super) fn memory(&self) -> usize {
         if self.message.is_some() { self.bytes } else { 0 }
+    }
+
+    /// Bytes that it takes in a segment at most.
+    pub(super) fn stored_bytes(&self) -> usize {
+        BATCH_HEAD_BYTES + self.rows.len().min(MANIFEST_ROWS) * MAX_ROW_BYTES + self.bytes
     }
 
     /// Whether it is in memory and nowhere else, and worth keeping.

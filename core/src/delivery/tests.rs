@@ -237,6 +237,21 @@ fn nothing_goes_from_a_full_disk_while_there_is_memory() {
     assert_eq!((world.not_taken(), world.outbox.losses().sum()), (0, 0));
 }
 
+/// The bytes in front of each message count: the world looks at them after every step.
+#[test]
+fn many_small_batches_leave_the_spool_within_its_limit() {
+    let mut world = World::new(Bounds { memory: 100_000, spool: 20_000 }, true);
+    [Step::Disk, Step::Disk].iter().for_each(|step| world.act(step));
+    for _ in 0..1_000 {
+        world.act(&Step::New { bytes: 10, records: 1, kind: Kind::Bulk });
+    }
+    world.act(&Step::Wait(SPOOL_AFTER_MS));
+    (0..50).for_each(|_| world.act(&Step::Disk));
+    (0..5).for_each(|_| world.flow());
+    world.calm();
+    assert_eq!((world.not_taken(), world.outbox.losses().sum()), (0, 0));
+}
+
 #[test]
 fn a_plugin_that_is_to_wait_waits() {
     let mut world = World::new(Bounds { memory: 500, spool: 300_000 }, false);

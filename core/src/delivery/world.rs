@@ -21,7 +21,7 @@ pub(crate) fn rows(records: u64) -> Box<[Row]> {
 }
 
 /// Bytes in front of a message on the disk.
-const OVERHEAD: u64 = 40;
+const OVERHEAD: u64 = 120;
 
 /// Segments by number; in each, batches by where they begin, and where they end.
 #[derive(Debug, Default, Clone)]
@@ -310,7 +310,7 @@ impl World {
         assert!(counters.confirmed <= self.taken_records(), "{} confirmed", counters.confirmed);
         let largest = 400;
         assert!(unconfirmed.memory_bytes <= self.bounds.memory + 4 * largest, "{unconfirmed:?}");
-        assert!(unconfirmed.disk_bytes <= self.bounds.spool.max(1) + 4096, "{unconfirmed:?}");
+        assert!(unconfirmed.disk_bytes <= self.bounds.spool, "{unconfirmed:?}");
         if let Some(moment) = self.outbox.poll_timeout(self.now) {
             assert!(moment > self.now, "waking up at once again and again");
         }

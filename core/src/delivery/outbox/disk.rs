@@ -137,16 +137,16 @@ impl<M: Clone> Outbox<M> {
         plan.unmarked().map(|place| (Pending::Mark, Op::Mark(place)))
     }
 
-    /// What is only in memory and is to be written next, with the bytes of its messages and each batch's id and records.
+    /// What is only in memory and is to be written next, with the bytes that it takes there and each batch's id and records.
     fn next_writes(ledger: &Ledger<M>, is_up: bool, mut first_record: u64) -> (usize, Vec<(u64, u64)>, Vec<Write<M>>) {
         let (mut bytes, mut written, mut batches) = (0, Vec::new(), Vec::new());
         for (batch, is_sent) in ledger.only_in_memory() {
             let overtakes = is_up && is_sent && batch.kind() == Kind::Urgent;
             let Some(message) = batch.message().filter(|_| !overtakes) else { continue };
-            if bytes > 0 && bytes + batch.bytes() > SPOOL_WRITE_BYTES {
+            if bytes > 0 && bytes + batch.stored_bytes() > SPOOL_WRITE_BYTES {
                 break;
             }
-            bytes += batch.bytes();
+            bytes += batch.stored_bytes();
             written.push((batch.id, batch.records()));
             let rows: Box<[Row]> = batch.rows().into();
             batches.push(Write { message: message.clone(), content_bytes: batch.content_bytes(), first_record, rows });

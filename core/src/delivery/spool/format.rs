@@ -17,7 +17,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use crate::limits::{MANIFEST_ROWS, MAX_BATCH_BYTES};
+use crate::limits::{MANIFEST_ROWS, MAX_BATCH_BYTES, MAX_PLUGIN_NAME_BYTES};
 use crate::manifest::{Row, Sources};
 
 /// Computes a CRC-32C.
@@ -31,6 +31,9 @@ pub const BATCH_HEAD_BYTES: usize = 36;
 
 /// Bytes of a batch's manifest at most.
 pub const MAX_MANIFEST_BYTES: usize = MANIFEST_ROWS * (1 + 255 + 24);
+
+/// Bytes of a manifest's row at most as it is written: a name is a plugin's, or the agent's own.
+pub(in crate::delivery) const MAX_ROW_BYTES: usize = 1 + MAX_PLUGIN_NAME_BYTES + 24;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"ELKSPL01";
 const BATCH_MAGIC: [u8; 4] = *b"\xe1kb\x01";

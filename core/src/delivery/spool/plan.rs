@@ -3,7 +3,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use super::format::{BATCH_HEAD_BYTES, SEGMENT_HEAD_BYTES};
+use super::format::SEGMENT_HEAD_BYTES;
 use super::{Found, Place};
 use crate::limits::{SPOOL_WRITE_BYTES, segment_bytes};
 
@@ -99,10 +99,10 @@ impl Plan {
         self.segments.len()
     }
 
-    /// Whether so many bytes of messages may be written without dropping anything.
+    /// Whether batches that take so many bytes may be written without dropping anything.
     pub(in crate::delivery) fn has_room_for(&self, bytes: usize) -> bool {
-        // A batch's head and manifest are a few hundred bytes at most.
-        self.bytes() + bytes as u64 + 16 * BATCH_HEAD_BYTES as u64 <= self.limit
+        // They may begin another segment.
+        self.bytes() + HEAD + bytes as u64 <= self.limit
     }
 
     /// Where the next batch is written.
