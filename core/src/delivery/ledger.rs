@@ -92,6 +92,12 @@ impl<M> Ledger<M> {
         self.insert(self.handed, batch);
     }
 
+    /// Adds a batch behind what is urgent, and before the bulk that waits.
+    pub fn push_urgent(&mut self, batch: Batch<M>) {
+        let urgent = self.entries.iter().skip(self.handed).take_while(|entry| entry.batch.kind() != Kind::Bulk);
+        self.insert(self.handed + urgent.count(), batch);
+    }
+
     /// The batch that is to be handed to the stream next, if one waits.
     #[must_use]
     pub fn waiting(&self) -> Option<&Batch<M>> {

@@ -262,6 +262,24 @@ fn a_plugin_that_is_to_wait_waits() {
     assert_eq!(world.outbox.losses().sum(), 0);
 }
 
+#[test]
+fn what_is_urgent_overtakes_bulk_and_keeps_its_order() {
+    let mut world = spooled();
+    world.act(&Step::Disk);
+    let kinds = [Kind::Urgent, Kind::Bulk, Kind::Urgent, Kind::Heartbeat, Kind::Urgent];
+    let step = |kind| Step::New { bytes: 10, records: 1, kind };
+    kinds.into_iter().for_each(|kind| world.act(&step(kind)));
+    // What was read from the disk meanwhile is bulk like any other.
+    world.act(&Step::Disk);
+    world.act(&step(Kind::Urgent));
+    let mut order = Vec::new();
+    for _ in 0..9 {
+        order.extend(world.outbox.waiting().and_then(Batch::message).copied());
+        [Step::Hand, Step::Write, Step::Disk, Step::Disk].iter().for_each(|step| world.act(step));
+    }
+    assert_eq!(order, [6, 3, 5, 7, 8, 0, 1, 2, 4]);
+}
+
 /// A batch of records with these sizes.
 fn sized(records: &[usize]) -> Batch<Vec<usize>> {
     let bytes = records.iter().sum();

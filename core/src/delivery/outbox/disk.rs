@@ -216,7 +216,7 @@ impl<M: Clone> Outbox<M> {
         batch.stored = Some(Stored { at, end, first_record });
         self.last_id += 1;
         batch.id = self.last_id;
-        self.ledger.push_next(batch);
+        self.ledger.push_urgent(batch);
         self.lose_unknown(Cause::SpoolDamaged, missing);
     }
 

@@ -106,13 +106,14 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    /// Adds a batch: bulk behind all others, anything else before all that was not sent.
+    /// Adds a batch: bulk behind all others, what is urgent before all bulk that was not sent, a heartbeat before everything.
     pub fn push(&mut self, mut batch: Batch<M>) {
         self.last_id += 1;
         batch.id = self.last_id;
         match batch.kind() {
             Kind::Bulk => self.ledger.push(batch),
-            Kind::Urgent | Kind::Heartbeat => self.ledger.push_next(batch),
+            Kind::Urgent => self.ledger.push_urgent(batch),
+            Kind::Heartbeat => self.ledger.push_next(batch),
         }
     }
 
