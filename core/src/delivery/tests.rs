@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use proptest::prelude::*;
 
-use super::spool::{Failed, Op};
+use super::spool::{Done, Failed, Op, Replay};
 use super::world::{Step, World, rows};
 use super::{Batch, Bounds, Kind, Outbox};
 use crate::limits::{MAX_UNCONFIRMED_BATCHES, MIN_REFUSED_BYTES, REFUSAL_PATIENCE, SPOOL_AFTER_MS, SPOOL_RETRY_MS};
@@ -346,6 +346,33 @@ fn a_record_that_is_too_large_for_the_server_is_given_up_and_counted() {
     outbox.push(sized(&[105, 901]));
     assert_eq!(serve(&mut outbox, 500), (100..106).collect());
     assert_eq!((outbox.losses().total(Cause::Refused), outbox.losses().sum()), (2, 2));
+}
+
+#[test]
+fn a_refused_record_that_is_being_written_to_the_disk_is_not_given_up_yet() {
+    let mut outbox = Outbox::new(Bounds { memory: 1 << 20, spool: 1 << 20 }, Millis(0));
+    assert!(matches!(outbox.poll_op(Millis(0)), Some(Op::Open)));
+    outbox.handle_done(Done::Opened(Vec::new()), Millis(0));
+    outbox.push(batch(Kind::Bulk, 1, 100));
+    for _ in 0..2 {
+        outbox.handle_opened();
+        outbox.handle_handed();
+        outbox.handle_refused(true);
+        outbox.handle_ended(Millis(0));
+    }
+    let Some(Op::Append { place, .. }) = outbox.poll_op(Millis(SPOOL_AFTER_MS)) else { panic!("it is written") };
+    outbox.handle_opened();
+    outbox.drop_refused();
+    assert_eq!(outbox.losses().sum(), 0);
+    outbox.handle_done(Done::Appended(vec![place.offset + 200]), Millis(SPOOL_AFTER_MS));
+    // Read back, it is known again.
+    let Some(Op::Read(_)) = outbox.poll_op(Millis(SPOOL_AFTER_MS)) else { panic!("it is read") };
+    let (begin, end) = (place.offset, place.offset + 200);
+    let replay = Replay { message: 1, bytes: 100, content_bytes: 0, begin, end, first_record: 0, rows: rows(1) };
+    outbox.handle_done(Done::Read(Some(replay)), Millis(SPOOL_AFTER_MS));
+    outbox.drop_refused();
+    assert_eq!((outbox.losses().total(Cause::Refused), outbox.unconfirmed().disk_records), (1, 0));
+    assert!(matches!(outbox.poll_op(Millis(SPOOL_AFTER_MS)), Some(Op::Delete(_))));
 }
 
 /// Hands over what waits, or else a batch of this much content, and lets the server end the stream over it, or take it.

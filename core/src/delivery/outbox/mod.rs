@@ -232,7 +232,7 @@ impl<M: Clone> Outbox<M> {
     /// Gives up the record that the server does not take, if it is the next one.
     pub fn drop_refused(&mut self) {
         let is_next = |next: &Batch<M>| self.refused.as_ref().is_some_and(|refused| *refused == next.identity());
-        if !self.ledger.waiting().is_some_and(is_next) {
+        if !self.next().is_some_and(is_next) {
             return;
         }
         self.refused = None;
