@@ -18,6 +18,7 @@
 use alloc::collections::VecDeque;
 
 use crate::backoff::Backoff;
+use crate::limits::MAX_PING_INTERVAL_MS;
 use crate::time::Millis;
 
 /// A stream that lived as long as this was a success: the next round waits for the agent's turn and begins with the first
@@ -33,7 +34,8 @@ pub const CONNECT_TIMEOUT_MS: u64 = 15_000;
 /// The HTTP/2 handshake is done and the call is sent within this.
 pub const OPEN_TIMEOUT_MS: u64 = 10_000;
 
-/// A PING goes out when nothing was received for this long. AgentCenter tolerates one in 5 s.
+/// A PING goes out when nothing was received for this long, unless a server has found them too frequent. AgentCenter
+/// tolerates one in 5 s.
 pub const KEEPALIVE_MS: u64 = 60_000;
 
 /// A PING without an answer for this long ends the connection.
@@ -139,6 +141,8 @@ pub struct Session {
     discovered: usize,
     /// The attempt that is alive, or was last.
     attempt: u64,
+    /// A PING goes out when nothing was received for this long.
+    keepalive_ms: u64,
     /// When the last stream was opened, or has ended, whichever came later.
     since: Millis,
     backoff: Backoff,
@@ -177,6 +181,7 @@ impl Session {
             host: 0,
             discovered: 0,
             attempt: 0,
+            keepalive_ms: KEEPALIVE_MS,
             since: Millis(0),
             backoff: Backoff::new(spread_ms, seed),
             actions: VecDeque::new(),
@@ -257,6 +262,11 @@ impl Session {
         }
     }
 
+    /// The server finds PINGs too frequent: they become rarer.
+    pub fn handle_too_many_pings(&mut self) {
+        self.keepalive_ms = (self.keepalive_ms * 2).min(MAX_PING_INTERVAL_MS);
+    }
+
     /// The agent is to end, and everything that is to be sent has been handed to the stream, if there is one.
     pub fn handle_shutdown(&mut self, now: Millis) {
         match self.state {
@@ -319,7 +329,7 @@ impl Session {
             | State::Draining { deadline }
             | State::Streaming { liveness: Liveness::Pinged { deadline }, .. }
             | State::Backoff { until: deadline } => Some(deadline),
-            State::Streaming { liveness: Liveness::Heard(at), .. } => Some(at + KEEPALIVE_MS),
+            State::Streaming { liveness: Liveness::Heard(at), .. } => Some(at + self.keepalive_ms),
             State::Idle | State::Ended => None,
         }
     }
@@ -340,7 +350,7 @@ impl Session {
     }
 
     /// What the session is doing, in a word: `starting`, `resolving`, `connecting`, `opening`, `connected`, `waiting`,
-    /// `draining` or `ended`.
+    /// `moving`, `draining` or `ended`.
     #[must_use]
     pub fn phase(&self) -> &'static str {
         match self.state {
@@ -562,7 +572,6 @@ mod tests {
         assert!(waits.iter().any(|wait| *wait > 20_000), "{waits:?}");
     }
 
-    /// The wait is over, the server takes the connection, and refuses the stream 20 ms later.
     #[test]
     fn rounds_before_the_turn_do_not_put_it_off() {
         let endpoints = Endpoints { discovery: 0, private: 1, public: 0 };
@@ -583,6 +592,7 @@ mod tests {
         }
     }
 
+    /// The wait is over, the server takes the connection, and refuses the stream 20 ms later.
     fn refuse_in_turn(session: &mut Session, now: Millis) {
         session.handle_timeout(now);
         let Some(Action::Connect { attempt, .. }) = actions(session).pop() else { panic!("the wait is over") };
@@ -610,6 +620,16 @@ mod tests {
             [Action::Abandon { attempt, reason: Abandoned::TimedOut("the answer to a ping") }]
         );
         assert!(session.waits_until().is_some());
+    }
+
+    #[test]
+    fn a_server_that_finds_pings_too_frequent_gets_fewer() {
+        let mut session = Session::new(ONE_PRIVATE, RECONNECT_SPREAD_MS, 7);
+        session.handle_too_many_pings();
+        streaming(&mut session, Millis(0));
+        assert_eq!(session.poll_timeout(), Some(Millis(2 * KEEPALIVE_MS)));
+        (0..100).for_each(|_| session.handle_too_many_pings());
+        assert_eq!(session.poll_timeout(), Some(Millis(MAX_PING_INTERVAL_MS)));
     }
 
     #[test]

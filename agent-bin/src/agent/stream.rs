@@ -149,6 +149,7 @@ impl Agent {
         }
         if end.is_too_many_pings() {
             self.delivery.handle_too_many_pings();
+            self.session.handle_too_many_pings();
         }
         match end {
             End::Status(Status { code: 0, .. }) if self.session.is_half_closed() => self.delivery.handle_completed(),
