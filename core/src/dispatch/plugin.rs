@@ -7,7 +7,7 @@
 //! ```
 //! The three move on their own; [`Plugin::reconcile`] compares them after every event and asks for one step at a time. A new
 //! version is prepared beside the running one, which is stopped only when the new one is ready. If the new one can then not
-//! be started, the old one stands in for it for a while.
+//! be started, the old one stands in for it for a while; so it does when it has died before the new one is ready.
 
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -40,7 +40,7 @@ pub(super) struct Plugin {
     wanted: Wanted,
     preparation: Prepared,
     process: Process,
-    /// What ran last, while what is wanted instead has not been started.
+    /// What ran before what runs now, or last.
     previous: Option<PluginConfig>,
     /// What is to run instead of what is wanted, and until when.
     stand_in: Option<(PluginConfig, Millis)>,
@@ -190,8 +190,11 @@ impl Plugin {
         reason: &str,
         now: Millis,
     ) -> Option<String> {
-        if !matches!(&self.preparation, Prepared::UnderWay(id, _) if *id == preparation) {
-            return None;
+        match &self.preparation {
+            Prepared::UnderWay(id, config) if *id == preparation => {
+                self.previous.take_if(|previous| previous == config);
+            }
+            _ => return None,
         }
         self.preparation = Prepared::No;
         self.stand_in = None;
@@ -202,8 +205,9 @@ impl Plugin {
 
     /// What was to be started could not be; gives what there is to say about it.
     pub(super) fn spawn_failed(&mut self, name: &PluginName, reason: &str, now: Millis) -> String {
+        let others = [self.running(), self.wanted()].map(|config| config.cloned());
+        let previous = self.previous.take().filter(|previous| !others.iter().flatten().any(|other| other == previous));
         self.process = Process::None;
-        let previous = self.previous.take().filter(|previous| self.wanted() != Some(previous));
         self.stand_in = previous.map(|previous| (previous, now + STAND_IN_MS));
         let standing_in = match &self.stand_in {
             Some((previous, _)) => format!("; version {:.40} is started again", previous.version),
@@ -218,11 +222,11 @@ impl Plugin {
     /// The process has ended; gives what there is to say about it when nobody had asked it to.
     pub(super) fn exited(&mut self, name: &PluginName, how: &str, now: Millis) -> Option<String> {
         match mem::replace(&mut self.process, Process::None) {
-            Process::Running { since, .. } => {
+            Process::Running { since, config } => {
                 if now.since(since) >= RESTART_FORGIVEN_MS {
                     (self.failures, self.deaths) = (0, 0);
                 }
-                self.previous = None;
+                self.previous = Some(config);
                 self.restarts += 1;
                 self.deaths += 1;
                 self.wait(now);
@@ -272,31 +276,32 @@ impl Plugin {
             return true;
         };
 
-        let target = self.stand_in.as_ref().map_or(wanted, |(stand_in, _)| stand_in);
-        if self.running() == Some(target) {
+        let target = self.target(wanted).clone();
+        if self.running() == Some(&target) {
             self.drop_preparation(actions);
             return true;
         }
         match &self.preparation {
-            Prepared::Ready(id, config) if config == target => match &self.process {
+            Prepared::Ready(id, config) if *config == target => match &self.process {
                 Process::None => {
                     actions.push_back(Action::Spawn(*id, config.clone()));
                     self.process = Process::Running { config: config.clone(), since: now };
+                    let is_wanted = config == wanted;
                     self.preparation = Prepared::No;
-                    if self.deaths == 0 && self.stand_in.is_none() {
+                    if self.deaths == 0 && is_wanted {
                         self.trouble = None;
                     }
+                    if !is_wanted && self.stand_in.is_none() {
+                        // What is wanted is prepared beside it.
+                        return self.reconcile(name, now, next_preparation, actions);
+                    }
                 }
-                Process::Running { config, .. } => {
-                    self.previous = Some(config.clone());
-                    self.stop(name, actions);
-                }
+                Process::Running { .. } => self.stop(name, actions),
                 Process::Stopping => {}
             },
-            Prepared::UnderWay(_, config) if config == target => {}
+            Prepared::UnderWay(_, config) if *config == target => {}
             _ if self.not_before.is_some() => {}
             _ => {
-                let target = target.clone();
                 self.drop_preparation(actions);
                 *next_preparation += 1;
                 let id = Preparation(*next_preparation);
@@ -307,8 +312,24 @@ impl Plugin {
         true
     }
 
+    /// What is to run now: what is wanted, or what stands in for it.
+    fn target<'a>(&'a self, wanted: &'a PluginConfig) -> &'a PluginConfig {
+        if let Some((stand_in, _)) = &self.stand_in {
+            return stand_in;
+        }
+        let is_awaited = match &self.preparation {
+            Prepared::Ready(_, config) => config == wanted,
+            // One that crashes in a loop is not worth beginning a download again.
+            Prepared::UnderWay(_, config) => config == wanted && self.deaths >= LOOP_DEATHS,
+            Prepared::No => false,
+        };
+        let may_stand_in = !self.has_process() && self.not_before.is_none() && !is_awaited;
+        self.previous.as_ref().filter(|_| may_stand_in).unwrap_or(wanted)
+    }
+
     fn stop(&mut self, name: &PluginName, actions: &mut VecDeque<Action>) {
-        if self.is_running() {
+        if let Process::Running { config, .. } = &self.process {
+            self.previous = Some(config.clone());
             actions.push_back(Action::Stop(name.clone()));
             self.process = Process::Stopping;
         }

@@ -113,6 +113,47 @@ fn a_new_version_that_cannot_be_started_leaves_the_old_one_standing_in() {
 }
 
 #[test]
+fn an_old_version_that_dies_before_its_successor_is_ready_is_started_again() {
+    let mut dispatch = Dispatch::new("1".into());
+    configure(&mut dispatch, vec![config("a", 1)], Millis(0));
+    settle(&mut dispatch, Millis(0));
+    let name = config("a", 1).name;
+    configure(&mut dispatch, vec![config("a", 2)], Millis(1));
+    dispatch.handle_exited(&name, "was killed by signal 9", Millis(2));
+    let orders: Vec<_> = core::iter::from_fn(|| dispatch.poll_action()).collect();
+    let [Action::Keep(_), Action::Prepare(download, _), Action::Complain(_)] = &orders[..] else {
+        panic!("{orders:?}")
+    };
+
+    // Its wait is over, and the download is still under way.
+    let due = dispatch.poll_timeout().expect("it is started again");
+    assert_eq!(due, Millis(2 + RESTART_BASE_MS));
+    dispatch.handle_timeout(due);
+    assert_eq!(dispatch.poll_action(), Some(Action::Forget(*download)));
+    let Some(Action::Prepare(old, prepared)) = dispatch.poll_action() else { panic!("the old one is verified") };
+    assert_eq!(prepared, config("a", 1));
+    dispatch.handle_prepared(&name, old, due);
+    assert_eq!(dispatch.poll_action(), Some(Action::Spawn(old, config("a", 1))));
+    let Some(Action::Prepare(download, wanted)) = dispatch.poll_action() else { panic!("the new one is next") };
+    assert_eq!(wanted, config("a", 2));
+
+    // Where the new one cannot be had, the old one is started again as well.
+    dispatch.handle_preparation_failed(&name, download, "no such host", due);
+    dispatch.handle_exited(&name, "was killed by signal 9", due + 1);
+    let due = dispatch.poll_timeout().expect("it is started again");
+    while dispatch.poll_action().is_some() {}
+    dispatch.handle_timeout(due);
+    let Some(Action::Prepare(old, prepared)) = dispatch.poll_action() else { panic!("the old one is verified") };
+    assert_eq!(prepared, config("a", 1));
+    // If it is not there any more, it is the new one's turn.
+    dispatch.handle_preparation_failed(&name, old, "no such file", due);
+    let due = dispatch.poll_timeout().expect("it is tried again");
+    dispatch.handle_timeout(due);
+    settle(&mut dispatch, due);
+    assert_eq!(running(&dispatch), [config("a", 2)]);
+}
+
+#[test]
 fn what_is_to_run_is_kept_whenever_it_changes_and_started_without_a_server() {
     let mut dispatch = Dispatch::new("1".into());
     let kept = |dispatch: &mut Dispatch, plugins, refused| {
@@ -338,6 +379,8 @@ struct Shell {
     running: BTreeMap<PluginName, PluginConfig>,
     stopping: BTreeSet<PluginName>,
     directories: BTreeSet<PluginName>,
+    /// What ran last of each, unless it could not be prepared again since.
+    ran: BTreeMap<PluginName, PluginConfig>,
 }
 
 impl Shell {
@@ -357,6 +400,7 @@ impl Shell {
                 Action::Spawn(id, config) => {
                     assert_eq!(self.ready.remove(&id).as_ref(), Some(&config), "what is started was prepared");
                     assert!(!self.stopping.contains(&config.name), "the old process has ended");
+                    self.ran.insert(config.name.clone(), config.clone());
                     assert!(self.running.insert(config.name.clone(), config).is_none(), "one process a plugin");
                 }
                 Action::Stop(name) => {
@@ -367,6 +411,7 @@ impl Shell {
                     assert!(!self.running.contains_key(&name) && !self.stopping.contains(&name), "nothing runs there");
                     assert!(!self.preparing.values().any(|config| config.name == name), "nothing is prepared there");
                     self.directories.remove(&name);
+                    self.ran.remove(&name);
                 }
                 Action::Complain(_) | Action::Keep(_) => {}
                 other => panic!("nobody asked for {other:?}"),
@@ -384,6 +429,9 @@ impl Shell {
                 dispatch.handle_prepared(&config.name, id, now);
                 self.ready.insert(id, config);
             } else {
+                if self.ran.get(&config.name) == Some(&config) {
+                    self.ran.remove(&config.name);
+                }
                 dispatch.handle_preparation_failed(&config.name, id, "it was not to be", now);
             }
         } else if let Some(name) = self.stopping.iter().nth(which - self.preparing.len()).cloned() {
@@ -420,6 +468,25 @@ proptest! {
                 }
             }
             shell.obey(&mut dispatch);
+        }
+        // While nothing can be downloaded, what has run before runs, one version or another.
+        for _ in 0..60 {
+            while let Some(config) = shell.preparing.values().next().cloned() {
+                let is_there = shell.ran.get(&config.name) == Some(&config);
+                shell.answer(&mut dispatch, 0, is_there, now);
+            }
+            while !shell.stopping.is_empty() {
+                let which = shell.preparing.len();
+                shell.answer(&mut dispatch, which, true, now);
+            }
+            if let Some(due) = dispatch.poll_timeout().filter(|due| *due <= now + RESTART_CAP_MS) {
+                now = now.max(due);
+                dispatch.handle_timeout(now);
+                shell.obey(&mut dispatch);
+            }
+        }
+        for config in &wanted {
+            prop_assert!(!shell.ran.contains_key(&config.name) || shell.running.contains_key(&config.name) || shell.preparing.values().any(|order| order.name == config.name));
         }
         // From here on nothing fails, so that after a while there is nothing left to do.
         for _ in 0..60 {
