@@ -156,16 +156,14 @@ fn percent_decoded(text: &[u8]) -> String {
     while let [first, tail @ ..] = rest
         && bytes.len() < MAX_STATUS_MESSAGE_BYTES
     {
-        (bytes, rest) = match rest {
+        let byte;
+        (byte, rest) = match rest {
             [b'%', high, low, tail @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
-                bytes.push(hex_digit(*high) << 4 | hex_digit(*low));
-                (bytes, tail)
+                (hex_digit(*high) << 4 | hex_digit(*low), tail)
             }
-            _ => {
-                bytes.push(*first);
-                (bytes, tail)
-            }
+            _ => (*first, tail),
         };
+        bytes.push(byte);
     }
     String::from_utf8_lossy(&bytes).chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

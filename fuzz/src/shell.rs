@@ -295,7 +295,10 @@ impl Shell {
             // One that ran before stands in first, if there is one.
             let stands_in = !self.processes.contains_key(name) && self.orders_for(name) == 1;
             let is_full = self.dispatch.plugins().count() == MAX_PLUGINS_KNOWN;
-            assert!(is_full || ordered || stands_in || shown.get(name) == Some(&config), "what has changed is tried at once");
+            assert!(
+                is_full || ordered || stands_in || shown.get(name) == Some(&config),
+                "what has changed is tried at once"
+            );
         }
         assert_eq!(self.dispatch.is_quiet(), self.processes.is_empty());
         assert!(self.dispatch.plugins().count() <= MAX_PLUGINS_KNOWN);

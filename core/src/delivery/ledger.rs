@@ -16,7 +16,7 @@ use crate::time::Millis;
 ///   confirmed (gone) | written | handed over, not yet written whole | waiting | <- new batches
 /// ```
 #[derive(Debug)]
-pub struct Ledger<M> {
+pub(super) struct Ledger<M> {
     entries: VecDeque<Entry<M>>,
     /// Entries at the front that were written whole.
     written: usize,
@@ -69,7 +69,7 @@ struct Pings {
 impl<M> Ledger<M> {
     /// An empty ledger that keeps about `budget` bytes of messages in memory.
     #[must_use]
-    pub fn new(budget: usize) -> Self {
+    pub(super) fn new(budget: usize) -> Self {
         Self {
             entries: VecDeque::new(),
             written: 0,
@@ -83,29 +83,29 @@ impl<M> Ledger<M> {
     }
 
     /// Adds a batch behind all others.
-    pub fn push(&mut self, batch: Batch<M>) {
+    pub(super) fn push(&mut self, batch: Batch<M>) {
         self.insert(self.entries.len(), batch);
     }
 
     /// Adds a batch before all that wait.
-    pub fn push_next(&mut self, batch: Batch<M>) {
+    pub(super) fn push_next(&mut self, batch: Batch<M>) {
         self.insert(self.handed, batch);
     }
 
     /// Adds a batch behind what is urgent, and before the bulk that waits.
-    pub fn push_urgent(&mut self, batch: Batch<M>) {
+    pub(super) fn push_urgent(&mut self, batch: Batch<M>) {
         let urgent = self.entries.iter().skip(self.handed).take_while(|entry| entry.batch.kind() != Kind::Bulk);
         self.insert(self.handed + urgent.count(), batch);
     }
 
     /// The batch that is to be handed to the stream next, if one waits.
     #[must_use]
-    pub fn waiting(&self) -> Option<&Batch<M>> {
+    pub(super) fn waiting(&self) -> Option<&Batch<M>> {
         self.entries.get(self.handed).map(|entry| &entry.batch)
     }
 
     /// The waiting batch was handed to the stream. One that lies in the spool needs no memory any more.
-    pub fn handle_handed(&mut self) {
+    pub(super) fn handle_handed(&mut self) {
         if let Some(Entry { batch, end, .. }) = self.entries.get_mut(self.handed) {
             let bytes = batch.bytes() as u64;
             self.stream.handed += bytes;
@@ -121,7 +121,7 @@ impl<M> Ledger<M> {
 
     /// The stream has written the oldest of what it was handed, whole. Heartbeats are given back: they are not kept any
     /// longer.
-    pub fn handle_written(&mut self, now: Millis) -> Option<Batch<M>> {
+    pub(super) fn handle_written(&mut self, now: Millis) -> Option<Batch<M>> {
         if self.written == self.handed {
             return None;
         }
@@ -137,20 +137,20 @@ impl<M> Ledger<M> {
     }
 
     /// The server has returned this much credit since the stream began. See [`Ledger::pop_confirmed`].
-    pub fn handle_credit(&mut self, credit: u64) {
+    pub(super) fn handle_credit(&mut self, credit: u64) {
         // One message's length may have been granted ahead, and the message that the credit ends in is still being read.
         let taken = credit.saturating_sub(self.stream.largest + 1);
         self.stream.taken = self.stream.taken.max(taken);
     }
 
     /// A PING was sent, for whatever reason.
-    pub fn handle_ping(&mut self, now: Millis) {
+    pub(super) fn handle_ping(&mut self, now: Millis) {
         self.pings.last = Some(now);
         self.pings.pending = Some(now);
     }
 
     /// The PING was answered: what had left some time before it was taken. See [`Ledger::pop_confirmed`].
-    pub fn handle_pong(&mut self) {
+    pub(super) fn handle_pong(&mut self) {
         if let Some(sent) = self.pings.pending.take() {
             let written = self.entries.iter().take(self.written);
             let arrived = written.take_while(|entry| entry.left_at + CONFIRM_GRACE_MS <= sent).last();
@@ -159,18 +159,18 @@ impl<M> Ledger<M> {
     }
 
     /// The server finds PINGs too frequent: they become rarer.
-    pub fn handle_too_many_pings(&mut self) {
+    pub(super) fn handle_too_many_pings(&mut self) {
         self.pings.interval_ms = (self.pings.interval_ms * 2).min(MAX_PING_INTERVAL_MS);
     }
 
     /// The server has ended the stream in order, after its end was announced to it: it has taken everything.
-    pub fn handle_completed(&mut self) {
+    pub(super) fn handle_completed(&mut self) {
         self.stream.taken = self.stream.handed;
     }
 
     /// The stream is over. What is not confirmed waits for the next one, in its old order, but for what is not in memory, and
     /// heartbeats: these are given back, oldest first.
-    pub fn handle_ended(&mut self) -> Vec<Batch<M>> {
+    pub(super) fn handle_ended(&mut self) -> Vec<Batch<M>> {
         let (kept, given_back): (Vec<_>, Vec<_>) =
             self.entries.drain(..).partition(|entry| entry.batch.is_only_in_memory());
         self.entries = kept.into();
@@ -184,7 +184,7 @@ impl<M> Ledger<M> {
     }
 
     /// Takes out the oldest batch if it is confirmed; ask again after every call of a `handle_*` method until there is none.
-    pub fn pop_confirmed(&mut self) -> Option<Batch<M>> {
+    pub(super) fn pop_confirmed(&mut self) -> Option<Batch<M>> {
         let oldest = self.entries.front()?;
         if self.written == 0 || oldest.end > self.stream.taken {
             return None;
@@ -196,7 +196,7 @@ impl<M> Ledger<M> {
     }
 
     /// Whether another batch may be added now.
-    pub fn room(&mut self, now: Millis) -> Room {
+    pub(super) fn room(&mut self, now: Millis) -> Room {
         // The next one may be as large as the largest.
         let next = usize::try_from(self.stream.largest).unwrap_or(usize::MAX).min(self.budget / 8);
         if self.memory + next < self.budget && self.entries.len() < MAX_UNCONFIRMED_BATCHES {
@@ -210,7 +210,7 @@ impl<M> Ledger<M> {
 
     /// Gives up the message of the oldest batch that was written and is kept in memory only: it is lost if the stream ends
     /// before the server has taken it. Says how many records that concerns.
-    pub fn let_go(&mut self) -> Option<u64> {
+    pub(super) fn let_go(&mut self) -> Option<u64> {
         let written = self.entries.iter_mut().take(self.written);
         let Entry { batch, .. } = written.into_iter().find(|entry| entry.batch.is_only_in_memory())?;
         self.memory -= batch.memory();
@@ -219,24 +219,24 @@ impl<M> Ledger<M> {
     }
 
     /// Takes out the batch that is to be handed to the stream next.
-    pub fn pop_next(&mut self) -> Option<Batch<M>> {
+    pub(super) fn pop_next(&mut self) -> Option<Batch<M>> {
         self.remove(self.handed)
     }
 
     /// Takes out the oldest batch that is in memory only and was not handed to the stream.
-    pub fn pop_waiting(&mut self) -> Option<Batch<M>> {
+    pub(super) fn pop_waiting(&mut self) -> Option<Batch<M>> {
         let waiting = self.entries.iter().skip(self.handed).position(|entry| entry.batch.is_only_in_memory())?;
         self.remove(self.handed + waiting)
     }
 
     /// The batches that are in memory only, oldest first, and whether each was handed to the stream.
-    pub fn only_in_memory(&self) -> impl Iterator<Item = (&Batch<M>, bool)> {
+    pub(super) fn only_in_memory(&self) -> impl Iterator<Item = (&Batch<M>, bool)> {
         let entries = self.entries.iter().enumerate();
         entries.filter(|(_, entry)| entry.batch.is_only_in_memory()).map(|(at, entry)| (&entry.batch, at < self.handed))
     }
 
-    /// Changes what is known of batches, given whether each was handed to the stream; of those that were not handed to the stream, the ones without a message are
-    /// not kept any longer.
+    /// Changes what is known of batches, given whether each was handed to the stream; of those that were not, the ones
+    /// without a message are not kept any longer.
     pub(super) fn change(&mut self, mut change: impl FnMut(&mut Batch<M>, bool)) {
         let handed = self.handed;
         self.entries.iter_mut().enumerate().for_each(|(at, entry)| change(&mut entry.batch, at < handed));
@@ -250,49 +250,49 @@ impl<M> Ledger<M> {
 
     /// Credit at which [`Ledger::pop_confirmed`] would give the oldest batch, while the ledger is full.
     #[must_use]
-    pub fn wanted_credit(&self) -> Option<u64> {
+    pub(super) fn wanted_credit(&self) -> Option<u64> {
         self.full?;
         self.entries.front().filter(|_| self.written > 0).map(|entry| entry.end + self.stream.largest + 1)
     }
 
     /// Whether a PING should be sent now: something was written a while ago, and credit has not confirmed it.
     #[must_use]
-    pub fn wants_ping(&self, now: Millis) -> bool {
+    pub(super) fn wants_ping(&self, now: Millis) -> bool {
         self.ping_due().is_some_and(|due| due <= now)
     }
 
     /// When to look at [`Ledger::room`] and [`Ledger::wants_ping`] although nothing has happened.
     #[must_use]
-    pub fn poll_timeout(&self) -> Option<Millis> {
+    pub(super) fn poll_timeout(&self) -> Option<Millis> {
         let full = self.full.filter(|full| !full.is_overdue).map(|full| full.since + LEDGER_WAIT_MS);
         self.ping_due().into_iter().chain(full).min()
     }
 
     /// The batches that are kept, oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = &Batch<M>> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Batch<M>> {
         self.entries.iter().map(|entry| &entry.batch)
     }
 
     /// The batches that were handed to the stream, oldest first.
-    pub fn handed(&self) -> impl Iterator<Item = &Batch<M>> {
+    pub(super) fn handed(&self) -> impl Iterator<Item = &Batch<M>> {
         self.iter().take(self.handed)
     }
 
     /// Whether something that was handed to the stream was not written whole yet.
     #[must_use]
-    pub fn is_writing(&self) -> bool {
+    pub(super) fn is_writing(&self) -> bool {
         self.written < self.handed
     }
 
     /// Whether the stream may be handed more from the disk.
     #[must_use]
-    pub fn may_send_more(&self) -> bool {
+    pub(super) fn may_send_more(&self) -> bool {
         self.handed < MAX_UNCONFIRMED_BATCHES
     }
 
     /// Bytes of memory that messages take.
     #[must_use]
-    pub fn memory(&self) -> usize {
+    pub(super) fn memory(&self) -> usize {
         self.memory
     }
 
@@ -318,7 +318,7 @@ impl<M> Ledger<M> {
 
 /// Whether a [`Ledger`] takes another batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Room {
+pub(super) enum Room {
     /// It does.
     Free,
     /// It waits for confirmations.

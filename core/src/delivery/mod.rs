@@ -1,6 +1,6 @@
 //! Delivery at least once, over a protocol that acknowledges nothing.
 //!
-//! The [`Ledger`] keeps every batch until the server is known to have taken it; what a broken stream leaves unconfirmed is sent
+//! The [`Outbox`] keeps every batch until the server is known to have taken it; what a broken stream leaves unconfirmed is sent
 //! again, in order, first thing on the next. HTTP/2 tells in two ways that a batch was taken:
 //!
 //! - *by credit*, while data flows: a gRPC server gives a stream's flow-control credit back as its application takes data.
@@ -22,5 +22,4 @@ mod world;
 
 pub use self::batch::{Batch, Kind};
 pub use self::credit::{CreditObserver, DataObserver};
-pub use self::ledger::{Ledger, Room};
 pub use self::outbox::{Bounds, Counters, Outbox, Unconfirmed};
