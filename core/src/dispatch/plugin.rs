@@ -192,13 +192,16 @@ impl Plugin {
     ) -> Option<String> {
         match &self.preparation {
             Prepared::UnderWay(id, config) if *id == preparation => {
-                self.previous.take_if(|previous| previous == config);
+                let stood_in = self.previous.take_if(|previous| previous == config).is_some();
+                let is_next = stood_in && self.stand_in.is_none() && self.wanted() != Some(config);
+                if !is_next {
+                    self.wait(now);
+                }
             }
             _ => return None,
         }
         self.preparation = Prepared::No;
         self.stand_in = None;
-        self.wait(now);
         let running = self.running().map(|config| format!("; version {:.40} runs on", config.version));
         Some(self.troubled(format!("plugin {name} cannot be started: {reason}{}", running.unwrap_or_default())))
     }

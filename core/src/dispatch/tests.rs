@@ -145,10 +145,8 @@ fn an_old_version_that_dies_before_its_successor_is_ready_is_started_again() {
     dispatch.handle_timeout(due);
     let Some(Action::Prepare(old, prepared)) = dispatch.poll_action() else { panic!("the old one is verified") };
     assert_eq!(prepared, config("a", 1));
-    // If it is not there any more, it is the new one's turn.
+    // If it is not there any more, it is the new one's turn at once.
     dispatch.handle_preparation_failed(&name, old, "no such file", due);
-    let due = dispatch.poll_timeout().expect("it is tried again");
-    dispatch.handle_timeout(due);
     settle(&mut dispatch, due);
     assert_eq!(running(&dispatch), [config("a", 2)]);
 }
