@@ -6,7 +6,6 @@ use elklet_core::session::{Abandoned, Action, Attempt, Target};
 use elklet_core::update::Trial;
 
 use super::Agent;
-use super::ending::Ending;
 use crate::config::Address;
 use crate::net::{self, Connector, End, Event, Transfer};
 
@@ -136,13 +135,11 @@ impl Agent {
             End::Http2(_) | End::Http(_) | End::Status(_) | End::NoAnswer(_) => {}
         }
         // AgentCenter gives no reason when a message is too large for it; what has understood nothing gives none either.
-        let may_be_refusal = match end {
-            End::Status(Status { code: 0, .. }) => self.heard && self.ending == Ending::No,
-            End::Status(status) => status.is_too_large(),
-            _ => false,
-        };
-        if may_be_refusal {
-            self.delivery.handle_refused(matches!(end, End::Status(status) if status.is_too_large()));
+        let is_half_closed = self.session.is_half_closed();
+        match end {
+            End::Status(status) if status.is_too_large() => self.delivery.handle_refused(true),
+            End::Status(Status { code: 0, .. }) if self.heard && !is_half_closed => self.delivery.handle_refused(false),
+            _ => {}
         }
         if end.is_silence() {
             self.lose_connection();
