@@ -12,6 +12,9 @@ use tokio::time::timeout;
 use super::proxy::{self, ProxyError};
 use crate::config::{Address, Proxies, Scheme};
 
+/// A name has addresses within this, or what is looking for them is to be suspected and not the server.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The addresses of one name answer within this, each in its share: a third of the time for an attempt is left for TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -76,7 +79,9 @@ pub(super) async fn dial(target: &Address, proxies: &Proxies, lost: Option<Ends>
 }
 
 async fn connect(to: &Address, lost: Option<Ends>) -> Result<TcpStream, DialError> {
-    let found = lookup_host((&*to.host, to.port)).await.map_err(DialError::Resolve)?;
+    let late = |_| io::Error::other(format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs()));
+    let found = timeout(LOOKUP_TIMEOUT, lookup_host((&*to.host, to.port))).await.map_err(late).flatten();
+    let found = found.map_err(DialError::Resolve)?;
     let addresses: Vec<SocketAddr> = found.take(MAX_ADDRESSES).collect();
     let share = CONNECT_TIMEOUT / u32::try_from(addresses.len().max(1)).expect("there are ten at most");
     let mut failure = DialError::Resolve(io::Error::new(io::ErrorKind::NotFound, "the answer is empty"));

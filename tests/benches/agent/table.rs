@@ -39,11 +39,18 @@ impl Row {
     pub(crate) fn broken_promise(&self) -> Option<String> {
         let is_idle = self.cpu_per_million().is_none();
         let (rss, wakeups) = (self.median(|run| run.idle_rss as f64), self.median(|run| run.wakeups));
+        let (threads, start) = (self.median(|run| run.threads as f64), self.median(|run| run.start_ms));
         match () {
             () if self.lost() > 0 => Some(format!("{}: {} records were lost", self.load, self.lost())),
             () if is_idle && rss > IDLE_RSS => Some(format!("idle: {rss} bytes are resident, expected {IDLE_RSS}")),
             () if is_idle && wakeups > IDLE_WAKEUPS => {
                 Some(format!("idle: {wakeups:.1} wake-ups a second, expected {IDLE_WAKEUPS}"))
+            }
+            () if is_idle && threads > IDLE_THREADS => {
+                Some(format!("idle: {threads} threads, expected {IDLE_THREADS}"))
+            }
+            () if start > START_MS => {
+                Some(format!("{}: {start} ms to the open stream, expected {START_MS}", self.load))
             }
             () => None,
         }
@@ -66,6 +73,12 @@ const IDLE_RSS: f64 = 3.2e6;
 
 /// Times a second that an idle agent may wake up.
 const IDLE_WAKEUPS: f64 = 1.0;
+
+/// Threads of an agent that has come to rest.
+const IDLE_THREADS: f64 = 2.0;
+
+/// From exec to the open stream: ten milliseconds are promised, and a machine that has other work may take its time.
+const START_MS: f64 = 50.0;
 
 const HEAD: &str = "\
 | load | agent | delivered/s | lost | CPU s per million | RSS idle, MB | RSS peak, MB | wake-ups/s | p50, ms | p99, ms | wire, B per record | start, ms |

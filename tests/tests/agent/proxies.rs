@@ -1,11 +1,15 @@
 //! Through proxies: the stream, service discovery, by file and by environment, around them, and into those that fail.
 
-use crate::PLUGIN;
-use elklet_tests::harness::{Agent, Setup, Site, all_at_once, skipped};
+use crate::{PLUGIN, downloads};
+use elklet_tests::files::{Files, How};
+use elklet_tests::harness::{Agent, Setup, Site, all_at_once, skipped, types};
+use elklet_tests::pki::{Set, Validity};
 use elklet_tests::proxy::{Kind, Options, Proxy};
 use std::collections::HashMap;
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
+use std::slice;
 
 const KINDS: [(&str, Kind); 2] = [("HTTP", Kind::Http), ("SOCKS5", Kind::Socks5)];
 
@@ -49,6 +53,45 @@ fn records_go_through_a_proxy_that_resolves_the_name() {
         site.records(&agent, |records| assert!(records.run("a").is_whole(5000), "{name}: {:?}", records.run("a")));
         assert_eq!(proxy.targets(), [SERVER], "{name}");
         assert!(!agent.log().contains("p@ss") && !agent.log().contains("p%40ss"), "{name}: {}", agent.log());
+    });
+}
+
+#[test]
+fn downloads_and_uploads_go_through_the_proxy() {
+    all_at_once(&KINDS, |name, kind| {
+        let (uploads, own) = (tempfile::tempdir().unwrap(), Set::new());
+        let site = Site::with(|options| options.upload_dir = Some(uploads.path().to_owned()));
+        own.write(&uploads.path().join("own")).unwrap();
+        let mut trusted = fs::File::options().append(true).open(site.certs().join("ca.crt")).unwrap();
+        trusted.write_all(&fs::read(uploads.path().join("own/ca.crt")).unwrap()).unwrap();
+        let plain = Files::start();
+        let tls = Files::start_tls(&own.ca.issue("files.invalid", Validity::Current), "files.invalid");
+        let program = downloads::program();
+        let host = |url: &str| url.split('/').nth(2).unwrap().to_owned();
+        let [http, https] = [&plain, &tls].map(|files| files.serve("probe", program.clone(), How::Right));
+        let mut options = knowing(&site);
+        let direct = host(&https).replace("files.invalid", "127.0.0.1").parse().unwrap();
+        options.leads_to.insert(host(&https), direct);
+        let proxy = Proxy::with(*kind, options);
+
+        let setup = with_file(site.setup().server(SERVER), &format!("[proxy]\nurl = \"{}\"\n", proxy.url("")));
+        site.center().set_configs(Some(vec![
+            downloads::plain("http", &program, slice::from_ref(&http), "hello"),
+            downloads::plain("https", &program, slice::from_ref(&https), "hello"),
+        ]));
+        let agent = connected(&site, setup);
+        site.wait_records("greetings", &agent, |records| records.of_type(types::HELLO).count() == 2);
+        let file = agent.workdir().path().join("wanted");
+        fs::write(&file, "content").unwrap();
+        let data = format!("{{\"path\": \"{}\", \"buf_size\": 1024}}", file.display());
+        site.task(&agent, "elkeid-agent", 1050, &data, "t");
+        site.wait("upload", |state| state.uploads.iter().any(|upload| upload.token == "t"));
+
+        let mut targets = proxy.targets();
+        targets.sort();
+        let mut expected = [host(&http), host(&https), SERVER.to_owned(), SERVER.to_owned()];
+        expected.sort();
+        assert_eq!(targets, expected, "{name}");
     });
 }
 

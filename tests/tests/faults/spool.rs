@@ -15,10 +15,11 @@ use std::time::Duration;
 /// Data type of the record that tells of losses.
 const LOSS: i32 = 1012;
 
-/// Numbered records that the agent says are lost.
+/// Numbered records that the agent says are lost, and those of which it does not know what they were.
 fn told_lost(records: &AgentRecords) -> u64 {
     let numbered = |fields: &std::collections::BTreeMap<String, String>| {
-        fields["lost_data_type"] == types::NUMBERED.to_string() && fields["plugin"] == "load"
+        let of = (&*fields["plugin"], &*fields["lost_data_type"]);
+        of == ("load", &types::NUMBERED.to_string()) || of == ("", "0")
     };
     records.of_type(LOSS).filter(numbered).map(|fields| fields["records"].parse::<u64>().unwrap()).sum()
 }
@@ -95,27 +96,68 @@ fn an_agent_that_is_killed_while_spooling() {
     assert!(lost < RATE, "{lost} of {made} records are lost, which is more than a second of them");
 }
 
-#[test]
-fn a_disk_that_is_full() {
+/// An agent whose spool is a file system of its own, mounted with these options; `None` where there can be none.
+fn with_a_disk(test: &str, options: &str, when_full: &str, seconds: u64) -> Option<Run> {
     if !Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success()) {
-        return skipped("a_disk_that_is_full", "mounting takes root");
+        skipped(test, "mounting takes root");
+        return None;
     }
-    // Less than a third of what the outage below makes, and less than the spool believes it may take.
-    let mount = "mkdir -p \"$0\" && mount -t tmpfs -o size=6m none \"$0\" && exec \"$@\"";
+    let mount = format!("mkdir -p \"$0\" && mount -t tmpfs -o {options} none \"$0\" && exec \"$@\"");
     let server = Server::new(CENTER);
     let address = server.address().to_string();
-    let mut run = Run::start_with(server, 24, |setup| {
+    Some(Run::start_with(server, seconds, |setup| {
         let spool = setup.workdir().path().join("spool").display().to_string();
-        let words = ["unshare", "--mount", "--", "sh", "-c", mount, &spool];
-        setup.started_by(&words).server(&address).setting("spool", "mib = 16")
-    });
+        let words = ["unshare", "--mount", "--", "sh", "-c", &mount, &spool];
+        let setup = setup.started_by(&words).server(&address).setting("spool", "mib = 16");
+        setup.setting("plugin.load", &format!("when_full = \"{when_full}\""))
+    }))
+}
+
+fn assert_spool_errors(run: &Run) {
+    let errors = run.server.records(|records| records.values(AGENT_HEARTBEAT, "spool_errors"));
+    assert!(errors.last().is_some_and(|count| count != "0"), "{errors:?}");
+}
+
+#[test]
+fn a_disk_that_is_full() {
+    // Less than a third of what the outage below makes, and less than the spool believes it may take.
+    let Some(mut run) = with_a_disk("a_disk_that_is_full", "size=6m", "drop_oldest", 24) else { return };
     run.server.kill();
     sleep(Duration::from_secs(16));
     run.server.start();
     assert_accounted(&run, "disk full");
     assert!(!run.agent.log_lines("No space left").is_empty(), "the disk was not full");
-    let errors = run.server.records(|records| records.values(AGENT_HEARTBEAT, "spool_errors"));
-    assert!(errors.last().is_some_and(|count| count != "0"), "{errors:?}");
+    assert_spool_errors(&run);
+}
+
+#[test]
+fn a_disk_that_cannot_be_written() {
+    let Some(mut run) = with_a_disk("a_disk_that_cannot_be_written", "ro", "wait", 12) else { return };
+    run.server.kill();
+    sleep(Duration::from_secs(6));
+    run.server.start();
+    run.assert_whole("disk read-only", 1);
+    assert!(!run.agent.log_lines("Read-only file system").is_empty(), "the disk could be written");
+    assert_spool_errors(&run);
+}
+
+#[test]
+fn a_directory_that_vanishes() {
+    let mut run = Run::start(20);
+    run.server.kill();
+    let spool = run.agent.workdir().path().join("spool");
+    let has_segment = || fs::read_dir(&spool).is_ok_and(|files| files.flatten().any(|file| is_segment(&file.path())));
+    wait_until("spooled records", has_segment);
+    sleep(Duration::from_secs(2));
+    fs::remove_dir_all(&spool).unwrap();
+    wait_until("new spool", has_segment);
+    run.server.start();
+    assert_accounted(&run, "directory deleted");
+    assert_spool_errors(&run);
+}
+
+fn is_segment(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "seg")
 }
 
 /// All records have come but those that the agent says are lost.

@@ -50,6 +50,15 @@ impl Controller {
             (Self::Pids, _) => vec![("pids.max", value.to_string())],
         }
     }
+
+    /// The file that keeps what the limit forbids from moving to swap.
+    fn swap(self, version: u8, value: u64) -> Option<(&'static str, String)> {
+        match (self, version) {
+            (Self::Memory, 2) => Some(("memory.swap.max", "0".to_owned())),
+            (Self::Memory, _) => Some(("memory.memsw.limit_in_bytes", value.to_string())),
+            _ => None,
+        }
+    }
 }
 
 /// Begins the name of every group that this process makes.
@@ -129,6 +138,10 @@ impl Hierarchies {
             for (file, value) in controller.settings(*version, value) {
                 let file = group.0.join(file);
                 fs::write(&file, value).map_err(|error| failed(&file, error))?;
+            }
+            if let Some((file, value)) = controller.swap(*version, value) {
+                // Hosts that have no swap, or do not count it, have no such file.
+                let _ = fs::write(group.0.join(file), value);
             }
             let procs = group.0.join("cgroup.procs");
             let join = is_new.then(|| File::options().write(true).open(&procs)).transpose();
