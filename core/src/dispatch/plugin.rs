@@ -279,32 +279,21 @@ impl Plugin {
             return true;
         };
 
-        let target = self.target(wanted).clone();
-        if self.running() == Some(&target) {
+        let target = self.target(wanted);
+        if self.running() == Some(target) {
             self.drop_preparation(actions);
             return true;
         }
         match &self.preparation {
-            Prepared::Ready(id, config) if *config == target => match &self.process {
-                Process::None => {
-                    actions.push_back(Action::Spawn(*id, config.clone()));
-                    self.process = Process::Running { config: config.clone(), since: now };
-                    let is_wanted = config == wanted;
-                    self.preparation = Prepared::No;
-                    if self.deaths == 0 && is_wanted {
-                        self.trouble = None;
-                    }
-                    if !is_wanted && self.stand_in.is_none() {
-                        // What is wanted is prepared beside it.
-                        return self.reconcile(name, now, next_preparation, actions);
-                    }
-                }
+            Prepared::UnderWay(_, config) if config == target => {}
+            Prepared::Ready(_, config) if config == target => match &self.process {
+                Process::None => return self.start(name, now, next_preparation, actions),
                 Process::Running { .. } => self.stop(name, actions),
                 Process::Stopping => {}
             },
-            Prepared::UnderWay(_, config) if *config == target => {}
             _ if self.not_before.is_some() => {}
             _ => {
+                let target = target.clone();
                 self.drop_preparation(actions);
                 *next_preparation += 1;
                 let id = Preparation(*next_preparation);
@@ -313,6 +302,27 @@ impl Plugin {
             }
         }
         true
+    }
+
+    /// Starts what is ready, and goes on with what is wanted if that is something else.
+    fn start(
+        &mut self,
+        name: &PluginName,
+        now: Millis,
+        next_preparation: &mut u64,
+        actions: &mut VecDeque<Action>,
+    ) -> bool {
+        let Prepared::Ready(id, config) = mem::replace(&mut self.preparation, Prepared::No) else { return true };
+        actions.push_back(Action::Spawn(id, config.clone()));
+        let is_wanted = self.wanted() == Some(&config);
+        self.process = Process::Running { config, since: now };
+        if is_wanted && self.deaths == 0 {
+            self.trouble = None;
+        }
+        if is_wanted || self.stand_in.is_some() {
+            return true;
+        }
+        self.reconcile(name, now, next_preparation, actions)
     }
 
     /// What is to run now: what is wanted, or what stands in for it.
