@@ -54,6 +54,9 @@ const EVENTS_AHEAD: usize = 32;
 /// At the end, threads that write or fetch something are waited for this long.
 const END_OF_THREADS: Duration = Duration::from_secs(2);
 
+/// A thread beside the two that has nothing to write or fetch any more ends after this long: an idle agent has no use for it.
+const IDLE_THREAD: Duration = Duration::from_millis(100);
+
 /// Why the program cannot run.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -90,6 +93,7 @@ pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> 
     let result = runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
+        .thread_keep_alive(IDLE_THREAD)
         .build()
         .map_err(system("the runtime cannot be started"))
         .and_then(|runtime| {
