@@ -11,6 +11,7 @@ use crate::agent;
 use crate::config::{Environment, Flags, Settings};
 use crate::ctl;
 use crate::doctor;
+use crate::inherited;
 use crate::spool::{self, Look};
 use crate::status::{self, Page};
 use crate::update;
@@ -88,6 +89,7 @@ pub fn main(version: &'static str) -> ExitCode {
         Ok(Invocation::Help) => print(&format!("elklet {version}{HELP}")),
         Ok(Invocation::Version) => print(&format!("elklet {version}\n")),
         Ok(Invocation::Run(flags)) => {
+            inherited::shed();
             let ran = update::run(Settings::workdir_at_any_rate(&flags), |is_on_trial| {
                 agent::run(flags, Environment::current(), is_on_trial)
             });

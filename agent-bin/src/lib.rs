@@ -6,6 +6,7 @@
 
 mod agent;
 mod blocking;
+mod children;
 mod cli;
 mod clock;
 mod config;
@@ -14,6 +15,7 @@ mod doctor;
 mod fetch;
 mod files;
 mod host;
+mod inherited;
 mod logging;
 mod net;
 mod plugin;

@@ -46,7 +46,7 @@ use crate::shared::SharedIntake;
 use crate::update::{After, Updates};
 use crate::upload::{Order, Uploads};
 use crate::workdir::WorkdirLock;
-use crate::{logging, plugin, version};
+use crate::{children, inherited, logging, plugin, version};
 
 /// Events of one attempt that may wait for the loop; commands beyond that stay with the server.
 const EVENTS_AHEAD: usize = 32;
@@ -87,8 +87,13 @@ pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> 
     // Before anything is written there.
     let _lock = WorkdirLock::take(&settings.workdir).map_err(Failure::System)?;
     plugin::reserve_descriptors().map_err(system("/dev/null"))?;
+    let adopting = children::adopt_orphans();
     logging::start(&settings.workdir, &settings.log).map_err(Failure::Settings)?;
+    if let Err(error) = adopting {
+        log::warn!("what plugins leave behind cannot be told from other processes: {error}");
+    }
     // The last end may have come too suddenly for it.
+    plugin::end_earlier_lives(&workdir);
     clear_directory(&settings.workdir.join("tmp"));
     let result = runtime::Builder::new_current_thread()
         .enable_io()
@@ -105,6 +110,8 @@ pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> 
             runtime.shutdown_timeout(END_OF_THREADS);
             ran
         });
+    plugin::end_all(&workdir);
+    children::leave_orphans();
     clear_directory(&workdir.join("tmp"));
     if let Err(failure) = &result {
         log::error!("{failure}");
@@ -247,6 +254,9 @@ impl Agent {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
+        let mut child = signal(SignalKind::child())?;
+        inherited::take_signals();
+        children::reap();
         self.session.handle_start(self.clock.now());
         loop {
             self.carry_out();
@@ -274,6 +284,7 @@ impl Agent {
                 _ = terminate.recv() => self.handle_signal("SIGTERM"),
                 _ = interrupt.recv() => self.handle_signal("SIGINT"),
                 _ = hangup.recv() => self.reload(),
+                _ = child.recv() => children::reap(),
                 () = wait => {}
             }
         }

@@ -17,10 +17,11 @@ use elklet_proto::grpc::Task;
 use rustix::process::{Pid, Signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
+use crate::children::Own;
 use crate::clock;
 use crate::config::Settings;
 use crate::fetch::{Cancel, Fetcher};
-use crate::plugin::{self, Applied, Confiner, Group, Prepared, Preparer, Spawned};
+use crate::plugin::{self, Applied, Confiner, Group, Kin, Prepared, Preparer, Spawned};
 use crate::pump::{PlugId, PluginStats, PumpHandle};
 use crate::status::Meter;
 
@@ -84,6 +85,7 @@ impl Open {
 pub(super) struct Plugins {
     preparer: Arc<Preparer>,
     confiner: Confiner,
+    kin: Kin,
     running: BTreeMap<PluginName, Running>,
     /// Preparations that have not begun, those that have not come back and are wanted, and those whose executable waits to be
     /// started.
@@ -118,6 +120,7 @@ impl Plugins {
         let plugins = Self {
             preparer: Arc::new(preparer(settings)),
             confiner: Confiner::new(settings),
+            kin: Kin::new(&settings.workdir),
             running: BTreeMap::new(),
             waiting: VecDeque::new(),
             preparing: HashMap::new(),
@@ -203,10 +206,13 @@ impl Plugins {
         let Some(mut prepared) = self.ready.remove(&id) else {
             return dispatch.handle_spawn_failed(&config.name, "it was not prepared", now);
         };
-        let spawned = plugin::spawn(&mut prepared, config, &mut self.confiner, now);
+        let mark = self.kin.mark(&config.name);
+        let spawned = plugin::spawn(&mut prepared, config, &mark, &mut self.confiner, now);
         drop_aside(prepared);
         match spawned {
             Ok(Spawned { mut child, pid, pipes, limits, groups }) => {
+                let own = Own::plugin(pid);
+                self.kin.join(mark, pid);
                 log::info!("plugin {} version {} started as process {pid}", config.name, config.version);
                 let stats = Arc::new(PluginStats::default());
                 let plug = pump.plug(config.name.clone(), origin, pipes, Arc::clone(&stats));
@@ -230,6 +236,7 @@ impl Plugins {
                         Ok(status) => plugin::describe(status),
                         Err(error) => format!("was lost sight of ({error})"),
                     };
+                    drop(own);
                     let _ = events.send(PluginEvent::Exited(name, how));
                 });
             }
@@ -304,6 +311,7 @@ impl Plugins {
                     }
                     // What it may have started ends with it, so that nobody writes into its pipes any more.
                     kill_group(running.pid);
+                    self.kin.leave(running.pid, now);
                     self.confiner.release(running.groups, now);
                     pump.finish(running.plug);
                 }
@@ -352,12 +360,13 @@ impl Plugins {
 
     /// Ends every process at once.
     pub(super) fn kill_all(&mut self) {
-        self.running.values().for_each(|running| kill_group(running.pid));
+        self.running.values().for_each(|running| kill(running.pid));
     }
 
     /// Kills those that were asked to end and did not.
     pub(super) fn handle_timeout(&mut self, now: Millis) {
         self.confiner.handle_timeout(now);
+        self.kin.handle_timeout(now);
         for (name, running) in &mut self.running {
             if running.kill_at.is_some_and(|moment| moment <= now) {
                 log::warn!(
@@ -365,14 +374,15 @@ impl Plugins {
                     running.pid,
                     STOP_TIMEOUT_MS / 1000
                 );
-                kill_group(running.pid);
+                kill(running.pid);
                 running.kill_at = None;
             }
         }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Millis> {
-        self.running.values().filter_map(|running| running.kill_at).chain(self.confiner.poll_timeout()).min()
+        let kills = self.running.values().filter_map(|running| running.kill_at);
+        kills.chain(self.confiner.poll_timeout()).chain(self.kin.poll_timeout()).min()
     }
 
     /// Whether all processes have ended and their pipes are read.
@@ -406,7 +416,15 @@ fn drop_aside(prepared: Prepared) {
     }
 }
 
-/// Kills a plugin's process group, whatever is left of it.
+/// Kills a plugin's process, which may have left its group, and the group.
+fn kill(process: u32) {
+    if let Some(pid) = i32::try_from(process).ok().and_then(Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+    kill_group(process);
+}
+
+/// Kills what is left of the process group of a plugin.
 fn kill_group(leader: u32) {
     if let Some(group) = i32::try_from(leader).ok().and_then(Pid::from_raw) {
         let _ = rustix::process::kill_process_group(group, Signal::KILL);

@@ -12,6 +12,7 @@ mod fields;
 mod heartbeat;
 mod identity;
 mod platform;
+mod processes;
 mod root;
 mod usage;
 
@@ -19,5 +20,6 @@ pub(crate) use addresses::{Addresses, hostname};
 pub(crate) use fields::Fields;
 pub(crate) use heartbeat::{AgentFacts, Heartbeat, PluginFacts, Traffic};
 pub(crate) use identity::{AgentId, agent_id, find_id};
+pub(crate) use processes::{Process, environment, processes};
 pub(crate) use root::HostRoot;
 pub(crate) use usage::Footprint;

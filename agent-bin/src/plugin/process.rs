@@ -23,6 +23,7 @@ use tokio::process::Child;
 
 use super::confine::{Applied, Confiner, Confining, Group};
 use super::executable::Executable;
+use super::kin::Mark;
 use super::prepare::Prepared;
 use crate::pump::PipeEnds;
 
@@ -75,12 +76,13 @@ pub(crate) fn reserve_descriptors() -> io::Result<()> {
 pub(crate) fn spawn(
     prepared: &mut Prepared,
     config: &PluginConfig,
+    mark: &Mark,
     confiner: &mut Confiner,
     now: Millis,
 ) -> io::Result<Spawned> {
     let confining = Arc::new(confiner.confine(&config.name)?);
     let started = prepared.install().and_then(|()| {
-        start(&prepared.executable, config, &confining).inspect_err(|_| {
+        start(&prepared.executable, config, mark, &confining).inspect_err(|_| {
             if let Err(error) = prepared.put_back() {
                 log::error!("plugin {}: what was there before cannot be put back: {error}", config.name);
             }
@@ -102,6 +104,7 @@ pub(crate) fn spawn(
 fn start(
     executable: &Executable,
     config: &PluginConfig,
+    mark: &Mark,
     confining: &Arc<Confining>,
 ) -> io::Result<(Child, u32, PipeEnds)> {
     let (tasks_read, tasks_write) = io::pipe()?;
@@ -124,9 +127,11 @@ fn start(
     let mut command = Command::new(path);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).process_group(0);
     command.current_dir(path.parent().unwrap_or(path));
-    let exec = Exec::new(executable, config)?;
+    let exec = Exec::new(executable, config, mark)?;
     let confining = Arc::clone(confining);
     let install = move || -> io::Result<()> {
+        // SAFETY: `signal` is async-signal-safe and takes plain numbers. The agent ignores this one for itself.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_DFL) };
         confining.confine_self()?;
         for (end, number) in &theirs {
             // SAFETY: dup2 takes plain numbers and is async-signal-safe. Nothing of the agent's lies at `number`, as
@@ -168,9 +173,9 @@ unsafe impl Send for Exec {}
 unsafe impl Sync for Exec {}
 
 impl Exec {
-    fn new(executable: &Executable, config: &PluginConfig) -> io::Result<Self> {
+    fn new(executable: &Executable, config: &PluginConfig, mark: &Mark) -> io::Result<Self> {
         let mut strings = vec![CString::new(executable.path().as_os_str().as_bytes())?];
-        strings.extend(environment(&config.detail)?);
+        strings.extend(environment(&config.detail, mark)?);
         let pointers = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect();
         let (argv, envp) = strings.split_at(1);
         Ok(Self {
@@ -210,7 +215,7 @@ impl Exec {
     }
 }
 
-fn environment(detail: &str) -> io::Result<Vec<CString>> {
+fn environment(detail: &str, mark: &Mark) -> io::Result<Vec<CString>> {
     let mut variables: Vec<(Vec<u8>, Vec<u8>)> = match detail {
         "" => env::vars_os().map(|(name, value)| (name.into_vec(), value.into_vec())).collect(),
         _ => vec![(b"DETAIL".to_vec(), detail.as_bytes().to_vec())],
@@ -220,6 +225,8 @@ fn environment(detail: &str) -> io::Result<Vec<CString>> {
         let path = path.as_deref().unwrap_or(OsStr::new(DEFAULT_PATH));
         variables.push((b"PATH".to_vec(), path.as_bytes().to_vec()));
     }
+    variables.retain(|(name, _)| *name != mark.entry().0);
+    variables.push(mark.entry());
     variables.push((b"ELKEID_PLUGIN_HIGH_PRIORITY_PIPE".to_vec(), b"5".to_vec()));
     variables.into_iter().map(|(name, value)| Ok(CString::new([&name[..], b"=", &value[..]].concat())?)).collect()
 }
@@ -240,12 +247,17 @@ mod tests {
 
     use elklet_core::command::{Packing, Sha256};
 
+    use super::super::kin::Kin;
     use super::super::prepare::tests::prepared;
     use super::*;
     use crate::config::Settings;
 
     fn confiner() -> Confiner {
         Confiner::new(&Settings::default())
+    }
+
+    fn mark(workdir: &Path, config: &PluginConfig) -> Mark {
+        Kin::new(workdir).mark(&config.name)
     }
 
     fn plugin(workdir: &Path, script: &str, detail: &str) -> PluginConfig {
@@ -278,7 +290,8 @@ mod tests {
         let config = plugin(workdir.path(), script, "some detail");
         let mut executable = prepared(workdir.path(), &config).expect("verified");
         let Spawned { mut child, pid, pipes, .. } =
-            spawn(&mut executable, &config, &mut confiner(), Millis(0)).expect("started");
+            spawn(&mut executable, &config, &mark(workdir.path(), &config), &mut confiner(), Millis(0))
+                .expect("started");
         for end in [&pipes.tasks, &pipes.records, &pipes.urgent] {
             rustix::io::ioctl_fionbio(end, false).expect("a pipe");
         }
@@ -305,7 +318,8 @@ mod tests {
         let path = workdir.path().join("plugin/probe/probe");
         fs::write(path.with_extension("new"), "#!/bin/sh\nexit 99\n").expect("writable");
         fs::rename(path.with_extension("new"), &path).expect("writable");
-        let mut spawned = spawn(&mut executable, &config, &mut confiner(), Millis(0)).expect("started");
+        let mut spawned = spawn(&mut executable, &config, &mark(workdir.path(), &config), &mut confiner(), Millis(0))
+            .expect("started");
         assert_eq!(describe(spawned.child.wait().await.expect("it ends")), "exited with code 7");
     }
 
@@ -315,8 +329,8 @@ mod tests {
         let workdir = tempfile::tempdir().expect("a directory");
         let config = plugin(workdir.path(), "neither script nor program", "");
         let mut executable = prepared(workdir.path(), &config).expect("verified");
-        let error =
-            spawn(&mut executable, &config, &mut confiner(), Millis(0)).expect_err("no format that the kernel knows");
+        let error = spawn(&mut executable, &config, &mark(workdir.path(), &config), &mut confiner(), Millis(0))
+            .expect_err("no format that the kernel knows");
         assert_eq!(error.raw_os_error(), Some(libc::ENOEXEC));
     }
 }

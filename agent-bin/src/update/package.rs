@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
+
+use crate::children::Own;
 
 /// How long a package manager may work; it may wait for another one.
 const MANAGER_TIMEOUT: Duration = Duration::from_secs(300);
@@ -128,6 +130,7 @@ impl Manager {
             command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         }
         let mut child = command.spawn().map_err(failed)?;
+        let _own = child.id().map(Own::helper);
         match timeout(MANAGER_TIMEOUT, child.wait()).await {
             Ok(status) => Ok((status.map_err(failed)?, said)),
             Err(_) => Err(format!("{} did not end within {} s", self.name, MANAGER_TIMEOUT.as_secs())),
@@ -141,13 +144,20 @@ fn read_text(from: &mut File, most: u64) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// Runs a command to its end and gives what it has written.
+async fn run(command: &mut Command) -> io::Result<Output> {
+    let child = command.spawn()?;
+    let _own = child.id().map(Own::helper);
+    child.wait_with_output().await
+}
+
 /// Has a program say its version, which is to be this one: it can be executed here, and is what was wanted.
 pub(super) async fn check_version(program: &Path, wanted: &str) -> Result<(), String> {
     let mut command = Command::new(program);
-    command.arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
     let mut tries = 0;
     let output = loop {
-        match timeout(VERSION_TIMEOUT, command.output()).await {
+        match timeout(VERSION_TIMEOUT, run(&mut command)).await {
             Ok(Ok(output)) => break output,
             Ok(Err(error)) if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_RETRIES => {
                 tries += 1;

@@ -17,6 +17,8 @@
 //! | `urgent`, `bulk` | writes to descriptor 5 or 4 from here on |
 //! | `close` | closes the pipe that it writes to |
 //! | `child` | starts a process in its group that sleeps and holds the pipes open, and tells its pid in a record |
+//! | `orphan`, `orphan=bare` | leaves a process with a session of its own behind that ignores SIGTERM and has lost its parent, `bare` without an environment, and tells its pid in a record |
+//! | `brief=COUNT` | leaves so many processes behind that end by themselves within a second |
 //! | `deaf`, `deaf=FILE` | does nothing and reads no tasks, for ever or until FILE exists, which it removes |
 //! | `eat=MIB` | takes so much memory and keeps it |
 //! | `stderr=TEXT` | a line on standard error |
@@ -30,6 +32,7 @@ use std::env;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::FromRawFd;
+use std::os::unix::process::CommandExt;
 use std::process::{self, Command};
 use std::str::FromStr;
 use std::sync::mpsc::{self, Receiver, TryRecvError};
@@ -132,6 +135,8 @@ impl Plugin {
                 "urgent" => self.lane = 1,
                 "close" => self.pipes[self.lane] = None,
                 "child" => self.child(),
+                "brief" => brief(count(value)),
+                "orphan" => self.orphan(value == "bare"),
                 "deaf" => sleep_until(|| !value.is_empty() && fs::remove_file(value).is_ok()),
                 "eat" => self.eaten.extend(vec![1; count::<usize>(value) << 20]),
                 "stderr" => eprintln!("{value}"),
@@ -171,6 +176,19 @@ impl Plugin {
         // It inherits descriptors 3, 4 and 5, as a careless plugin's child would.
         let child = Command::new("/proc/self/exe").env("DETAIL", "deaf").spawn().unwrap();
         self.send(&record(CHILD, &[("run", self.run.as_str()), ("pid", &child.id().to_string())]));
+    }
+
+    fn orphan(&mut self, bare: bool) {
+        let mut parent = Command::new("/bin/sh");
+        parent.args(["-c", "trap '' TERM HUP; sleep 600 >/dev/null 2>&1 & echo $!"]);
+        if bare {
+            parent.env_clear();
+        }
+        // SAFETY: setsid is async-signal-safe.
+        unsafe { parent.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(Into::into)) };
+        let said = parent.output().unwrap().stdout;
+        let pid = String::from_utf8(said).unwrap().trim().to_owned();
+        self.send(&record(CHILD, &[("run", self.run.as_str()), ("pid", &pid)]));
     }
 
     fn send(&mut self, body: &[u8]) {
@@ -213,6 +231,14 @@ fn read_tasks() -> Receiver<Task> {
         }
     });
     receiver
+}
+
+/// Leaves processes behind that end by themselves.
+fn brief(count: u32) {
+    for _ in 0..count {
+        let parent = Command::new("/bin/sh").args(["-c", "sleep 0.5 &"]).status().unwrap();
+        assert!(parent.success());
+    }
 }
 
 fn read_task(pipe: &mut File) -> io::Result<Task> {
@@ -352,7 +378,11 @@ fn surroundings() -> Vec<(&'static str, String)> {
     descriptors.retain(|fd| fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok());
     descriptors.sort_unstable();
     let environment: Vec<String> = env::vars().map(|(name, value)| format!("{name}={value}")).collect();
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let signals = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
     vec![
+        ("blocked", signals("SigBlk:")),
+        ("ignored", signals("SigIgn:")),
         ("pid", process::id().to_string()),
         ("ppid", behind_name[1].to_owned()),
         ("pgid", behind_name[2].to_owned()),

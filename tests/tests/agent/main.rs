@@ -14,6 +14,7 @@ mod metadata;
 mod offline;
 mod plugin_faults;
 mod plugins;
+mod processes;
 mod proxies;
 mod reload;
 mod reports;

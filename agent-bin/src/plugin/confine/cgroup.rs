@@ -9,6 +9,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::thread;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 
@@ -17,6 +19,13 @@ const AGENT: &str = "elklet-agent";
 
 /// Microseconds over which the processor's share is measured; the kernel's default.
 const PERIOD_US: u64 = 100_000;
+
+/// How often in a row the processes of a group are killed.
+const KILL_ROUNDS: u32 = 8;
+
+/// The end of the processes in a group of an earlier agent is waited for so often and so long, at the start.
+const STALE_ATTEMPTS: u32 = 20;
+const STALE_PAUSE: Duration = Duration::from_millis(10);
 
 /// What a group can limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,8 +85,9 @@ impl Group {
     /// # Errors
     /// When something is left in it still.
     pub(super) fn remove(&self) -> io::Result<()> {
-        for pid in pids(&self.0) {
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        // All at once, even while they fork; version 2 on Linux 5.14 and later has this file.
+        if fs::write(self.0.join("cgroup.kill"), "1").is_err() {
+            kill(&self.0);
         }
         match fs::remove_dir(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -269,14 +279,36 @@ fn parent(controller: Controller, v2: &Result<(PathBuf, Vec<Controller>), String
     }
 }
 
-/// Removes empty groups of agents that are no more.
+/// Kills the processes of a group, and those that were forked meanwhile.
+fn kill(group: &Path) {
+    for _ in 0..KILL_ROUNDS {
+        let mut is_empty = true;
+        for pid in pids(group) {
+            is_empty = false;
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+        if is_empty {
+            return;
+        }
+    }
+}
+
+/// Removes groups of agents that are no more, with the processes in them. Those are killed one by one: another agent in another PID
+/// namespace may have this number, and its processes are not seen here.
 fn remove_stale(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let number =
             name.to_str().and_then(|name| name.strip_prefix("elklet-")?.split('-').next()?.parse::<u32>().ok());
         if number.is_some_and(|pid| pid == process::id() || !Path::new("/proc").join(pid.to_string()).exists()) {
-            let _ = fs::remove_dir(entry.path());
+            let group = entry.path();
+            for _ in 0..STALE_ATTEMPTS {
+                kill(&group);
+                if fs::remove_dir(&group).is_ok() {
+                    break;
+                }
+                thread::sleep(STALE_PAUSE);
+            }
         }
     }
 }

@@ -1,0 +1,84 @@
+//! Which processes the host has, and what each was started with.
+
+use std::fs;
+
+use super::root::HostRoot;
+
+/// How much of `/proc/<pid>/stat` is read; it has a few hundred bytes.
+const STAT_LIMIT: u64 = 4096;
+
+/// How much of a process's environment is looked at. A plugin's has up to 128 KiB in one variable alone.
+const ENVIRONMENT_LIMIT: u64 = 512 << 10;
+
+/// A process as `/proc/<pid>/stat` shows it, proc_pid_stat(5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    /// Its parent; 0 for one outside of this PID namespace.
+    pub(crate) parent: u32,
+    /// Its process group.
+    pub(crate) group: u32,
+    /// When it began, in clock ticks since the system did.
+    pub(crate) start_ticks: u64,
+    /// It has ended, and nobody has taken its exit status.
+    pub(crate) is_dead: bool,
+}
+
+impl Process {
+    /// The process `pid`, unless it has gone.
+    pub(crate) fn find(host: &HostRoot, pid: u32) -> Option<Self> {
+        Self::parse(pid, &host.text(&format!("/proc/{pid}/stat"), STAT_LIMIT))
+    }
+
+    fn parse(pid: u32, line: &str) -> Option<Self> {
+        // The name in parentheses may hold anything, parentheses and spaces too. Behind it stands column 3.
+        let (_, columns) = line.rsplit_once(')')?;
+        let mut columns = columns.split_ascii_whitespace();
+        let is_dead = matches!(columns.next()?, "Z" | "X" | "x");
+        let parent = columns.next()?.parse().ok()?; // column 4
+        let group = columns.next()?.parse().ok()?; // 5
+        let start_ticks = columns.nth(16)?.parse().ok()?; // 22
+        Some(Self { pid, parent, group, start_ticks, is_dead })
+    }
+}
+
+/// All processes of the host.
+pub(crate) fn processes(host: &HostRoot) -> Vec<Process> {
+    let entries = fs::read_dir(host.path("/proc")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Process::find(host, entry.file_name().to_str()?.parse().ok()?)).collect()
+}
+
+/// The environment that a process was started with, as `name=value` with a zero byte behind each. It is empty where this process
+/// may not look, and whoever runs there may have changed it.
+pub(crate) fn environment(host: &HostRoot, pid: u32) -> Vec<u8> {
+    host.bytes(&format!("/proc/{pid}/environ"), ENVIRONMENT_LIMIT).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::root::tests::Tree;
+    use super::*;
+
+    #[test]
+    fn processes_are_listed_whatever_their_names_are() {
+        let stat = "42 (a) Z (b) S 7 40 42 0 -1 4194560 100 0 0 0 5 6 7 7 20 0 3 0 1234 9999999 250 0\n";
+        let zombie = stat.replace("(b) S", "(b) Z").replace(" 1234 ", " 5 ");
+        let tree = Tree::new(&[("/proc/42/stat", stat), ("/proc/43/stat", &zombie), ("/proc/44/stat", "44 (cut")]);
+        tree.write("/proc/42/environ", "A=1\0B=2\0");
+        tree.write("/proc/self", "no number");
+        let mut found = processes(tree.host());
+        found.sort_unstable_by_key(|process| process.pid);
+        let alive = Process { pid: 42, parent: 7, group: 40, start_ticks: 1234, is_dead: false };
+        assert_eq!(found, [alive, Process { pid: 43, start_ticks: 5, is_dead: true, ..alive }]);
+        assert_eq!(environment(tree.host(), 42), b"A=1\0B=2\0");
+        assert_eq!(environment(tree.host(), 43), b"");
+    }
+
+    #[test]
+    fn this_process_is_among_its_own() {
+        let me = std::process::id();
+        let found = Process::find(&HostRoot::live(), me).expect("it runs");
+        assert!(processes(&HostRoot::live()).contains(&found));
+        assert_eq!(found.parent, std::os::unix::process::parent_id());
+    }
+}

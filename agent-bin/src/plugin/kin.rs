@@ -1,0 +1,246 @@
+//! The processes that plugins start: none outlives its plugin, nor the agent.
+//!
+//! A process group does not hold them together, since whoever calls setsid(2) leaves it. Every plugin therefore gets a mark in its
+//! environment, [`VARIABLE`], which its descendants inherit; and the agent adopts orphans (`children`), so that it sees whom it has
+//! left to look after. When a plugin has ended, the agent kills those of its adopted children that bear the plugin's mark, and all
+//! that descend from them. A process without any mark has got rid of it: that is the plugin's as well if it is in its process group,
+//! or if it began after the plugin did and the agent adopts nobody's orphans but plugins'.
+//!
+//! An agent that was killed could not do that. The next one in the same work directory finds the marks of the earlier life.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+use std::{fs, process};
+
+use elklet_core::command::PluginName;
+use elklet_core::time::Millis;
+use rustix::process::{Pid, Signal};
+
+use crate::children;
+use crate::host::{HostRoot, Process, environment, processes};
+
+/// The variable of the environment that says whose a process is: `DEVICE-INODE/PID-NUMBER/NAME`, of the agent's work directory, of the
+/// agent, and of the plugin.
+const VARIABLE: &str = "ELKLET_PLUGIN";
+
+/// What was killed is looked for again after this, until it is gone.
+const LOOK_AGAIN_MS: u64 = 100;
+
+/// How often that is done; whoever is still there then cannot be killed.
+const LOOKS: u32 = 50;
+
+/// How often in a row is looked for what was forked while others were killed.
+const ROUNDS: u32 = 4;
+
+/// At its start and at its end, the agent waits for the end of what it has killed at most so long, and looks this often.
+const END_WITHIN: Duration = Duration::from_secs(2);
+const END_PAUSE: Duration = Duration::from_millis(5);
+
+/// The processes of all plugins of this agent.
+#[derive(Debug)]
+pub(crate) struct Kin {
+    host: HostRoot,
+    /// The beginning of the marks in this work directory, and of those of this agent.
+    place: String,
+    agent: String,
+    given: u64,
+    live: Vec<Plugin>,
+    leaving: Vec<Leaving>,
+}
+
+/// A plugin's main process.
+#[derive(Debug)]
+struct Plugin {
+    mark: Mark,
+    pid: u32,
+    start_ticks: u64,
+}
+
+/// A plugin that has ended and whose descendants may not have.
+#[derive(Debug)]
+struct Leaving {
+    plugin: Plugin,
+    look_at: Millis,
+    looks: u32,
+}
+
+/// An entry of the environment, `ELKLET_PLUGIN=...`, by which the descendants of one process of a plugin are known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mark(String);
+
+impl Mark {
+    /// Its name and its value.
+    pub(super) fn entry(&self) -> (Vec<u8>, Vec<u8>) {
+        (VARIABLE.into(), self.0.clone().into())
+    }
+}
+
+impl Kin {
+    /// The plugins of an agent in this work directory, of which there are none yet.
+    pub(crate) fn new(workdir: &Path) -> Self {
+        let place = place(workdir);
+        Self {
+            agent: format!("{place}{}-", process::id()),
+            place,
+            host: HostRoot::live(),
+            given: 0,
+            live: Vec::new(),
+            leaving: Vec::new(),
+        }
+    }
+
+    /// A mark for a process of this plugin that is about to be started.
+    pub(crate) fn mark(&mut self, name: &PluginName) -> Mark {
+        self.given += 1;
+        Mark(format!("{}{}/{name}", self.agent, self.given))
+    }
+
+    /// The process was started.
+    pub(crate) fn join(&mut self, mark: Mark, pid: u32) {
+        let start_ticks = Process::find(&self.host, pid).map_or(0, |process| process.start_ticks);
+        self.live.push(Plugin { mark, pid, start_ticks });
+    }
+
+    /// The process has ended: whatever it has left behind is killed.
+    pub(crate) fn leave(&mut self, pid: u32, now: Millis) {
+        let Some(at) = self.live.iter().position(|plugin| plugin.pid == pid) else { return };
+        let plugin = self.live.swap_remove(at);
+        self.leaving.push(Leaving { plugin, look_at: now, looks: 0 });
+        self.handle_timeout(now);
+    }
+
+    /// Looks again for what was killed and was not gone yet.
+    pub(crate) fn handle_timeout(&mut self, now: Millis) {
+        let mut leaving = std::mem::take(&mut self.leaving);
+        leaving.retain_mut(|Leaving { plugin, look_at, looks }| {
+            if *look_at > now {
+                return true;
+            }
+            (*look_at, *looks) = (now + LOOK_AGAIN_MS, *looks + 1);
+            let left = kill_all(&self.host, |all| self.left_by(plugin, all));
+            if left > 0 && *looks == 1 {
+                log::warn!("plugin {} has left {left} processes behind, which are killed", plugin.name());
+            }
+            if left > 0 && *looks == LOOKS {
+                log::error!("{left} processes that plugin {} has left behind cannot be killed", plugin.name());
+            }
+            left > 0 && *looks < LOOKS
+        });
+        self.leaving = leaving;
+    }
+
+    /// When [`Kin::handle_timeout`] is due.
+    pub(crate) fn poll_timeout(&self) -> Option<Millis> {
+        self.leaving.iter().map(|leaving| leaving.look_at).min()
+    }
+
+    /// The adopted processes that a plugin which has ended has left behind.
+    fn left_by(&self, plugin: &Plugin, all: &[Process]) -> Vec<u32> {
+        let guesses = children::all_orphans_are_plugins();
+        let is_left = |process: &&Process| {
+            let of_group = |plugin: &Plugin| plugin.pid == process.group;
+            match mark_of(&self.host, process.pid, &self.place) {
+                Some(mark) => !self.live.iter().any(|live| live.mark == mark),
+                None if of_group(plugin) => true,
+                None => guesses && !self.live.iter().any(of_group) && process.start_ticks >= plugin.start_ticks,
+            }
+        };
+        children::adopted(all).filter(is_left).map(|process| process.pid).collect()
+    }
+}
+
+impl Plugin {
+    fn name(&self) -> &str {
+        self.mark.0.rsplit('/').next().unwrap_or_default()
+    }
+}
+
+/// Kills what an earlier agent's plugins in this work directory have left behind, and waits until it is gone.
+pub(crate) fn end_earlier_lives(workdir: &Path) {
+    let (host, place) = (HostRoot::live(), place(workdir));
+    // Where the agent is the first process there was none before it.
+    if rustix::process::getpid().is_init() {
+        return;
+    }
+    let killed = end(&host, |all| {
+        let others = all.iter().filter(|process| process.pid != process::id());
+        others.filter(|process| mark_of(&host, process.pid, &place).is_some()).map(|process| process.pid).collect()
+    });
+    if killed > 0 {
+        log::warn!("{killed} processes of plugins were left by an agent that had no time to end them: they are killed");
+    }
+}
+
+/// Kills every process of a plugin that the agent has started or adopted, and waits until they are gone. The agent ends.
+pub(crate) fn end_all(workdir: &Path) {
+    let (host, place) = (HostRoot::live(), place(workdir));
+    let guesses = children::all_orphans_are_plugins();
+    end(&host, |all| {
+        let children = all.iter().filter(|process| process.parent == process::id());
+        let of_plugin = |process: &&Process| guesses || mark_of(&host, process.pid, &place).is_some();
+        children.filter(of_plugin).map(|process| process.pid).collect()
+    });
+}
+
+/// Kills until nobody is left or the time is over; gives how many were killed.
+fn end(host: &HostRoot, find: impl Fn(&[Process]) -> Vec<u32>) -> usize {
+    let begun = Instant::now();
+    let mut most = 0;
+    loop {
+        let left = kill_all(host, &find);
+        most = most.max(left);
+        if left == 0 || begun.elapsed() >= END_WITHIN {
+            return most;
+        }
+        children::reap();
+        thread::sleep(END_PAUSE);
+    }
+}
+
+/// Kills the living processes that `find` names and all that descend from them; gives how many there were.
+fn kill_all(host: &HostRoot, find: impl Fn(&[Process]) -> Vec<u32>) -> usize {
+    let mut killed = Vec::new();
+    for _ in 0..ROUNDS {
+        let mut all = processes(host);
+        all.retain(|process| !process.is_dead);
+        let mut found = find(&all);
+        let mut next = 0;
+        while let Some(&parent) = found.get(next) {
+            found.extend(all.iter().filter(|process| process.parent == parent).map(|process| process.pid));
+            next += 1;
+        }
+        found.retain(|pid| !killed.contains(pid));
+        if found.is_empty() {
+            break;
+        }
+        for pid in found {
+            kill(pid);
+            killed.push(pid);
+        }
+    }
+    killed.len()
+}
+
+fn kill(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+}
+
+/// What marks in a work directory begin with. Its number and not its path, which means another directory in another container.
+fn place(workdir: &Path) -> String {
+    let (device, inode) = fs::metadata(workdir).map_or((0, 0), |metadata| (metadata.dev(), metadata.ino()));
+    format!("{device:x}-{inode:x}/")
+}
+
+/// The mark that a process bears, if it is of this place.
+fn mark_of(host: &HostRoot, pid: u32, place: &str) -> Option<Mark> {
+    let environment = environment(host, pid);
+    let value = environment.split(|byte| *byte == 0).find_map(|entry| {
+        let value = entry.strip_prefix(VARIABLE.as_bytes())?.strip_prefix(b"=")?;
+        std::str::from_utf8(value).ok().filter(|value| value.starts_with(place))
+    });
+    value.map(|value| Mark(value.to_owned()))
+}
