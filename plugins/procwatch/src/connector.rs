@@ -3,7 +3,7 @@
 //! It needs a kernel with CONFIG_PROC_EVENTS, the initial namespaces (network, pid, user) and root; kernels since 6.6 give
 //! these events to any user. A filter in the kernel keeps threads and unwanted kinds from waking this process at all.
 
-use crate::event::{CONNECTOR_HEADER, DONE, Event, NETLINK_HEADER, PROC_INDEX, PROC_VALUE, events};
+use crate::event::{CONNECTOR_HEADER, DONE, Event, NETLINK_HEADER, PROC_INDEX, PROC_VALUE, Pid, events};
 use crate::filter;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -42,13 +42,30 @@ impl Connector {
             .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER_BYTES))
             .map_err(failed("enlarging the receive buffer"))?;
         SockRef::from(&socket)
-            .attach_filter(&filter::program())
+            .attach_filter(&filter::program(&[]))
             .map_err(|source| SubscribeError::Refused { step: "attaching the event filter", source })?;
         bind(&socket, &SocketAddrNetlink::new(0, PROC_INDEX)).map_err(failed("joining the process events"))?;
         send(&socket, &subscription(), SendFlags::empty()).map_err(failed("asking for the process events"))?;
         let connector = Self { socket };
         connector.await_answer()?;
         Ok(connector)
+    }
+
+    /// Has the ends of all threads of these processes delivered, and of other processes those of first threads alone.
+    ///
+    /// # Errors
+    /// When the kernel has no memory for the filter; then the former one is still in place.
+    pub(crate) fn deliver_all_thread_exits_of(&self, pids: impl Iterator<Item = Pid>) -> io::Result<()> {
+        // One more than the filter can name has it let pass every process's.
+        let listed: heapless::Vec<Pid, { filter::MAX_LISTED + 1 }> = pids.take(filter::MAX_LISTED + 1).collect();
+        SockRef::from(&self.socket).attach_filter(&filter::program(&listed))
+    }
+
+    /// The events that the kernel had no room for since this socket was opened, as it counts them; `None` when it does not
+    /// tell.
+    pub(crate) fn dropped(&self) -> Option<u64> {
+        let inode = rustix::fs::fstat(&self.socket).ok()?.st_ino;
+        dropped_by(inode, &std::fs::read_to_string("/proc/net/netlink").ok()?)
     }
 
     /// Takes the next datagram without waiting. `buffer` should hold [`DATAGRAM_BYTES`].
@@ -108,6 +125,16 @@ impl AsFd for Connector {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// Finds the column `Drops` of the socket in the kernel's list of netlink sockets, whose last two columns are that and the
+/// inode.
+fn dropped_by(inode: u64, sockets: &str) -> Option<u64> {
+    sockets.lines().find_map(|line| {
+        let mut columns = line.split_ascii_whitespace().rev();
+        let is_this = columns.next()?.parse() == Ok(inode);
+        columns.next().filter(|_| is_this)?.parse().ok()
+    })
 }
 
 /// The kernel sends one event of about 76 bytes to a datagram.
@@ -183,5 +210,20 @@ impl error::Error for SubscribeError {
             Self::Refused { source, .. } => Some(source),
             Self::NoAnswer => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sockets_drops_are_found_by_its_inode() {
+        let sockets = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n\
+                       0000000000000000 11  0          00000000 0        0        0     2        7        900\n\
+                       0000000000000000 11  4711       00000001 0        0        0     2        12       901\n";
+        assert_eq!(dropped_by(901, sockets), Some(12));
+        assert_eq!(dropped_by(12, sockets), None);
+        assert_eq!(dropped_by(901, ""), None);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A datagram holds netlink messages (`struct nlmsghdr`, netlink(7)), each with one connector message (`struct cn_msg`) that
 //! holds one `struct proc_event` (linux/cn_proc.h). All numbers are in the host's byte order. Whatever is too short, foreign
-//! or about a thread is passed over; nothing here can panic.
+//! or about a thread that is not its process's first is passed over, except for the end of a thread; nothing here can panic.
 
 use std::fmt;
 
@@ -28,6 +28,9 @@ pub(crate) enum Event {
     Comm { pid: Pid, comm: Comm },
     /// A process has ended.
     Exit { pid: Pid },
+    /// A thread of a process has ended, at a time in nanoseconds of the monotonic clock. The process ends with its last
+    /// thread, which need not be its first one.
+    ThreadExit { thread: Pid, pid: Pid, at_ns: u64 },
 }
 
 /// The events of one datagram, in order.
@@ -54,7 +57,7 @@ impl Event {
                 let name = event.get(EVENT_DATA + 8..)?;
                 Some(Self::Comm { pid: pid()?, comm: Comm::new(name) })
             }
-            what::EXIT => Some(Self::Exit { pid: pid()? }),
+            what::EXIT => Some(Self::ThreadExit { thread: at(0)?, pid: at(1)?, at_ns: long(event, EVENT_TIME)? }),
             _ => None,
         }
     }
@@ -74,6 +77,8 @@ pub(crate) mod what {
 /// The lengths of `struct nlmsghdr` and `struct cn_msg`.
 pub(crate) const NETLINK_HEADER: usize = 16;
 pub(crate) const CONNECTOR_HEADER: usize = 20;
+/// Where a `struct proc_event` has its time: behind `what` and `cpu`.
+const EVENT_TIME: usize = 8;
 /// Where a `struct proc_event` has its union: behind `what`, `cpu` and `timestamp_ns`.
 pub(crate) const EVENT_DATA: usize = 16;
 /// `CN_IDX_PROC` and `CN_VAL_PROC`: the process events among a connector's messages.
@@ -108,6 +113,10 @@ fn proc_event(message: &[u8]) -> Option<&[u8]> {
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn long(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
 fn half(bytes: &[u8], at: usize) -> Option<u16> {
@@ -180,7 +189,8 @@ mod tests {
             (message(what::UID, &[5, 5, 1000, 0]), Event::Uid { pid: 5, uid: 1000 }),
             (message(what::SID, &[5, 5]), Event::Sid { pid: 5 }),
             (message(what::COMM, &[5, 5, name, 0, 0, 0]), Event::Comm { pid: 5, comm: Comm::new(b"cat") }),
-            (message(what::EXIT, &[5, 5, 0, 17]), Event::Exit { pid: 5 }),
+            (message(what::EXIT, &[5, 5, 0, 17]), Event::ThreadExit { thread: 5, pid: 5, at_ns: 0 }),
+            (message(what::EXIT, &[6, 5, 0, 17]), Event::ThreadExit { thread: 6, pid: 5, at_ns: 0 }),
         ];
         for (bytes, event) in &cases {
             assert_eq!(parse(bytes), [*event]);
@@ -190,8 +200,16 @@ mod tests {
     }
 
     #[test]
+    fn an_end_has_its_time() {
+        let mut bytes = message(what::EXIT, &[5, 5, 0, 17]);
+        let time_at = NETLINK_HEADER + CONNECTOR_HEADER + EVENT_TIME;
+        bytes[time_at..time_at + 8].copy_from_slice(&0x0102_0304_0506_u64.to_ne_bytes());
+        assert_eq!(parse(&bytes), [Event::ThreadExit { thread: 5, pid: 5, at_ns: 0x0102_0304_0506 }]);
+    }
+
+    #[test]
     fn threads_are_passed_over() {
-        assert_eq!(parse(&message(what::EXIT, &[6, 5, 0, 17])), []);
+        assert_eq!(parse(&message(what::EXEC, &[6, 5])), []);
         assert_eq!(parse(&message(what::FORK, &[5, 5, 6, 5])), []);
         assert_eq!(parse(&message(what::COMM, &[6, 5, 0, 0, 0, 0])), []);
     }

@@ -8,6 +8,7 @@ mod connector;
 mod event;
 mod filter;
 mod hash;
+mod leaderless;
 mod options;
 mod overruns;
 mod process;
@@ -58,8 +59,8 @@ fn run() -> Result<(), Box<dyn Error>> {
     }
     let agent = Agent { client: client.clone(), tasks };
     match subscribe(options.mode)? {
-        Some(connector) => follow(&connector, Watcher::new(client.clone()), agent)?,
-        None => look_through(Watcher::new(client.clone()), agent)?,
+        Some(connector) => follow(&connector, Watcher::new(client.clone(), options.exits), agent)?,
+        None => look_through(Watcher::new(client.clone(), options.exits), agent)?,
     }
     Ok(client.flush()?)
 }
@@ -86,13 +87,17 @@ fn subscribe(mode: Mode) -> Result<Option<Connector>, Box<dyn Error>> {
 fn follow(connector: &Connector, mut watcher: Watcher, mut agent: Agent) -> Result<(), Box<dyn Error>> {
     let mut overruns = Overruns::default();
     let mut end = None;
+    update_filter(connector, &mut watcher)?;
     loop {
         let drained = drain(connector, &mut watcher, &mut overruns)?;
         if drained && overruns.take_need_to_reload() {
             watcher.reload();
+            watcher.handle_ended_meanwhile(unix_seconds())?;
+            update_filter(connector, &mut watcher)?;
         }
-        if let Some(message) = overruns.report_due(Instant::now(), end.is_some()) {
-            report(message);
+        if let Some(lost) = overruns.report_due(Instant::now(), end.is_some(), || connector.dropped()) {
+            report(lost.message());
+            lost.send(&agent.client)?;
         }
         match end {
             // What happened before the end is still told, but a host that never rests does not put it off.
@@ -123,12 +128,26 @@ fn drain(connector: &Connector, watcher: &mut Watcher, overruns: &mut Overruns) 
                 for event in event::events(datagram) {
                     watcher.handle(event, now)?;
                 }
+                update_filter(connector, watcher)?;
             }
             Received::Overrun => overruns.add(),
             Received::Nothing => return Ok(true),
         }
     }
     Ok(false)
+}
+
+/// Has the kernel deliver the ends of threads that the watcher waits for, when they have changed.
+fn update_filter(connector: &Connector, watcher: &mut Watcher) -> Result<(), Box<dyn Error>> {
+    while let Some(changed) = watcher.take_changed_leaderless().map(|pids| connector.deliver_all_thread_exits_of(pids))
+    {
+        if let Err(error) = changed {
+            report(format_args!("the event filter cannot be changed, so ends of processes may be missed: {error}"));
+            return Ok(());
+        }
+        watcher.handle_ended_meanwhile(unix_seconds())?;
+    }
+    Ok(())
 }
 
 /// Looks through /proc again and again until the agent wants an end.

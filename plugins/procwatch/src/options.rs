@@ -13,10 +13,18 @@ pub(crate) enum Mode {
 }
 
 /// The configuration; what is not said has its default.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     /// `mode=auto`, `mode=connector` or `mode=scan`.
     pub(crate) mode: Mode,
+    /// `exits=on`, the default, or `exits=off`: whether ends of processes are reported.
+    pub(crate) exits: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { mode: Mode::default(), exits: true }
+    }
 }
 
 impl Options {
@@ -29,6 +37,8 @@ impl Options {
                 "mode=auto" => options.mode = Mode::Auto,
                 "mode=connector" => options.mode = Mode::Connector,
                 "mode=scan" => options.mode = Mode::Scan,
+                "exits=on" => options.exits = true,
+                "exits=off" => options.exits = false,
                 _ => unknown.push(word),
             }
         }
@@ -43,9 +53,11 @@ mod tests {
     #[test]
     fn known_words_count_and_others_come_back() {
         assert_eq!(Options::parse(" \t"), (Options::default(), vec![]));
-        assert_eq!(Options::parse("mode=scan"), (Options { mode: Mode::Scan }, vec![]));
-        let (options, unknown) = Options::parse("mode=scna colour=blue mode=connector verbose");
+        assert_eq!(Options::parse("mode=scan"), (Options { mode: Mode::Scan, exits: true }, vec![]));
+        assert!(!Options::parse("exits=off").0.exits && Options::parse("exits=off exits=on").0.exits);
+        let (options, unknown) = Options::parse("mode=scna colour=blue mode=connector exits=no");
         assert_eq!(options.mode, Mode::Connector);
-        assert_eq!(unknown, ["mode=scna", "colour=blue", "verbose"]);
+        assert_eq!(unknown, ["mode=scna", "colour=blue", "exits=no"]);
+        assert!(options.exits);
     }
 }

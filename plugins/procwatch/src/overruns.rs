@@ -1,6 +1,9 @@
-//! Keeps account of events that the kernel had no room for.
+//! Keeps account of events that the kernel had no room for, and tells the server of them.
+//!
+//! Events also have numbers, one row for each processor, but the filter takes most events out of every row, so that a gap in
+//! a row says nothing. What the kernel could not put into the socket's queue it counts for the socket.
 
-use std::fmt::Display;
+use elklet_plugin::{Client, SendError};
 use std::time::{Duration, Instant};
 
 /// How often the event queue overran, and when that is to be told.
@@ -9,11 +12,27 @@ pub(crate) struct Overruns {
     total: u64,
     unreported: u64,
     reported_at: Option<Instant>,
+    /// Events that the kernel had dropped when they were last told.
+    dropped_before: u64,
     needs_reload: bool,
 }
 
 /// Often enough to see when it happened, seldom enough for a log in a storm.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The data type of what the reference's plugins log at the level of errors and send to the server.
+const LOG: i32 = 1010;
+
+/// Lost events that are to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Report {
+    /// How often the queue overran since the last report, and since the start.
+    overruns: u64,
+    overruns_total: u64,
+    /// Events that were lost since the last report, and since the start, when the kernel tells.
+    lost: Option<u64>,
+    lost_total: Option<u64>,
+}
 
 impl Overruns {
     pub(crate) fn add(&mut self) {
@@ -27,16 +46,24 @@ impl Overruns {
         std::mem::take(&mut self.needs_reload)
     }
 
-    /// The message that is due at `now`, or at once when it is the `last` occasion.
-    pub(crate) fn report_due(&mut self, now: Instant, last: bool) -> Option<impl Display + use<>> {
+    /// The report that is due at `now`, or at once when it is the `last` occasion. `dropped` asks the kernel how many events
+    /// it has dropped so far.
+    pub(crate) fn report_due(
+        &mut self,
+        now: Instant,
+        last: bool,
+        dropped: impl FnOnce() -> Option<u64>,
+    ) -> Option<Report> {
         let is_due = last || self.poll_timeout(now)?.is_zero();
         if self.unreported == 0 || !is_due {
             return None;
         }
-        let Self { unreported, total, .. } = *self;
-        self.unreported = 0;
+        let lost_total = dropped();
+        let lost = lost_total.map(|dropped| dropped.saturating_sub(self.dropped_before));
+        self.dropped_before = lost_total.unwrap_or(self.dropped_before);
         self.reported_at = Some(now);
-        Some(format!("the kernel's event queue overran {unreported} times ({total} since the start), events were lost"))
+        let overruns = std::mem::take(&mut self.unreported);
+        Some(Report { overruns, overruns_total: self.total, lost, lost_total })
     }
 
     /// How long one may sleep at `now` before a report is due; `None` when none is.
@@ -49,6 +76,43 @@ impl Overruns {
     }
 }
 
+impl Report {
+    /// A line for the log.
+    pub(crate) fn message(&self) -> String {
+        let Self { overruns, overruns_total, lost, lost_total } = self;
+        let counted =
+            |events: &Option<u64>| events.map_or_else(|| "an unknown number of".into(), |events| events.to_string());
+        format!(
+            "the kernel's event queue overran {overruns} times and {} events were lost ({overruns_total} times and {} \
+             events since the start)",
+            counted(lost),
+            counted(lost_total),
+        )
+    }
+
+    /// Sends it to the server, in the form of a plugin's log with the counts in fields of their own.
+    ///
+    /// # Errors
+    /// When the agent cannot be reached any more.
+    pub(crate) fn send(&self, client: &Client) -> Result<(), SendError> {
+        let text = |number: Option<u64>| number.map_or_else(|| crate::row::FAILED.into(), |number| number.to_string());
+        client.send(
+            LOG,
+            &[
+                ("level", "warn"),
+                ("source", concat!(file!(), ":", line!())),
+                ("msg", &self.message()),
+                ("plugin", "procwatch"),
+                ("pver", env!("CARGO_PKG_VERSION")),
+                ("overruns", &self.overruns.to_string()),
+                ("overruns_total", &self.overruns_total.to_string()),
+                ("lost_events", &text(self.lost)),
+                ("lost_events_total", &text(self.lost_total)),
+            ],
+        )
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,23 +122,31 @@ mod tests {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let mut overruns = Overruns::default();
-        let told = |overruns: &mut Overruns, now, last| overruns.report_due(now, last).map(|m| m.to_string());
         assert_eq!(overruns.poll_timeout(start), None);
-        assert_eq!(told(&mut overruns, start, true), None);
+        assert_eq!(overruns.report_due(start, true, || Some(0)), None);
 
         overruns.add();
         assert!(overruns.take_need_to_reload() && !overruns.take_need_to_reload());
-        let first = "the kernel's event queue overran 1 times (1 since the start), events were lost";
-        assert_eq!(told(&mut overruns, start, false).as_deref(), Some(first));
+        let first = Report { overruns: 1, overruns_total: 1, lost: Some(40), lost_total: Some(40) };
+        assert_eq!(overruns.report_due(start, false, || Some(40)), Some(first));
 
         overruns.add();
         overruns.add();
-        assert_eq!(told(&mut overruns, after(4), false), None);
+        assert_eq!(overruns.report_due(after(4), false, || Some(50)), None);
         assert_eq!(overruns.poll_timeout(after(4)), Some(Duration::from_secs(6)));
-        let second = "the kernel's event queue overran 2 times (3 since the start), events were lost";
-        assert_eq!(told(&mut overruns, after(10), false).as_deref(), Some(second));
+        let second = Report { overruns: 2, overruns_total: 3, lost: Some(60), lost_total: Some(100) };
+        assert_eq!(overruns.report_due(after(10), false, || Some(100)), Some(second));
 
         overruns.add();
-        assert!(told(&mut overruns, after(11), true).is_some(), "the end does not wait");
+        let last = Report { overruns: 1, overruns_total: 4, lost: None, lost_total: None };
+        assert_eq!(overruns.report_due(after(11), true, || None), Some(last), "the end does not wait");
+    }
+
+    #[test]
+    fn a_report_says_what_is_not_known() {
+        let report = Report { overruns: 2, overruns_total: 3, lost: None, lost_total: Some(9) };
+        let expected = "the kernel's event queue overran 2 times and an unknown number of events were lost \
+                        (3 times and 9 events since the start)";
+        assert_eq!(report.message(), expected);
     }
 }

@@ -32,6 +32,8 @@ pub(crate) struct Process {
 pub(crate) struct Program {
     pub(crate) exe: Option<Box<str>>,
     pub(crate) argv: Option<Box<str>>,
+    /// Held by a program whose `argv` is longer than [`ARGV_BYTES`], for counting them.
+    long_argv: Option<Rc<()>>,
     pub(crate) hash: Option<ExeHash>,
     pub(crate) pod_name: Option<Box<str>>,
 }
@@ -74,14 +76,24 @@ pub(crate) struct Reader {
     hashes: Hashes,
     environ: Vec<u8>,
     path: Box<[u8]>,
+    /// Every program whose long arguments are remembered holds a clone.
+    long_argv: Rc<()>,
     host_name_namespace: Option<u32>,
 }
 
 /// The initial pid namespace's number, `PID_NS_INIT_INO` of linux/nsfs.h.
 pub(crate) const ROOT_PID_NAMESPACE: u32 = 0xeffffffc;
 
-/// The reference cuts arguments here, and here variables are cut as well: who starts a program chooses how long they are.
+/// An exec's arguments are cut here, as the reference's kernel module cuts them.
+const EXECUTED_ARGV_BYTES: usize = 4096;
+
+/// The reference cuts arguments here when they are read from a process that was met running. So are variables: who starts a
+/// program chooses how long they are.
 const ARGV_BYTES: usize = 256;
+
+/// Programs whose arguments are remembered beyond [`ARGV_BYTES`], for the records of their ends and of their children: 1 MiB
+/// at most. The arguments of others are cut once the record of their exec has been made.
+const LONG_ARGV_PROGRAMS: usize = 256;
 
 /// Kubernetes allows a pod's name no more.
 const POD_NAME_BYTES: usize = 253;
@@ -96,6 +108,7 @@ impl Reader {
             hashes: Hashes::new(),
             environ: Vec::new(),
             path: vec![0; PATH_BYTES].into(),
+            long_argv: Rc::new(()),
             host_name_namespace: own.and_then(|dir| dir.namespace(c"ns/uts")).ok(),
         }
     }
@@ -107,7 +120,7 @@ impl Reader {
         let mut process = Process { uid: dir.uid().ok(), ..Process::default() };
         process.update(&stat);
         self.read_namespaces(&dir, &mut process);
-        let mut program = self.read_program(&dir);
+        let mut program = self.read_program(&dir, ARGV_BYTES);
         if process.is_contained() && !stat.is_kernel_thread() {
             program.pod_name = pod_name(dir.environ(&mut self.environ).ok().as_ref());
             self.release_environ();
@@ -123,12 +136,14 @@ impl Reader {
     pub(crate) fn executed(&mut self, pid: Pid, before: Process, row: &mut Row) -> Process {
         let mut process = before.after_exec();
         let Ok(dir) = ProcDir::open(pid) else {
-            for name in ["ld_preload", "ssh", "stdin", "stdout", "run_path", "tty"] {
+            for name in ["argv", "ld_preload", "ssh", "stdin", "stdout", "run_path", "tty"] {
                 row.put(name, FAILED);
             }
             return process;
         };
-        let mut program = self.read_program(&dir);
+        let mut program = self.read_program(&dir, EXECUTED_ARGV_BYTES);
+        row.put_known("argv", program.argv.as_deref());
+        self.limit_long_argv(&mut program);
         self.put_files(&dir, row);
         let environ = dir.environ(&mut self.environ).ok();
         let stat = dir.stat().ok();
@@ -199,15 +214,27 @@ impl Reader {
     }
 
     /// All of a program but the name of its pod.
-    fn read_program(&mut self, dir: &ProcDir) -> Program {
-        let mut line = [0; ARGV_BYTES];
-        let len = dir.read(c"cmdline", &mut line).map_or(0, <[u8]>::len);
+    fn read_program(&mut self, dir: &ProcDir, argv_bytes: usize) -> Program {
+        let mut line = [0; EXECUTED_ARGV_BYTES];
+        let line = line.get_mut(..argv_bytes).unwrap_or_default();
+        let len = dir.read(c"cmdline", line).map_or(0, <[u8]>::len);
         let exe = dir.link(c"exe", &mut self.path).ok().map(text);
         let hash = self.hashes.of(dir).ok();
         let arguments = argv(line.get_mut(..len).unwrap_or_default());
         // A process that is ending has no arguments left, nor an executable; one that was given none has the latter.
-        let argv = (!arguments.is_empty() || exe.is_some()).then(|| text(arguments));
-        Program { exe, argv, hash, pod_name: None }
+        let argv = (!arguments.is_empty() || exe.is_some()).then(|| cut_text(arguments, argv_bytes));
+        Program { exe, argv, long_argv: None, hash, pod_name: None }
+    }
+
+    /// Cuts arguments that are to be remembered when as many long ones as may be are remembered already.
+    fn limit_long_argv(&self, program: &mut Program) {
+        let Some(argv) = program.argv.as_mut().filter(|argv| argv.len() > ARGV_BYTES) else { return };
+        // One of the clones is the reader's own.
+        if Rc::strong_count(&self.long_argv) <= LONG_ARGV_PROGRAMS {
+            program.long_argv = Some(Rc::clone(&self.long_argv));
+        } else {
+            *argv = argv.get(..argv.floor_char_boundary(ARGV_BYTES)).unwrap_or_default().into();
+        }
     }
 
     fn put_files(&mut self, dir: &ProcDir, row: &mut Row) {
@@ -253,8 +280,14 @@ fn argv(line: &mut [u8]) -> &[u8] {
 }
 
 fn text(bytes: &[u8]) -> Box<str> {
+    cut_text(bytes, usize::MAX)
+}
+
+/// The text cut to a length in bytes: what is not UTF-8 takes more of them as text than it did before.
+fn cut_text(bytes: &[u8], most: usize) -> Box<str> {
     let mut text = String::with_capacity(bytes.len());
     write!(text, "{}", Lossy(bytes)).expect("writing to a String does not fail");
+    text.truncate(text.floor_char_boundary(most));
     text.into()
 }
 
@@ -287,6 +320,34 @@ mod tests {
         }
         assert_eq!(name.map(|name| name.len()), Some(POD_NAME_BYTES));
         assert!(kept <= ENVIRON_KEPT_BYTES, "{kept} bytes");
+    }
+
+    #[test]
+    fn long_arguments_of_a_bounded_number_of_programs_are_remembered() {
+        let reader = Reader::new();
+        let program = |len: usize| {
+            let mut program = Program { argv: Some("ä".repeat(len / 2).into()), ..Program::default() };
+            reader.limit_long_argv(&mut program);
+            program
+        };
+        let argv_len = |program: &Program| program.argv.as_ref().map(|argv| argv.len());
+        assert!(
+            (0..1000).all(|_| argv_len(&program(4096)) == Some(4096)),
+            "a program that is forgotten gives up its place"
+        );
+        let mut remembered: Vec<Program> = (0..LONG_ARGV_PROGRAMS).map(|_| program(4096)).collect();
+        assert!(remembered.iter().all(|program| argv_len(program) == Some(4096)));
+        assert_eq!(argv_len(&program(4096)), Some(ARGV_BYTES));
+        assert_eq!(argv_len(&program(200)), Some(200));
+        remembered.pop();
+        assert_eq!(argv_len(&program(4096)), Some(4096));
+    }
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        assert_eq!(&*cut_text("größe".as_bytes(), 3), "gr");
+        assert_eq!(&*cut_text(b"\xff\xff\xff", 7), "\u{fffd}\u{fffd}");
+        assert_eq!(&*cut_text(b"abc", 3), "abc");
     }
 
     #[test]

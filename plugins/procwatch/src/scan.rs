@@ -43,11 +43,17 @@ impl Scanner {
         let round = self.round;
         let mut ended = Vec::new();
         let mut started = Vec::new();
-        for (pid, stat) in running.filter(|(_, stat)| !stat.has_ended()) {
+        for (pid, mut stat) in running.filter(|(_, stat)| !stat.has_ended()) {
             let parent = stat.family.and_then(|family| self.seen.get(&family.parent));
             let parent_stat = parent.map(|parent| parent.stat);
-            match self.seen.insert(pid, Seen { stat, round }) {
-                Some(Seen { stat: before, .. }) if before.start_time == stat.start_time => {
+            let before = self.seen.get(&pid).map(|seen| seen.stat);
+            if let Some(before) = before.filter(|_| stat.is_ending()) {
+                // The kernel no longer shows the stack, which is no exec.
+                stat.start_stack = before.start_stack;
+            }
+            self.seen.insert(pid, Seen { stat, round });
+            match before {
+                Some(before) if before.start_time == stat.start_time => {
                     if before.start_stack != stat.start_stack {
                         started.push(Event::Exec { pid });
                     }
@@ -94,7 +100,7 @@ mod tests {
     fn process(parent: Pid, start_time: u64, start_stack: u64) -> Stat {
         let comm = Comm::new(b"x");
         let family = Some(Family { parent, group: 1, session: 1 });
-        Stat { comm, state: b'S', family, tty: 0, flags: 0, start_time, start_stack }
+        Stat { comm, state: b'S', threads: 1, family, tty: 0, flags: 0, start_time, start_stack }
     }
 
     fn rounds(rounds: &[&[(Pid, Stat)]]) -> Vec<Event> {
@@ -125,6 +131,8 @@ mod tests {
         let zombie = Stat { state: b'Z', ..two.1 };
         assert_eq!(rounds(&[&[one, two], &[one, (11, zombie)]]), [Event::Exit { pid: 11 }]);
         assert_eq!(rounds(&[&[one, two], &[one, (11, zombie)], &[one, (11, zombie)]]), []);
+        let without_first_thread = Stat { threads: 2, start_stack: 0, ..zombie };
+        assert_eq!(rounds(&[&[one, two], &[one, (11, without_first_thread)]]), []);
     }
 
     #[test]

@@ -6,8 +6,10 @@ use crate::event::{Comm, Pid};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     pub(crate) comm: Comm,
-    /// A letter; `Z` and `X` are processes that have ended.
+    /// A letter of the first thread; `Z` and `X` are threads that have ended.
     pub(crate) state: u8,
+    /// The process's threads: the first one counts until the process is gone, even if it has ended before others.
+    pub(crate) threads: u32,
     /// `None` once the process has been taken leave of: then the kernel shows a parent 0 and a group and session of -1.
     pub(crate) family: Option<Family>,
     /// The controlling terminal's device number; 0 is none.
@@ -43,6 +45,7 @@ impl Stat {
             family: family(field(4)?, field(5)?, field(6)?)?,
             tty: field(7)?.parse::<i32>().ok()?.cast_unsigned(),
             flags: field(9)?.parse().ok()?,
+            threads: field(20)?.parse().ok()?,
             start_time: field(22)?.parse().ok()?,
             start_stack: field(28)?.parse().ok()?,
         })
@@ -50,13 +53,17 @@ impl Stat {
 
     /// The process has ended and waits for its parent to take note.
     pub(crate) fn has_ended(&self) -> bool {
-        matches!(self.state, b'Z' | b'X' | b'x')
+        self.first_thread_has_ended() && self.threads <= 1
     }
 
-    /// The process has ended or is about to, and may have given up its memory.
+    /// The first thread has ended or is about to, and /proc may not show the process's memory any more.
     pub(crate) fn is_ending(&self) -> bool {
         const PF_EXITING: u32 = 0x4;
-        self.has_ended() || self.flags & PF_EXITING != 0
+        self.first_thread_has_ended() || self.flags & PF_EXITING != 0
+    }
+
+    pub(crate) fn first_thread_has_ended(&self) -> bool {
+        matches!(self.state, b'Z' | b'X' | b'x')
     }
 
     /// A thread of the kernel's own, which executes nothing.
@@ -95,6 +102,7 @@ mod tests {
             let expected = Stat {
                 comm: Comm::new(name),
                 state: b'S',
+                threads: 1,
                 family: Some(Family { parent: 161, group: 162, session: 97 }),
                 tty: 34816,
                 flags: 4194304,
@@ -111,6 +119,15 @@ mod tests {
         let line = with_name(b"x").escape_ascii().to_string().replace("S 161 162 97", "X 0 -1 -1");
         let stat = Stat::parse(line.as_bytes()).unwrap();
         assert_eq!((stat.family, stat.has_ended()), (None, true));
+    }
+
+    #[test]
+    fn a_process_has_ended_with_its_last_thread() {
+        let living = Stat::parse(&with_name(b"x")).unwrap();
+        let ended = |state, threads| Stat { state, threads, ..living }.has_ended();
+        assert!(ended(b'Z', 1) && ended(b'X', 0));
+        assert!(!ended(b'Z', 2) && !ended(b'S', 1));
+        assert!(Stat { state: b'Z', threads: 2, ..living }.is_ending());
     }
 
     proptest! {

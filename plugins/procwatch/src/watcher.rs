@@ -4,9 +4,10 @@
 //! for what could not be read or does not apply, `-4` for what was not looked up because too much was wanted.
 
 use crate::event::{Event, Pid};
+use crate::leaderless::Leaderless;
 use crate::process::{Process, ROOT_PID_NAMESPACE, Reader};
 use crate::row::{ABSENT, FAILED, Lossy, Row};
-use crate::table::{Table, Unknown};
+use crate::table::{Table, Unknown, running_pids};
 use crate::users::Users;
 use elklet_plugin::{Client, SendError};
 use rustix::system::uname;
@@ -16,6 +17,8 @@ use std::path::Path;
 /// What the records of execs and exits are made from.
 pub(crate) struct Watcher {
     client: Client,
+    reports_exits: bool,
+    leaderless: Leaderless,
     table: Table,
     reader: Reader,
     users: Users,
@@ -26,10 +29,12 @@ const EXEC: i32 = 59;
 const EXIT: i32 = 60;
 
 impl Watcher {
-    /// Knows all processes that run now.
-    pub(crate) fn new(client: Client) -> Self {
+    /// Knows all processes that run now. Ends of processes are followed in any case, and told if `reports_exits`.
+    pub(crate) fn new(client: Client, reports_exits: bool) -> Self {
         let mut watcher = Self {
             client,
+            reports_exits,
+            leaderless: Leaderless::default(),
             table: Table::new(),
             reader: Reader::new(),
             users: Users::new(Path::new("/etc/passwd")),
@@ -42,6 +47,7 @@ impl Watcher {
     /// Forgets what is known and looks at all processes anew, after events were lost.
     pub(crate) fn reload(&mut self) {
         self.table.reload(&mut self.reader);
+        self.leaderless.look_through(running_pids());
     }
 
     /// Takes an event that was noticed at `now`, seconds since 1970, and sends the record that it calls for.
@@ -52,6 +58,11 @@ impl Watcher {
         match event {
             Event::Exec { pid } => return self.handle_exec(pid, now),
             Event::Exit { pid } => return self.handle_exit(pid, now),
+            Event::ThreadExit { thread, pid, at_ns } => {
+                if self.leaderless.handle_thread_exit(thread, pid, at_ns) {
+                    return self.handle_exit(pid, now);
+                }
+            }
             Event::Fork { parent, child } => self.table.handle_fork(parent, child),
             Event::Found { pid } => self.table.handle_found(pid, &mut self.reader),
             Event::Uid { pid, uid } => self.table.handle_uid(pid, uid),
@@ -62,9 +73,28 @@ impl Watcher {
         Ok(())
     }
 
+    /// The processes that wait for the end of a thread other than their first, when they have changed since the last call.
+    /// Once these ends are events, [`Watcher::handle_ended_meanwhile`] has to be called.
+    pub(crate) fn take_changed_leaderless(&mut self) -> Option<impl Iterator<Item = Pid> + '_> {
+        self.leaderless.take_change()
+    }
+
+    /// Tells of processes whose last thread ended before the ends of their threads were events.
+    ///
+    /// # Errors
+    /// When the agent cannot be reached any more.
+    pub(crate) fn handle_ended_meanwhile(&mut self, now: i64) -> Result<(), SendError> {
+        while let Some(pid) = self.leaderless.take_ended() {
+            self.handle_exit(pid, now)?;
+        }
+        Ok(())
+    }
+
     fn handle_exec(&mut self, pid: Pid, now: i64) -> Result<(), SendError> {
+        self.leaderless.handle_exec(pid);
         self.row.clear();
         let before = self.table.remove(pid).unwrap_or_default();
+        // The row has the whole arguments; what is remembered of them may be cut.
         let process = self.reader.executed(pid, before, &mut self.row);
         for name in ["dip", "dport", "sip", "sport", "sa_family", "socket_pid"] {
             self.row.put(name, ABSENT);
@@ -78,11 +108,15 @@ impl Watcher {
     }
 
     fn handle_exit(&mut self, pid: Pid, now: i64) -> Result<(), SendError> {
-        self.row.clear();
         let before = self.table.remove(pid);
-        let process = self.reader.ended(pid, before);
-        self.describe(pid, &process, now);
         self.table.orphan_children(pid);
+        if !self.reports_exits {
+            return Ok(());
+        }
+        self.row.clear();
+        let process = self.reader.ended(pid, before);
+        self.row.put_known("argv", process.program.argv.as_deref());
+        self.describe(pid, &process, now);
         self.client.send_at(EXIT, now, &self.row.pairs())
     }
 
@@ -105,7 +139,6 @@ impl Watcher {
         row.put_known("sessionid", process.audit_session);
         row.put_known("pns", process.pid_namespace);
         row.put("root_pns", ROOT_PID_NAMESPACE);
-        row.put_known("argv", program.argv.as_deref());
         row.put_known("exe_hash", program.hash);
         row.put_known("pod_name", program.pod_name.as_deref());
         row.put_known("username", process.uid.and_then(|uid| self.users.name(uid, now)));

@@ -1,241 +1,20 @@
 //! The real binary with real pipes, in the place of a plugin of an agent.
 #![allow(clippy::unwrap_used, reason = "the helpers are tests too")]
 
-use command_fds::{CommandFdExt, FdMapping};
-use elklet_proto::{bridge::Record, grpc::Task};
-use prost::Message;
+mod harness;
+
+use elklet_proto::grpc::Task;
+use harness::*;
 use rustix::pipe::{PipeFlags, pipe_with};
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{Read, Write, stderr};
-use std::process::{self, Child, Command, ExitStatus, Stdio};
+use std::fs;
+use std::process::{self, Command};
 use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
-
-/// Long enough for a loaded machine; no test that succeeds waits for it.
-const DEADLINE: Duration = Duration::from_secs(30);
-
-const EXEC: i32 = 59;
-const EXIT: i32 = 60;
-const TASK_RESULT: i32 = 5100;
-
-/// Starts a program in user and network namespaces of its own.
-const WITHOUT_CONNECTOR: [&str; 3] = ["unshare", "--user", "--net"];
 
 /// Held by every test that uses the connector, since one of them gives the kernel more events than its queues hold: every
 /// process of the host shows in each connector, and what one of them has lost is not told from what another has.
 static CONNECTOR: Mutex<()> = Mutex::new(());
-
-type Fields = BTreeMap<String, String>;
-
-/// The agent's side of one running procwatch.
-struct Procwatch {
-    child: Child,
-    tasks: Option<File>,
-    records: Receiver<Record>,
-    dir: TempDir,
-}
-
-impl Procwatch {
-    fn start(detail: &str) -> Self {
-        Self::start_with(&[], detail)
-    }
-
-    /// Where the process connector is not to be had: the kernel serves it in its first network namespace only.
-    fn start_without_connector(detail: &str) -> Self {
-        Self::start_with(&WITHOUT_CONNECTOR, detail)
-    }
-
-    /// Through the launcher given, a program and its arguments that replaces itself.
-    fn start_with(launcher: &[&str], detail: &str) -> Self {
-        let (records, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let mut procwatch = Self::start_writing_to(writer.into(), launcher, detail);
-        let (sender, receiver) = channel();
-        thread::spawn(move || {
-            let mut pipe = File::from(records);
-            while let Some(record) = next_record(&mut pipe) {
-                if sender.send(record).is_err() {
-                    return;
-                }
-            }
-        });
-        procwatch.records = receiver;
-        procwatch
-    }
-
-    fn start_writing_to(records: File, launcher: &[&str], detail: &str) -> Self {
-        let dir = TempDir::new().unwrap();
-        let (tasks_reader, tasks) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let mappings =
-            [(tasks_reader, 3), (records.into(), 4)].map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
-        let words = [launcher, &[env!("CARGO_BIN_EXE_elklet-procwatch")]].concat();
-        let mut command = Command::new(words[0]);
-        command.args(&words[1..]).env("DETAIL", detail).stderr(File::create(dir.path().join("stderr")).unwrap());
-        command.fd_mappings(mappings.into()).unwrap();
-        let child = command.spawn().unwrap();
-        Self { child, tasks: Some(tasks.into()), records: channel().1, dir }
-    }
-
-    /// The next record that fits; others are passed over.
-    fn wait_for(&self, what: &str, fits: impl Fn(i32, &Fields) -> bool) -> Fields {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            match self.records.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(record) => {
-                    let fields = fields(&record);
-                    if fits(record.data_type, &fields) {
-                        return fields;
-                    }
-                }
-                Err(error) => panic!("no {what}: {error}; stderr: {}", self.stderr()),
-            }
-        }
-    }
-
-    /// Runs short programs until one is reported: then it listens.
-    fn wait_until_ready(&self) {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            assert!(Instant::now() < deadline, "it does not get ready; stderr: {}", self.stderr());
-            let pid = run("/bin/true", &[]).to_string();
-            loop {
-                match self.records.recv_timeout(Duration::from_millis(500)) {
-                    Ok(record) if record.data_type == EXIT && fields(&record)["pid"] == pid => return,
-                    Ok(_) => {}
-                    Err(RecvTimeoutError::Timeout) => break,
-                    Err(RecvTimeoutError::Disconnected) => panic!("it has ended; stderr: {}", self.stderr()),
-                }
-            }
-        }
-    }
-
-    /// Starts programs until something is reported: what ran at the first look at /proc is taken as given.
-    fn wait_until_scanning(&self) {
-        let deadline = Instant::now() + DEADLINE;
-        let mut held = Vec::new();
-        while self.records.recv_timeout(Duration::from_millis(1500)).is_err() {
-            assert!(Instant::now() < deadline, "nothing is seen; stderr: {}", self.stderr());
-            held.push(Held::start(&mut Command::new("/bin/cat")));
-        }
-    }
-
-    fn send(&mut self, task: &Task) {
-        let body = task.encode_to_vec();
-        let prefix = u32::try_from(body.len()).unwrap().to_le_bytes();
-        self.tasks.as_mut().unwrap().write_all(&[&prefix[..], &body].concat()).unwrap();
-    }
-
-    /// Closes the task pipe, as an agent does to stop a plugin.
-    fn stop(&mut self) {
-        self.tasks = None;
-    }
-
-    fn wait_for_end(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "it does not end; stderr: {}", self.stderr());
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn stderr(&self) -> String {
-        fs::read_to_string(self.dir.path().join("stderr")).unwrap()
-    }
-
-    fn wait_for_stderr(&self, text: &str) {
-        let deadline = Instant::now() + DEADLINE;
-        while !self.stderr().contains(text) {
-            assert!(Instant::now() < deadline, "no `{text}` in stderr: {}", self.stderr());
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Procwatch {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn next_record(pipe: &mut impl Read) -> Option<Record> {
-    let mut prefix = [0; 4];
-    pipe.read_exact(&mut prefix).ok()?;
-    let mut body = vec![0; u32::from_le_bytes(prefix) as usize];
-    pipe.read_exact(&mut body).expect("a whole frame");
-    Some(Record::decode(body.as_slice()).expect("a record"))
-}
-
-fn fields(record: &Record) -> Fields {
-    record.data.clone().unwrap_or_default().fields
-}
-
-/// Runs a program to its end and returns the process id that it had.
-fn run(program: &str, arguments: &[&str]) -> u32 {
-    let mut child = Command::new(program).args(arguments).spawn().unwrap();
-    assert!(child.wait().unwrap().success());
-    child.id()
-}
-
-/// The events that the kernel threw away, over all connector sockets (protocol 11 in `/proc/net/netlink`).
-fn dropped_events() -> u64 {
-    let sockets = fs::read_to_string("/proc/net/netlink").unwrap();
-    let columns = sockets.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-    columns.filter(|columns| columns[1] == "11").map(|columns| columns[8].parse::<u64>().unwrap()).sum()
-}
-
-/// A program that reads standard input to its end, which comes when this is dropped: so it can be looked at for as long as a
-/// busy machine takes.
-struct Held(Child);
-
-impl Held {
-    fn start(command: &mut Command) -> Self {
-        Self(command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-    }
-
-    fn pid(&self) -> String {
-        self.0.id().to_string()
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
-    }
-}
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
-/// Says by name that a test was skipped, and why; past the harness, which would keep it to itself.
-fn skipped(test: &str, reason: &str) {
-    stderr().write_all(format!("SKIPPED {test}: {reason}\n").as_bytes()).unwrap();
-}
-
-fn skipped_without_root(test: &str) -> bool {
-    if !is_root() {
-        skipped(test, "the process connector needs root");
-    }
-    !is_root()
-}
-
-/// The same where users may not have namespaces of their own.
-fn skipped_without_namespaces(test: &str) -> bool {
-    let [program, arguments @ ..] = WITHOUT_CONNECTOR;
-    let works = Command::new(program).args(arguments).arg("true").output().is_ok_and(|output| output.status.success());
-    if !works {
-        skipped(test, "`unshare` gives no namespace here");
-    }
-    !works
-}
 
 /// The fields that the reference's driver gives every record of these types.
 const COMMON: &str = "uid exe pid ppid pgid tgid sid comm nodename sessionid pns root_pns \
@@ -368,6 +147,57 @@ fn connector_knows_a_process_that_only_forked() {
 }
 
 #[test]
+fn arguments_are_told_up_to_4_kib() {
+    if skipped_without_root("arguments_are_told_up_to_4_kib") {
+        return;
+    }
+    let _connector = CONNECTOR.lock();
+    let procwatch = Procwatch::start("mode=connector");
+    procwatch.wait_until_ready();
+    for length in [3000, 100_000] {
+        let script = "read line; (exit 0); exit 0";
+        let argument = "a".repeat(length);
+        let held = Held::start(Command::new("/bin/sh").args(["-c", script, &argument]));
+        let pid = held.pid();
+        let exec = procwatch.wait_for("exec", |kind, fields| kind == EXEC && fields["pid"] == pid);
+        drop(held);
+        let child = procwatch.wait_for("exit of the child", |kind, fields| kind == EXIT && fields["ppid"] == pid);
+        let exit = procwatch.wait_for("exit", |kind, fields| kind == EXIT && fields["pid"] == pid);
+        let whole = format!("/bin/sh -c {script} {argument}");
+        let expected = &whole[..whole.len().min(4096)];
+        for told in [&exec["argv"], &child["argv"], &child["ppid_argv"], &exit["argv"]] {
+            assert_eq!(told, expected);
+        }
+    }
+}
+
+#[test]
+fn exits_can_be_turned_off() {
+    if skipped_without_root("exits_can_be_turned_off") {
+        return;
+    }
+    let _connector = CONNECTOR.lock();
+    for mode in ["mode=connector", "mode=scan"] {
+        let mut procwatch = Procwatch::start(&format!("{mode} exits=off"));
+        let execs = 3;
+        let mut seen = 0;
+        let deadline = Instant::now() + DEADLINE;
+        while seen < execs {
+            assert!(Instant::now() < deadline, "nothing is seen; stderr: {}", procwatch.stderr());
+            // It lives until an exec has been told, also to one who looks once a second, and ends then.
+            let _held = Held::start(&mut Command::new("/bin/cat"));
+            while let Ok(record) = procwatch.records.recv_timeout(Duration::from_millis(1500)) {
+                assert_eq!(record.data_type, EXEC);
+                seen += 1;
+            }
+        }
+        procwatch.stop();
+        assert!(procwatch.wait_for_end().success());
+        assert!(procwatch.records.iter().all(|record| record.data_type == EXEC));
+    }
+}
+
+#[test]
 fn lost_events_are_told_and_it_goes_on() {
     if skipped_without_root("lost_events_are_told_and_it_goes_on") {
         return;
@@ -389,6 +219,12 @@ fn lost_events_are_told_and_it_goes_on() {
     }
     rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
     procwatch.wait_for_stderr("the kernel's event queue overran");
+    let told = procwatch.wait_for("a record of lost events", |kind, _| kind == LOG);
+    assert_eq!((told["level"].as_str(), told["plugin"].as_str()), ("warn", "procwatch"));
+    assert!(told["msg"].contains("events were lost"), "{told:?}");
+    let number = |name: &str| told[name].parse::<u64>().unwrap();
+    assert!(number("lost_events") > 0 && number("overruns") > 0, "{told:?}");
+    assert!(number("lost_events_total") <= dropped_events(), "{told:?}");
     procwatch.wait_until_ready();
     procwatch.stop();
     assert!(procwatch.wait_for_end().success());
