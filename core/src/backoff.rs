@@ -1,78 +1,106 @@
-//! When to try again: a turn in a period for those who were connected, decorrelated jitter for those who never were.
+//! When to try again: once in each of a row of windows, at a random place in it, and each window longer than the last.
 //!
-//! An agent that loses its stream cannot tell whether it alone does or a whole fleet. So that a fleet does not fall upon a
-//! server that comes back, each of its agents tries once in a period (the *spread*), at its own moment in it, which it draws
-//! when it loses a stable stream. N agents thus make N / spread attempts a second, in every second and however long the
-//! server is away. No rule that keeps to that bound brings an agent back sooner in the mean than half a spread.
+//! An agent that loses its stream cannot tell whether it alone does or a whole fleet. What counts is the load on one server when
+//! it comes back, and an AgentCenter takes 1,500 agents. So the agent draws one random place when it loses a stable stream, and
+//! tries once in each window at that place:
 //!
-//! An agent that has not had a stable stream yet tries soon, then later and later: each wait is drawn between the base and
-//! three times the last one, and never exceeds the cap. Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+//! ```text
+//!  lost                 each window is half as long again as the one before, up to the cap
+//!   |--- spread ---|------ 1.5 x ------|---------- 2.25 x ----------|---- ...
+//!         ^                ^                     ^
+//!         the turn is at the same share of every window
+//! ```
+//! The turns of N agents that lose their streams together are spread evenly over each window. N agents thus make at most
+//! N / spread attempts in a second, at the first moment and ever after, and fewer the longer the server is away. The windows do
+//! not overlap, so that the attempts of different agents do not pile up as they do when each waits a random multiple of its last
+//! wait. The schedule hangs on when the stream was lost and not on when attempts fail: agents whose attempts a server leaves
+//! hanging and drops in the same second do not come back in the same second.
+//!
+//! An agent that has never had a stable stream follows the same rule from its first failure on.
 
 use crate::time::Millis;
 
-/// The shortest wait between two rounds over all targets.
+/// The shortest time between a failed round and the next one.
 pub const BACKOFF_BASE_MS: u64 = 1_000;
 
-/// The longest wait of an agent that has not been connected yet.
+/// The longest window, unless the spread is longer: half a minute's wait in the mean.
 pub const BACKOFF_CAP_MS: u64 = 60_000;
 
-/// The spread unless configured otherwise: 1.7 % of a fleet in a second, and half a minute's wait in the mean.
-pub const RECONNECT_SPREAD_MS: u64 = 60_000;
+/// The first window unless configured otherwise. 1,500 agents, as many as AgentCenter takes on a node, then make 300 handshakes
+/// in a second.
+pub const RECONNECT_SPREAD_MS: u64 = 5_000;
 
 /// When an agent tries to reach its servers again.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     spread_ms: u64,
-    /// The last wait of one that was never connected.
-    last_ms: u64,
-    /// The latest of its turns, once it has lost a stable stream.
-    turn: Option<Millis>,
+    /// Where the agent's next turn is; `None` before the first failure.
+    window: Option<Window>,
     random: SplitMix64,
 }
 
+/// A stretch of time in which the agent tries once.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    start: Millis,
+    length_ms: u64,
+    /// Where the turn is in this window and in all that follow it, in parts of 2^32.
+    place: u64,
+}
+
+impl Window {
+    fn turn(self) -> Millis {
+        self.start + ((self.length_ms * self.place) >> 32)
+    }
+
+    fn next(self) -> Self {
+        // A spread above the cap is kept as it is.
+        let longer = (self.length_ms + self.length_ms / 2).min(BACKOFF_CAP_MS).max(self.length_ms);
+        Self { start: self.start + self.length_ms, length_ms: longer, ..self }
+    }
+}
+
 impl Backoff {
-    /// Turns in periods of `spread_ms`, at least [`BACKOFF_BASE_MS`], drawn by a generator that starts at `seed`.
+    /// The first window takes `spread_ms`, at least [`BACKOFF_BASE_MS`]; places in it are drawn by a generator that starts at
+    /// `seed`.
     #[must_use]
     pub fn new(spread_ms: u64, seed: u64) -> Self {
-        Self {
-            spread_ms: spread_ms.max(BACKOFF_BASE_MS),
-            last_ms: BACKOFF_BASE_MS,
-            turn: None,
-            random: SplitMix64(seed),
+        Self { spread_ms: spread_ms.max(BACKOFF_BASE_MS), window: None, random: SplitMix64(seed) }
+    }
+
+    /// Sets the length of the first window. One that differs has the windows begin anew at the next failure.
+    pub fn set_spread(&mut self, spread_ms: u64) {
+        let spread_ms = spread_ms.max(BACKOFF_BASE_MS);
+        if self.spread_ms != spread_ms {
+            self.spread_ms = spread_ms;
+            self.window = None;
         }
     }
 
-    /// Turns come in periods of this from now on.
-    pub fn set_spread(&mut self, spread_ms: u64) {
-        self.spread_ms = spread_ms.max(BACKOFF_BASE_MS);
-    }
-
-    /// A stable stream was lost: the moment of the next round, between [`BACKOFF_BASE_MS`] and the spread from now.
+    /// A stable stream was lost, which forgets earlier failures. Returns the moment of the next round, within the spread.
     #[must_use]
     pub fn after_loss(&mut self, now: Millis) -> Millis {
-        let turn = now + self.random.within(BACKOFF_BASE_MS, self.spread_ms);
-        self.turn = Some(turn);
-        turn
+        self.begin(now).turn()
     }
 
-    /// A round has failed: the moment of the next one, at least [`BACKOFF_BASE_MS`] from now.
-    ///
-    /// Turns stay a whole number of periods apart whenever it is that rounds fail: those that a server keeps hanging and
-    /// drops in one second do not come back in one second.
+    /// A round has failed. Returns the moment of the next one: the first turn that is [`BACKOFF_BASE_MS`] away or more.
     #[must_use]
     pub fn after_failure(&mut self, now: Millis) -> Millis {
-        match &mut self.turn {
-            Some(turn) => {
-                // None, where a round came before the turn, as after SIGHUP.
-                let periods = (now + BACKOFF_BASE_MS).since(*turn).div_ceil(self.spread_ms);
-                *turn = *turn + periods * self.spread_ms;
-                *turn
-            }
-            None => {
-                self.last_ms = self.random.within(BACKOFF_BASE_MS, self.last_ms * 3).min(BACKOFF_CAP_MS);
-                now + self.last_ms
-            }
+        let mut window = match self.window {
+            Some(window) => window,
+            None => self.begin(now),
+        };
+        while window.turn() < now + BACKOFF_BASE_MS {
+            window = window.next();
         }
+        self.window = Some(window);
+        window.turn()
+    }
+
+    fn begin(&mut self, now: Millis) -> Window {
+        let window = Window { start: now, length_ms: self.spread_ms, place: self.random.next() >> 32 };
+        self.window = Some(window);
+        window
     }
 }
 
@@ -89,15 +117,11 @@ impl SplitMix64 {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
-
-    /// A number from `least` to `most`, both included; `least` may not be more than `most`.
-    fn within(&mut self, least: u64, most: u64) -> u64 {
-        least + self.next() % (most - least + 1)
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec;
     use alloc::vec::Vec;
 
     use proptest::prelude::*;
@@ -105,48 +129,73 @@ mod tests {
     use super::*;
 
     proptest! {
+        /// The waits grow by half each time, up to the cap or the spread, wherever in its windows an agent has its turn.
         #[test]
-        fn who_was_never_connected_waits_longer_each_time_between_base_and_cap(seed: u64, rounds in 1..50usize) {
-            let mut backoff = Backoff::new(RECONNECT_SPREAD_MS, seed);
-            let (mut now, mut last) = (Millis(0), BACKOFF_BASE_MS);
-            for _ in 0..rounds {
-                let next = backoff.after_failure(now);
-                let wait = next.since(now);
-                prop_assert!((BACKOFF_BASE_MS..=BACKOFF_CAP_MS).contains(&wait) && wait <= last * 3);
-                (now, last) = (next, wait);
+        fn rounds_that_fail_at_once_come_later_each_time(seed: u64, spread in 0..200_000u64) {
+            let mut backoff = Backoff::new(spread, seed);
+            let spread = spread.max(BACKOFF_BASE_MS);
+            let lost = Millis(7);
+            let mut turn = backoff.after_loss(lost);
+            prop_assert!(turn.since(lost) <= spread);
+            let mut last = 0;
+            for _ in 0..30 {
+                let next = backoff.after_failure(turn);
+                let wait = next.since(turn);
+                prop_assert!(wait + 1 >= last && (spread..=spread.max(BACKOFF_CAP_MS)).contains(&wait), "{wait} ms");
+                (turn, last) = (next, wait);
             }
+            prop_assert!(last + 1 >= spread.max(BACKOFF_CAP_MS));
         }
 
-        /// Whatever the rounds take that fail: one at a time, each in its turn, and no turn is left out but for want of time.
+        /// However long rounds take to fail, no window sees two, and none is left out that could have been kept.
         #[test]
-        fn who_was_connected_has_one_turn_in_a_period(
+        fn a_window_has_one_turn(
             seed: u64,
             spread in 0..100_000u64,
             rounds in prop::collection::vec(0..200_000u64, 1..20),
         ) {
             let mut backoff = Backoff::new(spread, seed);
-            let period = spread.max(BACKOFF_BASE_MS);
-            let lost = Millis(7);
-            let first = backoff.after_loss(lost);
-            prop_assert!((BACKOFF_BASE_MS..=period).contains(&first.since(lost)));
-            let mut turn = first;
+            let mut turn = backoff.after_loss(Millis(7));
             for lasts in rounds {
+                let before = backoff.window.expect("it has begun");
                 let failed = turn + lasts;
                 let next = backoff.after_failure(failed);
-                prop_assert_eq!(next.since(first) % period, 0);
+                let after = backoff.window.expect("it goes on");
+                prop_assert!(after.start >= before.start + before.length_ms);
                 prop_assert!(next.since(failed) >= BACKOFF_BASE_MS);
-                prop_assert!(next.since(turn) == period || next.since(failed) < BACKOFF_BASE_MS + period);
+                prop_assert!(next.since(failed) < BACKOFF_BASE_MS + after.length_ms);
                 turn = next;
             }
         }
     }
 
     #[test]
-    fn agents_with_other_seeds_have_other_turns() {
-        let mut turns: Vec<_> =
-            (0..1000).map(|seed| Backoff::new(RECONNECT_SPREAD_MS, seed).after_loss(Millis(0))).collect();
-        turns.sort_unstable();
-        turns.dedup();
-        assert!(turns.len() > 950, "{} different turns of 1000", turns.len());
+    fn agents_with_other_seeds_fill_the_window_evenly() {
+        let mut tenths = vec![0; 10];
+        for seed in 0..1000 {
+            let turn = Backoff::new(RECONNECT_SPREAD_MS, seed).after_loss(Millis(0));
+            tenths[usize::try_from(10 * turn.0 / RECONNECT_SPREAD_MS).expect("it is below ten")] += 1;
+        }
+        assert!(tenths.iter().all(|turns| (60..150).contains(turns)), "{tenths:?}");
+    }
+
+    #[test]
+    fn a_stable_stream_forgets_failures_and_so_does_another_spread() {
+        let mut backoff = Backoff::new(RECONNECT_SPREAD_MS, 5);
+        let mut now = backoff.after_loss(Millis(0));
+        let waits: Vec<_> = (0..10)
+            .map(|_| {
+                let before = now;
+                now = backoff.after_failure(now);
+                now.since(before)
+            })
+            .collect();
+        assert!(waits[9] > 50_000, "{waits:?}");
+        let mut other = backoff.clone();
+        assert!(backoff.after_loss(now).since(now) <= RECONNECT_SPREAD_MS);
+        other.set_spread(RECONNECT_SPREAD_MS);
+        assert!(other.after_failure(now).since(now) > 50_000);
+        other.set_spread(2_000);
+        assert!(other.after_failure(now).since(now) <= BACKOFF_BASE_MS + 3_000);
     }
 }

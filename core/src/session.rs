@@ -17,7 +17,7 @@
 
 use alloc::collections::VecDeque;
 
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, RECONNECT_SPREAD_MS};
 use crate::limits::MAX_PING_INTERVAL_MS;
 use crate::time::Millis;
 
@@ -34,9 +34,10 @@ pub const CONNECT_TIMEOUT_MS: u64 = 15_000;
 /// The HTTP/2 handshake is done and the call is sent within this.
 pub const OPEN_TIMEOUT_MS: u64 = 10_000;
 
-/// A PING goes out when nothing was received for this long, unless a server has found them too frequent. AgentCenter
-/// tolerates one in 5 s.
-pub const KEEPALIVE_MS: u64 = 60_000;
+/// A PING goes out when the last answer to one is this old, unless configured otherwise. Balancers and NATs forget a connection
+/// on which nothing has passed for a while, some after 30 s already. Only a PING passes in both directions, so that other traffic
+/// does not put it off. AgentCenter tolerates one in 5 s.
+pub const KEEPALIVE_MS: u64 = 25_000;
 
 /// A PING without an answer for this long ends the connection.
 pub const PONG_TIMEOUT_MS: u64 = 10_000;
@@ -130,6 +131,21 @@ pub enum Abandoned {
     Shutdown,
 }
 
+/// What a site may set about the session's times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// The time over which a fleet that loses its server comes back; see [`backoff`](crate::backoff).
+    pub spread_ms: u64,
+    /// A PING goes out when the last answer to one is this old.
+    pub keepalive_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { spread_ms: RECONNECT_SPREAD_MS, keepalive_ms: KEEPALIVE_MS }
+    }
+}
+
 /// The session's state machine.
 #[derive(Debug)]
 pub struct Session {
@@ -141,7 +157,8 @@ pub struct Session {
     discovered: usize,
     /// The attempt that is alive, or was last.
     attempt: u64,
-    /// A PING goes out when nothing was received for this long.
+    timing: Timing,
+    /// What [`Timing::keepalive_ms`] has become for a server that finds PINGs too frequent.
     keepalive_ms: u64,
     /// When the last stream was opened, or has ended, whichever came later.
     since: Millis,
@@ -164,26 +181,26 @@ enum State {
 
 #[derive(Debug, Clone, Copy)]
 enum Liveness {
-    /// The last sign of life came at this moment.
+    /// The stream was opened, or a PING was answered, at this moment.
     Heard(Millis),
     /// A PING is out; its answer is due.
     Pinged { deadline: Millis },
 }
 
 impl Session {
-    /// A session that has not begun. `spread_ms` is the time over which a fleet that loses its server comes back; `seed` is
-    /// for the moment in it that is this agent's; see [`backoff`](crate::backoff).
+    /// A session that has not begun. `seed` decides which moments within the spread are this agent's.
     #[must_use]
-    pub fn new(endpoints: Endpoints, spread_ms: u64, seed: u64) -> Self {
+    pub fn new(endpoints: Endpoints, timing: Timing, seed: u64) -> Self {
         Self {
             state: State::Idle,
             endpoints,
             host: 0,
             discovered: 0,
             attempt: 0,
-            keepalive_ms: KEEPALIVE_MS,
+            timing,
+            keepalive_ms: timing.keepalive_ms,
             since: Millis(0),
-            backoff: Backoff::new(spread_ms, seed),
+            backoff: Backoff::new(timing.spread_ms, seed),
             actions: VecDeque::new(),
         }
     }
@@ -236,16 +253,7 @@ impl Session {
         }
     }
 
-    /// Something was received from the server.
-    pub fn handle_received(&mut self, attempt: Attempt, now: Millis) {
-        if let State::Streaming { liveness: liveness @ Liveness::Heard(_), .. } = &mut self.state
-            && attempt.0 == self.attempt
-        {
-            *liveness = Liveness::Heard(now);
-        }
-    }
-
-    /// A PING is wanted, for another reason than silence; one at a time is out.
+    /// A PING is wanted before the keepalive is due; one at a time is out.
     pub fn handle_ping_wanted(&mut self, now: Millis) {
         if let State::Streaming { liveness: liveness @ Liveness::Heard(_), .. } = &mut self.state {
             *liveness = Liveness::Pinged { deadline: now + PONG_TIMEOUT_MS };
@@ -264,7 +272,7 @@ impl Session {
 
     /// The server finds PINGs too frequent: they become rarer.
     pub fn handle_too_many_pings(&mut self) {
-        self.keepalive_ms = (self.keepalive_ms * 2).min(MAX_PING_INTERVAL_MS);
+        self.keepalive_ms = (self.keepalive_ms * 2).min(MAX_PING_INTERVAL_MS.max(self.keepalive_ms));
     }
 
     /// The agent is to end, and everything that is to be sent has been handed to the stream, if there is one.
@@ -282,9 +290,13 @@ impl Session {
 
     /// The servers, or the ways to them, are others now. The agent tries those at once, unless it has a stream that is still
     /// good (`keeps_stream`); one that is not ends in order first.
-    pub fn handle_reconfigured(&mut self, endpoints: Endpoints, spread_ms: u64, keeps_stream: bool, now: Millis) {
+    pub fn handle_reconfigured(&mut self, endpoints: Endpoints, timing: Timing, keeps_stream: bool, now: Millis) {
         self.endpoints = endpoints;
-        self.backoff.set_spread(spread_ms);
+        self.backoff.set_spread(timing.spread_ms);
+        if self.timing.keepalive_ms != timing.keepalive_ms {
+            self.keepalive_ms = timing.keepalive_ms;
+        }
+        self.timing = timing;
         match self.state {
             State::Streaming { .. } if !keeps_stream => {
                 self.state = State::Moving { deadline: now + DRAIN_TIMEOUT_MS };
@@ -491,7 +503,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::backoff::{BACKOFF_BASE_MS, RECONNECT_SPREAD_MS};
+    use crate::backoff::{BACKOFF_BASE_MS, BACKOFF_CAP_MS, RECONNECT_SPREAD_MS};
 
     const ONE_PRIVATE: Endpoints = Endpoints { discovery: 0, private: 1, public: 0 };
 
@@ -511,7 +523,7 @@ mod tests {
 
     #[test]
     fn a_round_tries_discovery_then_private_then_public_then_waits() {
-        let mut session = Session::new(Endpoints { discovery: 2, private: 2, public: 1 }, RECONNECT_SPREAD_MS, 1);
+        let mut session = Session::new(Endpoints { discovery: 2, private: 2, public: 1 }, Timing::default(), 1);
         let (mut seen, mut now) = (vec![], Millis(0));
         session.handle_start(now);
         while session.waits_until().is_none() {
@@ -542,40 +554,55 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_was_stable_is_opened_again_in_the_agents_turn_and_so_is_one_that_is_refused_then() {
-        let mut session = Session::new(ONE_PRIVATE, RECONNECT_SPREAD_MS, 7);
-        let mut now = Millis(STABLE_MS);
+    fn a_stream_that_was_stable_is_opened_again_within_the_spread_and_one_that_is_refused_then_later_and_later() {
+        let mut session = Session::new(ONE_PRIVATE, Timing::default(), 7);
         let attempt = streaming(&mut session, Millis(0));
-        session.handle_failed(attempt, now);
-        let first = session.waits_until().expect("it waits");
-        assert!((BACKOFF_BASE_MS..=RECONNECT_SPREAD_MS).contains(&first.since(now)), "{first:?}");
-        for turns in 1..10 {
-            now = session.waits_until().expect("it waits");
-            refuse_in_turn(&mut session, now);
+        session.handle_failed(attempt, Millis(STABLE_MS));
+        let mut turn = session.waits_until().expect("it waits");
+        assert!(turn.since(Millis(STABLE_MS)) <= RECONNECT_SPREAD_MS, "{turn:?}");
+        let mut last = 0;
+        for _ in 0..10 {
+            refuse_in_turn(&mut session, turn);
             let next = session.waits_until().expect("it waits");
-            assert_eq!(next, first + turns * RECONNECT_SPREAD_MS);
+            let wait = next.since(turn);
+            assert!(
+                wait + 1 >= last && (RECONNECT_SPREAD_MS..=BACKOFF_CAP_MS).contains(&wait),
+                "{wait} ms after {last}"
+            );
+            (turn, last) = (next, wait);
         }
+        assert!(last + 1 >= BACKOFF_CAP_MS, "{last}");
+
+        session.handle_timeout(turn);
+        let Some(Action::Connect { attempt, .. }) = actions(&mut session).pop() else { panic!("the wait is over") };
+        session.handle_connected(attempt, turn);
+        session.handle_opened(attempt, turn);
+        let lost = turn + STABLE_MS;
+        session.handle_failed(attempt, lost);
+        let wait = session.waits_until().expect("it waits").since(lost);
+        assert!(wait <= RECONNECT_SPREAD_MS, "a stable stream has it begin anew: {wait} ms");
     }
 
     #[test]
     fn an_agent_that_has_never_been_connected_tries_soon_and_then_later_and_later() {
-        let mut session = Session::new(ONE_PRIVATE, RECONNECT_SPREAD_MS, 7);
+        let mut session = Session::new(ONE_PRIVATE, Timing::default(), 7);
         session.handle_start(Millis(0));
         let (mut now, mut waits) = (Millis(0), vec![]);
-        for _ in 0..40 {
+        for _ in 0..12 {
             refuse_in_turn(&mut session, now);
             let until = session.waits_until().expect("it waits");
             waits.push(until.since(now));
             now = until;
         }
-        assert!(waits[0] <= 3 * BACKOFF_BASE_MS + 20, "{waits:?}");
-        assert!(waits.iter().any(|wait| *wait > 20_000), "{waits:?}");
+        // The first turn may be too close to the failure, and is left out then.
+        assert!(waits[0] <= 2 * RECONNECT_SPREAD_MS + BACKOFF_BASE_MS, "{waits:?}");
+        assert!(waits[11] + 1 >= BACKOFF_CAP_MS, "{waits:?}");
     }
 
     #[test]
     fn rounds_before_the_turn_do_not_put_it_off() {
         let endpoints = Endpoints { discovery: 0, private: 1, public: 0 };
-        let mut session = Session::new(endpoints, RECONNECT_SPREAD_MS, 1);
+        let mut session = Session::new(endpoints, Timing::default(), 1);
         session.handle_start(Millis(0));
         let attempt = streaming(&mut session, Millis(0));
         let mut now = Millis(STABLE_MS);
@@ -584,7 +611,7 @@ mod tests {
         let turn = session.waits_until().expect("it waits");
         for _ in 0..5 {
             now = now + 1;
-            session.handle_reconfigured(endpoints, RECONNECT_SPREAD_MS, true, now);
+            session.handle_reconfigured(endpoints, Timing::default(), true, now);
             let Some(Action::Connect { attempt, .. }) = actions(&mut session).pop() else { panic!("it tries at once") };
             session.handle_failed(attempt, now);
             let _ = actions(&mut session);
@@ -603,10 +630,9 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_answered_with_a_ping_and_more_silence_with_the_end() {
-        let mut session = Session::new(ONE_PRIVATE, RECONNECT_SPREAD_MS, 7);
-        let attempt = streaming(&mut session, Millis(0));
-        session.handle_received(attempt, Millis(10));
+    fn a_ping_goes_out_at_every_keepalive_and_one_without_an_answer_ends_the_stream() {
+        let mut session = Session::new(ONE_PRIVATE, Timing::default(), 7);
+        let attempt = streaming(&mut session, Millis(10));
         assert_eq!(session.poll_timeout(), Some(Millis(10 + KEEPALIVE_MS)));
         session.handle_timeout(Millis(10 + KEEPALIVE_MS));
         assert_eq!(actions(&mut session), [Action::Ping]);
@@ -623,31 +649,43 @@ mod tests {
     }
 
     #[test]
+    fn another_keepalive_holds_for_the_stream_that_is_open() {
+        let mut session = Session::new(ONE_PRIVATE, Timing { keepalive_ms: 600_000, ..Timing::default() }, 7);
+        streaming(&mut session, Millis(0));
+        assert_eq!(session.poll_timeout(), Some(Millis(600_000)));
+        session.handle_reconfigured(ONE_PRIVATE, Timing { keepalive_ms: 7_000, ..Timing::default() }, true, Millis(1));
+        assert_eq!(session.poll_timeout(), Some(Millis(7_000)));
+    }
+
+    #[test]
     fn a_server_that_finds_pings_too_frequent_gets_fewer() {
-        let mut session = Session::new(ONE_PRIVATE, RECONNECT_SPREAD_MS, 7);
+        let mut session = Session::new(ONE_PRIVATE, Timing::default(), 7);
         session.handle_too_many_pings();
         streaming(&mut session, Millis(0));
         assert_eq!(session.poll_timeout(), Some(Millis(2 * KEEPALIVE_MS)));
         (0..100).for_each(|_| session.handle_too_many_pings());
         assert_eq!(session.poll_timeout(), Some(Millis(MAX_PING_INTERVAL_MS)));
+        // What is configured again is no reason to ask that server more often.
+        session.handle_reconfigured(ONE_PRIVATE, Timing::default(), true, Millis(1));
+        assert_eq!(session.poll_timeout(), Some(Millis(MAX_PING_INTERVAL_MS)));
     }
 
     #[test]
     fn a_shutdown_half_closes_and_waits_ten_seconds_at_most() {
-        let mut session = Session::new(ONE_PRIVATE, RECONNECT_SPREAD_MS, 7);
+        let mut session = Session::new(ONE_PRIVATE, Timing::default(), 7);
         let attempt = streaming(&mut session, Millis(0));
         session.handle_shutdown(Millis(5));
         assert_eq!(actions(&mut session), [Action::HalfClose]);
         session.handle_failed(attempt, Millis(6));
         assert_eq!(actions(&mut session).last(), Some(&Action::Finish));
 
-        let mut unanswered = Session::new(ONE_PRIVATE, RECONNECT_SPREAD_MS, 7);
+        let mut unanswered = Session::new(ONE_PRIVATE, Timing::default(), 7);
         streaming(&mut unanswered, Millis(0));
         unanswered.handle_shutdown(Millis(5));
         unanswered.handle_timeout(Millis(5 + DRAIN_TIMEOUT_MS));
         assert_eq!(actions(&mut unanswered).last(), Some(&Action::Finish));
 
-        let mut connecting = Session::new(ONE_PRIVATE, RECONNECT_SPREAD_MS, 7);
+        let mut connecting = Session::new(ONE_PRIVATE, Timing::default(), 7);
         connecting.handle_start(Millis(0));
         connecting.handle_shutdown(Millis(1));
         assert_eq!(actions(&mut connecting).last(), Some(&Action::Finish));
@@ -659,10 +697,10 @@ mod tests {
         #[test]
         fn never_stuck_and_never_two_attempts(
             endpoints in (0..3usize, 0..3usize, 0..3usize),
-            steps in prop::collection::vec((0..7u8, 0..20u64, 0..3usize), 0..200),
+            steps in prop::collection::vec((0..6u8, 0..20u64, 0..3usize), 0..200),
         ) {
             let (discovery, private, public) = endpoints;
-            let mut session = Session::new(Endpoints { discovery, private, public }, RECONNECT_SPREAD_MS, 3);
+            let mut session = Session::new(Endpoints { discovery, private, public }, Timing::default(), 3);
             let mut now = Millis(0);
             session.handle_start(now);
             let mut attempts: Vec<Attempt> = Vec::new();
@@ -674,8 +712,7 @@ mod tests {
                     1 => session.handle_connected(attempt, now),
                     2 => session.handle_opened(attempt, now),
                     3 => session.handle_failed(attempt, now),
-                    4 => session.handle_received(attempt, now),
-                    5 => session.handle_pong(attempt, now),
+                    4 => session.handle_pong(attempt, now),
                     _ => {
                         now = session.poll_timeout().expect("always a deadline").max(now) + back;
                         session.handle_timeout(now);

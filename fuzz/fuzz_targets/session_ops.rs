@@ -6,9 +6,9 @@
 use std::collections::VecDeque;
 
 use arbitrary::Arbitrary;
-use elklet_core::backoff::{BACKOFF_BASE_MS, BACKOFF_CAP_MS};
+use elklet_core::backoff::BACKOFF_CAP_MS;
 use elklet_core::session::{
-    Abandoned, Action, Attempt, DRAIN_TIMEOUT_MS, Endpoints, KEEPALIVE_MS, PONG_TIMEOUT_MS, STABLE_MS, Session, Target,
+    Abandoned, Action, Attempt, DRAIN_TIMEOUT_MS, Endpoints, PONG_TIMEOUT_MS, STABLE_MS, Session, Target, Timing,
 };
 use elklet_core::time::Millis;
 use libfuzzer_sys::fuzz_target;
@@ -27,7 +27,6 @@ struct Input {
 enum Event {
     Succeed { addresses: u8 },
     Fail,
-    Received,
     Pong,
     WantPing,
     Wait { ms: u16 },
@@ -44,7 +43,6 @@ enum Stale {
     Connected,
     Opened,
     Failed,
-    Received,
     Pong,
 }
 
@@ -70,7 +68,7 @@ enum Phase {
 struct Shell {
     session: Session,
     endpoints: Endpoints,
-    spread_ms: u64,
+    timing: Timing,
     longest_wait_ms: u64,
     now: Millis,
     alive: Option<(Attempt, Phase)>,
@@ -86,7 +84,8 @@ struct Shell {
 
 fuzz_target!(|input: Input| {
     let Input { discovery, private, public, spread_s, seed, events } = input;
-    let mut shell = Shell::new(few(discovery, private, public), 1_000 * u64::from(spread_s), seed);
+    let timing = Timing { spread_ms: 1_000 * u64::from(spread_s), ..Timing::default() };
+    let mut shell = Shell::new(few(discovery, private, public), timing, seed);
     for event in events {
         shell.handle(event);
         shell.obey();
@@ -108,12 +107,13 @@ fn few(discovery: u8, private: u8, public: u8) -> Endpoints {
 }
 
 impl Shell {
-    fn new(endpoints: Endpoints, spread_ms: u64, seed: u64) -> Self {
+    fn new(endpoints: Endpoints, timing: Timing, seed: u64) -> Self {
         let mut shell = Self {
-            session: Session::new(endpoints, spread_ms, seed),
+            session: Session::new(endpoints, timing, seed),
             endpoints,
-            spread_ms,
-            longest_wait_ms: BACKOFF_CAP_MS.max(spread_ms + BACKOFF_BASE_MS),
+            timing,
+            // A turn that is too close is left out, and the one after it is a window later.
+            longest_wait_ms: BACKOFF_CAP_MS.max(timing.spread_ms) + 2_000,
             now: Millis(1),
             alive: None,
             over: Vec::new(),
@@ -145,14 +145,6 @@ impl Shell {
                 if let Some((attempt, phase)) = self.alive {
                     self.forget_plan_after(phase);
                     self.session.handle_failed(attempt, self.now);
-                }
-            }
-            Event::Received => {
-                if let Some((attempt, phase)) = &mut self.alive {
-                    if let Phase::Streaming { heard, pinged: None, .. } = phase {
-                        *heard = self.now;
-                    }
-                    self.session.handle_received(*attempt, self.now);
                 }
             }
             Event::Pong => {
@@ -222,7 +214,7 @@ impl Shell {
             }
             Some(_) | None => {}
         }
-        self.session.handle_reconfigured(endpoints, self.spread_ms, keeps_stream, self.now);
+        self.session.handle_reconfigured(endpoints, self.timing, keeps_stream, self.now);
     }
 
     /// What the live attempt is about works.
@@ -292,7 +284,6 @@ impl Shell {
             Stale::Connected => self.session.handle_connected(attempt, self.now),
             Stale::Opened => self.session.handle_opened(attempt, self.now),
             Stale::Failed => self.session.handle_failed(attempt, self.now),
-            Stale::Received => self.session.handle_received(attempt, self.now),
             Stale::Pong => self.session.handle_pong(attempt, self.now),
         }
         assert_eq!(format!("{:?}", self.session), before, "an attempt that is over changes nothing");
@@ -323,8 +314,8 @@ impl Shell {
             }
             Action::Ping => match &mut self.alive {
                 Some((_, Phase::Streaming { heard, pinged: pinged @ None, .. })) => {
-                    let silence = self.now.since(*heard) >= KEEPALIVE_MS;
-                    assert!(silence || self.ping_wanted, "a ping goes out after silence, or when it is wanted");
+                    let due = self.now.since(*heard) >= self.timing.keepalive_ms;
+                    assert!(due || self.ping_wanted, "a ping goes out when it is due or wanted");
                     *pinged = Some(self.now);
                 }
                 other => panic!("a ping to {other:?}"),
@@ -361,10 +352,10 @@ impl Shell {
                 let until = self.session.waits_until().expect("without an attempt it waits for the next round");
                 assert!(self.plan.is_empty(), "it waits when everything was tried");
                 let since = *self.waiting.get_or_insert(self.now);
-                assert!(due == until && (BACKOFF_BASE_MS..=self.longest_wait_ms).contains(&until.since(since)));
+                assert!(due == until && until.since(since) <= self.longest_wait_ms);
             }
             Some((_, Phase::Streaming { heard, pinged, .. })) => {
-                let expected = pinged.map_or(heard + KEEPALIVE_MS, |pinged| pinged + PONG_TIMEOUT_MS);
+                let expected = pinged.map_or(heard + self.timing.keepalive_ms, |pinged| pinged + PONG_TIMEOUT_MS);
                 assert_eq!(due, expected);
             }
             Some((_, Phase::Moving { until } | Phase::Draining { until })) => assert_eq!(due, until),

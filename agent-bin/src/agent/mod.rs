@@ -167,6 +167,8 @@ struct Agent {
     /// The ends of its connection, and those of the last one that died without its server's knowledge.
     ends: Option<Ends>,
     lost: Option<Ends>,
+    /// The moment of the next attempt, once the log has told it.
+    told_wait: Option<Millis>,
     net_mode: &'static str,
     /// The server has sent something on this stream.
     heard: bool,
@@ -212,7 +214,7 @@ impl Agent {
         let tls = Arc::clone(certificates.config());
         let agent = Self {
             clock,
-            session: Session::new(reload::endpoints(&settings.server), settings.server.reconnect_spread_ms(), seed),
+            session: Session::new(reload::endpoints(&settings.server), settings.server.timing(), seed),
             dispatch: with_kept_plugins(Dispatch::new(version().to_owned()), &settings.workdir, clock.now()),
             delivery,
             plugins,
@@ -231,6 +233,7 @@ impl Agent {
             current: None,
             ends: None,
             lost: None,
+            told_wait: None,
             net_mode: "unknown",
             heard: false,
             beat_at: None,
@@ -308,6 +311,7 @@ impl Agent {
                 break;
             }
         }
+        self.tell_wait(now);
         self.start_upload();
         self.advance_trial(now);
         self.advance_ending(now);

@@ -64,9 +64,9 @@ impl Agent {
         let names: Vec<_> = changes.iter().filter(|(_, changed)| *changed).map(|(name, _)| *name).collect();
         log::info!("SIGHUP: changed: {}", if names.is_empty() { "nothing".to_owned() } else { names.join(", ") });
         if old.server != new.server || old.proxies != new.proxies || has_new_certificates {
-            let (endpoints, spread_ms) = (endpoints(&new.server), new.server.reconnect_spread_ms());
+            let (endpoints, timing) = (endpoints(&new.server), new.server.timing());
             let keeps_stream = keeps_stream && !has_new_certificates;
-            self.session.handle_reconfigured(endpoints, spread_ms, keeps_stream, self.clock.now());
+            self.session.handle_reconfigured(endpoints, timing, keeps_stream, self.clock.now());
         }
     }
 
@@ -78,8 +78,8 @@ impl Agent {
         {
             self.settings.server = server;
             let server = &self.settings.server;
-            let (endpoints, spread_ms) = (endpoints(server), server.reconnect_spread_ms());
-            self.session.handle_reconfigured(endpoints, spread_ms, true, self.clock.now());
+            let (endpoints, timing) = (endpoints(server), server.timing());
+            self.session.handle_reconfigured(endpoints, timing, true, self.clock.now());
         }
     }
 

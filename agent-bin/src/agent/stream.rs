@@ -3,6 +3,7 @@
 use elklet_core::command::Command;
 use elklet_core::grpc::Status;
 use elklet_core::session::{Abandoned, Action, Attempt, Target};
+use elklet_core::time::Millis;
 use elklet_core::update::Trial;
 
 use super::Agent;
@@ -91,8 +92,7 @@ impl Agent {
             }
             Event::Written(attempt) if self.is_current(attempt) => self.delivery.handle_written(now),
             Event::Written(_) => {}
-            Event::Message { attempt, bytes, command } => {
-                self.session.handle_received(attempt, now);
+            Event::Message { bytes, command } => {
                 self.heard = true;
                 self.net.received_bytes += bytes as u64;
                 match command {
@@ -119,12 +119,18 @@ impl Agent {
                 if self.is_current(attempt) {
                     self.handle_end(&end);
                     self.session.handle_failed(attempt, now);
-                    if let Some(until) = self.session.waits_until() {
-                        log::info!("the next attempt is in {:.1} s", until.since(now) as f64 / 1000.0);
-                    }
                 }
             }
         }
+    }
+
+    /// Says in the log when the next attempt is, once for each wait, whatever it was that has led to it.
+    pub(super) fn tell_wait(&mut self, now: Millis) {
+        let until = self.session.waits_until();
+        if let Some(moment) = until.filter(|_| until != self.told_wait) {
+            log::info!("the next attempt is in {:.1} s", moment.since(now) as f64 / 1000.0);
+        }
+        self.told_wait = until;
     }
 
     fn handle_end(&mut self, end: &End) {

@@ -5,6 +5,7 @@ use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use elklet_core::backoff::RECONNECT_SPREAD_MS;
+use elklet_core::session::{KEEPALIVE_MS, Timing};
 use serde::Deserialize;
 
 use super::value::Within;
@@ -21,21 +22,33 @@ pub(crate) struct Server {
     /// AgentCenters, tried last.
     pub(crate) public: Vec<Address>,
     reconnect_spread_s: Within<1, 3600>,
+    /// AgentCenter ends a connection whose PINGs come closer than 5 s.
+    keepalive_s: Within<6, 3600>,
 }
 
 impl Default for Server {
     fn default() -> Self {
-        #[expect(clippy::cast_possible_truncation, reason = "it is a minute")]
-        const SPREAD_S: u32 = (RECONNECT_SPREAD_MS / 1000) as u32;
+        #[expect(clippy::cast_possible_truncation, reason = "they are less than a minute")]
+        const DEFAULTS_S: [u32; 2] = [(RECONNECT_SPREAD_MS / 1000) as u32, (KEEPALIVE_MS / 1000) as u32];
         let (discovery, private, public) = (Vec::new(), Vec::new(), Vec::new());
-        Self { discovery, private, public, reconnect_spread_s: Within::new(SPREAD_S) }
+        let [reconnect_spread_s, keepalive_s] = DEFAULTS_S;
+        Self {
+            discovery,
+            private,
+            public,
+            reconnect_spread_s: Within::new(reconnect_spread_s),
+            keepalive_s: Within::new(keepalive_s),
+        }
     }
 }
 
 impl Server {
-    /// Milliseconds over which a fleet that loses its servers comes back.
-    pub(crate) fn reconnect_spread_ms(&self) -> u64 {
-        1000 * u64::from(self.reconnect_spread_s.value())
+    /// How soon a fleet that loses its servers comes back, and how often a quiet connection is used.
+    pub(crate) fn timing(&self) -> Timing {
+        Timing {
+            spread_ms: 1000 * u64::from(self.reconnect_spread_s.value()),
+            keepalive_ms: 1000 * u64::from(self.keepalive_s.value()),
+        }
     }
 
     /// Whether there is nowhere to go.

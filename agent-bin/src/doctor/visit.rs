@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use elklet_core::session::{Action, Endpoints, Session};
+use elklet_core::session::{Action, Endpoints, Session, Timing};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
@@ -42,7 +42,7 @@ pub(super) async fn visit(
     let clock = Clock::start();
     let (sender, mut events) = mpsc::channel(4);
     let connector = Connector { tls: Arc::clone(tls), proxies: proxies.clone(), events: sender };
-    let mut session = Session::new(Endpoints { private: 1, ..Endpoints::default() }, 0, 0);
+    let mut session = Session::new(Endpoints { private: 1, ..Endpoints::default() }, Timing::default(), 0);
     session.handle_start(clock.now());
     let mut transfer = None;
     let mut reached = Reached::Nothing;

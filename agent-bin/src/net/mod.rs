@@ -42,8 +42,6 @@ pub(crate) enum Event {
     Written(Attempt),
     /// The server has sent a message; one that is no command does not end the stream.
     Message {
-        /// Whose stream it came on.
-        attempt: Attempt,
         /// Bytes that it took, gRPC prefix included.
         bytes: usize,
         /// What it says, or what is wrong with it.

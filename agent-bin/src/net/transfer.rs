@@ -261,7 +261,7 @@ impl Call {
 
         let Self { attempt, connector: Connector { events, .. }, ping, flow, batches, .. } = self;
         let writing = write_batches(stream, batches, flow, events, *attempt);
-        let reading = read_commands(response, events, *attempt);
+        let reading = read_commands(response, events);
         let pinging = answer_pings(ping_pong, ping, events, *attempt);
         tokio::pin!(writing, reading, pinging);
         let mut written = false;
@@ -360,7 +360,7 @@ async fn answer_pings(
 }
 
 /// Reads commands until the server ends the call; an error is the end of the stream as well.
-async fn read_commands(response: ResponseFuture, events: &mpsc::Sender<Event>, attempt: Attempt) -> Result<End, End> {
+async fn read_commands(response: ResponseFuture, events: &mpsc::Sender<Event>) -> Result<End, End> {
     let (head, mut body) = response.await?.into_parts();
     if head.status != StatusCode::OK {
         return Err(End::Http(head.status));
@@ -375,7 +375,7 @@ async fn read_commands(response: ResponseFuture, events: &mpsc::Sender<Event>, a
         while let Some(message) = reader.next(&mut rest)? {
             let bytes = PREFIX + message.bytes.len();
             let command = decoded(message, encoding.as_deref());
-            let _ = events.send(Event::Message { attempt, bytes, command }).await;
+            let _ = events.send(Event::Message { bytes, command }).await;
         }
     }
     let trailers = body.trailers().await?.unwrap_or_default();

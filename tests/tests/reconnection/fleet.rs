@@ -3,19 +3,24 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use elklet_core::backoff::{Backoff, RECONNECT_SPREAD_MS};
-use elklet_core::session::{Action, Attempt, CONNECT_TIMEOUT_MS, Endpoints, Session};
+use elklet_core::session::{Action, Attempt, CONNECT_TIMEOUT_MS, Endpoints, Session, Timing};
 use elklet_core::time::Millis;
 
-/// Agents of a fleet.
-pub(crate) const AGENTS: usize = 100_000;
+/// Agents, and the nodes of AgentCenter among which they are shared out evenly.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fleet {
+    pub(crate) agents: usize,
+    pub(crate) nodes: usize,
+}
+
+/// What AgentCenter takes on a node by default.
+pub(crate) const FULL_NODE: Fleet = Fleet { agents: 1_500, nodes: 1 };
+
+/// A large site.
+pub(crate) const LARGE: Fleet = Fleet { agents: 100_000, nodes: 70 };
 
 /// A fleet notices within this that its servers are gone: what resets take to arrive.
 const NOTICED_WITHIN_MS: u64 = 200;
-
-/// Handshakes that the servers manage in a second, all together: some 75 to each of the nodes that a fleet of this size needs
-/// by AgentCenter's default of 1,500 streams.
-const HANDSHAKES_PER_S: u64 = 5_000;
 
 /// What a refusal takes.
 const ROUND_TRIP_MS: u64 = 1;
@@ -30,7 +35,9 @@ pub(crate) struct Outage {
     pub(crate) seconds: u64,
     /// Whether nobody answers meanwhile, where a host that is up would refuse.
     pub(crate) silent: bool,
-    /// Streams that they take afterwards.
+    /// Handshakes that a node manages in a second.
+    pub(crate) handshakes: u64,
+    /// The share of its agents that a node has room for afterwards, in percent.
     pub(crate) room: usize,
 }
 
@@ -71,7 +78,7 @@ impl Elklet {
 
 impl Agent for Elklet {
     fn streaming(seed: u64) -> Self {
-        let mut session = Session::new(Endpoints { private: 1, ..Endpoints::default() }, RECONNECT_SPREAD_MS, seed);
+        let mut session = Session::new(Endpoints { private: 1, ..Endpoints::default() }, Timing::default(), seed);
         session.handle_start(Millis(0));
         let attempt = Self::connecting(&mut session);
         let mut agent = Self { session, attempt };
@@ -105,25 +112,41 @@ impl Agent for Elklet {
     }
 }
 
-/// Decorrelated jitter from 1 s to 60 s, from the first wait on.
+/// The usual remedy: each wait is drawn between 1 s and three times the last one, and never exceeds 60 s.
+///
+/// Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015 (decorrelated jitter).
 #[derive(Debug)]
-pub(crate) struct Jitter(Backoff);
+pub(crate) struct Jitter {
+    last_ms: u64,
+    random: u64,
+}
+
+impl Jitter {
+    const BASE_MS: u64 = 1_000;
+    const CAP_MS: u64 = 60_000;
+}
 
 impl Agent for Jitter {
     fn streaming(seed: u64) -> Self {
-        Self(Backoff::new(RECONNECT_SPREAD_MS, seed))
+        Self { last_ms: Self::BASE_MS, random: seed | 1 }
     }
 
     fn lose(&mut self, now: Millis) -> Millis {
-        self.0.after_failure(now)
+        self.fail(now)
     }
 
     fn attempt(&mut self, _: Millis) {}
 
-    fn succeed(&mut self, _: Millis) {}
+    fn succeed(&mut self, _: Millis) {
+        self.last_ms = Self::BASE_MS;
+    }
 
     fn fail(&mut self, now: Millis) -> Millis {
-        self.0.after_failure(now)
+        // A linear congruential generator, of which the upper half is used (Knuth, MMIX).
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let range = 3 * self.last_ms - Self::BASE_MS + 1;
+        self.last_ms = (Self::BASE_MS + (self.random >> 32) % range).min(Self::CAP_MS);
+        now + self.last_ms
     }
 }
 
@@ -158,29 +181,35 @@ impl Agent for Reference {
     }
 }
 
-/// What came of it, in seconds from the moment at which the servers went.
+/// Steps of the clock by which the busiest second is looked for.
+const STEPS_PER_S: usize = 10;
+
+/// What came of it.
 #[derive(Debug)]
 pub(crate) struct Course {
-    /// Attempts in each second.
+    /// Attempts of the whole fleet in each second from the moment at which the servers went.
     pub(crate) attempts: Vec<u32>,
-    /// When agents had a stream again that stayed, in order.
+    /// The most attempts that any node saw within any second, wherever it begins.
+    pub(crate) peak: u32,
+    /// When agents had a stream again that stayed, in seconds from the servers' return, in order.
     back: Vec<f64>,
+    fleet: Fleet,
 }
 
 impl Course {
-    /// The most attempts of any second, as a share of the fleet.
-    pub(crate) fn peak(&self) -> f64 {
-        f64::from(self.attempts.iter().copied().max().unwrap_or(0)) / AGENTS as f64
-    }
-
     /// Attempts of an agent in the mean.
     pub(crate) fn attempts_of_an_agent(&self) -> f64 {
-        f64::from(self.attempts.iter().sum::<u32>()) / AGENTS as f64
+        f64::from(self.attempts.iter().sum::<u32>()) / self.fleet.agents as f64
     }
 
-    /// When this share of the fleet was back, if it ever was.
+    /// Attempts of this second, as a share of the fleet.
+    pub(crate) fn share(&self, second: usize) -> f64 {
+        f64::from(self.attempts[second]) / self.fleet.agents as f64
+    }
+
+    /// How long after the servers this share of the fleet was back, if it ever was.
     pub(crate) fn back_after(&self, share: f64) -> Option<f64> {
-        let count = (share * AGENTS as f64).ceil() as usize;
+        let count = (share * self.fleet.agents as f64).ceil() as usize;
         self.back.get(count - 1).copied()
     }
 }
@@ -196,32 +225,34 @@ enum Event {
 }
 
 /// Lets a fleet of these agents go through an outage and watches it for so many seconds.
-pub(crate) fn run<A: Agent>(outage: Outage, seconds: usize) -> Course {
-    let mut agents: Vec<A> = (0..AGENTS as u64).map(|agent| A::streaming(agent * 0x5851_f42d)).collect();
-    let mut servers = Servers { outage, up: LOST + outage.seconds * 1000, busy_until_us: 0, streams: 0 };
+pub(crate) fn run<A: Agent>(fleet: Fleet, outage: Outage, seconds: usize) -> Course {
+    let mut agents: Vec<A> = (0..fleet.agents as u64).map(|agent| A::streaming(agent * 0x5851_f42d)).collect();
+    let up = LOST + outage.seconds * 1000;
+    let room = fleet.agents * outage.room / 100 / fleet.nodes + usize::from(outage.room == 100);
+    let mut nodes: Vec<_> = (0..fleet.nodes)
+        .map(|_| Node { outage, up, room, busy_until_us: 0, steps: vec![0; seconds * STEPS_PER_S] })
+        .collect();
     let mut events = BinaryHeap::new();
-    let mut course = Course { attempts: vec![0; seconds], back: Vec::new() };
+    let mut back = Vec::new();
     for agent in 0..agents.len() {
         let noticed = LOST + agent as u64 % NOTICED_WITHIN_MS;
         events.push(Reverse((noticed, agent, Event::Lost)));
     }
     while let Some(Reverse((now, number, event))) = events.pop() {
-        let Some(this_second) = course.attempts.get_mut(usize::try_from(now.since(LOST) / 1000).expect("it is short"))
-        else {
+        if now.since(LOST) >= seconds as u64 * 1000 {
             break;
-        };
-        let agent = &mut agents[number];
+        }
+        let (agent, node) = (&mut agents[number], &mut nodes[number % fleet.nodes]);
         let (next, event) = match event {
             Event::Lost => (agent.lose(now), Event::Attempt),
             Event::Attempt => {
-                *this_second += 1;
                 agent.attempt(now);
-                let (answered, is_open) = servers.answer(now);
+                let (answered, is_open) = node.answer(now);
                 (answered, Event::Outcome { is_open })
             }
-            Event::Outcome { is_open } if is_open && servers.streams < outage.room => {
-                servers.streams += 1;
-                course.back.push(now.since(LOST) as f64 / 1000.0);
+            Event::Outcome { is_open } if is_open && node.room > 0 => {
+                node.room -= 1;
+                back.push(now.since(up) as f64 / 1000.0);
                 agent.succeed(now);
                 continue;
             }
@@ -235,24 +266,38 @@ pub(crate) fn run<A: Agent>(outage: Outage, seconds: usize) -> Course {
         };
         events.push(Reverse((next, number, event)));
     }
-    course
+    let in_second = |second: usize| {
+        let steps = second * STEPS_PER_S..(second + 1) * STEPS_PER_S;
+        nodes.iter().flat_map(|node| &node.steps[steps.clone()]).sum()
+    };
+    let busiest = |node: &Node| node.steps.windows(STEPS_PER_S).map(|second| second.iter().sum()).max();
+    Course {
+        attempts: (0..seconds).map(in_second).collect(),
+        peak: nodes.iter().filter_map(busiest).max().unwrap_or(0),
+        back,
+        fleet,
+    }
 }
 
-struct Servers {
+struct Node {
     outage: Outage,
     up: Millis,
+    /// Streams that it takes still.
+    room: usize,
     busy_until_us: u64,
-    streams: usize,
+    /// Attempts that it has seen, in each step of the clock.
+    steps: Vec<u32>,
 }
 
-impl Servers {
+impl Node {
     /// When an attempt that begins now is answered, and whether its stream is opened.
     fn answer(&mut self, now: Millis) -> (Millis, bool) {
+        self.steps[usize::try_from(now.since(LOST)).expect("it is short") * STEPS_PER_S / 1000] += 1;
         if now < self.up {
             return (now + if self.outage.silent { CONNECT_TIMEOUT_MS } else { ROUND_TRIP_MS }, false);
         }
         // Handshakes queue. Those whose agents have gone are not even begun, which is kind to whoever comes in a crowd.
-        let done_us = self.busy_until_us.max(now.0 * 1000) + 1_000_000 / HANDSHAKES_PER_S;
+        let done_us = self.busy_until_us.max(now.0 * 1000) + 1_000_000 / self.outage.handshakes;
         let done = Millis(done_us.div_ceil(1000));
         if done.since(now) >= CONNECT_TIMEOUT_MS {
             return (now + CONNECT_TIMEOUT_MS, false);

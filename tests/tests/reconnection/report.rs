@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::fleet::{AGENTS, Course};
+use super::MOST;
+use super::fleet::{Course, LARGE};
 
 /// One outage and what came of it.
 #[derive(Debug)]
@@ -17,30 +18,26 @@ pub(crate) struct Case {
     pub(crate) elklet: Course,
 }
 
-/// The page with fresh tables between its marks.
-pub(crate) fn with_tables(page: &str, cases: &[Case]) -> String {
-    let page = replaced(page, "summary", &summary(cases));
-    replaced(&page, "seconds", &second_by_second(&cases[1]))
-}
-
-fn replaced(page: &str, mark: &str, table: &str) -> String {
+/// The page with another table between its marks.
+pub(crate) fn with_table(page: &str, mark: &str, table: &str) -> String {
     let (begin, end) = (format!("<!-- {mark} -->\n"), format!("<!-- end of {mark} -->"));
     let (head, rest) = page.split_once(&begin).expect("the page has the mark");
     let (_, tail) = rest.split_once(&end).expect("the mark has an end");
     format!("{head}{begin}{table}{end}{tail}")
 }
 
-fn summary(cases: &[Case]) -> String {
-    let mut table = "| servers away | agents | most attempts in one second | attempts of an agent | half are back after | 99 % | all |\n\
+/// A row for each outage and kind of agent.
+pub(crate) fn summary(cases: &[Case]) -> String {
+    let mut table = "| servers away | agents | most attempts within a second at one node | attempts of an agent | half are back after | 99 % | all |\n\
          |---|---|---:|---:|---:|---:|---:|\n"
         .to_owned();
     for Case { name, reference, jitter, elklet } in cases {
         for (agents, course) in [("reference, 5 s", reference), ("jitter, 1 to 60 s", jitter), ("Elklet", elklet)] {
-            let back = |share| course.back_after(share).map_or("never".to_owned(), |seconds| format!("{seconds:.0} s"));
+            let back = |share| course.back_after(share).map_or("never".to_owned(), |seconds| format!("{seconds:.1} s"));
             writeln!(
                 table,
-                "| {name} | {agents} | {:.2} % | {:.1} | {} | {} | {} |",
-                100.0 * course.peak(),
+                "| {name} | {agents} | {} | {:.1} | {} | {} | {} |",
+                course.peak,
                 course.attempts_of_an_agent(),
                 back(0.5),
                 back(0.99),
@@ -52,7 +49,8 @@ fn summary(cases: &[Case]) -> String {
     table
 }
 
-fn second_by_second(case: &Case) -> String {
+/// What the fleet does in the seconds after it has lost its servers.
+pub(crate) fn second_by_second(case: &Case) -> String {
     let mut table = "| second | reference | jitter | Elklet |\n|---:|---:|---:|---:|\n".to_owned();
     for second in (0..20).chain((20..80).step_by(5)) {
         let at = |course: &Course| course.attempts[second];
@@ -75,8 +73,9 @@ pub(crate) fn plot(cases: &[Case]) -> String {
     let height = PANEL_HEIGHT + 90.0;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"11\">\n\
-         <title>Attempts to reconnect in each second, as a share of {AGENTS} agents</title>\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n"
+         <title>Attempts to reconnect in each second, as a share of {} agents</title>\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n",
+        LARGE.agents
     );
     for (number, case) in cases.iter().enumerate() {
         let left = 55.0 + number as f64 * (PANEL_WIDTH + 30.0);
@@ -111,9 +110,13 @@ fn panel(case: &Case, svg: &mut String) -> std::fmt::Result {
             PANEL_HEIGHT + 16.0
         )?;
     }
-    let limit = y(0.02);
+    let limit = y(f64::from(MOST) * LARGE.nodes as f64 / LARGE.agents as f64);
     writeln!(svg, "<path d=\"M0 {limit:.1}H{PANEL_WIDTH}\" stroke=\"#888\" stroke-dasharray=\"4 3\"/>")?;
-    writeln!(svg, "<text x=\"{PANEL_WIDTH}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#666\">2 %</text>", limit - 4.0)?;
+    writeln!(
+        svg,
+        "<text x=\"{PANEL_WIDTH}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#666\">{MOST} at each node</text>",
+        limit - 4.0
+    )?;
     for (name, course, colour, width, label_at) in [
         ("reference", &case.reference, "#c0392b", 1.0, 0.0),
         ("jitter", &case.jitter, "#d9a441", 1.0, 70.0),
@@ -121,8 +124,8 @@ fn panel(case: &Case, svg: &mut String) -> std::fmt::Result {
     ] {
         let mut path = String::new();
         let mut is_down = false;
-        for (second, &attempts) in course.attempts.iter().enumerate().take(SHOWN) {
-            let share = f64::from(attempts) / AGENTS as f64;
+        for second in 0..SHOWN {
+            let share = course.share(second);
             // What is below the axis is left out.
             if share >= LEAST {
                 let command = if is_down { 'L' } else { 'M' };
