@@ -4,6 +4,8 @@
 //! (`agent`) holds the connection, the timers and the processes. This library is the binary's inside and no
 //! interface for others; only what fuzz targets need is public.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test that cannot start a thread may as well fail"))]
+
 mod agent;
 mod blocking;
 mod children;

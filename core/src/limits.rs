@@ -157,6 +157,10 @@ pub const MAX_ARCHIVE_NAME_BYTES: u64 = 8 << 10;
 /// Plugins that are fetched and verified at the same time, each on a thread of its own; others wait. Elkeid has seven.
 pub const MAX_PREPARATIONS: usize = 8;
 
+/// Threads at most that do what blocks, beside the pump and the net thread: preparations, and about ten of which there is
+/// one each (the spool, an upload, an update, service discovery). The rest is for names whose lookup hangs.
+pub const MAX_WORKERS: usize = 32;
+
 /// Bytes of a task at most, as framed for a plugin: Elkeid's Go SDK cannot read a longer one and loses its framing over it.
 pub const MAX_TASK_BYTES: usize = 1 << 20;
 

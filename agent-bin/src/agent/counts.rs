@@ -8,7 +8,7 @@ use elklet_core::losses::{Cause, Losses};
 use super::beat::NetCounters;
 use super::plugins::Plugins;
 use crate::status::Count;
-use crate::{logging, reports};
+use crate::{blocking, logging, reports};
 
 const fn count(name: &'static str, value: u64, help: &'static str) -> Count {
     Count { name, help, value }
@@ -39,6 +39,7 @@ pub(super) fn of_agent(net: &NetCounters, plugins: &Plugins, delivered: &Counter
         count("refused_tasks", net.refused_tasks, "tasks that were answered with a failure"),
         count("reports_suppressed", reports::suppressed(), "warnings and errors that were logged and not reported"),
         count("plugin_deaths", plugins.deaths(), "processes of plugins that ended without being asked to"),
+        count("starts_refused", blocking::refused(), "threads and processes that could not be started"),
         count("log_lines_lost", logging::lost_lines(), "lines of the log that could not be written"),
     ];
     counts.extend(of_frames(&frames));

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use elklet_core::buffer::RecordBuffer;
 use elklet_core::command::PluginName;
-use elklet_core::delivery::spool::Done;
+use elklet_core::delivery::spool::{Done, Op};
 use elklet_core::delivery::{Batch, Bounds, Counters, Kind, Outbox, Unconfirmed};
 use elklet_core::envelope::{Envelope, Sender};
 use elklet_core::limits::{FLUSH_INTERVAL_MS, LEDGER_BYTES, LEDGER_WAIT_MS, MAX_PLUGINS, OFFLINE_FLUSH_INTERVAL_MS};
@@ -17,6 +17,7 @@ use elklet_core::time::Millis;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use super::cut::cut;
+use crate::blocking;
 use crate::clock;
 use crate::config::Settings;
 use crate::net::{Compressor, Transfer};
@@ -56,6 +57,8 @@ pub(super) struct Delivery {
     sources: Arc<Mutex<Sources>>,
     /// The spool's files, unless they are being worked on.
     store: Option<Store>,
+    /// What is to be done on them, and when, after there was no thread for it.
+    put_off: Option<(Op<Bytes>, Millis)>,
     spool_events: UnboundedSender<SpoolEvent>,
     /// What its files may take.
     spool_bytes: u64,
@@ -87,6 +90,7 @@ impl Delivery {
             compressor: Compressor::new(),
             outbox: Outbox::new(bounds, now),
             store: Some(Store::new(directory.to_owned(), Arc::clone(&sources))),
+            put_off: None,
             sources,
             spool_events,
             spool_bytes: bounds.spool,
@@ -269,7 +273,8 @@ impl Delivery {
             }
         });
         let told = transfer.and_then(|_| self.outbox.losses().poll_timeout());
-        [flush, told, self.outbox.poll_timeout(now)].into_iter().flatten().min()
+        let put_off = self.put_off.as_ref().map(|(_, due)| *due);
+        [flush, told, put_off, self.outbox.poll_timeout(now)].into_iter().flatten().min()
     }
 
     /// Whether the stream has written everything that it can be given.
@@ -279,7 +284,10 @@ impl Delivery {
 
     /// Whether nothing would be lost if the agent ended now, or nothing can be done about it.
     pub(super) fn is_safe(&self, now: Millis) -> bool {
-        self.store.is_some() && self.outbox.is_safe(now) && (self.blocked || self.intake.lock().is_empty())
+        self.store.is_some()
+            && self.put_off.is_none()
+            && self.outbox.is_safe(now)
+            && (self.blocked || self.intake.lock().is_empty())
     }
 
     /// What the server is not known to have taken.
@@ -419,13 +427,30 @@ impl Delivery {
         if self.store.is_none() {
             return;
         }
-        let Some(op) = self.outbox.poll_op(now) else { return };
-        let Some(mut store) = self.store.take() else { return };
+        let op = match self.put_off.take_if(|(_, due)| *due <= now || self.ending) {
+            Some((op, _)) => op,
+            None if self.put_off.is_some() => return,
+            None => match self.outbox.poll_op(now) {
+                Some(op) => op,
+                None => return,
+            },
+        };
+        let Some(store) = self.store.take() else { return };
         let events = self.spool_events.clone();
-        tokio::task::spawn_blocking(move || {
+        let work = move |(mut store, op): (Store, Op<Bytes>)| {
             let done = store.carry_out(op);
             let _ = events.send(SpoolEvent { store, done });
-        });
+        };
+        let Err(refused) = blocking::start((store, op), work) else { return };
+        let (mut store, op) = refused.input;
+        if self.ending {
+            // There may be no later: the net thread does it, although a slow disk holds up everything else.
+            let done = store.carry_out(op);
+            let _ = self.spool_events.send(SpoolEvent { store, done });
+        } else {
+            self.store = Some(store);
+            self.put_off = Some((op, now + blocking::RETRY_MS));
+        }
     }
 
     /// Lets the plugins that are to wait when everything is full do so.

@@ -46,7 +46,7 @@ use crate::shared::SharedIntake;
 use crate::update::{After, Updates};
 use crate::upload::{Order, Uploads};
 use crate::workdir::WorkdirLock;
-use crate::{children, inherited, logging, plugin, version};
+use crate::{blocking, children, inherited, logging, plugin, version};
 
 /// Events of one attempt that may wait for the loop; commands beyond that stay with the server.
 const EVENTS_AHEAD: usize = 32;
@@ -54,8 +54,8 @@ const EVENTS_AHEAD: usize = 32;
 /// At the end, threads that write or fetch something are waited for this long.
 const END_OF_THREADS: Duration = Duration::from_secs(2);
 
-/// A thread beside the two that has nothing to write or fetch any more ends after this long: an idle agent has no use for it.
-const IDLE_THREAD: Duration = Duration::from_millis(100);
+/// A pump that cannot be started is tried again this often, a second apart: by then it is better that somebody looks.
+const PUMP_TRIES: u32 = 60;
 
 /// Why the program cannot run.
 #[derive(Debug)]
@@ -92,24 +92,23 @@ pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> 
     if let Err(error) = adopting {
         log::warn!("what plugins leave behind cannot be told from other processes: {error}");
     }
+    settings.warnings.iter().for_each(|warning| log::warn!("{warning}"));
     // The last end may have come too suddenly for it.
     plugin::end_earlier_lives(&workdir);
     clear_directory(&settings.workdir.join("tmp"));
     let result = runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        .thread_keep_alive(IDLE_THREAD)
         .build()
         .map_err(system("the runtime cannot be started"))
         .and_then(|runtime| {
-            let ran = runtime.block_on(async {
+            runtime.block_on(async {
                 let agent = Agent::new(flags, environment, settings, is_on_trial)?;
                 agent.run().await.map_err(system("signals cannot be caught"))
-            });
-            // What is still being resolved, fetched or deleted is not waited for.
-            runtime.shutdown_timeout(END_OF_THREADS);
-            ran
+            })
         });
+    // What is still being resolved, fetched or deleted then is not waited for.
+    blocking::wait_for_quiet(END_OF_THREADS);
     plugin::end_all(&workdir);
     children::leave_orphans();
     clear_directory(&workdir.join("tmp"));
@@ -117,6 +116,23 @@ pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> 
         log::error!("{failure}");
     }
     result
+}
+
+/// Starts the pump, and tries again where there is no thread for it just now.
+fn insist(start: impl Fn() -> std::io::Result<PumpHandle>) -> std::io::Result<PumpHandle> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match start() {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && tries < PUMP_TRIES => {
+                if tries == 1 {
+                    log::warn!("the pump cannot be started: {error}; it is tried again every second");
+                }
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            started => return started,
+        }
+    }
 }
 
 /// Begins with the plugins that ran last: a server may be long in coming.
@@ -203,8 +219,9 @@ impl Agent {
         let intake = SharedIntake::new(settings.buffer.arena_bytes());
         let longest_record = intake.lock().longest_record().min(MAX_RECORD_BYTES);
         let (pump_sender, pump_events) = mpsc::unbounded_channel();
-        let pump = PumpHandle::start(intake.clone(), clock, longest_record, pump_sender)
-            .map_err(|error| Failure::System(format!("the pump cannot be started: {error}")))?;
+        let start_pump = || PumpHandle::start(intake.clone(), clock, longest_record, pump_sender.clone());
+        let pump =
+            insist(start_pump).map_err(|error| Failure::System(format!("the pump cannot be started: {error}")))?;
         let (events, net_events) = mpsc::channel(EVENTS_AHEAD);
         let (plugins, plugin_events) = Plugins::new(&settings);
         let beat = Beat::new(id, &settings);
@@ -366,7 +383,7 @@ impl Agent {
             }
             Action::Stop(name) => self.plugins.stop(&name, &self.pump, now),
             Action::Remove(name) => self.plugins.remove(&name),
-            Action::Keep(plugins) => self.plugins.keep(plugins),
+            Action::Keep(plugins) => self.plugins.keep(plugins, now),
             Action::ForwardTask(name, task) => self.plugins.forward(&name, task, &self.pump, &mut self.dispatch),
             Action::Upload { token, path, buf_size } => self.queue_upload(Order { token, path, buf_size }),
             Action::SetMetadata { token, idc, region } => self.set_metadata(token, idc, region),

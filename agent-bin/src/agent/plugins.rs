@@ -1,6 +1,7 @@
 //! The plugins' processes: carrying out what the dispatch asks for, and telling it how that went.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io::ErrorKind;
 use std::mem;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use elklet_proto::grpc::Task;
 use rustix::process::{Pid, Signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
+use crate::blocking::{self, Chores};
 use crate::children::Own;
 use crate::clock;
 use crate::config::Settings;
@@ -97,6 +99,10 @@ pub(super) struct Plugins {
     /// Whether a list is being written, and the one that is to be written after it.
     keeping: bool,
     to_keep: Option<Vec<PluginConfig>>,
+    /// When that is tried again, after there was no thread for it.
+    keep_at: Option<Millis>,
+    /// What is deleted in its time.
+    chores: Chores,
     /// The counts of plugs that the pump has not closed yet; a process may be gone by then.
     open: HashMap<PlugId, Open>,
     /// The counts of those that it has.
@@ -128,6 +134,8 @@ impl Plugins {
             at_work: 0,
             keeping: false,
             to_keep: None,
+            keep_at: None,
+            chores: Chores::default(),
             open: HashMap::new(),
             past: Tally::default(),
             deaths: 0,
@@ -156,10 +164,14 @@ impl Plugins {
             let cancel = Arc::new(Cancel::default());
             self.preparing.insert(id, Arc::clone(&cancel));
             let (preparer, events) = (Arc::clone(&self.preparer), self.events.clone());
-            tokio::task::spawn_blocking(move || {
+            let tell = events.clone();
+            let started = blocking::start(config, move |config| {
                 let result = preparer.prepare(&config, &cancel);
                 let _ = events.send(PluginEvent::Prepared(config.name, id, result));
             });
+            if let Err(refused) = started {
+                let _ = tell.send(PluginEvent::Prepared(refused.input.name, id, Err(refused.error.to_string())));
+            }
         }
     }
 
@@ -169,29 +181,44 @@ impl Plugins {
             cancel.cancel();
         }
         if let Some(prepared) = self.ready.remove(&id) {
-            drop_aside(prepared);
+            self.drop_aside(prepared);
+        }
+    }
+
+    /// Drops what was prepared where nobody waits for it: files of a version that is not needed any more may be deleted with
+    /// it.
+    fn drop_aside(&mut self, prepared: Prepared) {
+        if prepared.is_staged() {
+            self.chores.push(move || drop(prepared));
         }
     }
 
     /// Keeps the list of what is to run on the disk; the newest list counts.
-    pub(super) fn keep(&mut self, plugins: Vec<PluginConfig>) {
+    pub(super) fn keep(&mut self, plugins: Vec<PluginConfig>, now: Millis) {
         self.to_keep = Some(plugins);
-        self.write_kept();
+        self.write_kept(now);
     }
 
-    fn write_kept(&mut self) {
-        if self.keeping {
+    fn write_kept(&mut self, now: Millis) {
+        if self.keeping || self.keep_at.is_some_and(|due| due > now) {
             return;
         }
+        self.keep_at = None;
         let Some(plugins) = self.to_keep.take() else { return };
-        self.keeping = true;
         let (preparer, events) = (Arc::clone(&self.preparer), self.events.clone());
-        tokio::task::spawn_blocking(move || {
+        let started = blocking::start(plugins, move |plugins| {
             if let Err(error) = plugin::write_kept(&preparer.workdir, &plugins) {
                 log::error!("the list of plugins cannot be kept for a start without a server: {error}");
             }
             let _ = events.send(PluginEvent::Kept);
         });
+        match started {
+            Ok(()) => self.keeping = true,
+            Err(refused) => {
+                self.to_keep = Some(refused.input);
+                self.keep_at = Some(now + blocking::RETRY_MS);
+            }
+        }
     }
 
     pub(super) fn spawn(
@@ -208,7 +235,7 @@ impl Plugins {
         };
         let mark = self.kin.mark(&config.name);
         let spawned = plugin::spawn(&mut prepared, config, &mark, &mut self.confiner, now);
-        drop_aside(prepared);
+        self.drop_aside(prepared);
         match spawned {
             Ok(Spawned { mut child, pid, pipes, limits, groups }) => {
                 let own = Own::plugin(pid);
@@ -240,7 +267,13 @@ impl Plugins {
                     let _ = events.send(PluginEvent::Exited(name, how));
                 });
             }
-            Err(error) => dispatch.handle_spawn_failed(&config.name, &error.to_string(), now),
+            Err(error) => {
+                // Of a program that cannot be executed there is another kind of error.
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::OutOfMemory) {
+                    blocking::count_refused();
+                }
+                dispatch.handle_spawn_failed(&config.name, &error.to_string(), now);
+            }
         }
     }
 
@@ -252,7 +285,7 @@ impl Plugins {
         }
     }
 
-    pub(super) fn remove(&self, name: &PluginName) {
+    pub(super) fn remove(&mut self, name: &PluginName) {
         static REMOVED: AtomicU64 = AtomicU64::new(0);
         let directory = self.directory(name);
         let number = REMOVED.fetch_add(1, Ordering::Relaxed);
@@ -261,10 +294,10 @@ impl Plugins {
         let moved = std::fs::create_dir_all(self.preparer.workdir.join("tmp"));
         match moved.and_then(|()| std::fs::rename(&directory, &aside)) {
             Ok(()) => log::info!("plugin {name} is removed"),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+            Err(error) if error.kind() == ErrorKind::NotFound => return,
             Err(error) => return log::error!("plugin {name} cannot be removed: {}: {error}", directory.display()),
         }
-        tokio::task::spawn_blocking(move || {
+        self.chores.push(move || {
             if let Err(error) = std::fs::remove_dir_all(&aside) {
                 log::warn!("{}: {error}", aside.display());
             }
@@ -288,7 +321,7 @@ impl Plugins {
                 self.at_work -= 1;
                 self.set_to_work();
                 if self.preparing.remove(&id).is_none() {
-                    return result.into_iter().for_each(drop_aside);
+                    return result.into_iter().for_each(|prepared| self.drop_aside(prepared));
                 }
                 match result {
                     Ok(prepared) => {
@@ -300,7 +333,7 @@ impl Plugins {
             }
             PluginEvent::Kept => {
                 self.keeping = false;
-                self.write_kept();
+                self.write_kept(now);
             }
             PluginEvent::Exited(name, how) => {
                 if let Some(running) = self.running.remove(&name) {
@@ -367,6 +400,8 @@ impl Plugins {
     pub(super) fn handle_timeout(&mut self, now: Millis) {
         self.confiner.handle_timeout(now);
         self.kin.handle_timeout(now);
+        self.chores.handle_timeout(now);
+        self.write_kept(now);
         for (name, running) in &mut self.running {
             if running.kill_at.is_some_and(|moment| moment <= now) {
                 log::warn!(
@@ -382,7 +417,8 @@ impl Plugins {
 
     pub(super) fn poll_timeout(&self) -> Option<Millis> {
         let kills = self.running.values().filter_map(|running| running.kill_at);
-        kills.chain(self.confiner.poll_timeout()).chain(self.kin.poll_timeout()).min()
+        let others = [self.confiner.poll_timeout(), self.kin.poll_timeout(), self.chores.poll_timeout(), self.keep_at];
+        kills.chain(others.into_iter().flatten()).min()
     }
 
     /// Whether all processes have ended and their pipes are read.
@@ -406,13 +442,6 @@ impl Plugins {
 
     pub(super) fn directory(&self, name: &PluginName) -> PathBuf {
         plugin::directory(&self.preparer.workdir, name)
-    }
-}
-
-/// Drops what was prepared where nobody waits for it: files of a version that is not needed any more may be deleted with it.
-fn drop_aside(prepared: Prepared) {
-    if prepared.is_staged() {
-        tokio::task::spawn_blocking(move || drop(prepared));
     }
 }
 

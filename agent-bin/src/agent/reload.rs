@@ -44,6 +44,8 @@ impl Agent {
         let old = std::mem::replace(&mut self.settings, new);
 
         logging::configure(&self.settings.log);
+        let news = self.settings.warnings.iter().filter(|warning| !old.warnings.contains(warning));
+        news.for_each(|warning| log::warn!("{warning}"));
         self.beat.set_place(&self.settings);
         self.plugins.configure(&self.settings);
         self.delivery.set_spool_bytes(self.settings.spool.bytes());

@@ -7,6 +7,7 @@ use elklet_core::time::Millis;
 use elklet_core::update::Trial;
 
 use super::Agent;
+use crate::blocking;
 use crate::config::Address;
 use crate::net::{self, Connector, End, Event, Transfer};
 
@@ -17,9 +18,13 @@ impl Agent {
                 let Connector { proxies, events, .. } = self.connector.clone();
                 let host = self.settings.server.discovery[host].clone();
                 self.begin(attempt, host.to_string());
-                tokio::task::spawn_blocking(move || {
+                let started = blocking::start(host, move |host| {
                     let _ = events.blocking_send(Event::Resolved(attempt, net::discover(&host, &proxies)));
                 });
+                if let Err(refused) = started {
+                    let why = format!("{}: {}", refused.input, refused.error);
+                    self.handle_net(Event::Resolved(attempt, Err(why)));
+                }
             }
             Action::Connect { attempt, target } => {
                 let address = self.address_of(target).clone();

@@ -100,6 +100,9 @@ pub(crate) struct Settings {
     pub(crate) proxies: Proxies,
     pub(crate) upload: Upload,
     pub(crate) update: Update,
+    /// What was passed over, for the log.
+    #[serde(skip)]
+    pub(crate) warnings: Vec<String>,
     /// `SPECIFIED_AGENT_ID`, or the one in `specified_env`.
     #[serde(skip)]
     pub(crate) agent_id: Option<OsString>,
@@ -126,6 +129,7 @@ impl Default for Settings {
             proxies: Proxies::default(),
             upload: Upload::default(),
             update: Update::default(),
+            warnings: Vec::new(),
             agent_id: None,
             any_region: false,
         }
@@ -167,7 +171,7 @@ impl Settings {
         if settings.agent_id.as_ref().is_none_or(|id| id.is_empty()) {
             settings.agent_id = specified.value(Key::Id).map(OsString::from);
         }
-        settings.proxies = Proxies::new(&settings.proxy, &environment.proxy)?;
+        settings.proxies = Proxies::new(&settings.proxy, &environment.proxy, &mut settings.warnings);
         settings.choose_servers(flags)?;
         Ok(settings)
     }

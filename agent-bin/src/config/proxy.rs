@@ -25,15 +25,16 @@ pub(super) struct Environment {
     exceptions: Option<Variable>,
 }
 
-/// The name and the value of a variable that is set.
-type Variable = (&'static str, String);
+/// The name and the value of a variable that is set; nothing in place of a value that is not UTF-8.
+type Variable = (&'static str, Option<String>);
 
 impl Environment {
     pub(super) fn current() -> Self {
         let first = |names: [&'static str; 2]| {
             names.into_iter().find_map(|name| {
-                let value = std::env::var(name).ok().filter(|value| !value.trim().is_empty())?;
-                Some((name, value))
+                let value = std::env::var_os(name)?.into_string().ok();
+                let is_set = value.as_ref().is_none_or(|value| !value.trim().is_empty());
+                is_set.then_some((name, value))
             })
         };
         Self {
@@ -65,31 +66,39 @@ pub(crate) struct Proxies {
 impl Proxies {
     /// Puts the file's section and the environment together; the section comes first.
     ///
-    /// # Errors
-    /// When a variable that counts cannot be understood; the text names it.
-    pub(super) fn new(section: &Section, environment: &Environment) -> Result<Self, String> {
-        let of = |variable: &Option<Variable>| match variable.as_ref().or(environment.all.as_ref()) {
-            Some((name, value)) => value.trim().parse().map(Some).map_err(|error: String| format!("{name}: {error}")),
-            None => Ok(None),
-        };
+    /// The environment was written for other programs as well. What is not understood there is passed over, and told in
+    /// `warnings`.
+    pub(super) fn new(section: &Section, environment: &Environment, warnings: &mut Vec<String>) -> Self {
         let (https, http) = match &section.url {
-            Choice::Environment => (of(&environment.https)?, of(&environment.http)?),
+            Choice::Environment => {
+                let all = environment.all.as_ref().and_then(|variable| understood(variable, warnings));
+                let mut of = |variable: &Option<Variable>| match variable {
+                    Some(variable) => understood(variable, warnings).or_else(|| all.clone()),
+                    None => all.clone(),
+                };
+                (of(&environment.https), of(&environment.http))
+            }
             Choice::Nothing => (None, None),
             Choice::Proxy(proxy) => (Some(proxy.clone()), Some(proxy.clone())),
         };
         let mut exceptions = Exceptions::default();
-        if section.no_proxy.is_empty() {
-            if let Some((name, value)) = &environment.exceptions {
-                for entry in value.split([',', ' ']).filter(|entry| !entry.is_empty()) {
-                    exceptions.add(entry).map_err(|error| format!("{name}: {error}"))?;
+        if !section.no_proxy.is_empty() {
+            for Exception(entry) in &section.no_proxy {
+                exceptions.add(entry).expect("it was tried when the file was read");
+            }
+        } else if let Some((name, value)) = &environment.exceptions {
+            let Some(value) = value else {
+                warnings.push(passed_over(name, "it is not UTF-8"));
+                return Self { https, http, exceptions };
+            };
+            let entries = value.split(|c: char| c.is_whitespace() || [',', ';'].contains(&c));
+            for entry in entries.filter(|entry| !entry.is_empty()) {
+                if let Err(error) = exceptions.add(entry) {
+                    warnings.push(passed_over(name, &error));
                 }
             }
-        } else {
-            for Exception(entry) in &section.no_proxy {
-                exceptions.add(entry)?;
-            }
         }
-        Ok(Self { https, http, exceptions })
+        Self { https, http, exceptions }
     }
 
     /// The proxy through which this target is reached, if it is not directly; an IPv6 address comes without brackets.
@@ -100,6 +109,25 @@ impl Proxies {
         };
         proxy.filter(|_| !self.exceptions.contains(host, port))
     }
+}
+
+/// The proxy that a variable of the environment names. Other programs take more than host and port, and mean nothing by it.
+fn understood((name, value): &Variable, warnings: &mut Vec<String>) -> Option<Proxy> {
+    let parse = |value: &str| {
+        let value = value.trim();
+        let host = value.rfind('@').map_or_else(|| value.find("://").map_or(0, |at| at + 3), |at| at + 1);
+        let end = value[host..].find(['/', '?', '#']).map_or(value.len(), |at| host + at);
+        value[..end].parse()
+    };
+    let parsed = match value {
+        Some(value) => parse(value),
+        None => Err("it is not UTF-8".to_owned()),
+    };
+    parsed.map_err(|error| warnings.push(passed_over(name, &error))).ok()
+}
+
+fn passed_over(name: &str, why: &str) -> String {
+    format!("{name} in the environment: {why}; it is passed over")
 }
 
 /// One proxy.
@@ -208,7 +236,7 @@ mod tests {
     }
 
     fn variable(value: &str) -> Option<Variable> {
-        Some(("A_PROXY", value.to_owned()))
+        Some(("A_PROXY", Some(value.to_owned())))
     }
 
     fn way(proxies: &Proxies, scheme: Scheme, host: &str) -> Option<String> {
@@ -241,6 +269,14 @@ mod tests {
         assert!(!error.contains("secret"), "{error}");
     }
 
+    /// The proxies where there is nothing to warn of.
+    fn quiet(section: &Section, environment: &Environment) -> Proxies {
+        let mut warnings = Vec::new();
+        let proxies = Proxies::new(section, environment, &mut warnings);
+        assert!(warnings.is_empty(), "{warnings:?}");
+        proxies
+    }
+
     #[test]
     fn the_file_comes_before_the_environment() {
         let environment = Environment {
@@ -249,7 +285,7 @@ mod tests {
             all: variable("http://all:1"),
             exceptions: variable("a.example, b.example"),
         };
-        let proxies = Proxies::new(&Section::default(), &environment).expect("valid");
+        let proxies = quiet(&Section::default(), &environment);
         assert_eq!(way(&proxies, Scheme::Https, "x").as_deref(), Some("tls:1"));
         assert_eq!(way(&proxies, Scheme::Http, "x").as_deref(), Some("plain:1"));
         assert_eq!(
@@ -258,29 +294,57 @@ mod tests {
         );
 
         let only_all = Environment { https: None, http: None, ..environment.clone() };
-        let proxies = Proxies::new(&Section::default(), &only_all).expect("valid");
+        let proxies = quiet(&Section::default(), &only_all);
         assert_eq!(way(&proxies, Scheme::Https, "x").as_deref(), Some("all:1"));
         assert_eq!(way(&proxies, Scheme::Http, "x").as_deref(), Some("all:1"));
 
         let file = section("url = \"socks5://mine:2\"\nno_proxy = [\"10.0.0.0/8\"]\n");
-        let proxies = Proxies::new(&file, &environment).expect("valid");
+        let proxies = quiet(&file, &environment);
         for scheme in [Scheme::Http, Scheme::Https] {
             assert_eq!(way(&proxies, scheme, "a.example").as_deref(), Some("mine:2"));
             assert_eq!(way(&proxies, scheme, "10.1.1.1"), None);
         }
-        let proxies = Proxies::new(&section("url = \"none\""), &environment).expect("valid");
+        let proxies = quiet(&section("url = \"none\""), &environment);
         assert_eq!(way(&proxies, Scheme::Https, "x"), None);
     }
 
     #[test]
-    fn a_wrong_variable_is_named_only_where_it_counts() {
-        let environment = Environment { https: variable("https://a:1"), ..Environment::default() };
-        let error = Proxies::new(&Section::default(), &environment).expect_err("unknown kind");
-        assert!(error.starts_with("A_PROXY: https://a:1 is no proxy: "), "{error}");
-        assert!(Proxies::new(&section("url = \"http://b:1\""), &environment).is_ok());
-        let environment = Environment { exceptions: variable("a b:c"), ..Environment::default() };
-        let error = Proxies::new(&Section::default(), &environment).expect_err("no port");
-        assert!(error.starts_with("A_PROXY: \"b:c\" is no exception"), "{error}");
+    fn what_the_environment_says_for_others_is_told_and_passed_over() {
+        let with = |environment: &Environment| {
+            let mut warnings = Vec::new();
+            let proxies = Proxies::new(&Section::default(), environment, &mut warnings);
+            (proxies, warnings)
+        };
+        for (value, way_to_x) in [
+            ("proxy.example:8080/path?query", Some("proxy.example:8080")),
+            (" http://joe:a/b@proxy.example/ ", Some("proxy.example:80")),
+            ("https://a:1", None),
+            ("://", None),
+            ("http://b\u{f6}hm:1", None),
+        ] {
+            let (proxies, warnings) = with(&Environment { https: variable(value), ..Environment::default() });
+            assert_eq!(way(&proxies, Scheme::Https, "x").as_deref(), way_to_x, "{value}");
+            assert_eq!(warnings.len(), usize::from(way_to_x.is_none()), "{value}: {warnings:?}");
+            assert!(warnings.iter().all(|warning| warning.starts_with("A_PROXY in the environment: ")), "{warnings:?}");
+        }
+        let all = variable("all:1");
+        let (proxies, warnings) = with(&Environment { https: variable("ftp://a"), all, ..Environment::default() });
+        assert_eq!((way(&proxies, Scheme::Https, "x").as_deref(), warnings.len()), (Some("all:1"), 1));
+
+        let odd = "a.example;192.168.*\t<local> 10.0.0.1-10.0.0.9,,http://b/, c.example:1";
+        let environment = Environment { all: variable("all:1"), exceptions: variable(odd), ..Environment::default() };
+        let (proxies, warnings) = with(&environment);
+        for direct in ["a.example", "192.168.3.4", "intranet", "c.example"] {
+            assert_eq!(way(&proxies, Scheme::Http, direct), None, "{direct}");
+        }
+        assert!(way(&proxies, Scheme::Http, "10.0.0.1").is_some());
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        let nothing = Some(("A_PROXY", None));
+        let (_, warnings) = with(&Environment { all: nothing.clone(), exceptions: nothing, ..Environment::default() });
+        assert_eq!(warnings, ["A_PROXY in the environment: it is not UTF-8; it is passed over"; 2]);
+        // Where the file says something, nobody asks the environment.
+        let file = section("url = \"none\"\nno_proxy = [\"a\"]");
+        assert!(quiet(&file, &environment).http.is_none());
     }
 
     proptest! {

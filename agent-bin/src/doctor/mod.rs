@@ -18,6 +18,7 @@ use rustix::fs::{Access, access, statvfs};
 use serde::Serialize;
 
 use self::hops::{HOPS, judge};
+use crate::blocking::blocking;
 use crate::clock;
 use crate::config::{Address, Environment, Flags, Scheme, Settings};
 use crate::host::{HostRoot, find_id, hostname};
@@ -99,7 +100,9 @@ async fn examine(flags: &Flags, report: &mut Report) -> io::Result<()> {
     };
     let server = &settings.server;
     let (servers, hosts) = (server.private.len() + server.public.len(), server.discovery.len());
-    report.ok(None, "configuration", format!("servers: {servers}, service discovery hosts: {hosts}"))?;
+    let found = format!("servers: {servers}, service discovery hosts: {hosts}");
+    let found = [found].into_iter().chain(settings.warnings.iter().cloned()).collect::<Vec<_>>();
+    report.ok(None, "configuration", found.join("; "))?;
     work_directory(&settings.workdir, report)?;
     let id = match find_id(&HostRoot::live(), &settings.workdir, settings.agent_id.as_deref()) {
         Ok((id, source)) => {
@@ -194,7 +197,7 @@ impl Doctor<'_> {
     /// Asks a service discovery host.
     async fn discover(&self, host: &Address, report: &mut Report) -> io::Result<Vec<Address>> {
         let (asked, proxies) = (host.clone(), self.settings.proxies.clone());
-        let answer = tokio::task::spawn_blocking(move || discover(&asked, &proxies)).await?;
+        let answer = blocking(move || discover(&asked, &proxies)).await.map_err(|error| error.to_string()).flatten();
         let server = Some(format!("{host} (discovery)"));
         match answer {
             Ok(addresses) if addresses.is_empty() => {

@@ -19,14 +19,13 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use elklet_core::command::Sha256;
 use ring::digest;
 use ureq::Agent;
 use ureq::http::{Response, StatusCode, header};
-use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
 use crate::config::Proxies;
 use crate::net::http_agent;
@@ -153,16 +152,10 @@ impl Fetcher {
 
     /// An HTTP client for one fetch: it remembers nothing, and the authorities are read anew.
     fn agent(&self) -> Agent {
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::Rustls)
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .root_certs(RootCerts::Specific(Arc::new(trust::authorities(&self.authority))))
-            .build();
         let Patience { connect, stall, total } = self.patience;
         http_agent(
             Agent::config_builder()
                 .user_agent(concat!("elklet/", env!("CARGO_PKG_VERSION")))
-                .tls_config(tls)
                 .max_redirects(MAX_REDIRECTS)
                 .max_idle_connections(0)
                 .timeout_resolve(Some(connect))
@@ -170,6 +163,7 @@ impl Fetcher {
                 .timeout_per_read(Some(stall))
                 .timeout_per_write(Some(stall))
                 .timeout_global(Some(total)),
+            trust::authorities(&self.authority),
             &self.proxies,
         )
     }
@@ -281,9 +275,14 @@ fn range_start(response: &Response<ureq::Body>) -> Option<u64> {
     range.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
 }
 
-/// Enough of a peer's address to recognise it.
+/// Enough of a peer's address to recognise it, without the password that may stand in it.
 fn quoted(url: &str) -> String {
-    url.chars().take(QUOTED_CHARS).collect()
+    let hidden = url.split_once("://").and_then(|(scheme, rest)| {
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (_, host) = rest[..end].rsplit_once('@')?;
+        Some(format!("{scheme}://...@{host}{}", &rest[end..]))
+    });
+    hidden.as_deref().unwrap_or(url).chars().take(QUOTED_CHARS).collect()
 }
 
 /// An error of the HTTP client in bounded length: it may quote the server.

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
 use std::thread;
 
 use super::*;
@@ -187,4 +188,87 @@ fn a_fetch_that_waits_is_cancelled_at_once() {
     // One that was cancelled before it began does not begin.
     let error = fetch_with(&fetcher(Patience::default()), &[right(vec![1])], &[1], &handle).expect_err("cancelled");
     assert!(error.contains("cancelled"), "{error}");
+}
+
+#[test]
+fn no_answer_is_too_odd() {
+    let all = |text: &str| text.as_bytes().to_vec();
+    let head = "HTTP/1.1 200 OK\r\n";
+    let many_headers: String = (0..5_000).map(|n| format!("h{n}: {n}\r\n")).collect();
+    for (answer, says) in [
+        (format!("{head}x: {}\r\n\r\n", "x".repeat(200 << 10)).into_bytes(), ""),
+        (format!("{head}{many_headers}\r\n").into_bytes(), ""),
+        (format!("{head}content-length: 18446744073709551616\r\n\r\n").into_bytes(), ""),
+        (format!("{head}content-length: 18446744073709551615\r\n\r\n").into_bytes(), "it is longer than"),
+        (format!("{head}content-length: -1\r\n\r\n").into_bytes(), ""),
+        (format!("{head}content-length: 1\r\ncontent-length: 2\r\n\r\nab").into_bytes(), ""),
+        (format!("{head}content-length: 5\r\ntransfer-encoding: chunked\r\n\r\nhello").into_bytes(), ""),
+        (format!("{head}transfer-encoding: chunked\r\n\r\nffffffffffffffffff\r\n").into_bytes(), ""),
+        (format!("{head}transfer-encoding: chunked\r\n\r\n-1\r\nx").into_bytes(), ""),
+        (format!("{head}transfer-encoding: gzip, chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n").into_bytes(), ""),
+        (format!("{head}content-encoding: gzip\r\ncontent-length: 3\r\n\r\n\x1f\x08x").into_bytes(), "SHA-256"),
+        ("HTTP/1.1 100 Continue\r\n\r\n".repeat(20_000).into_bytes(), ""),
+        ("HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n".repeat(20_000).into_bytes(), ""),
+        (all("HTTP/1.1 101 Switching Protocols\r\nupgrade: h2c\r\n\r\nxyz"), ""),
+        (all("HTTP/1.1 199 x\r\n\r\n"), ""),
+        (all("HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\nhello"), "status 204"),
+        (all("HTTP/1.1 000 x\r\n\r\n"), ""),
+        (all("HTTP/1.1 999 x\r\n\r\n"), "status 999"),
+        (all("HTTP/9.9 200 OK\r\n\r\n"), ""),
+        (all("HTTP/1.1 200 OK\nx:y\n\n"), ""),
+        (all("HTTP/1.1 200 OK\r\n: empty\r\n\r\n"), ""),
+        (b"HTTP/1.1 200 \xff\xfe\r\nx: \xff\x00\r\n\r\n".to_vec(), ""),
+        (all("HTTP/1.1 416 Range\r\ncontent-length: 0\r\n\r\n"), "status 416"),
+        (all("HTTP/1.1 206 Partial\r\ncontent-range: bytes 5-9/10\r\ncontent-length: 5\r\n\r\nhello"), "status 206"),
+        (all("HTTP/1.1 302 Found\r\nlocation: https://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"), ""),
+        (all("HTTP/1.1 302 Found\r\nlocation: file:///etc/passwd\r\ncontent-length: 0\r\n\r\n"), ""),
+        (all("HTTP/1.1 302 Found\r\nlocation: ftp://127.0.0.1/x\r\ncontent-length: 0\r\n\r\n"), ""),
+        (all("HTTP/1.1 302 Found\r\nlocation: x\r\ncontent-length: 0\r\n\r\n"), ""),
+        (all("HTTP/1.1 302 Found\r\nlocation:\r\ncontent-length: 0\r\n\r\n"), ""),
+        (all("HTTP/1.1 302 Found\r\nlocation: ../../../..\r\ncontent-length: 0\r\n\r\n"), ""),
+        (all("HTTP/1.1 302 Found\r\nlocation: //\r\ncontent-length: 0\r\n\r\n"), ""),
+        (all("HTTP/1.1 302 Found\r\nlocation: http://:80/\r\ncontent-length: 0\r\n\r\n"), ""),
+        (all("HTTP/1.1 302 Found\r\nlocation: http://[::1/\r\ncontent-length: 0\r\n\r\n"), ""),
+        (all("HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:99999/\r\ncontent-length: 0\r\n\r\n"), ""),
+        (b"HTTP/1.1 302 Found\r\nlocation: \xff\r\ncontent-length: 0\r\n\r\n".to_vec(), ""),
+        (all("HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n"), ""),
+        (all("HTTP/1.1 308 x\r\nlocation: ?a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"), ""),
+        (all("HTTP/1.1 304 x\r\nlocation: y\r\n\r\n"), ""),
+        (Vec::new(), ""),
+    ] {
+        let shown = String::from_utf8_lossy(&answer[..answer.len().min(80)]).into_owned();
+        let url = server(move |_, stream| stream.write_all(&answer));
+        let error = fetch(&[url], b"wanted").expect_err(&shown);
+        assert!(error.contains(says) && error.len() < 400, "{shown:?}: {error}");
+    }
+}
+
+#[test]
+fn no_address_is_too_odd() {
+    for (url, says) in [
+        ("http://", ""),
+        ("http:///x", ""),
+        ("http://:1/", ""),
+        ("http://127.0.0.1:0/", "port 0"),
+        ("http://127.0.0.1:65536/", "expected 1 to 65535"),
+        ("http://127.0.0.1:x/", ""),
+        ("http://[::1/", ""),
+        ("http://[fe80::1%25lo]:1/", ""),
+        ("http://[127.0.0.1]:1/", ""),
+        ("http://b\u{f6}hm.invalid/", ""),
+        ("http://a b.invalid/", ""),
+        ("http://127.0.0.1:1/\u{202e}x y", ""),
+        ("http://joe:se%zzcret@127.0.0.1:1/x", "refused"),
+        ("http://joe:se\u{f6}cret@127.0.0.1:1/x", ""),
+        ("https://joe:secret@127.0.0.1:1/x@y", "refused"),
+        ("HTTPS://127.0.0.1:1/", "refused"),
+        ("file:///etc/passwd", "no http or https address"),
+        ("http://-.invalid/", ""),
+        (&format!("http://{}/", "a".repeat(70_000)), ""),
+        (&format!("https://{}.invalid:1/", "a.".repeat(130)), ""),
+    ] {
+        let error = fetch(&[url.to_owned()], b"wanted").expect_err(url);
+        assert!(error.contains(says) && !error.contains("cret@") && error.len() < 800, "{url:.80}: {error}");
+    }
+    assert_eq!(quoted("http://joe:secret@host:1/a@b?c"), "http://...@host:1/a@b?c");
 }

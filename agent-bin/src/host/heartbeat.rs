@@ -9,9 +9,9 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use tokio::task::{JoinHandle, spawn_blocking};
+use crate::blocking;
 
 use super::fields::Fields;
 use super::platform::{Distribution, Kernel};
@@ -106,9 +106,6 @@ impl Heartbeat {
     }
 
     /// Has the sizes of the work directory and of the plugins' directories measured for the next heartbeat.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
     pub(crate) fn measure_directories(&mut self, plugins: impl Iterator<Item = PathBuf>) {
         self.sizes.measure(&self.workdir, plugins);
     }
@@ -183,7 +180,8 @@ impl Heartbeat {
 #[derive(Debug, Default)]
 struct DirectoryMeter {
     last: Arc<Mutex<HashMap<PathBuf, u64>>>,
-    task: Option<JoinHandle<()>>,
+    /// Somebody holds the other end while they are being measured.
+    at_work: Weak<()>,
 }
 
 impl DirectoryMeter {
@@ -194,17 +192,21 @@ impl DirectoryMeter {
 
     /// Measures them where blocking is allowed, unless that is still going on from the last time.
     fn measure(&mut self, workdir: &Path, plugins: impl Iterator<Item = PathBuf>) {
-        if self.task.as_ref().is_some_and(|task| !task.is_finished()) {
+        if self.at_work.strong_count() > 0 {
             return;
         }
         let (workdir, plugins, last) = (workdir.to_owned(), plugins.collect::<Vec<_>>(), Arc::clone(&self.last));
-        self.task = Some(spawn_blocking(move || {
+        let at_work = Arc::new(());
+        self.at_work = Arc::downgrade(&at_work);
+        // Without a thread, the sizes stay as they are until the next heartbeat.
+        let _ = blocking::start((workdir, plugins), move |(workdir, plugins)| {
             let mut sizes: HashMap<_, _> =
                 plugins.into_iter().map(|dir| (dir.clone(), directory_bytes(&dir, false))).collect();
             let size = directory_bytes(&workdir, true);
             sizes.insert(workdir, size);
             *last.lock().unwrap_or_else(PoisonError::into_inner) = sizes;
-        }));
+            drop(at_work);
+        });
     }
 }
 
@@ -350,9 +352,11 @@ mod tests {
     }
 
     /// Measures the directories and waits for it.
-    async fn measure(heartbeat: &mut Heartbeat, plugins: &[&Path]) {
+    fn measure(heartbeat: &mut Heartbeat, plugins: &[&Path]) {
         heartbeat.measure_directories(plugins.iter().map(|dir| dir.to_path_buf()));
-        heartbeat.sizes.task.take().unwrap().await.unwrap();
+        while heartbeat.sizes.at_work.strong_count() > 0 {
+            std::thread::yield_now();
+        }
     }
 
     fn plugin<'a>(name: &'a str, dir: &'a Path, traffic: Traffic) -> PluginFacts<'a> {
@@ -395,7 +399,7 @@ mod tests {
         let mut fields = Fields::new();
         heartbeat.agent_fields(10_000, &AGENT, &mut fields);
         assert_eq!(fields.value("du"), Some("0"), "it is not waited for");
-        measure(&mut heartbeat, &[]).await;
+        measure(&mut heartbeat, &[]);
         tree.write("/proc/stat", "cpu  51 1 1 147\ncpu0 1 1 1 97\nbtime 1700000000\n");
         tree.write(&own_stat, stat(pid, 600));
         let traffic = Traffic { rx_bytes: 600, tx_bytes: 6_000, rx_messages: 6, tx_messages: 60_000 };
@@ -440,7 +444,7 @@ mod tests {
         let mut fields = Fields::new();
         assert!(heartbeat.plugin_fields(0, &plugin("x", &dir, Traffic::default()), &mut fields));
         assert_eq!(keys(&fields), PLUGIN_KEYS);
-        measure(&mut heartbeat, &[&dir]).await;
+        measure(&mut heartbeat, &[&dir]);
         let traffic = Traffic { tx_bytes: 120_000, rx_messages: 6, ..Traffic::default() };
         assert!(heartbeat.plugin_fields(60_000, &plugin("x", &dir, traffic), &mut fields));
         for (key, value) in [
@@ -465,19 +469,24 @@ mod tests {
         let tree = Tree::new(&[("/wd/file", "12345"), ("/wd/plugin/x/x", "1234567")]);
         let (workdir, dir) = (tree.path().join("wd"), tree.path().join("wd/plugin/x"));
         let mut heartbeat = heartbeat(&tree);
-        measure(&mut heartbeat, &[&dir]).await;
+        measure(&mut heartbeat, &[&dir]);
         let sizes = |heartbeat: &Heartbeat| (heartbeat.sizes.bytes(&workdir), heartbeat.sizes.bytes(&dir));
         assert_eq!(sizes(&heartbeat), (5, 7));
         // A disk that does not answer: whoever measures waits, and nobody else begins.
         let (answer, silence) = std::sync::mpsc::channel::<()>();
-        heartbeat.sizes.task = Some(spawn_blocking(move || _ = silence.recv()));
+        let at_work = Arc::new(());
+        heartbeat.sizes.at_work = Arc::downgrade(&at_work);
+        let waiting = std::thread::spawn(move || {
+            let _ = silence.recv();
+            drop(at_work);
+        });
         tree.write("/wd/file", "123456");
         heartbeat.measure_directories(std::iter::empty());
         assert_eq!(sizes(&heartbeat), (5, 7));
         drop(answer);
-        heartbeat.sizes.task.take().unwrap().await.unwrap();
+        waiting.join().unwrap();
         assert_eq!(sizes(&heartbeat), (5, 7));
-        measure(&mut heartbeat, &[]).await;
+        measure(&mut heartbeat, &[]);
         assert_eq!(sizes(&heartbeat), (6, 0), "what is not asked for is not kept");
     }
 

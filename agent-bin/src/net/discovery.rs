@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use elklet_core::session::RESOLVE_TIMEOUT_MS;
 use serde::Deserialize;
+use ureq::http::header;
 
 use super::http::{http_agent, reason};
 use crate::config::{Address, Proxies};
@@ -17,6 +18,9 @@ const TIMEOUT_MS: u64 = RESOLVE_TIMEOUT_MS - 500;
 
 /// Bytes of an answer at most: over a thousand instances, which take some 200 each.
 const MAX_ANSWER_BYTES: u64 = 256 << 10;
+
+/// Characters of a location that a message quotes.
+const MAX_QUOTED: usize = 160;
 
 /// How many instances are asked for, as the reference does; service discovery does not care, and names all that it knows.
 const ASKED_FOR: usize = 10;
@@ -43,9 +47,16 @@ struct Instance {
 /// When there is no answer in time, or it cannot be understood; the text says which.
 pub(crate) fn discover(host: &Address, proxies: &Proxies) -> Result<Vec<Address>, String> {
     let url = format!("http://{host}/registry/detail?name=hids_svr_grpc&count={ASKED_FOR}");
-    let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_millis(TIMEOUT_MS))).max_redirects(3);
-    let mut response =
-        http_agent(config, proxies).get(&url).call().map_err(|error| format!("{url}: {}", reason(&error)))?;
+    // Discovery is plain HTTP, which anybody on the way can answer: it does not send the agent elsewhere.
+    let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_millis(TIMEOUT_MS))).max_redirects(0);
+    let agent = http_agent(config, Vec::new(), proxies);
+    let mut response = agent.get(&url).call().map_err(|error| format!("{url}: {}", reason(&error)))?;
+    if response.status().is_redirection() {
+        let location = response.headers().get(header::LOCATION).map(|location| location.as_bytes());
+        let location: String = String::from_utf8_lossy(location.unwrap_or_default()).chars().take(MAX_QUOTED).collect();
+        let status = response.status().as_u16();
+        return Err(format!("{url}: it redirects to {location:?} (status {status}), expected the answer itself"));
+    }
     let mut body = Vec::new();
     response
         .body_mut()

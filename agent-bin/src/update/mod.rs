@@ -18,10 +18,10 @@ use elklet_core::limits::MAX_DOWNLOAD_BYTES;
 use elklet_core::update::{compare, may_try};
 use tokio::task::JoinHandle;
 
-use self::package::Kind;
+use self::package::{Kind, Unsuitable};
 pub(crate) use self::start::{After, run};
 use self::state::{Failed, Store, Trial};
-use crate::blocking::blocking;
+use crate::blocking::{blocking, blocking_at_last};
 use crate::config::Settings;
 use crate::fetch::{Cancel, Fetcher, Order};
 use crate::version;
@@ -179,17 +179,22 @@ impl Installation {
             make_executable(&file).map_err(|error| format!("{}: {error}", to.display()))?;
             Ok::<_, String>(kind)
         })
-        .await?;
+        .await
+        .map_err(|error| error.to_string())??;
         let manager = kind.manager();
         let unsuitable = match manager {
             Some(manager) if manager.brings(&package, program).await? => None,
-            Some(_) => Some(format!("the package does not bring {}, which is this program", program.display())),
+            Some(_) => {
+                let why = format!("the package does not bring {}, which is this program", program.display());
+                Some(Unsuitable::for_good(why))
+            }
             None => package::check_version(&package, &config.version).await.err(),
         };
-        if let Some(why) = unsuitable {
-            let (version, sha256) = (config.version.clone(), config.sha256.to_string());
-            // Another download would bring the same.
-            let _ = store.set_failed(&Failed { version, sha256, why: why.clone() });
+        if let Some(Unsuitable { why, for_good }) = unsuitable {
+            if for_good {
+                let (version, sha256) = (config.version.clone(), config.sha256.to_string());
+                let _ = store.set_failed(&Failed { version, sha256, why: why.clone() });
+            }
             return Err(why);
         }
         if cancel.is_cancelled() {
@@ -213,6 +218,7 @@ impl Installation {
             keeper.set_trial(&kept)
         })
         .await
+        .flatten()
         .map_err(|error| format!("this version cannot be kept: {error}"))?;
 
         let is_downgrade = compare(&config.version, version()) == Some(std::cmp::Ordering::Less);
@@ -220,19 +226,22 @@ impl Installation {
             Some(manager) => manager.install(&package, is_downgrade).await,
             None => {
                 let to = program.to_owned();
-                let replaced = blocking(move || state::replace_program(&package, &to)).await;
+                let replaced = blocking(move || state::replace_program(&package, &to)).await.flatten();
                 replaced.map_err(|error| format!("{}: {error}", program.display()))
             }
         };
         let checked = match installed {
             Ok(()) if cancel.is_cancelled() => Err((false, UNWANTED.to_owned())),
-            Ok(()) => package::check_version(program, &config.version).await.map_err(|why| (true, why)),
+            Ok(()) => {
+                let checked = package::check_version(program, &config.version).await;
+                checked.map_err(|Unsuitable { why, for_good }| (for_good, why))
+            }
             Err(why) => Err((false, why)),
         };
         let Err((is_its_fault, why)) = checked else { return Ok(()) };
         // It is not executed: everything is to be as it was, but a package that brings something else is not tried again.
         let (text, back) = (why.clone(), store.clone());
-        let put_back = blocking(move || back.put_back(&trial, &text)).await;
+        let put_back = blocking_at_last(move || back.put_back(&trial, &text)).await;
         if !is_its_fault {
             store.forget_failed();
         }

@@ -151,8 +151,22 @@ async fn run(command: &mut Command) -> io::Result<Output> {
     child.wait_with_output().await
 }
 
+/// Why a version is not put in place.
+#[derive(Debug)]
+pub(super) struct Unsuitable {
+    pub(super) why: String,
+    /// Another attempt would come to the same.
+    pub(super) for_good: bool,
+}
+
+impl Unsuitable {
+    pub(super) fn for_good(why: String) -> Self {
+        Self { why, for_good: true }
+    }
+}
+
 /// Has a program say its version, which is to be this one: it can be executed here, and is what was wanted.
-pub(super) async fn check_version(program: &Path, wanted: &str) -> Result<(), String> {
+pub(super) async fn check_version(program: &Path, wanted: &str) -> Result<(), Unsuitable> {
     let mut command = Command::new(program);
     command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
     let mut tries = 0;
@@ -163,14 +177,21 @@ pub(super) async fn check_version(program: &Path, wanted: &str) -> Result<(), St
                 tries += 1;
                 sleep(BUSY_WAIT).await;
             }
-            Ok(Err(error)) => return Err(format!("it cannot be executed: {error}")),
-            Err(_) => return Err(format!("it did not say its version within {} s", VERSION_TIMEOUT.as_secs())),
+            Ok(Err(error)) => {
+                // Where the host has no process to spare, that says nothing of the program.
+                let for_good = !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory);
+                return Err(Unsuitable { why: format!("it cannot be executed: {error}"), for_good });
+            }
+            Err(_) => {
+                let why = format!("it did not say its version within {} s", VERSION_TIMEOUT.as_secs());
+                return Err(Unsuitable::for_good(why));
+            }
         }
     };
     let said = String::from_utf8_lossy(&output.stdout);
     let said = said.lines().next().unwrap_or_default();
     match said.strip_prefix("elklet ") {
         Some(version) if version == wanted => Ok(()),
-        _ => Err(format!("it says that it is {said:.80?}, expected \"elklet {wanted}\"")),
+        _ => Err(Unsuitable::for_good(format!("it says that it is {said:.80?}, expected \"elklet {wanted}\""))),
     }
 }

@@ -120,8 +120,9 @@ impl Job {
         // arrive in time.
         let rate = buf_size.min(UPLOAD_BYTES_PER_SECOND);
         let (rules, file) = (self.rules, PathBuf::from(&path));
-        let mut source = blocking(move || Source::open(&file, &rules, rate * UPLOAD_SECONDS)).await?;
         let failed = |what: &dyn std::fmt::Display| format!("{path}: {what}");
+        let opened = blocking(move || Source::open(&file, &rules, rate * UPLOAD_SECONDS)).await;
+        let mut source = opened.map_err(|error| failed(&error))??;
         let mut call = UploadCall::open(&self.connector, &self.address).await.map_err(|end| failed(&end))?;
         let mut seconds = interval(Duration::from_secs(1));
         seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -132,7 +133,8 @@ impl Job {
             let mut budget = rate;
             while budget > 0 {
                 let max = budget.min(UPLOAD_PIECE_BYTES);
-                let (read, rest) = blocking(move || (source.read(max), source)).await;
+                let read = blocking(move || (source.read(max), source)).await;
+                let (read, rest) = read.map_err(|error| failed(&error))?;
                 source = rest;
                 let piece = read.map_err(|error| failed(&error))?;
                 // An empty file is one empty piece: the token has to arrive.

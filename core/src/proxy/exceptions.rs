@@ -1,8 +1,9 @@
 //! Targets that are reached without the proxy, as `NO_PROXY` lists them.
 //!
-//! Nobody has specified that variable; this takes what curl and Go's `httpproxy` both understand. An entry is a name, which
-//! stands for itself and everything below it, with or without a dot or `*.` before it; an address; a network as
-//! `ADDRESS/BITS`; or `*` for everything. Any but the last two may carry a port.
+//! Nobody has specified that variable. This takes what curl and Go's `httpproxy` both understand, and what Windows writes. An
+//! entry is a name, which stands for itself and everything below it, with or without a dot or `*.` before it; an address; a
+//! network as `ADDRESS/BITS` or as `10.1.*`; `<local>` for names without a dot; or `*` for everything. A name and an address
+//! may carry a port, or `:*` for every port.
 
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -17,9 +18,21 @@ pub struct Exceptions(Vec<Entry>);
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Entry {
     Everything,
-    Name { name: String, port: Option<u16> },
-    Address { address: IpAddr, port: Option<u16> },
-    Network { bits: u128, mask: u128, v4: bool },
+    /// Names without a dot.
+    Local,
+    Name {
+        name: String,
+        port: Option<u16>,
+    },
+    Address {
+        address: IpAddr,
+        port: Option<u16>,
+    },
+    Network {
+        bits: u128,
+        mask: u128,
+        v4: bool,
+    },
 }
 
 impl Exceptions {
@@ -29,7 +42,9 @@ impl Exceptions {
     /// Says what is wrong with it.
     pub fn add(&mut self, entry: &str) -> Result<(), String> {
         let parsed = parse(entry).ok_or_else(|| {
-            format!("{entry:?} is no exception, expected a name, .suffix, address, network (10.0.0.0/8) or *")
+            format!(
+                "{entry:?} is no exception, expected a name, .suffix, address, network (10.0.0.0/8, 10.*), <local> or *"
+            )
         })?;
         self.0.push(parsed);
         Ok(())
@@ -47,6 +62,7 @@ impl Entry {
     fn matches(&self, host: &str, address: Option<IpAddr>, on: u16) -> bool {
         match self {
             Self::Everything => true,
+            Self::Local => address.is_none() && !host.contains('.'),
             Self::Name { name, port } => port.is_none_or(|port| port == on) && is_at_or_below(host, name),
             Self::Address { address: wanted, port } => address == Some(*wanted) && port.is_none_or(|port| port == on),
             Self::Network { bits, mask, v4 } => {
@@ -66,23 +82,56 @@ fn parse(entry: &str) -> Option<Entry> {
     if entry == "*" {
         return Some(Entry::Everything);
     }
+    if entry.eq_ignore_ascii_case("<local>") {
+        return Some(Entry::Local);
+    }
     if let Some((address, bits)) = entry.split_once('/') {
-        return network(address.parse().ok()?, bits.parse().ok()?);
+        return network(without_brackets(address).parse().ok()?, bits.parse().ok()?);
     }
     if let Ok(address) = entry.parse() {
         return Some(Entry::Address { address, port: None });
     }
     let (host, port) = match entry.rsplit_once(':') {
+        Some((host, "*")) => (host, None),
         Some((host, port)) => (host, Some(port.parse().ok()?)),
         None => (entry, None),
     };
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    if let Ok(address) = bare.unwrap_or(host).parse::<IpAddr>() {
+    if let Ok(address) = without_brackets(host).parse::<IpAddr>() {
         return Some(Entry::Address { address, port });
     }
+    if let Some(network) = wildcard(host) {
+        return port.is_none().then_some(network);
+    }
     let name = host.strip_prefix("*.").or_else(|| host.strip_prefix('.')).unwrap_or(host);
-    let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c));
+    let name = name.strip_suffix('.').unwrap_or(name);
+    // A name that ends like an address is none (RFC 1123, section 2.1).
+    let is_number = name.rsplit('.').next().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
+    let is_name = !is_number && name.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c));
     is_name.then(|| Entry::Name { name: name.to_owned(), port })
+}
+
+fn without_brackets(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
+/// `10.1.*` or `10.1.*.*`: the addresses that begin with these bytes.
+fn wildcard(entry: &str) -> Option<Entry> {
+    let mut bytes = [0; 4];
+    let mut known = 0;
+    let mut parts = entry.split('.');
+    let mut stars = 0;
+    for part in parts.by_ref().take(bytes.len()) {
+        match part {
+            "*" => stars += 1,
+            _ if stars == 0 => {
+                bytes[known] = part.parse().ok()?;
+                known += 1;
+            }
+            _ => return None,
+        }
+    }
+    let is_wildcard = known > 0 && stars > 0 && parts.next().is_none();
+    is_wildcard.then(|| network(bytes.into(), 8 * u32::try_from(known).ok()?)).flatten()
 }
 
 fn network(address: IpAddr, length: u32) -> Option<Entry> {
@@ -115,7 +164,7 @@ mod tests {
 
     #[test]
     fn entries_match_what_they_stand_for() {
-        let cases: [(&str, &[&str], &[&str]); 10] = [
+        let cases: [(&str, &[&str], &[&str]); 16] = [
             ("*", &["a", "10.0.0.1", "::1"], &[]),
             (
                 "example.com",
@@ -130,6 +179,12 @@ mod tests {
             ("10.1.2.3/0", &["1.1.1.1"], &["::1"]),
             ("fd00::/8", &["fdff::1"], &["fe00::1", "10.0.0.1"]),
             ("::/0", &["::1"], &["0.0.0.0"]),
+            ("[fd00::]/8", &["fdff::1"], &["fe00::1"]),
+            ("192.168.*", &["192.168.0.1", "192.168.255.1"], &["192.169.0.1", "192.168.example.com", "::1"]),
+            ("10.*.*.*", &["10.255.0.1"], &["11.0.0.1"]),
+            ("<local>", &["intranet", "LOCALHOST"], &["a.example", "10.0.0.1", "::1"]),
+            ("127.0.0.1:*", &["127.0.0.1"], &["127.0.0.2"]),
+            ("example.com.", &["a.example.com", "example.com."], &["example.org"]),
         ];
         for (entry, inside, outside) in cases {
             let exceptions = exceptions(&[entry]);
@@ -154,7 +209,25 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for entry in ["", ".", "a b", "10.0.0.0/33", "fd00::/129", "10.0.0.0/x", "a/8", "http://a", "a:b", "a:65536"] {
+        for entry in [
+            "",
+            ".",
+            "a b",
+            "10.0.0.0/33",
+            "fd00::/129",
+            "10.0.0.0/x",
+            "a/8",
+            "http://a",
+            "a:b",
+            "a:65536",
+            "10.*.1",
+            "*.*",
+            "10.*:80",
+            "256.*",
+            "1.2.3.4.*",
+            "<remote>",
+            "10.0.0.1-10.0.0.9",
+        ] {
             assert!(Exceptions::default().add(entry).is_err(), "{entry}");
         }
     }

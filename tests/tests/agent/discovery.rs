@@ -88,9 +88,21 @@ fn an_answer_that_makes_no_sense_is_passed_over() {
         let line = agent.wait_for_log("service discovery failed: ");
         assert!(line.contains(&server.address()) && line.contains(says), "{line}");
     }
-    // A redirection in a circle ends.
-    let server = RawServer::start(b"HTTP/1.1 302 Found\r\nlocation: /registry/detail\r\ncontent-length: 0\r\n\r\n");
-    assert_found(&site, &connected(&site, &[&server.address()], &[&site.address()]), "private", 1);
+    // Nobody on the way sends the agent elsewhere.
+    for location in
+        ["https://127.0.0.1:1/x", "HTTPS://localhost:1/", "file:///etc/hostname", "/registry/detail", "", "\u{1b}[2J"]
+    {
+        let answer = format!("HTTP/1.1 302 Found\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n");
+        let server = RawServer::start(answer.as_bytes());
+        let agent = connected(&site, &[&server.address()], &[&site.address()]);
+        assert_found(&site, &agent, "private", 1);
+        let line = agent.wait_for_log("service discovery failed: ");
+        assert!(
+            location.contains('\u{1b}') || line.contains(&format!("redirects to {location:?} (status 302)")),
+            "{line}"
+        );
+        assert!(!line.contains('\u{1b}'), "{line}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod discovery;
 mod doctor;
 mod downloads;
 mod end;
+mod exhaustion;
 mod heartbeat;
 mod limits;
 mod metadata;
