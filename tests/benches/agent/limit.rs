@@ -13,18 +13,20 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
-/// Bytes of records that are worked on: enough for a tenth of a second and more.
-const BYTES: usize = 128 << 20;
+/// Bytes of records that are usually worked on: enough for a tenth of a second and more.
+pub(crate) const USUAL_BYTES: usize = 128 << 20;
 
 /// Bytes of a block of snappy's, and of what is read or written at once.
 const BLOCK: usize = 64 << 10;
 
 /// Seconds of CPU per million records.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Limit {
     pub(crate) compress: f64,
     pub(crate) copy: f64,
     pub(crate) send: f64,
+    /// TLS version and cipher suite.
+    pub(crate) tls: String,
 }
 
 impl Limit {
@@ -35,13 +37,14 @@ impl Limit {
 
 pub(crate) fn median(mut limits: Vec<Limit>) -> Option<Limit> {
     limits.sort_by(|a, b| a.total().total_cmp(&b.total()));
-    limits.get(limits.len() / 2).copied()
+    limits.get(limits.len() / 2).cloned()
 }
 
-pub(crate) fn measure(size: Size) -> Limit {
+/// Works on as many records of that size as take `bytes`.
+pub(crate) fn measure(size: Size, bytes: usize) -> Limit {
     let templates = Templates::new(size);
-    let (mut frames, mut records) = (Vec::with_capacity(BYTES + templates.longest()), 0);
-    while frames.len() < BYTES {
+    let (mut frames, mut records) = (Vec::with_capacity(bytes + templates.longest()), 0);
+    while frames.len() < bytes {
         templates.append(records, now_ns(), &mut frames);
         records += 1;
     }
@@ -49,8 +52,8 @@ pub(crate) fn measure(size: Size) -> Limit {
     let mut compressed = Vec::with_capacity(frames.len());
     let compress = cpu(|| compress(&frames, &mut compressed));
     let copy = copy(&frames).expect("a pipe works");
-    let send = send(&compressed).expect("loopback works");
-    Limit { compress: compress / millions, copy: copy / millions, send: send / millions }
+    let (send, tls) = send(&compressed).expect("loopback works");
+    Limit { compress: compress / millions, copy: copy / millions, send: send / millions, tls }
 }
 
 /// Seconds of CPU that this thread spends in there.
@@ -96,7 +99,7 @@ fn copy(frames: &[u8]) -> io::Result<f64> {
     })
 }
 
-fn send(compressed: &[u8]) -> io::Result<f64> {
+fn send(compressed: &[u8]) -> io::Result<(f64, String)> {
     let dir = tempfile::tempdir()?;
     pki::Set::new().write(dir.path())?;
     let chain = |name: &str| -> Result<Vec<_>, _> {
@@ -141,5 +144,7 @@ fn send(compressed: &[u8]) -> io::Result<f64> {
     // What the server has sent, session tickets, is read, lest the connection be reset over it.
     stream.sock.read_to_end(&mut Vec::new())?;
     reading.join().expect("the reader does not panic")?;
-    Ok(seconds)
+    let version = stream.conn.protocol_version().and_then(|version| version.as_str()).unwrap_or_default();
+    let suite = stream.conn.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or_default();
+    Ok((seconds, format!("{version} {suite}")))
 }

@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, reason = "a table is what it is for")]
 
 mod chart;
+mod compare;
 mod limit;
 mod run;
 mod table;
@@ -17,10 +18,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use elklet_tests::binaries::Binaries;
-use elklet_tests::load::Size;
 use lexopt::prelude::*;
 
-use self::run::{Figures, Program, run};
+use self::compare::{Effort, Load, Program, SCALE, USUAL, compare};
 use self::table::Row;
 
 const HELP: &str = "\
@@ -31,51 +31,14 @@ usage: cargo bench -p elklet-tests --bench agent -- [OPTIONS]
   --quick                2 s of each load
   --only TEXT            only loads whose name has this in it
   --scale                1, 10 and 50 plugins, and records of 64 B to 1 MiB, in place of the usual loads
-  --compare BINARY       the same for another agent by turns, started with Elklet's arguments
+  --compare BINARY       the same for another agent by turns, started with Elklet's arguments; where it fails its row says
+                         why, and loads of high priority are left out if it has no pipe for them
   --reference-certs DIR  start it as Elkeid's own is: in its directory, without arguments; it goes to 127.0.0.1:6751 and
                          takes the certificates of this directory (ca.crt, server.crt, server.key)
   --svg FILE             a chart of the table
 
 ELKLET_BIN names the agent that is measured; without it the release profile is built.
 ";
-
-/// What is asked of an agent.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Load {
-    pub(crate) name: &'static str,
-    pub(crate) size: Size,
-    /// Records a second of all plugins together; 0 is as fast as they can, and nothing at all where there is no plugin.
-    pub(crate) rate: u64,
-    pub(crate) plugins: u64,
-    /// On the high-priority lane.
-    pub(crate) urgent: bool,
-}
-
-const fn load(name: &'static str, size: Size, rate: u64) -> Load {
-    Load { name, size, rate, plugins: 1, urgent: false }
-}
-
-const USUAL: [Load; 8] = [
-    Load { plugins: 0, ..load("idle", Size::Full, 0) },
-    load("893 B, 1,000/s", Size::Full, 1_000),
-    load("893 B, 10,000/s", Size::Full, 10_000),
-    load("893 B, 50,000/s", Size::Full, 50_000),
-    load("893 B, flat out", Size::Full, 0),
-    load("219 B, 50,000/s", Size::Small, 50_000),
-    load("219 B, flat out", Size::Small, 0),
-    Load { urgent: true, ..load("893 B, 100/s, high priority", Size::Full, 100) },
-];
-
-const SCALE: [Load; 8] = [
-    load("893 B, 20,000/s, 1 plugin", Size::Full, 20_000),
-    Load { plugins: 10, ..load("893 B, 20,000/s, 10 plugins", Size::Full, 20_000) },
-    Load { plugins: 50, ..load("893 B, 20,000/s, 50 plugins", Size::Full, 20_000) },
-    load("64 B, 50,000/s", Size::Bytes(64), 50_000),
-    load("1 KiB, 20,000/s", Size::Bytes(1 << 10), 20_000),
-    load("16 KiB, 2,000/s", Size::Bytes(16 << 10), 2_000),
-    load("256 KiB, 100/s", Size::Bytes(256 << 10), 100),
-    load("1 MiB, 20/s", Size::Bytes((1 << 20) - 64), 20),
-];
 
 struct Arguments {
     runs: usize,
@@ -107,23 +70,8 @@ fn main() -> ExitCode {
     let loads: &[Load] = if arguments.scale { &SCALE } else { &USUAL };
     let loads: Vec<Load> = loads.iter().filter(|load| load.name.contains(&arguments.only)).copied().collect();
 
-    let mut rows = Vec::new();
-    for load in &loads {
-        let mut figures: Vec<Vec<Figures>> = vec![Vec::new(); programs.len()];
-        let mut limits = Vec::new();
-        // By turns, so that a machine that is slow for a while is slow for all.
-        for _ in 0..arguments.runs {
-            for (program, figures) in programs.iter().zip(&mut figures) {
-                eprintln!("{}: {}", program.name, load.name);
-                figures.push(run(program, load, arguments.seconds));
-            }
-            if load.plugins > 0 {
-                limits.push(limit::measure(load.size));
-            }
-        }
-        rows.extend(programs.iter().zip(figures).map(|(program, figures)| Row::new(program.name, load, figures)));
-        rows.extend(limit::median(limits).map(|limit| Row::limit(load, limit)));
-    }
+    let effort = Effort { runs: arguments.runs, seconds: arguments.seconds, limit_bytes: limit::USUAL_BYTES };
+    let rows = compare(&programs, &loads, effort);
     let text = table::markdown(&rows);
     print!("{text}");
     if let Some(svg) = arguments.svg {

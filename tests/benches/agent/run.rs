@@ -8,14 +8,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use elklet_proto::grpc;
-use elklet_tests::harness::{Workdir, wait_until};
+use elklet_tests::harness::Workdir;
 use elklet_tests::load::{Size, now_ns};
 use elklet_tests::pki;
 use prost::Message;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 
-use crate::Load;
+use crate::compare::{Load, Program};
 
 /// What a reference agent's server has to listen on.
 const REFERENCE_PORT: &str = "6751";
@@ -26,16 +26,26 @@ const SETTLE: Duration = Duration::from_millis(1500);
 /// Records that have not come for this long after the last one do not come. When all have come nobody waits.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An agent to measure.
-pub(crate) struct Program {
-    pub(crate) name: &'static str,
-    pub(crate) binary: PathBuf,
-    /// It is started as the reference is.
-    pub(crate) reference_certs: Option<PathBuf>,
+/// How long an agent may take to open its stream, and to end.
+const PATIENCE_AT_THE_ENDS: Duration = Duration::from_secs(30);
+
+/// Why a run has shown nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The agent gives plugins no pipe for urgent records, which this load consists of.
+    NoUrgentPipe,
+    /// In words.
+    Other(String),
+}
+
+impl From<String> for Failure {
+    fn from(reason: String) -> Self {
+        Self::Other(reason)
+    }
 }
 
 /// What a run has shown.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Figures {
     pub(crate) sent: u64,
     pub(crate) delivered: u64,
@@ -53,12 +63,15 @@ pub(crate) struct Figures {
     pub(crate) start_ms: f64,
     /// Seconds that were looked at.
     pub(crate) seconds: f64,
+    /// TLS version and cipher suite of the stream.
+    pub(crate) tls: String,
 }
 
 /// What the peer tells; see `reading-peer`.
 #[derive(Debug, Deserialize)]
 struct Report {
     opened_ns: u64,
+    tls: String,
     records: u64,
     wire_bytes: u64,
     first_ns: u64,
@@ -67,7 +80,7 @@ struct Report {
     p99_us: u64,
 }
 
-pub(crate) fn run(program: &Program, load: &Load, seconds: u64) -> Figures {
+pub(crate) fn run(program: &Program, load: &Load, seconds: u64) -> Result<Figures, Failure> {
     let workdir = Workdir::new();
     let configs = (0..load.plugins)
         .map(|number| {
@@ -88,28 +101,38 @@ pub(crate) fn run(program: &Program, load: &Load, seconds: u64) -> Figures {
     let command = workdir.path().join("command");
     fs::write(&command, grpc::Command { configs, ..Default::default() }.encode_to_vec()).expect("it is writable");
 
-    let mut peer = Peer::start(program.reference_certs.as_deref().unwrap_or(&certs), &command, program);
+    let mut peer = Peer::start(program.reference_certs.as_deref().unwrap_or(&certs), &command, program)?;
     let started_ns = now_ns();
-    let agent = Agent::start(program, workdir.path(), &certs, &peer.port);
-    wait_until("stream", || peer.ask().opened_ns > 0);
-    let start_ms = (peer.ask().opened_ns - started_ns) as f64 / 1e6;
+    let mut agent = Agent::start(program, workdir.path(), &certs, &peer.port)?;
+    let deadline = Instant::now() + PATIENCE_AT_THE_ENDS;
+    let opened_ns = loop {
+        match peer.ask()?.opened_ns {
+            0 if Instant::now() >= deadline => {
+                return Err(format!("no stream in {} s", PATIENCE_AT_THE_ENDS.as_secs()).into());
+            }
+            0 => agent.is_to_run()?,
+            opened_ns => break opened_ns,
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    let start_ms = opened_ns.saturating_sub(started_ns) as f64 / 1e6;
 
     // The plugins wait meanwhile.
     thread::sleep(SETTLE * 2 / 3);
-    let (before, since) = (agent.usage(), Instant::now());
-    let sent = match load.plugins {
-        0 => {
-            thread::sleep(Duration::from_secs(seconds));
-            0
-        }
-        plugins => (0..plugins).map(|number| sent_by(&workdir.plugin_dir(&format!("load{number}")), seconds)).sum(),
-    };
-    let report = peer.all(sent);
-    let (after, seconds) = (agent.usage(), since.elapsed().as_secs_f64());
-    agent.end();
+    let (before, since) = (agent.usage()?, Instant::now());
+    let mut sent = 0;
+    if load.plugins == 0 {
+        thread::sleep(Duration::from_secs(seconds));
+    }
+    for number in 0..load.plugins {
+        sent += sent_by(&workdir.plugin_dir(&format!("load{number}")), seconds, &mut agent)?;
+    }
+    let (report, after, at) = all_that_comes(&mut peer, &mut agent, sent)?;
+    let seconds = (at - since).as_secs_f64();
+    agent.end()?;
 
     let flowing = report.last_ns.saturating_sub(report.first_ns) as f64 / 1e9;
-    Figures {
+    Ok(Figures {
         sent,
         delivered: report.records,
         per_second: if flowing > 0.0 { report.records as f64 / flowing } else { 0.0 },
@@ -123,18 +146,45 @@ pub(crate) fn run(program: &Program, load: &Load, seconds: u64) -> Figures {
         wire_bytes: report.wire_bytes,
         start_ms,
         seconds,
+        tls: report.tls,
+    })
+}
+
+fn sent_by(dir: &Path, seconds: u64, agent: &mut Agent) -> Result<u64, Failure> {
+    let patience = Duration::from_secs(seconds + 120);
+    let (file, deadline) = (dir.join("sent"), Instant::now() + patience);
+    loop {
+        if let Some(outcome) = outcome(&file) {
+            return outcome;
+        }
+        agent.is_to_run()?;
+        if Instant::now() >= deadline {
+            return Err(format!("the plugin has not come to its end in {} s", patience.as_secs()).into());
+        }
+        thread::sleep(Duration::from_millis(20));
     }
 }
 
-fn sent_by(dir: &Path, seconds: u64) -> u64 {
-    let (file, deadline) = (dir.join("sent"), Instant::now() + Duration::from_secs(seconds + 120));
-    loop {
-        if let Ok(text) = fs::read_to_string(&file) {
-            return text.parse().expect("the plugin writes a number");
-        }
-        assert!(Instant::now() < deadline, "{}: the plugin has not come to its end", dir.display());
+/// What the load plugin has left: the number of records that it has sent, or that it could not.
+pub(crate) fn outcome(sent: &Path) -> Option<Result<u64, Failure>> {
+    let text = fs::read_to_string(sent).ok()?;
+    Some(text.parse().map_err(|_| Failure::NoUrgentPipe))
+}
+
+/// What the peer has when all that was sent has come, or no more comes, and what the agent had taken when the last of it
+/// came. An agent that loses records is not charged for the time in which they are waited for.
+fn all_that_comes(peer: &mut Peer, agent: &mut Agent, sent: u64) -> Result<(Report, Usage, Instant), Failure> {
+    let mut latest = peer.ask()?;
+    let (mut usage, mut at) = (agent.usage()?, Instant::now());
+    while latest.records < sent && at.elapsed() < PATIENCE {
         thread::sleep(Duration::from_millis(20));
+        let report = peer.ask()?;
+        if report.records > latest.records {
+            (usage, at) = (agent.usage()?, Instant::now());
+        }
+        latest = report;
     }
+    Ok((latest, usage, at))
 }
 
 struct Peer {
@@ -145,7 +195,7 @@ struct Peer {
 }
 
 impl Peer {
-    fn start(certs: &Path, command: &Path, program: &Program) -> Self {
+    fn start(certs: &Path, command: &Path, program: &Program) -> Result<Self, String> {
         let port = if program.reference_certs.is_some() { REFERENCE_PORT } else { "0" };
         let mut child = Command::new(env!("CARGO_BIN_EXE_reading-peer"))
             .args([certs.as_os_str(), port.as_ref(), command.as_os_str()])
@@ -154,33 +204,23 @@ impl Peer {
             .spawn()
             .expect("the peer starts");
         let questions = child.stdin.take().expect("it is a pipe");
-        let mut answers = BufReader::new(child.stdout.take().expect("it is a pipe"));
-        let mut line = String::new();
-        answers.read_line(&mut line).expect("the peer says where it listens");
-        let port = line.trim().strip_prefix("listening ").expect("the peer listens").to_owned();
-        Self { child, questions, answers, port }
+        let answers = BufReader::new(child.stdout.take().expect("it is a pipe"));
+        let mut peer = Self { child, questions, answers, port: String::new() };
+        let line = peer.line()?;
+        peer.port = line.trim().strip_prefix("listening ").ok_or("the peer does not listen")?.to_owned();
+        Ok(peer)
     }
 
-    fn ask(&mut self) -> Report {
-        self.questions.write_all(b"\n").expect("the peer runs");
-        let mut line = String::new();
-        self.answers.read_line(&mut line).expect("the peer runs");
-        serde_json::from_str(&line).expect("the peer answers")
+    fn ask(&mut self) -> Result<Report, String> {
+        self.questions.write_all(b"\n").map_err(|error| format!("the peer has ended: {error}"))?;
+        let line = self.line()?;
+        serde_json::from_str(&line).map_err(|error| format!("the peer has ended: {error}"))
     }
 
-    /// What it has when all that was sent has come, or no more comes.
-    fn all(&mut self, sent: u64) -> Report {
-        let mut latest = self.ask();
-        let mut since = Instant::now();
-        while latest.records < sent && since.elapsed() < PATIENCE {
-            thread::sleep(Duration::from_millis(20));
-            let report = self.ask();
-            if report.records > latest.records {
-                since = Instant::now();
-            }
-            latest = report;
-        }
-        latest
+    fn line(&mut self) -> Result<String, String> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).map_err(|error| format!("the peer has ended: {error}"))?;
+        Ok(line)
     }
 }
 
@@ -205,7 +245,7 @@ struct Usage {
 }
 
 impl Agent {
-    fn start(program: &Program, workdir: &Path, certs: &Path, port: &str) -> Self {
+    fn start(program: &Program, workdir: &Path, certs: &Path, port: &str) -> Result<Self, String> {
         let mut command = Command::new(&program.binary);
         if program.reference_certs.is_none() {
             command.arg("run").arg("--workdir").arg(workdir).arg("--certs").arg(certs);
@@ -219,31 +259,53 @@ impl Agent {
             .stdout(Stdio::null())
             .stderr(output)
             .spawn()
-            .expect("the agent starts");
-        Self { child }
+            .map_err(|error| format!("{} does not start: {error}", program.binary.display()))?;
+        Ok(Self { child })
     }
 
-    fn usage(&self) -> Usage {
-        let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
-        let status = fs::read_to_string(proc.join("status")).expect("the agent runs");
-        let stat = fs::read_to_string(proc.join("stat")).expect("the agent runs");
-        let (_, behind_name) = stat.rsplit_once(") ").expect("the kernel writes it so");
-        let ticks: u64 = behind_name.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
-        let tasks = fs::read_dir(proc.join("task")).expect("the agent runs").flatten();
-        let statuses = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
-        Usage {
-            cpu: ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
-            rss: 1024 * number(&status, "VmRSS:"),
-            peak_rss: 1024 * number(&status, "VmHWM:"),
-            threads: number(&status, "Threads:"),
-            switches: statuses.map(|status| number(&status, "voluntary_ctxt_switches:")).sum(),
+    /// # Errors
+    /// When it has ended.
+    fn is_to_run(&mut self) -> Result<(), String> {
+        match self.child.try_wait() {
+            Ok(None) => Ok(()),
+            Ok(Some(status)) => Err(format!("the agent ended with {status}")),
+            Err(error) => Err(error.to_string()),
         }
     }
 
-    fn end(mut self) {
+    fn usage(&mut self) -> Result<Usage, String> {
+        self.is_to_run()?;
+        self.counted().ok_or_else(|| "the agent ended while it was looked at".to_owned())
+    }
+
+    fn counted(&self) -> Option<Usage> {
+        let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let status = fs::read_to_string(proc.join("status")).ok()?;
+        let stat = fs::read_to_string(proc.join("stat")).ok()?;
+        let (_, behind_name) = stat.rsplit_once(") ")?;
+        let ticks: u64 = behind_name.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        let tasks = fs::read_dir(proc.join("task")).ok()?.flatten();
+        let statuses = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+        Some(Usage {
+            cpu: ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
+            rss: 1024 * number(&status, "VmRSS:")?,
+            peak_rss: 1024 * number(&status, "VmHWM:")?,
+            threads: number(&status, "Threads:")?,
+            switches: statuses.filter_map(|status| number(&status, "voluntary_ctxt_switches:")).sum(),
+        })
+    }
+
+    fn end(mut self) -> Result<(), String> {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process has a positive number");
-        kill_process(pid, Signal::TERM).expect("the agent runs");
-        wait_until("end of the agent", || self.child.try_wait().is_ok_and(|status| status.is_some()));
+        kill_process(pid, Signal::TERM).map_err(|error| format!("the agent cannot be ended: {error}"))?;
+        let deadline = Instant::now() + PATIENCE_AT_THE_ENDS;
+        while self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            if Instant::now() >= deadline {
+                return Err(format!("the agent has not ended {} s after SIGTERM", PATIENCE_AT_THE_ENDS.as_secs()));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 }
 
@@ -254,7 +316,8 @@ impl Drop for Agent {
     }
 }
 
-fn number(status: &str, name: &str) -> u64 {
-    let value = status.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel tells it");
-    value.trim().trim_end_matches(" kB").parse().expect("it is a number")
+/// `None` also for a process that has ended, whose memory the kernel does not tell any more.
+fn number(status: &str, name: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+    value.trim().trim_end_matches(" kB").parse().ok()
 }

@@ -2,26 +2,29 @@
 
 use std::fmt::Write as _;
 
-use crate::Load;
+use crate::compare::Load;
 use crate::limit::Limit;
-use crate::run::Figures;
+use crate::run::{Failure, Figures};
 
 pub(crate) struct Row {
     pub(crate) program: &'static str,
     pub(crate) load: &'static str,
     /// Of a few records that are to arrive soon: what one of them costs says nothing of many.
     pub(crate) urgent: bool,
-    figures: Vec<Figures>,
+    pub(crate) figures: Vec<Figures>,
+    /// Why there are no more figures.
+    pub(crate) failure: Option<Failure>,
     pub(crate) limit: Option<Limit>,
 }
 
 impl Row {
-    pub(crate) fn new(program: &'static str, load: &Load, figures: Vec<Figures>) -> Self {
-        Self { program, load: load.name, urgent: load.urgent, figures, limit: None }
+    /// A row that waits for figures.
+    pub(crate) fn new(program: &'static str, load: &Load) -> Self {
+        Self { program, load: load.name, urgent: load.urgent, figures: Vec::new(), failure: None, limit: None }
     }
 
     pub(crate) fn limit(load: &Load, limit: Limit) -> Self {
-        Self { program: "limit", load: load.name, urgent: load.urgent, figures: Vec::new(), limit: Some(limit) }
+        Self { limit: Some(limit), ..Self::new("limit", load) }
     }
 
     fn median(&self, figure: impl Fn(&Figures) -> f64) -> f64 {
@@ -37,6 +40,9 @@ impl Row {
 
     /// What an agent of ours must not do.
     pub(crate) fn broken_promise(&self) -> Option<String> {
+        if let Some(Failure::Other(reason)) = &self.failure {
+            return Some(format!("{}: {reason}", self.load));
+        }
         let is_idle = self.cpu_per_million().is_none();
         let (rss, wakeups) = (self.median(|run| run.idle_rss as f64), self.median(|run| run.wakeups));
         let (threads, start) = (self.median(|run| run.threads as f64), self.median(|run| run.start_ms));
@@ -58,9 +64,9 @@ impl Row {
 
     /// Seconds of CPU per million delivered; nothing where nothing was.
     pub(crate) fn cpu_per_million(&self) -> Option<f64> {
-        match self.limit {
+        match &self.limit {
             Some(limit) => Some(limit.total()),
-            None if self.figures.iter().all(|run| run.delivered > 0) => {
+            None if !self.figures.is_empty() && self.figures.iter().all(|run| run.delivered > 0) => {
                 Some(self.median(|run| run.cpu * 1e6 / run.delivered as f64))
             }
             None => None,
@@ -90,12 +96,44 @@ pub(crate) fn markdown(rows: &[Row]) -> String {
     for row in rows {
         line(row, &mut text).expect("strings grow");
     }
+    notes(rows, &mut text).expect("strings grow");
     text
 }
 
+/// Below the table: which TLS each agent has used, and what it was not asked for.
+fn notes(rows: &[Row], text: &mut String) -> std::fmt::Result {
+    let mut seen = Vec::new();
+    for row in rows {
+        for tls in row.figures.iter().map(|run| (row.program, &run.tls)) {
+            if !seen.contains(&tls) {
+                seen.push(tls);
+            }
+        }
+    }
+    if let Some(limit) = rows.iter().find_map(|row| row.limit.as_ref()) {
+        seen.push(("limit", &limit.tls));
+    }
+    writeln!(text)?;
+    for (program, tls) in seen {
+        writeln!(text, "TLS of {program}: {tls}")?;
+    }
+    for row in rows.iter().filter(|row| row.failure == Some(Failure::NoUrgentPipe)) {
+        writeln!(text, "{} was left out for {}: it gives plugins no pipe of high priority", row.load, row.program)?;
+    }
+    Ok(())
+}
+
 fn line(row: &Row, text: &mut String) -> std::fmt::Result {
+    let failure = match &row.failure {
+        Some(Failure::NoUrgentPipe) => return Ok(()),
+        Some(Failure::Other(reason)) => Some(reason),
+        None => None,
+    };
     write!(text, "| {} | {} |", row.load, row.program)?;
-    if let Some(Limit { compress, copy, send }) = row.limit {
+    if let Some(reason) = failure.filter(|_| row.figures.is_empty()) {
+        return writeln!(text, " failed: {} | | | | | | | | | |", reason.replace('|', "/"));
+    }
+    if let Some(Limit { compress, copy, send, .. }) = &row.limit {
         let total = row.cpu_per_million().unwrap_or(0.0);
         return writeln!(
             text,
@@ -132,5 +170,9 @@ fn line(row: &Row, text: &mut String) -> std::fmt::Result {
     } else {
         write!(text, " | | |")?;
     }
-    writeln!(text, " {:.0} |", row.median(|run| run.start_ms))
+    write!(text, " {:.0}", row.median(|run| run.start_ms))?;
+    if let Some(reason) = failure {
+        write!(text, " (of {}, then it failed: {})", row.figures.len(), reason.replace('|', "/"))?;
+    }
+    writeln!(text, " |")
 }

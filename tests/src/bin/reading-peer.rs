@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderValue, Response};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::env;
@@ -45,6 +45,8 @@ const CHECKSUM: usize = 4;
 struct Report {
     /// When the stream was opened, in nanoseconds since 1970, or 0.
     opened_ns: u64,
+    /// The TLS version and cipher suite of the latest connection.
+    tls: String,
     /// Records of the load, and those among them that had come before.
     records: u64,
     repeated: u64,
@@ -126,14 +128,19 @@ async fn serve(
     command: &Bytes,
 ) -> Result<(), Box<dyn Error>> {
     tcp.set_nodelay(true)?;
+    let tls = acceptor.accept(tcp).await?;
+    let negotiated = negotiated(tls.get_ref().1);
     let mut connection = server::Builder::new()
         .initial_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
-        .handshake::<_, Bytes>(acceptor.accept(tcp).await?)
+        .handshake::<_, Bytes>(tls)
         .await?;
     let Some(call) = connection.accept().await else { return Ok(()) };
     let (request, mut respond) = call?;
-    seen.lock().unwrap_or_else(PoisonError::into_inner).report.opened_ns = now_ns();
+    {
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        (seen.report.opened_ns, seen.report.tls) = (now_ns(), negotiated);
+    }
     let talking = async {
         let mut body = request.into_body();
         let mut response = Response::new(());
@@ -181,6 +188,13 @@ async fn serve(
     }
 }
 
+fn negotiated(connection: &ServerConnection) -> String {
+    let version = connection.protocol_version().and_then(|version| version.as_str()).unwrap_or("unknown version");
+    let suite =
+        connection.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or("unknown suite");
+    format!("{version} {suite}")
+}
+
 /// Snappy's framing format without its checksums: TLS has just said that nothing was changed.
 fn decompress(mut bytes: &[u8], decoded: &mut Vec<u8>) -> Result<(), Box<dyn Error>> {
     let mut decoder = snap::raw::Decoder::new();
@@ -206,6 +220,7 @@ impl Seen {
     fn new() -> Self {
         let report = Report {
             opened_ns: 0,
+            tls: String::new(),
             records: 0,
             repeated: 0,
             messages: 0,
