@@ -20,6 +20,7 @@ mod host;
 mod inherited;
 mod logging;
 mod net;
+mod pem;
 mod plugin;
 mod pump;
 mod reports;

@@ -1,8 +1,10 @@
-//! Until when a certificate is good; nothing else of it is read here, and nothing is verified. Source: RFC 5280, section 4.1.
+//! The little that the agent itself reads of certificates and keys: until when, whose, how long. Nothing is verified here.
+//! Source: RFC 5280, section 4.1.
 
 use core::str;
 
 const INTEGER: u8 = 0x02;
+const OCTET_STRING: u8 = 0x04;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 const SEQUENCE: u8 = 0x30;
@@ -11,6 +13,45 @@ const VERSION: u8 = 0xa0;
 /// The `notAfter` of a certificate in DER, in seconds since 1970; nothing when it cannot be found.
 #[must_use]
 pub fn not_after(certificate: &[u8]) -> Option<i64> {
+    let (validity, _) = element(validity(certificate)?, SEQUENCE)?;
+    let (_not_before, rest) = time(validity)?;
+    time(rest).map(|(not_after, _)| not_after)
+}
+
+/// The `SubjectPublicKeyInfo` of a certificate in DER, as it stands there; nothing when it cannot be found.
+#[must_use]
+pub fn public_key_info(certificate: &[u8]) -> Option<&[u8]> {
+    let (_validity, rest) = element(validity(certificate)?, SEQUENCE)?;
+    let (_subject, from) = element(rest, SEQUENCE)?;
+    let (_key, rest) = element(from, SEQUENCE)?;
+    from.get(..from.len() - rest.len())
+}
+
+/// The bits of the modulus of an RSA key in DER, in PKCS#1 (RFC 8017, appendix A.1.2) or in PKCS#8 (RFC 5208, section 5);
+/// nothing when it cannot be found.
+#[must_use]
+pub fn rsa_bits(key: &[u8]) -> Option<usize> {
+    let (key, _) = element(key, SEQUENCE)?;
+    let (_version, rest) = element(key, INTEGER)?;
+    if let Some((_algorithm, rest)) = element(rest, SEQUENCE) {
+        let (inner, _) = element(rest, OCTET_STRING)?;
+        // What lies in PKCS#8 is no PKCS#8.
+        let (inner_key, _) = element(inner, SEQUENCE)?;
+        let (_version, rest) = element(inner_key, INTEGER)?;
+        return modulus_bits(rest);
+    }
+    modulus_bits(rest)
+}
+
+fn modulus_bits(rest: &[u8]) -> Option<usize> {
+    let (modulus, _) = element(rest, INTEGER)?;
+    let zeros = modulus.iter().take_while(|&&byte| byte == 0).count();
+    let first = modulus.get(zeros)?;
+    Some(8 * (modulus.len() - zeros) - first.leading_zeros() as usize)
+}
+
+/// A certificate from its validity on.
+fn validity(certificate: &[u8]) -> Option<&[u8]> {
     let (certificate, _) = element(certificate, SEQUENCE)?;
     let (tbs, _) = element(certificate, SEQUENCE)?;
     // Version 1 has no version.
@@ -18,9 +59,7 @@ pub fn not_after(certificate: &[u8]) -> Option<i64> {
     let (_serial, rest) = element(rest, INTEGER)?;
     let (_algorithm, rest) = element(rest, SEQUENCE)?;
     let (_issuer, rest) = element(rest, SEQUENCE)?;
-    let (validity, _) = element(rest, SEQUENCE)?;
-    let (_not_before, rest) = time(validity)?;
-    time(rest).map(|(not_after, _)| not_after)
+    Some(rest)
 }
 
 /// The content of the element at the start of `bytes`, and what follows it; nothing when its tag is another.
@@ -89,7 +128,8 @@ mod tests {
         let time = |text: &[u8]| wrap(if text.len() == 13 { UTC_TIME } else { GENERALIZED_TIME }, text);
         let version = version.map(|version| wrap(VERSION, &wrap(INTEGER, &[version]))).unwrap_or_default();
         let validity = wrap(SEQUENCE, &[time(not_before), time(not_after)].concat());
-        let tbs = [version, wrap(INTEGER, &[9]), wrap(SEQUENCE, &[]), wrap(SEQUENCE, &[1; 130]), validity].concat();
+        let names = [wrap(SEQUENCE, &[1; 130]), validity, wrap(SEQUENCE, &[2; 9]), wrap(SEQUENCE, &[3; 7])].concat();
+        let tbs = [version, wrap(INTEGER, &[9]), wrap(SEQUENCE, &[]), names].concat();
         wrap(SEQUENCE, &wrap(SEQUENCE, &tbs))
     }
 
@@ -120,18 +160,39 @@ mod tests {
         let whole = certificate(Some(2), b"210101000000Z", b"310413000000Z");
         for end in 0..whole.len() {
             assert_eq!(not_after(&whole[..end]), None, "{end} bytes of {}", whole.len());
+            assert_eq!(public_key_info(&whole[..end]), None, "{end} bytes of {}", whole.len());
         }
+    }
+
+    #[test]
+    fn the_key_is_taken_with_its_head() {
+        for version in [None, Some(2)] {
+            let certificate = certificate(version, b"210101000000Z", b"310413000000Z");
+            assert_eq!(public_key_info(&certificate), Some(&[SEQUENCE, 7, 3, 3, 3, 3, 3, 3, 3][..]));
+        }
+    }
+
+    #[test]
+    fn the_bits_of_rsa_keys_are_counted_in_either_form() {
+        let pkcs1 = [&[SEQUENCE, 0x0c, INTEGER, 1, 0, INTEGER, 3, 0, 0x40, 1, INTEGER, 2, 1, 1][..]].concat();
+        assert_eq!(rsa_bits(&pkcs1), Some(15));
+        let mut pkcs8 = [SEQUENCE, 0x16, INTEGER, 1, 0, SEQUENCE, 0, OCTET_STRING, 0x0e].to_vec();
+        pkcs8.extend_from_slice(&pkcs1);
+        assert_eq!(rsa_bits(&pkcs8), None, "it ends early");
+        pkcs8[1] = u8::try_from(pkcs8.len() - 2).expect("short");
+        assert_eq!(rsa_bits(&pkcs8), Some(15));
+        assert_eq!(rsa_bits(&[SEQUENCE, 3, INTEGER, 1, 0]), None);
     }
 
     proptest! {
         #[test]
         fn no_bytes_are_too_odd(bytes: Vec<u8>, at in 0..160usize, value: u8) {
-            let _ = not_after(&bytes);
+            let _ = (not_after(&bytes), public_key_info(&bytes), rsa_bits(&bytes));
             let mut whole = certificate(Some(2), b"210101000000Z", b"310413000000Z");
             if let Some(byte) = whole.get_mut(at) {
                 *byte = value;
             }
-            let _ = not_after(&whole);
+            let _ = (not_after(&whole), public_key_info(&whole), rsa_bits(&whole));
         }
     }
 }

@@ -17,7 +17,10 @@
 //!
 //! Keys are ECDSA P-256, which is fast to make. [`write_like_reference`] makes RSA keys instead, with the help of `openssl`.
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    date_time_ymd,
+};
 use rustls::pki_types::{PrivateKeyDer, PrivateSec1KeyDer};
 use std::fs;
 use std::io;
@@ -48,11 +51,12 @@ impl Default for Set {
 }
 
 impl Set {
-    /// A fresh authority and fresh certificates for [`SERVER_NAME`].
+    /// A fresh authority and fresh certificates for [`SERVER_NAME`], each for its own end only: no agent's host can pass for a
+    /// server.
     pub fn new() -> Self {
         let ca = Ca::new("elklet test authority");
-        let server = ca.issue(SERVER_NAME, Validity::Current);
-        let client = ca.issue(SERVER_NAME, Validity::Current);
+        let server = ca.issue_for(SERVER_NAME, Validity::Current, &[ExtendedKeyUsagePurpose::ServerAuth]);
+        let client = ca.issue_for(SERVER_NAME, Validity::Current, &[ExtendedKeyUsagePurpose::ClientAuth]);
         Self { ca, server, client }
     }
 
@@ -108,9 +112,14 @@ impl Ca {
     /// # Panics
     /// When `name` is not ASCII.
     pub fn issue(&self, name: &str, validity: Validity) -> Leaf {
+        self.issue_for(name, validity, &[])
+    }
+
+    fn issue_for(&self, name: &str, validity: Validity, usages: &[ExtendedKeyUsagePurpose]) -> Leaf {
         let mut params = CertificateParams::new([name.to_owned()]).expect("a DNS name is ASCII");
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = usages.to_vec();
         validity.set(&mut params);
         let key = KeyPair::generate().expect("P-256 keys can always be made");
         let certificate = params.signed_by(&key, &self.inner.issuer).expect("the parameters are complete");

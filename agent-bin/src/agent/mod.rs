@@ -17,7 +17,6 @@ use std::fmt;
 use std::future::pending;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use elklet_core::command::PluginName;
@@ -213,8 +212,8 @@ impl Agent {
         if let Some(error) = not_stored {
             log::warn!("the id cannot be kept: {}/machine-id: {error}", settings.workdir.display());
         }
-        let certificates = Certificates::load(settings.certs.clone())
-            .map_err(|error| Failure::Settings(format!("--certs: {error}")))?;
+        let certificates = Certificates::load(settings.certs.clone(), &settings.server)
+            .map_err(|error| Failure::Settings(format!("{}: {error}", settings.certs_named_by)))?;
 
         let intake = SharedIntake::new(settings.buffer.arena_bytes());
         let longest_record = intake.lock().longest_record().min(MAX_RECORD_BYTES);
@@ -228,7 +227,7 @@ impl Agent {
         let (mut delivery, spool_events) = Delivery::new(intake.clone(), &settings, clock.now());
         delivery.set_sender(beat.sender());
         let seed = RandomState::new().build_hasher().finish();
-        let tls = Arc::clone(certificates.config());
+        let tls = certificates.tls().clone();
         let agent = Self {
             clock,
             session: Session::new(reload::endpoints(&settings.server), settings.server.timing(), seed),

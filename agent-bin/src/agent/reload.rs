@@ -3,8 +3,6 @@
 //! Settings that cannot be read change nothing, and so do certificates. A stream that the new settings do not lead to, or
 //! that was opened with other certificates, ends in order before the next one is opened: the plugins' records wait for that.
 
-use std::sync::Arc;
-
 use elklet_core::session::{Endpoints, Target};
 use elklet_core::time::Millis;
 
@@ -87,11 +85,11 @@ impl Agent {
 
     /// Reads the certificates again if they have changed, and tells whether they are new.
     pub(super) fn refresh_certificates(&mut self) -> bool {
-        match self.certificates.reread(&self.settings.certs, clock::unix_seconds()) {
+        match self.certificates.reread(&self.settings.certs, &self.settings.server, clock::unix_seconds()) {
             None => false,
             Some(Ok(())) => {
                 log::info!("new certificates in {}", self.certificates.directory().display());
-                self.connector.tls = Arc::clone(self.certificates.config());
+                self.connector.tls = self.certificates.tls().clone();
                 self.warn_of_certificates();
                 true
             }

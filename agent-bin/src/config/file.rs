@@ -1,6 +1,7 @@
 //! The file: found, read, and what is wrong with it said in one line with its place.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
@@ -22,7 +23,8 @@ pub(super) fn read(flags: &Flags) -> Result<Settings, String> {
     }
 }
 
-fn path(flags: &Flags) -> PathBuf {
+/// The file that the flags name, or the one in the work directory.
+pub(super) fn path(flags: &Flags) -> PathBuf {
     let in_workdir = || flags.workdir.as_deref().unwrap_or(Path::new("")).join(DEFAULT_FILE);
     flags.config.clone().unwrap_or_else(in_workdir)
 }
@@ -33,12 +35,25 @@ pub(super) fn workdir(flags: &Flags) -> Option<PathBuf> {
     struct Workdir {
         workdir: PathBuf,
     }
-    let text = fs::read_to_string(path(flags)).ok()?;
+    let text = read_text(&path(flags)).ok()?;
     toml::from_str(&text).ok().map(|Workdir { workdir }| workdir)
 }
 
-fn read_from(path: &PathBuf) -> Result<Settings, String> {
-    let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+/// The text of the file, without the byte order mark that some editors put before it.
+fn read_text(path: &Path) -> io::Result<String> {
+    let bytes = fs::read(path)?;
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err(io::Error::other("it is UTF-16, expected UTF-8"));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        io::Error::other(format!("it is no UTF-8 at byte {at}, expected TOML in UTF-8"))
+    })?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+}
+
+fn read_from(path: &Path) -> Result<Settings, String> {
+    let text = read_text(path).map_err(|error| format!("{}: {error}", path.display()))?;
     parse(&text).map_err(|(line, what)| format!("{}:{line}: {what}", path.display()))
 }
 

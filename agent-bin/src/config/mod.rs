@@ -88,6 +88,9 @@ pub(crate) struct Settings {
     pub(crate) server: Server,
     /// Those of the regions that have servers of their own.
     pub(crate) regions: BTreeMap<String, Server>,
+    /// What named `certs`, for messages.
+    #[serde(skip)]
+    pub(crate) certs_named_by: String,
     proxy: proxy::Section,
     pub(crate) buffer: Buffer,
     pub(crate) plugins: Plugins,
@@ -120,6 +123,7 @@ impl Default for Settings {
             region: DEFAULT_NAME.to_owned(),
             server: Server::default(),
             regions: BTreeMap::new(),
+            certs_named_by: "certs".to_owned(),
             proxy: proxy::Section::default(),
             buffer: Buffer::default(),
             plugins: Plugins::default(),
@@ -152,6 +156,11 @@ impl Settings {
         if !absolute.is_dir() {
             return Err(format!("work directory {}: is no directory", workdir.display()));
         }
+        settings.certs_named_by = match (&flags.certs, settings.certs == Self::default().certs) {
+            (Some(_), _) => "--certs".to_owned(),
+            (None, false) => format!("certs in {}", file::path(flags).display()),
+            (None, true) => "certs (the default, see --certs)".to_owned(),
+        };
         settings.certs = flags.certs.clone().unwrap_or_else(|| absolute.join(&settings.certs));
         settings.workdir = absolute;
         settings.log.stderr |= flags.log_stderr;

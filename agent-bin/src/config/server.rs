@@ -4,8 +4,12 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use elklet_core::backoff::RECONNECT_SPREAD_MS;
+use elklet_core::command::Sha256;
 use elklet_core::session::{KEEPALIVE_MS, Timing};
+use rustls::pki_types::ServerName;
 use serde::Deserialize;
 
 use super::value::Within;
@@ -24,6 +28,10 @@ pub(crate) struct Server {
     reconnect_spread_s: Within<1, 3600>,
     /// AgentCenter ends a connection whose PINGs come closer than 5 s.
     keepalive_s: Within<6, 3600>,
+    /// The name in the servers' certificates.
+    name: Name,
+    /// The keys that servers may have; any, if there are none.
+    pin_sha256: Vec<Pin>,
 }
 
 impl Default for Server {
@@ -38,6 +46,8 @@ impl Default for Server {
             public,
             reconnect_spread_s: Within::new(reconnect_spread_s),
             keepalive_s: Within::new(keepalive_s),
+            name: Name::default(),
+            pin_sha256: Vec::new(),
         }
     }
 }
@@ -51,9 +61,77 @@ impl Server {
         }
     }
 
+    /// The name that a server's certificate has to have, whatever address was dialled.
+    pub(crate) fn name(&self) -> ServerName<'static> {
+        self.name.0.clone()
+    }
+
+    /// The SHA-256 of the keys that servers may have; they may have any if there are none.
+    pub(crate) fn pins(&self) -> Vec<[u8; 32]> {
+        self.pin_sha256.iter().map(|pin| pin.0).collect()
+    }
+
     /// Whether there is nowhere to go.
     pub(crate) fn is_empty(&self) -> bool {
         self.discovery.is_empty() && self.private.is_empty() && self.public.is_empty()
+    }
+}
+
+/// A DNS name, or an address.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize), serde(into = "String"))]
+#[serde(try_from = "String")]
+struct Name(ServerName<'static>);
+
+impl Default for Name {
+    /// The name in every certificate of an Elkeid installation: the reference's SNI, and what it checks certificates for.
+    fn default() -> Self {
+        Self(ServerName::try_from("elkeid.com").expect("it is a DNS name"))
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = |_| format!("{text:?} is no name, expected a DNS name or an address, as in a certificate");
+        ServerName::try_from(text.clone()).map(Self).map_err(wrong)
+    }
+}
+
+/// The SHA-256 of a key (the `SubjectPublicKeyInfo`), in hexadecimal or, as HPKP and curl write it, in Base64.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize), serde(into = "String"))]
+#[serde(try_from = "String")]
+struct Pin([u8; 32]);
+
+impl TryFrom<String> for Pin {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong =
+            || format!("{text:?} is no pin, expected the SHA-256 of a key, 64 hexadecimal digits or 44 of Base64");
+        if let Ok(Sha256(hash)) = text.replace(':', "").parse() {
+            return Ok(Self(hash));
+        }
+        let bare = text.strip_prefix("pin-sha256=").unwrap_or(&text).trim_matches('"');
+        let bare = bare.strip_prefix("sha256/").map_or(bare, |rest| rest.strip_prefix('/').unwrap_or(rest));
+        let decoded = STANDARD.decode(bare).map_err(|_| wrong())?;
+        decoded.try_into().map(Self).map_err(|_| wrong())
+    }
+}
+
+#[cfg(test)]
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        name.0.to_str().into_owned()
+    }
+}
+
+#[cfg(test)]
+impl From<Pin> for String {
+    fn from(pin: Pin) -> Self {
+        STANDARD.encode(pin.0)
     }
 }
 
@@ -116,6 +194,35 @@ fn parse(text: &str) -> Option<Address> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pins_are_written_as_others_write_them() {
+        let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let base64 = "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=";
+        let colons = hex.as_bytes().chunks(2).map(|two| String::from_utf8_lossy(two)).collect::<Vec<_>>().join(":");
+        let pin = Pin::try_from(hex.to_owned()).expect("a pin");
+        for same in [
+            hex.to_ascii_uppercase(),
+            colons,
+            base64.to_owned(),
+            format!("sha256//{base64}"),
+            format!("sha256/{base64}"),
+            format!("pin-sha256=\"{base64}\""),
+        ] {
+            assert_eq!(Pin::try_from(same.clone()), Ok(pin.clone()), "{same}");
+        }
+        for bad in [
+            "",
+            "ab",
+            &hex[1..],
+            "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD=",
+            "sha1/ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=",
+        ] {
+            assert!(Pin::try_from(bad.to_owned()).expect_err(bad).contains("is no pin, expected"), "{bad}");
+        }
+        assert!(Name::try_from("a b".to_owned()).expect_err("no name").contains("is no name, expected"));
+        assert!(Name::try_from("10.0.0.1".to_owned()).is_ok());
+    }
 
     #[test]
     fn addresses_are_host_and_port() {

@@ -10,7 +10,7 @@ use rustls::{AlertDescription, CertificateError};
 
 use super::visit::{Outcome, Reached};
 use crate::config::Address;
-use crate::net::{DialError, End};
+use crate::net::{DialError, End, tls_reason};
 
 /// One hop; the order is that of the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,11 +111,12 @@ const NOT_GRPC: &str =
     "TLS is answered, but not by AgentCenter: is a proxy or load balancer without a backend in between?";
 
 fn judge_tls(error: &io::Error) -> Failure {
-    let text = error.to_string();
+    let text = tls_reason(error);
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let (hop, advice) = match inner {
         Some(rustls::Error::InvalidCertificate(certificate)) => (Hop::Tls, of_certificate(certificate)),
         Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => (Hop::Alpn, NO_HTTP2.to_owned()),
+        Some(rustls::Error::Other(_)) => (Hop::Tls, IMPOSTOR.to_owned()),
         // What the server thinks of the client's certificate is heard through HTTP/2 in TLS 1.3, as text.
         Some(rustls::Error::AlertReceived(_)) => (Hop::Tls, REFUSED.to_owned()),
         None if text.contains("received fatal alert") => (Hop::Tls, REFUSED.to_owned()),
@@ -123,6 +124,9 @@ fn judge_tls(error: &io::Error) -> Failure {
     };
     Failure { hop, what: text, advice }
 }
+
+const IMPOSTOR: &str =
+    "another host may answer in the server's place; if the server's key is a new one, add it to server.pin_sha256";
 
 const REFUSED: &str = "the server refuses this agent's certificate: client.crt has to be in force and of the authority that \
     the server trusts";
@@ -134,7 +138,7 @@ fn of_certificate(error: &CertificateError) -> String {
             "ca.crt is not the authority of the server's certificate: copy the deployment's".to_owned()
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            "AgentCenter's certificate is for elkeid.com: is it AgentCenter that listens there?".to_owned()
+            "AgentCenter's certificate is for elkeid.com, unless [server] name says otherwise: is it AgentCenter that listens there?".to_owned()
         }
         CertificateError::Expired
         | CertificateError::ExpiredContext { .. }

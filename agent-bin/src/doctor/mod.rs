@@ -8,8 +8,7 @@ mod hops;
 mod visit;
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -22,7 +21,7 @@ use crate::blocking::blocking;
 use crate::clock;
 use crate::config::{Address, Environment, Flags, Scheme, Settings};
 use crate::host::{HostRoot, find_id, hostname};
-use crate::net::{Certificates, Compressor, discover};
+use crate::net::{Certificates, Compressor, Tls, discover};
 use crate::status::{self, Page};
 use crate::version;
 
@@ -117,7 +116,7 @@ async fn examine(flags: &Flags, report: &mut Report) -> io::Result<()> {
         false => "it does not run: its id is tried",
     };
     report.ok(None, "agent", detail.to_owned())?;
-    let tls = certificates(settings.certs.clone(), report)?;
+    let tls = certificates(&settings, report)?;
     let doctor = Doctor { tls, first: (!is_running).then(|| first_message(id)), settings: &settings };
     for host in &settings.server.discovery {
         for address in doctor.discover(host, report).await? {
@@ -149,9 +148,9 @@ fn work_directory(workdir: &Path, report: &mut Report) -> io::Result<()> {
 }
 
 /// What connections are made with; nothing when the files are of no use.
-fn certificates(directory: PathBuf, report: &mut Report) -> io::Result<Option<Arc<rustls::ClientConfig>>> {
+fn certificates(settings: &Settings, report: &mut Report) -> io::Result<Option<Tls>> {
     let hop = "certificates";
-    let certificates = match Certificates::load(directory) {
+    let certificates = match Certificates::load(settings.certs.clone(), &settings.server) {
         Ok(certificates) => certificates,
         Err(error) => {
             let advice = "--certs or `certs` in the file names the directory; put the deployment's files there";
@@ -170,7 +169,7 @@ fn certificates(directory: PathBuf, report: &mut Report) -> io::Result<Option<Ar
     } else {
         report.ok(None, hop, warnings)?;
     }
-    Ok(Some(Arc::clone(certificates.config())))
+    Ok(Some(certificates.tls().clone()))
 }
 
 /// What says who this is, and nothing else.
@@ -187,7 +186,7 @@ fn first_message(agent_id: String) -> Bytes {
 
 struct Doctor<'a> {
     /// Nothing when the certificates are of no use.
-    tls: Option<Arc<rustls::ClientConfig>>,
+    tls: Option<Tls>,
     /// Nothing while the agent itself runs.
     first: Option<Bytes>,
     settings: &'a Settings,

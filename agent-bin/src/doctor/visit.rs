@@ -1,7 +1,5 @@
 //! One attempt to reach a server, as the agent makes it, which ends in order as soon as the stream is open.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use elklet_core::session::{Action, Endpoints, Session, Timing};
 use tokio::sync::mpsc;
@@ -9,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::clock::Clock;
 use crate::config::{Address, Proxies};
-use crate::net::{Connector, End, Event, Transfer};
+use crate::net::{Connector, End, Event, Tls, Transfer};
 
 /// How far an attempt has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,14 +32,14 @@ pub(super) enum Outcome {
 
 /// Connects to `address`, opens a stream, sends `first` on it if there is such a thing, and ends the stream.
 pub(super) async fn visit(
-    tls: &Arc<rustls::ClientConfig>,
+    tls: &Tls,
     proxies: &Proxies,
     address: &Address,
     first: Option<&Bytes>,
 ) -> (Reached, Outcome) {
     let clock = Clock::start();
     let (sender, mut events) = mpsc::channel(4);
-    let connector = Connector { tls: Arc::clone(tls), proxies: proxies.clone(), events: sender };
+    let connector = Connector { tls: tls.clone(), proxies: proxies.clone(), events: sender };
     let mut session = Session::new(Endpoints { private: 1, ..Endpoints::default() }, Timing::default(), 0);
     session.handle_start(clock.now());
     let mut transfer = None;

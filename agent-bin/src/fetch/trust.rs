@@ -1,11 +1,12 @@
 //! Which authorities are trusted for downloads over https: the system's, and the deployment's own.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use ureq::tls::Certificate;
+
+use crate::pem;
 
 /// Where distributions keep the authorities that they trust, in one PEM file. The first that exists counts.
 const BUNDLES: [&str; 5] = [
@@ -30,11 +31,15 @@ pub(super) fn authorities(own: &Path) -> Vec<Certificate<'static>> {
     };
     let mut found = Vec::new();
     for file in system.as_deref().into_iter().chain(own.exists().then_some(own)) {
-        match CertificateDer::pem_file_iter(file) {
-            Ok(certificates) => {
-                found.extend(certificates.flatten().map(|der| Certificate::from_der(&der).to_owned()));
+        let sections = fs::read(file).map_err(|error| error.to_string());
+        let sections = sections.and_then(|bytes| pem::sections(&bytes).map_err(str::to_owned));
+        match sections {
+            // What is no certificate, or no good one, the client passes over.
+            Ok(sections) => {
+                let ders = sections.iter().filter_map(|section| section.der.as_ref());
+                found.extend(ders.map(|der| Certificate::from_der(der).to_owned()));
             }
-            Err(error) => log::warn!("{}: no authorities can be read for https downloads: {error}", file.display()),
+            Err(why) => log::warn!("{}: no authorities can be read for https downloads: {why}", file.display()),
         }
     }
     found

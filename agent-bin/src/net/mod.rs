@@ -6,11 +6,13 @@
 mod dial;
 mod discovery;
 mod http;
+mod key;
 mod observed;
 mod proxy;
 mod snappy;
 mod tls;
 mod transfer;
+mod trust;
 mod upload;
 
 use elklet_core::command::Command;
@@ -23,7 +25,7 @@ pub(crate) use self::discovery::discover;
 pub(crate) use self::http::http_agent;
 pub(crate) use self::snappy::Compressor;
 pub use self::snappy::decompress;
-pub(crate) use self::tls::Certificates;
+pub(crate) use self::tls::{Certificates, Tls, reason as tls_reason};
 pub(crate) use self::transfer::{Connector, End, Transfer};
 pub(crate) use self::upload::UploadCall;
 

@@ -8,17 +8,23 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use elklet_core::x509;
 use ring::digest;
-use rustls::client::Resumption;
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::ring::{default_provider, sign};
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 
+use super::key;
+use super::trust::{KeyHash, Verifier, key_hash};
+use crate::config::Server;
 use crate::files::read_bounded;
+use crate::pem;
 
-/// The name that every AgentCenter's certificate carries, whatever address was dialled (the reference's SNI and its
-/// certificate check).
-pub(crate) fn server_name() -> ServerName<'static> {
-    ServerName::try_from("elkeid.com").expect("it is a valid DNS name")
+/// What connections are made with.
+#[derive(Debug, Clone)]
+pub(crate) struct Tls {
+    pub(crate) config: Arc<ClientConfig>,
+    /// The name that the server's certificate has to have, whatever address was dialled.
+    pub(crate) name: ServerName<'static>,
 }
 
 /// The files of a directory of certificates.
@@ -31,11 +37,15 @@ const MAX_PEM_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Certificates {
     directory: PathBuf,
-    config: Arc<ClientConfig>,
-    /// The files as they were when they were looked at last, good or not.
+    tls: Tls,
+    /// The files, and what is held against servers, as they were when they were looked at last, good or not.
     seen: [u8; 32],
     client_until: Option<i64>,
     authority_until: Option<i64>,
+    /// Sections of the authorities' file that are of no use.
+    passed_over: Vec<String>,
+    /// Ends of the authorities beside the last, and how they are called.
+    other_ends: Vec<(i64, String)>,
 }
 
 impl Certificates {
@@ -46,17 +56,23 @@ impl Certificates {
     ///
     /// # Errors
     /// When a file cannot be read or does not hold what its name promises.
-    pub(crate) fn load(directory: PathBuf) -> Result<Self, CertificateError> {
-        let files = Files::read(directory);
+    pub(crate) fn load(directory: PathBuf, server: &Server) -> Result<Self, CertificateError> {
+        let files = Files::read(directory, server);
         files.parse()
     }
 
-    /// Reads `directory`, which may be another by now: nothing when the files are as they were at the last look.
+    /// Reads `directory`, which may be another by now: nothing when the files, and what `server` says of whom to trust, are as
+    /// they were at the last look.
     ///
     /// # Errors
     /// When they have changed and cannot be used, or have expired while what was read before has not; then that stays.
-    pub(crate) fn reread(&mut self, directory: &Path, unix_seconds: i64) -> Option<Result<(), CertificateError>> {
-        let files = Files::read(directory.to_owned());
+    pub(crate) fn reread(
+        &mut self,
+        directory: &Path,
+        server: &Server,
+        unix_seconds: i64,
+    ) -> Option<Result<(), CertificateError>> {
+        let files = Files::read(directory.to_owned(), server);
         let seen = files.digest();
         if seen == self.seen {
             return None;
@@ -78,8 +94,8 @@ impl Certificates {
     }
 
     /// What connections are made with.
-    pub(crate) fn config(&self) -> &Arc<ClientConfig> {
-        &self.config
+    pub(crate) fn tls(&self) -> &Tls {
+        &self.tls
     }
 
     /// Whole days that the client's certificate, and then the authorities', are good for; negative once they are not.
@@ -87,7 +103,7 @@ impl Certificates {
         [self.client_until, self.authority_until].map(|until| Some((until? - unix_seconds).div_euclid(DAY)))
     }
 
-    /// What is to be said of certificates that are near their end or beyond it.
+    /// What is to be said of certificates that are near their end or beyond it, or of no use.
     pub(crate) fn warnings(&self, unix_seconds: i64) -> Vec<String> {
         let ends = [self.client_until, self.authority_until];
         let named = ["client.crt", "ca.crt"].into_iter().zip(ends).zip(self.days_left(unix_seconds));
@@ -100,7 +116,11 @@ impl Certificates {
                 false => format!("{}: the certificate expires in {days} days, at {at}", path.display()),
             })
         };
-        named.filter_map(warning).collect()
+        let path = self.directory.join("ca.crt");
+        let is_over = |(until, _): &&(i64, String)| *until < unix_seconds;
+        let others = self.other_ends.iter().filter(is_over).map(|(_, which)| format!("{which} has expired"));
+        let odd = self.passed_over.iter().cloned().chain(others).map(|what| format!("{}: {what}", path.display()));
+        named.filter_map(warning).chain(odd).collect()
     }
 }
 
@@ -113,12 +133,14 @@ const WARNED_DAYS: i64 = 30;
 struct Files {
     directory: PathBuf,
     contents: [io::Result<Vec<u8>>; 3],
+    name: ServerName<'static>,
+    pins: Vec<KeyHash>,
 }
 
 impl Files {
-    fn read(directory: PathBuf) -> Self {
+    fn read(directory: PathBuf, server: &Server) -> Self {
         let contents = FILES.map(|name| read(&directory.join(name)));
-        Self { directory, contents }
+        Self { directory, contents, name: server.name(), pins: server.pins() }
     }
 
     fn digest(&self) -> [u8; 32] {
@@ -132,50 +154,151 @@ impl Files {
                 Err(error) => context.update(error.to_string().as_bytes()),
             }
         }
+        context.update(self.name.to_str().as_bytes());
+        self.pins.iter().for_each(|pin| context.update(pin));
         context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
     }
 
     fn parse(self) -> Result<Certificates, CertificateError> {
         let seen = self.digest();
-        let Self { directory, contents: [ca, certificate, key] } = self;
+        let Self { directory, contents: [ca, certificate, private], name, pins } = self;
         let [ca_path, certificate_path, key_path] = FILES.map(|name| directory.join(name));
-        let authorities = certificates(&ca_path, ca)?;
-        let authority_until = authorities.iter().filter_map(|authority| x509::not_after(authority)).max();
-        let mut roots = RootCertStore::empty();
-        for authority in authorities {
-            // `add` takes a certificate for what it is, a trust anchor; Elkeid's CA is X.509 v1.
-            roots.add(authority).map_err(|error| CertificateError::new(&ca_path, error))?;
-        }
-        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .map_err(|error| CertificateError::new(&directory, error))?
-            .with_root_certificates(roots);
+        let Authorities { roots, ends, passed_over } = authorities(&ca_path, ca)?;
+        let authority_until = ends.iter().map(|(until, _)| *until).max();
+        let other_ends = ends.into_iter().filter(|(until, _)| Some(*until) != authority_until).collect();
+
         let is_missing =
             |content: &io::Result<_>| matches!(content, Err(error) if error.kind() == io::ErrorKind::NotFound);
-        let mut client_until = None;
-        let mut config = if is_missing(&certificate) && is_missing(&key) {
+        let client = if is_missing(&certificate) && is_missing(&private) {
             log::warn!(
                 "no client certificate: neither {} nor {} exists; AgentCenter refuses such clients",
                 certificate_path.display(),
                 key_path.display()
             );
-            builder.with_no_client_auth()
+            None
         } else {
-            let chain = certificates(&certificate_path, certificate)?;
-            client_until = chain.iter().filter_map(|certificate| x509::not_after(certificate)).min();
-            let private = key
-                .map_err(pem::Error::Io)
-                .and_then(|bytes| PrivateKeyDer::from_pem_slice(&bytes))
-                .map_err(|error| CertificateError::from_pem(&key_path, error, "private key"))?;
-            builder.with_client_auth_cert(chain, private).map_err(|error| match error {
-                rustls::Error::InvalidCertificate(_) => CertificateError::new(&certificate_path, error),
-                error => CertificateError::new(&key_path, error),
-            })?
+            let chain = chain(&certificate_path, certificate)?;
+            let private = key::private_key(private).map_err(|why| CertificateError::new(&key_path, why))?;
+            if sign::any_supported_type(&private).is_err() {
+                return Err(CertificateError::new(&key_path, key::fault(&private)));
+            }
+            Some((chain, private))
+        };
+
+        let provider = Arc::new(default_provider());
+        let own = client.as_ref().and_then(|(chain, _)| key_hash(chain.first()?));
+        let web = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
+        let web = web.map_err(|error| CertificateError::new(&ca_path, error))?;
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(|error| CertificateError::new(&directory, error))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Verifier { web, own, pins }));
+        let mut client_until = None;
+        let mut config = match client {
+            None => builder.with_no_client_auth(),
+            Some((chain, private)) => {
+                client_until = chain.iter().filter_map(|certificate| x509::not_after(certificate)).min();
+                builder.with_client_auth_cert(chain, private).map_err(|error| match error {
+                    rustls::Error::InconsistentKeys(_) => {
+                        let why =
+                            format!("the key does not belong to the certificate in {}", certificate_path.display());
+                        CertificateError::new(&key_path, why)
+                    }
+                    rustls::Error::InvalidCertificate(_) => CertificateError::new(&certificate_path, described(&error)),
+                    error => CertificateError::new(&key_path, error),
+                })?
+            }
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
         // One handshake a connection, and connections last: remembered sessions would only take memory.
         config.resumption = Resumption::disabled();
-        Ok(Certificates { directory, config: Arc::new(config), seen, client_until, authority_until })
+        let tls = Tls { config: Arc::new(config), name };
+        Ok(Certificates { directory, tls, seen, client_until, authority_until, passed_over, other_ends })
+    }
+}
+
+/// The authorities in a file, as far as they are of use.
+struct Authorities {
+    roots: RootCertStore,
+    /// When each ends, and how it is called.
+    ends: Vec<(i64, String)>,
+    /// What is of no use, and why.
+    passed_over: Vec<String>,
+}
+
+fn authorities(path: &Path, content: io::Result<Vec<u8>>) -> Result<Authorities, CertificateError> {
+    let mut found = Authorities { roots: RootCertStore::empty(), ends: Vec::new(), passed_over: Vec::new() };
+    for (number, section) in sections(path, content)?.into_iter().enumerate() {
+        let which = format!("section {} ({:.40}, line {})", number + 1, section.label, section.line);
+        let why = if !is_certificate(&section.label) {
+            "is no certificate".to_owned()
+        } else if let Some(der) = section.der {
+            let der = CertificateDer::from(der);
+            let until = x509::not_after(&der);
+            // `add` takes a certificate for what it is, a trust anchor; Elkeid's CA is X.509 v1.
+            match found.roots.add(der) {
+                Ok(()) => {
+                    found.ends.extend(until.map(|until| (until, which)));
+                    continue;
+                }
+                Err(error) => described(&error),
+            }
+        } else {
+            DAMAGED.to_owned()
+        };
+        found.passed_over.push(format!("{which} {why}; it is passed over"));
+    }
+    match found.roots.is_empty() {
+        false => Ok(found),
+        true => {
+            let passed_over = found.passed_over.first().map(|first| format!(": {first}")).unwrap_or_default();
+            let why = format!("expected a PEM file with a certificate, found none{passed_over}");
+            Err(CertificateError::new(path, why))
+        }
+    }
+}
+
+/// The certificates in a file, all of which count. A key or anything else may stand beside them.
+fn chain(path: &Path, content: io::Result<Vec<u8>>) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+    let sections = sections(path, content)?;
+    let first = sections.first().map(|section| section.label.clone());
+    let certificates = sections.into_iter().filter(|section| is_certificate(&section.label)).map(|section| {
+        let line = section.line;
+        let damaged = || CertificateError::new(path, format!("the certificate at line {line} {DAMAGED}"));
+        section.der.map(CertificateDer::from).ok_or_else(damaged)
+    });
+    let certificates = certificates.collect::<Result<Vec<_>, _>>()?;
+    match (certificates.is_empty(), first) {
+        (false, _) => Ok(certificates),
+        (true, None) => Err(CertificateError::new(path, "expected a PEM file with a certificate, found none")),
+        (true, Some(label)) => {
+            Err(CertificateError::new(path, format!("holds a section {label:?}, expected a certificate")))
+        }
+    }
+}
+
+fn sections(path: &Path, content: io::Result<Vec<u8>>) -> Result<Vec<pem::Section>, CertificateError> {
+    let bytes = content.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => CertificateError::new(path, "no such file"),
+        _ => CertificateError::new(path, error),
+    })?;
+    let wrong = |what| CertificateError::new(path, format!("{what}, expected a PEM file with a certificate"));
+    pem::sections(&bytes).map_err(wrong)
+}
+
+fn is_certificate(label: &str) -> bool {
+    label == "CERTIFICATE" || label == "X509 CERTIFICATE"
+}
+
+const DAMAGED: &str = "is damaged: it holds no X.509 certificate";
+
+/// What is wrong with a certificate of one's own.
+fn described(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding) => DAMAGED.to_owned(),
+        rustls::Error::InvalidCertificate(why) => format!("cannot be used: {why}"),
+        error => format!("cannot be used: {error}"),
     }
 }
 
@@ -187,16 +310,11 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-fn certificates(path: &Path, content: io::Result<Vec<u8>>) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
-    let read = content
-        .map_err(pem::Error::Io)
-        .and_then(|bytes| CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>());
-    match read {
-        Ok(certificates) if certificates.is_empty() => {
-            Err(CertificateError::from_pem(path, pem::Error::NoItemsFound, "certificate"))
-        }
-        Ok(certificates) => Ok(certificates),
-        Err(error) => Err(CertificateError::from_pem(path, error, "certificate")),
+/// Why there is no session; the agent's own reasons need no introduction by rustls.
+pub(crate) fn reason(error: &io::Error) -> String {
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(rustls::Error::Other(reason)) => reason.0.to_string(),
+        _ => error.to_string(),
     }
 }
 
@@ -210,17 +328,6 @@ pub(crate) struct CertificateError {
 impl CertificateError {
     fn new(path: &Path, why: impl fmt::Display) -> Self {
         Self { path: path.to_owned(), why: why.to_string() }
-    }
-
-    fn from_pem(path: &Path, error: pem::Error, expected: &str) -> Self {
-        match error {
-            pem::Error::Io(error) if error.kind() == io::ErrorKind::NotFound => Self::new(path, "no such file"),
-            pem::Error::Io(error) => Self::new(path, error),
-            pem::Error::NoItemsFound => {
-                Self::new(path, format_args!("expected a PEM file with a {expected}, found none"))
-            }
-            error => Self::new(path, format_args!("expected a PEM file with a {expected}: {error:?}")),
-        }
     }
 }
 

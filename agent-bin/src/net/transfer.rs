@@ -25,7 +25,8 @@ use tokio_rustls::client::TlsStream;
 
 use super::dial::{DialError, Ends, dial};
 use super::observed::{Flow, Observed};
-use super::{Event, snappy, tls};
+use super::tls::{self, Tls};
+use super::{Event, snappy};
 use crate::config::{Address, Proxies};
 use crate::version;
 
@@ -45,7 +46,7 @@ const BATCHES_AHEAD: usize = 1;
 /// Reaches servers, with what all attempts have in common.
 #[derive(Debug, Clone)]
 pub(crate) struct Connector {
-    pub(crate) tls: Arc<rustls::ClientConfig>,
+    pub(crate) tls: Tls,
     pub(crate) proxies: Proxies,
     pub(crate) events: mpsc::Sender<Event>,
 }
@@ -56,8 +57,8 @@ impl Connector {
         let tcp = dial(address, &self.proxies, lost).await.map_err(End::Dial)?;
         // Whoever listens is gone only when the process ends.
         let _ = self.events.send(Event::Dialled).await;
-        let tls = TlsConnector::from(Arc::clone(&self.tls));
-        let stream = tls.connect(tls::server_name(), tcp).await.map_err(End::Tls)?;
+        let tls = TlsConnector::from(Arc::clone(&self.tls.config));
+        let stream = tls.connect(self.tls.name.clone(), tcp).await.map_err(End::Tls)?;
         match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => Ok(stream),
             _ => Err(End::NoHttp2),
@@ -166,7 +167,7 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dial(error) => error.fmt(f),
-            Self::Tls(error) => write!(f, "no TLS session: {error}"),
+            Self::Tls(error) => write!(f, "no TLS session: {}", tls::reason(error)),
             Self::NoHttp2 => f.write_str("the server did not choose HTTP/2 (ALPN h2)"),
             // rustls would explain at length what a missing close_notify may mean.
             Self::Http2(error) if error.get_io().map(io::Error::kind) == Some(io::ErrorKind::UnexpectedEof) => {

@@ -127,13 +127,25 @@ fn wrong_certificates_are_named() {
     for (name, text, says) in [
         ("ca.crt", "", "expected a PEM file with a certificate"),
         ("ca.crt", "-----BEGIN CERTIFICATE-----\nnonsense", "expected a PEM file with a certificate"),
-        ("ca.crt", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", ""),
+        (
+            "ca.crt",
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+            "is damaged: it holds no X.509 certificate",
+        ),
         ("ca.crt", &set.client.key, "expected a PEM file with a certificate"),
         ("client.crt", "", "expected a PEM file with a certificate"),
-        ("client.crt", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", ""),
-        ("client.key", "nonsense", "expected a PEM file with a private key"),
-        ("client.key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", ""),
-        ("client.key", &other.client.key, "KeyMismatch"),
+        (
+            "client.crt",
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+            "is damaged: it holds no X.509 certificate",
+        ),
+        ("client.key", "nonsense", "expected an unencrypted PKCS#8, PKCS#1 or SEC1 key in PEM, found none"),
+        (
+            "client.key",
+            "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+            "is a key of an unknown kind or damaged",
+        ),
+        ("client.key", &other.client.key, "the key does not belong to the certificate in "),
     ] {
         set.write(&certs).unwrap();
         write(name, text);

@@ -218,7 +218,7 @@ fn certificates_are_read_again_when_they_have_changed() {
     fs::write(certs.path().join("client.crt"), "-----BEGIN CERTIFICATE-----\nhalf").unwrap();
     assert!(filed.hang_up().contains("changed: nothing"));
     let line = agent.wait_for_log("the certificates stay as they were: ");
-    assert!(line.contains(" WARN ") && line.contains("client.crt: expected a PEM file with a certificate"), "{line}");
+    assert!(line.contains(" WARN ") && line.contains("client.crt: the certificate at line 1 is damaged"), "{line}");
     assert!(site.center().inject(agent.id(), Fault::Status(Status::ok())));
     wait_streams(&site, agent, 2);
     assert_eq!(agent.log_lines("the certificates stay as they were: ").len(), 1);

@@ -1,12 +1,17 @@
 //! TLS as it should be and as it should not: whom the agent trusts, who trusts the agent, and what it says where either fails.
 
 use crate::PLUGIN;
+use elklet_core::x509;
 use elklet_tests::center::Options;
-use elklet_tests::harness::{RawServer, Setup, Site, all_at_once, skipped, types};
+use elklet_tests::harness::{RawServer, Setup, Signal, Site, all_at_once, skipped, types};
 use elklet_tests::pki::{self, Ca, SERVER_NAME, Set, Validity};
+use ring::digest::{SHA256, digest};
 use rustls::SupportedProtocolVersion;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 /// What is wrong with the server, given what would be right; the directory has it right already.
 type Spoil = fn(&Set, &mut Options);
@@ -19,7 +24,14 @@ fn a_wrong_server_is_refused_until_it_is_mended() {
     fn spoil_server(set: &Set, leaf: pki::Leaf, options: &Options) {
         Set { server: leaf, ..set.clone() }.write(&options.certs).unwrap();
     }
-    let cases: [(&str, (Spoil, &str)); 8] = [
+    let cases: [(&str, (Spoil, &str)); 9] = [
+        (
+            "the agent's own",
+            (
+                |set, options| spoil_server(set, set.client.clone(), options),
+                "no TLS session: the server presents this agent's own key, expected one that no agent has",
+            ),
+        ),
         (
             "wrong CA",
             (
@@ -162,6 +174,240 @@ fn the_references_certificates_will_do() {
     assert!(key.contains("BEGIN RSA PRIVATE KEY"), "PKCS#1: {key}");
     let site = Site::with(|options| options.certs = certs.path().to_owned());
     assert_records_arrive(&site, certs.path());
+}
+
+/// The SHA-256 of a certificate's key, as openssl has it.
+fn pin(leaf: &pki::Leaf) -> [u8; 32] {
+    let der = CertificateDer::from_pem_slice(leaf.certificate.as_bytes()).unwrap();
+    let key = x509::public_key_info(&der).unwrap();
+    digest(&SHA256, key).as_ref().try_into().unwrap()
+}
+
+fn hex(hash: &[u8]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn an_authority_for_both_ends_does_not_make_an_agent_a_server() {
+    // As Elkeid has it: certificates for no end in particular. A host that is attacked has this one.
+    let set = Set::new();
+    let shared = set.ca.issue(SERVER_NAME, Validity::Current);
+    let set = Set { client: shared.clone(), ..set };
+    let site = Site::with(|options| Set { server: shared.clone(), ..set.clone() }.write(&options.certs).unwrap());
+    let right = Site::with(|options| set.write(&options.certs).unwrap());
+    let agent = Setup::new(site.certs()).server(&site.address()).server(&right.address()).start();
+    let line = agent.wait_for_log("the server presents this agent's own key");
+    assert!(line.contains(&site.address()), "{line}");
+    right.wait_connected(&agent);
+    site.center().read(|state| assert!(state.agents.is_empty()));
+}
+
+#[test]
+fn servers_have_one_of_the_pinned_keys_and_the_name_that_was_set() {
+    let set = Set::new();
+    let [next, other] = [(); 2].map(|()| set.ca.issue("center.example", Validity::Current));
+    let certs = tempfile::tempdir().unwrap();
+    set.write(certs.path()).unwrap();
+    let with = |server: &pki::Leaf| {
+        let set = Set { server: server.clone(), ..set.clone() };
+        Site::with(|options| set.write(&options.certs).unwrap())
+    };
+    let (pinned, unpinned) = (with(&next), with(&other));
+    let pins = format!("pin_sha256 = [\"{}\", \"{}\"]", hex(&[7; 32]), hex(&pin(&next)));
+    let setup = Setup::new(certs.path()).setting("server", "name = \"center.example\"").setting("server", &pins);
+    let agent = setup.server(&unpinned.address()).server(&pinned.address()).start();
+    let line = agent.wait_for_log("which server.pin_sha256 does not have");
+    let got =
+        format!("{}: no TLS session: the server's key has the SHA-256 {}, ", unpinned.address(), hex(&pin(&other)));
+    assert!(line.contains(&got), "{line}");
+    pinned.wait_connected(&agent);
+    unpinned.center().read(|state| assert!(state.agents.is_empty()));
+
+    // SIGHUP: the other key is the right one now.
+    let file = agent.workdir().path().join("elklet.toml");
+    let text = fs::read_to_string(&file).unwrap().replace(&hex(&pin(&next)), &hex(&pin(&other)));
+    fs::write(&file, text).unwrap();
+    agent.signal(Signal::HUP);
+    unpinned.wait_connected(&agent);
+
+    // The name alone.
+    let agent = Setup::new(certs.path()).server(&pinned.address()).start();
+    agent.wait_for_log("certificate not valid for name \"elkeid.com\"");
+}
+
+#[test]
+fn the_centers_certificates_are_for_one_end_each() {
+    let set = Set::new();
+    let right = Site::with(|options| set.write(&options.certs).unwrap());
+    // Another host's certificate, of which this agent knows nothing, in a server's place.
+    let certs = tempfile::tempdir().unwrap();
+    Set { client: set.ca.issue(SERVER_NAME, Validity::Current), ..set.clone() }.write(certs.path()).unwrap();
+    let wrong = Site::with(|options| Set { server: set.client.clone(), ..set.clone() }.write(&options.certs).unwrap());
+    let agent = Setup::new(certs.path()).server(&wrong.address()).server(&right.address()).start();
+    let line =
+        agent.wait_for_log("no TLS session: invalid peer certificate: certificate does not allow extended key usage");
+    assert!(line.contains(&wrong.address()), "{line}");
+    // Its own has no usage at all, as those of older installations.
+    right.wait_connected(&agent);
+    // A server's in an agent's place.
+    let certs = tempfile::tempdir().unwrap();
+    Set { client: set.server.clone(), ..set.clone() }.write(certs.path()).unwrap();
+    let other = Site::with(|options| {
+        Set { server: set.ca.issue(SERVER_NAME, Validity::Current), ..set.clone() }.write(&options.certs).unwrap();
+    });
+    Setup::new(certs.path()).server(&other.address()).start().wait_for_log("received fatal alert: ");
+}
+
+/// Authorities, certificate and key, and what the log says of them.
+type Texts = ([String; 3], Option<&'static str>);
+
+#[test]
+fn certificates_are_taken_as_tools_and_editors_leave_them() {
+    let site = Site::new();
+    let read = |name: &str| fs::read_to_string(site.certs().join(name)).unwrap();
+    let [ca, crt, key] = ["ca.crt", "client.crt", "client.key"].map(read);
+    let stranger = Ca::new("stranger").certificate().to_owned();
+    let empty = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+    let damaged = stranger.replace("MII", "AII");
+    let crl = "-----BEGIN X509 CRL-----\nMA==\n-----END X509 CRL-----\n";
+    let torn = &stranger[..stranger.len() / 2];
+    let expired = Ca::with("expired", Validity::Expired).certificate().to_owned();
+    let bom = |text: &str| format!("\u{feff}{text}");
+    let cases: [(&str, Texts); 9] = [
+        ("byte order marks", ([bom(&ca), bom(&crt), bom(&key)], None)),
+        ("CR alone", ([&ca, &crt, &key].map(|text| text.replace('\n', "\r")), None)),
+        ("text around", ([format!("Bag: x\n\n{ca}\nend"), format!("# mine\n{crt}"), key.clone()], None)),
+        ("key and certificate in one file", ([ca.clone(), format!("{key}{crt}"), format!("{crt}{key}")], None)),
+        (
+            "an empty one first",
+            ([format!("{empty}{ca}"), crt.clone(), key.clone()], Some("section 1 (CERTIFICATE, line 1) is damaged")),
+        ),
+        (
+            "a damaged one last",
+            ([format!("{ca}{damaged}"), crt.clone(), key.clone()], Some("section 2 (CERTIFICATE, line ")),
+        ),
+        (
+            "a revocation list",
+            (
+                [format!("{crl}{ca}"), crt.clone(), key.clone()],
+                Some("section 1 (X509 CRL, line 1) is no certificate; it is passed over"),
+            ),
+        ),
+        (
+            "a torn one first",
+            ([format!("{torn}\n{ca}"), crt.clone(), key.clone()], Some("section 1 (CERTIFICATE, line 1) is damaged")),
+        ),
+        (
+            "an expired one",
+            ([format!("{expired}{ca}"), crt.clone(), key.clone()], Some("section 1 (CERTIFICATE, line 1) has expired")),
+        ),
+    ];
+    all_at_once(&cases, |name, (texts, says)| {
+        let certs = tempfile::tempdir().unwrap();
+        for (file, text) in ["ca.crt", "client.crt", "client.key"].into_iter().zip(texts) {
+            fs::write(certs.path().join(file), text).unwrap();
+        }
+        let agent = Setup::new(certs.path()).server(&site.address()).start();
+        site.wait_connected(&agent);
+        match says {
+            None => assert_eq!(agent.log_lines(" WARN "), [""; 0], "{name}"),
+            Some(says) => {
+                let line = agent.wait_for_log(says);
+                assert!(line.contains(" WARN ") && line.contains("ca.crt: "), "{name}: {line}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_byte_order_mark_before_the_settings_is_passed_over() {
+    let site = Site::new();
+    let setup = site.setup();
+    fs::write(
+        setup.workdir().path().join("elklet.toml"),
+        format!("\u{feff}[server]\nprivate = [\"{}\"]\n", site.address()),
+    )
+    .unwrap();
+    site.wait_connected(&setup.start());
+}
+
+#[test]
+fn what_is_no_good_is_called_by_its_name_and_file() {
+    let set = Set::new();
+    let start = |change: &dyn Fn(&Path)| {
+        let certs = tempfile::tempdir().unwrap();
+        set.write(certs.path()).unwrap();
+        change(certs.path());
+        let mut agent = Setup::new(certs.path()).server("127.0.0.1:1").start();
+        assert_eq!(agent.wait_for_exit().code(), Some(2), "{}", agent.log());
+        agent.stderr().trim_end().replace(&certs.path().display().to_string(), "DIR")
+    };
+    let write = |name: &'static str, text: &str| {
+        let text = text.to_owned();
+        move |certs: &Path| fs::write(certs.join(name), &text).unwrap()
+    };
+    let pkcs = "expected an unencrypted PKCS#8, PKCS#1 or SEC1 key";
+    let head = "Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nMAA=";
+    let section = |label: &str, body: &str| format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n");
+    for (name, text, says) in [
+        (
+            "client.key",
+            section("ENCRYPTED PRIVATE KEY", "MAA="),
+            format!("the key is encrypted (ENCRYPTED PRIVATE KEY), {pkcs}"),
+        ),
+        ("client.key", section("RSA PRIVATE KEY", head), format!("the key is encrypted (RSA PRIVATE KEY), {pkcs}")),
+        ("client.key", set.client.certificate.clone(), format!("holds a section \"CERTIFICATE\", {pkcs}")),
+        (
+            "client.key",
+            section("OPENSSH PRIVATE KEY", "MAA="),
+            format!("holds a section \"OPENSSH PRIVATE KEY\", {pkcs}"),
+        ),
+        ("client.key", String::new(), format!("is empty, {pkcs} in PEM")),
+        ("client.key", section("PRIVATE KEY", "*"), "the section \"PRIVATE KEY\" at line 1 is damaged".to_owned()),
+        (
+            "client.key",
+            set.server.key.clone(),
+            "the key does not belong to the certificate in DIR/client.crt".to_owned(),
+        ),
+        ("client.crt", set.client.key.clone(), "holds a section \"PRIVATE KEY\", expected a certificate".to_owned()),
+        ("client.crt", section("CERTIFICATE", "MAA="), "is damaged: it holds no X.509 certificate".to_owned()),
+        ("ca.crt", section("CERTIFICATE", "MAA="), "found none: section 1 (CERTIFICATE, line 1) is damaged".to_owned()),
+        ("ca.crt", "\u{30}\u{0}".to_owned(), "expected a PEM file with a certificate, found none".to_owned()),
+    ] {
+        let said = start(&write(name, &text));
+        assert!(said.contains(&format!("--certs: DIR/{name}: ")) && said.contains(&says), "{says}\n{said}");
+    }
+    let said = start(&|certs| fs::remove_file(certs.join("client.crt")).unwrap());
+    assert!(said.contains("--certs: DIR/client.crt: no such file"), "{said}");
+
+    // Who has named the directory.
+    let setup = Setup::in_directory(elklet_tests::harness::Workdir::new()).server("127.0.0.1:1");
+    let file = setup.workdir().path().join("elklet.toml");
+    fs::write(&file, "certs = \"/nowhere\"\n").unwrap();
+    let mut agent = setup.start();
+    assert_eq!(agent.wait_for_exit().code(), Some(2));
+    let said = format!("certs in {}: /nowhere/ca.crt: no such file", file.display());
+    assert!(agent.stderr().contains(&said), "{}", agent.stderr());
+}
+
+#[test]
+fn keys_that_tls_cannot_sign_with_are_called_by_their_kind() {
+    let certs = tempfile::tempdir().unwrap();
+    if !pki::write_like_reference(certs.path()).unwrap() {
+        return skipped("keys_that_tls_cannot_sign_with_are_called_by_their_kind", "there is no openssl to make them");
+    }
+    for (words, says) in [
+        ("genrsa -out client.key 1024", "client.key: is an RSA key of 1024 bits, expected RSA of 2048 to 4096 bits"),
+        ("genrsa -traditional -out client.key 1024", "client.key: is an RSA key of 1024 bits, expected"),
+        ("ecparam -name secp521r1 -genkey -out client.key", "client.key: is a P-521 key, expected"),
+        ("genpkey -algorithm ed448 -out client.key", "client.key: is an Ed448 key, expected"),
+    ] {
+        let made = Command::new("openssl").args(words.split(' ')).current_dir(certs.path()).output().unwrap();
+        assert!(made.status.success(), "{words}");
+        let mut agent = Setup::new(certs.path()).server("127.0.0.1:1").start();
+        assert_eq!(agent.wait_for_exit().code(), Some(2));
+        assert!(agent.stderr().contains(says), "{says}\n{}", agent.stderr());
+    }
 }
 
 fn assert_records_arrive(site: &Site, certs: &Path) {
