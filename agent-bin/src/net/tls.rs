@@ -10,7 +10,7 @@ use elklet_core::x509;
 use ring::digest;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::ring::{default_provider, sign};
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::key;
@@ -310,10 +310,22 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Why there is no session; the agent's own reasons need no introduction by rustls.
+/// Why there is no session, in the words of this program where rustls has numbers or an introduction.
 pub(crate) fn reason(error: &io::Error) -> String {
+    use rustls::CertificateError::{ExpiredContext, NotValidYetContext};
+    let moment = |time: UnixTime| humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(time.as_secs()));
     match error.get_ref().and_then(|inner| inner.downcast_ref()) {
         Some(rustls::Error::Other(reason)) => reason.0.to_string(),
+        Some(rustls::Error::InvalidCertificate(ExpiredContext { time, not_after })) => {
+            let (now, end) = (moment(*time), moment(*not_after));
+            format!("invalid peer certificate: certificate expired at {end}, and this host's clock says {now}")
+        }
+        Some(rustls::Error::InvalidCertificate(NotValidYetContext { time, not_before })) => {
+            let (now, begin) = (moment(*time), moment(*not_before));
+            format!(
+                "invalid peer certificate: certificate not valid yet, only from {begin}, and this host's clock says {now}"
+            )
+        }
         _ => error.to_string(),
     }
 }
