@@ -61,7 +61,8 @@ fn read_from(path: &Path) -> Result<Settings, String> {
 pub(super) fn parse(text: &str) -> Result<Settings, (usize, String)> {
     toml::from_str(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start.min(text.len()));
-        let line = 1 + text[..at].matches('\n').count();
+        // The place need not be between two characters.
+        let line = 1 + text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count();
         let message = error.message().replace('\n', " ");
         match DeTable::parse(text).ok().and_then(|table| key_at(table.get_ref(), at)) {
             Some(key) => (line, format!("{key}: {message}")),
@@ -82,4 +83,20 @@ fn key_at(table: &DeTable<'_>, at: usize) -> Option<String> {
             None => (key.span().contains(&at) || value.span().contains(&at)).then(|| key.get_ref().to_string()),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_file_of_any_text_is_refused_with_a_line_or_read(text in "[\\[\\]a-c=\"'#.\\n\\\\ ä€😀\u{202e}0-9{},]{0,60}") {
+            if let Err((line, _)) = parse(&text) {
+                prop_assert!((1..=1 + text.matches('\n').count()).contains(&line), "line {line}");
+            }
+        }
+    }
 }
