@@ -1,10 +1,12 @@
 //! Reading no more of a file than it should have, and writing files so that a reader, and a host that loses its power, has
 //! the old content or the new, never a part.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+
+use rustix::fs::OFlags;
 
 /// The first `limit` bytes of a file.
 ///
@@ -24,12 +26,12 @@ pub(crate) fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> 
     replace_by(path, mode, |file| file.write_all(content))
 }
 
-/// Puts a copy of `from` in the place of a file, with this mode.
+/// Puts a copy of what `from` has in the place of a file, with this mode.
 ///
 /// # Errors
 /// Whatever reading or writing gives; the old file stays then.
-pub(crate) fn replace_by_copy(path: &Path, from: &Path, mode: u32) -> io::Result<()> {
-    replace_by(path, mode, |file| io::copy(&mut File::open(from)?, file).map(drop))
+pub(crate) fn replace_by_copy(path: &Path, from: &mut File, mode: u32) -> io::Result<()> {
+    replace_by(path, mode, |file| io::copy(from, file).map(drop))
 }
 
 fn replace_by(path: &Path, mode: u32, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
@@ -55,6 +57,46 @@ fn replace_by(path: &Path, mode: u32, write: impl FnOnce(&mut File) -> io::Resul
     Ok(())
 }
 
+/// Makes a directory with this mode where there is none, and those on the way to it. One that is there has to be the agent's
+/// own, and is closed to others if they may write it: whoever may write a directory can replace what lies there.
+///
+/// # Errors
+/// When it cannot be made, or is somebody else's.
+pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => return fs::set_permissions(path, Permissions::from_mode(mode)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(mode).create(path)?;
+            return fs::set_permissions(path, Permissions::from_mode(mode));
+        }
+        Err(error) if path.symlink_metadata().is_err() => return Err(error),
+        Err(_) => {}
+    }
+    close_to_others(path)
+}
+
+/// Takes from others the permission to write a directory that the agent has made.
+///
+/// # Errors
+/// When it is somebody else's who may write it, or cannot be changed.
+pub(crate) fn close_to_others(path: &Path) -> io::Result<()> {
+    let directory = File::options().read(true).custom_flags(OFlags::DIRECTORY.bits().cast_signed()).open(path)?;
+    let found = directory.metadata()?;
+    let (own, owner) = (rustix::process::geteuid().as_raw(), found.uid());
+    if owner != own && owner != 0 {
+        return Err(io::Error::other(format!(
+            "it belongs to user {owner}, expected {own}: who owns it can replace what is in it"
+        )));
+    }
+    let mode = found.permissions().mode() & 0o7777;
+    if mode & 0o022 == 0 {
+        return Ok(());
+    }
+    directory.set_permissions(Permissions::from_mode(mode & !0o7022))?;
+    log::warn!("{}: others could write it (mode {mode:o}); now they cannot", path.display());
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,13 +110,34 @@ mod tests {
         replace(&path, b"one", 0o600).expect("writable");
         assert_eq!((read_bounded(&path, 9).expect("readable"), mode()), (b"one".to_vec(), 0o600));
         replace_by(&path, 0o600, |_| Err(io::ErrorKind::StorageFull.into())).expect_err("no room");
-        replace_by_copy(&path, &directory.path().join("missing"), 0o600).expect_err("nothing to copy");
+        replace_by_copy(&path, &mut File::open(directory.path()).expect("it exists"), 0o600).expect_err("no file");
         assert_eq!(read_bounded(&path, 2).expect("readable"), b"on");
         let from = directory.path().join("from");
         fs::write(&from, "two").expect("writable");
         // Whatever the umask is.
-        replace_by_copy(&path, &from, 0o757).expect("writable");
+        replace_by_copy(&path, &mut File::open(&from).expect("readable"), 0o757).expect("writable");
         assert_eq!((fs::read(&path).expect("readable"), mode()), (b"two".to_vec(), 0o757));
         assert_eq!(fs::read_dir(directory.path()).expect("readable").count(), 2);
+    }
+
+    #[test]
+    fn directories_are_closed_to_others_whatever_they_were() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mode = |path: &Path| fs::metadata(path).expect("it exists").permissions().mode() & 0o7777;
+        let path = directory.path().join("a/b");
+        make_directory(&path, 0o701).expect("writable");
+        assert_eq!((mode(&path), mode(path.parent().expect("a"))), (0o701, 0o701));
+        for (open, closed) in [(0o777, 0o755), (0o1777, 0o755), (0o2770, 0o750), (0o755, 0o755), (0o500, 0o500)] {
+            fs::set_permissions(&path, Permissions::from_mode(open)).expect("ours");
+            make_directory(&path, 0o701).expect("ours");
+            assert_eq!(mode(&path), closed, "{open:o}");
+        }
+        fs::write(directory.path().join("file"), "").expect("writable");
+        make_directory(&directory.path().join("file"), 0o700).expect_err("a file");
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&path, Some(12345), None).expect("root may");
+            let error = make_directory(&path, 0o701).expect_err("somebody else's");
+            assert!(error.to_string().contains("belongs to user 12345, expected 0"), "{error}");
+        }
     }
 }

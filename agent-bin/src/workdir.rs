@@ -1,17 +1,31 @@
-//! The work directory, which belongs to one agent at a time.
+//! The work directory, which belongs to one agent at a time and is written by nobody else.
 
-use std::fs::File;
-use std::path::Path;
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+
+use crate::files::close_to_others;
+use crate::plugin;
+use crate::remove::remove_tree;
 
 /// A lock that seems taken is tried again this often: what another agent was just starting holds it from its fork to its exec,
 /// though that agent has ended.
 const ATTEMPTS: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// The directories that the agent makes. `log` and `spool` are theirs who write there, and closed to others all the same.
+const DIRECTORIES: [&str; 5] = ["log", "plugin", "spool", "tmp", "update"];
+
+/// Deleting what an end has left takes this long at most; the next start goes on with it.
+const CLEARING: Duration = Duration::from_secs(5);
+
+/// Entries of `tmp/` that are looked at; the next start looks at more.
+const MAX_LEFT: usize = 10_000;
 
 /// What lies in the directory is this agent's own, as long as this lives.
 #[derive(Debug)]
@@ -36,4 +50,47 @@ impl WorkdirLock {
         }
         Err(format!("another agent runs in {}", workdir.display()))
     }
+}
+
+/// Closes to others the directories that an earlier version may have left open to them, and tells of a work directory that
+/// others can write: they could replace all of it.
+pub(crate) fn tighten(workdir: &Path) {
+    for directory in DIRECTORIES.map(|name| workdir.join(name)) {
+        if directory.is_dir()
+            && let Err(error) = close_to_others(&directory)
+        {
+            log::error!("{}: {error}", directory.display());
+        }
+    }
+    let mode = fs::metadata(workdir).map_or(0, |found| found.permissions().mode());
+    if mode & 0o022 != 0 {
+        let mode = mode & 0o7777;
+        log::warn!("{}: others can write it (mode {mode:o}) and replace what the agent executes", workdir.display());
+    }
+}
+
+/// What earlier runs have left to be deleted, in `tmp/` and beside plugins; what a crash has interrupted is put back.
+pub(crate) fn leftovers(workdir: &Path) -> Vec<PathBuf> {
+    let tmp = workdir.join("tmp");
+    // Where it is a link, others may use what it leads to.
+    let is_link = tmp.is_symlink();
+    let entries = fs::read_dir(&tmp).into_iter().flatten().flatten().take(MAX_LEFT);
+    let mut left: Vec<_> = entries
+        .filter(|entry| !is_link || entry.file_name().as_encoded_bytes().starts_with(b"elklet-update."))
+        .map(|entry| entry.path())
+        .collect();
+    left.extend(plugin::recover(workdir));
+    left
+}
+
+/// Deletes what is left at the end.
+pub(crate) fn clear(workdir: &Path) {
+    let begun = Instant::now();
+    for path in leftovers(workdir) {
+        if let Err(error) = remove_tree(&path, &|| begun.elapsed() < CLEARING) {
+            log::warn!("{}: {error}; the next start tries again", path.display());
+        }
+    }
+    // Unless it is a link, or something is left in it.
+    let _ = fs::remove_dir(workdir.join("tmp"));
 }

@@ -148,8 +148,32 @@ pub const MAX_DOWNLOAD_BYTES: u64 = 512 << 20;
 /// compressed already.
 pub const MAX_UNPACKED_BYTES: u64 = 2 * MAX_DOWNLOAD_BYTES;
 
-/// Entries of an archive at most. Elkeid's largest plugin has some hundreds.
+/// Entries of an archive at most, and files and directories that come of them, those that a path implies included. Elkeid's
+/// largest plugin has some hundreds.
 pub const MAX_ARCHIVE_ENTRIES: u64 = 10_000;
+
+/// Levels of a path in an archive at most. Elkeid's plugins have five; what walks a plugin's directory need not reckon with
+/// more than a path can hold.
+pub const MAX_ARCHIVE_DEPTH: usize = 64;
+
+/// Bytes of all downloads, and of what is unpacked from them, that lie on the disk at once before they are in their place:
+/// the largest plugin, as a download and unpacked, and another download.
+pub const MAX_STAGED_BYTES: u64 = MAX_UNPACKED_BYTES + 2 * MAX_DOWNLOAD_BYTES;
+
+/// Bytes that a download leaves free on a file system of `size` bytes: a twentieth, as ext4 keeps for root, and not more than
+/// a host's logs need for a day.
+#[must_use]
+pub const fn free_bytes_floor(size: u64) -> u64 {
+    const MOST: u64 = 64 << 20;
+    if size / 20 < MOST { size / 20 } else { MOST }
+}
+
+/// Inodes that a download leaves free on a file system that has `all`.
+#[must_use]
+pub const fn free_inodes_floor(all: u64) -> u64 {
+    const MOST: u64 = 1_000;
+    if all / 20 < MOST { all / 20 } else { MOST }
+}
 
 /// Bytes at most of what an archive says about an entry's name: Linux takes no longer path than 4 KiB.
 pub const MAX_ARCHIVE_NAME_BYTES: u64 = 8 << 10;

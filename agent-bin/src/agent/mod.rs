@@ -44,7 +44,7 @@ use crate::pump::{PumpEvent, PumpHandle};
 use crate::shared::SharedIntake;
 use crate::update::{After, Updates};
 use crate::upload::{Order, Uploads};
-use crate::workdir::WorkdirLock;
+use crate::workdir::{self, WorkdirLock};
 use crate::{blocking, children, inherited, logging, plugin, version};
 
 /// Events of one attempt that may wait for the loop; commands beyond that stay with the server.
@@ -94,7 +94,7 @@ pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> 
     settings.warnings.iter().for_each(|warning| log::warn!("{warning}"));
     // The last end may have come too suddenly for it.
     plugin::end_earlier_lives(&workdir);
-    clear_directory(&settings.workdir.join("tmp"));
+    workdir::tighten(&settings.workdir);
     let result = runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -110,7 +110,7 @@ pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> 
     blocking::wait_for_quiet(END_OF_THREADS);
     plugin::end_all(&workdir);
     children::leave_orphans();
-    clear_directory(&workdir.join("tmp"));
+    workdir::clear(&workdir);
     if let Err(failure) = &result {
         log::error!("{failure}");
     }
@@ -145,15 +145,6 @@ fn with_kept_plugins(mut dispatch: Dispatch, workdir: &Path, now: Millis) -> Dis
         Err(why) => log::error!("{why}; plugins are started when a server names them"),
     }
     dispatch
-}
-
-/// Deletes what lies in a directory for the time being.
-fn clear_directory(directory: &Path) {
-    if let Err(error) = std::fs::remove_dir_all(directory)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        log::warn!("{}: {error}", directory.display());
-    }
 }
 
 struct Agent {
@@ -228,7 +219,7 @@ impl Agent {
         delivery.set_sender(beat.sender());
         let seed = RandomState::new().build_hasher().finish();
         let tls = certificates.tls().clone();
-        let agent = Self {
+        let mut agent = Self {
             clock,
             session: Session::new(reload::endpoints(&settings.server), settings.server.timing(), seed),
             dispatch: with_kept_plugins(Dispatch::new(version().to_owned()), &settings.workdir, clock.now()),
@@ -266,6 +257,8 @@ impl Agent {
             spool_events,
         };
         agent.warn_of_certificates();
+        // The last end may have come too suddenly for it.
+        agent.plugins.delete(workdir::leftovers(&agent.settings.workdir));
         Ok(agent)
     }
 
@@ -348,6 +341,9 @@ impl Agent {
 
     fn beat(&mut self, now: Millis) {
         self.lose_frames();
+        // What could not be deleted the last time.
+        self.plugins.delete(Vec::new());
+        self.updates.retry_put_back();
         self.sample_rates(now);
         self.net.uploaded_bytes = self.uploads.sent_bytes();
         self.look_after_certificates(now);

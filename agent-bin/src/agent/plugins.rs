@@ -5,7 +5,6 @@ use std::io::ErrorKind;
 use std::mem;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use elklet_core::command::{PluginConfig, PluginName};
 use elklet_core::dispatch::{Dispatch, Preparation};
@@ -23,12 +22,16 @@ use crate::children::Own;
 use crate::clock;
 use crate::config::Settings;
 use crate::fetch::{Cancel, Fetcher};
-use crate::plugin::{self, Applied, Confiner, Group, Kin, Prepared, Preparer, Spawned};
+use crate::plugin::{self, Applied, Confiner, Group, Kin, Newest, Prepared, Preparer, Spawned};
 use crate::pump::{PlugId, PluginStats, PumpHandle};
+use crate::remove::remove_tree;
 use crate::status::Meter;
 
 /// A plugin that was asked to end is killed after this; the reference's time.
 const STOP_TIMEOUT_MS: u64 = 10_000;
+
+/// Paths that wait to be deleted at most; each is tried again at every heartbeat.
+const MAX_LITTER: usize = 1_000;
 
 /// What happens to plugins without being asked for.
 #[derive(Debug)]
@@ -37,6 +40,8 @@ pub(super) enum PluginEvent {
     Prepared(PluginName, Preparation, Result<Prepared, String>),
     /// The list of plugins was written to the disk, or was not.
     Kept,
+    /// What was to be deleted is, but for these.
+    Deleted(Vec<PathBuf>),
     /// A process has ended; the text completes "plugin x ...".
     Exited(PluginName, String),
 }
@@ -103,6 +108,11 @@ pub(super) struct Plugins {
     keep_at: Option<Millis>,
     /// What is deleted in its time.
     chores: Chores,
+    /// Whether another version than before has run, which is to be written too.
+    to_note: bool,
+    /// What is to be deleted, and whether a chore is deleting.
+    litter: Vec<PathBuf>,
+    deleting: bool,
     /// The counts of plugs that the pump has not closed yet; a process may be gone by then.
     open: HashMap<PlugId, Open>,
     /// The counts of those that it has.
@@ -112,11 +122,13 @@ pub(super) struct Plugins {
     events: UnboundedSender<PluginEvent>,
 }
 
-fn preparer(settings: &Settings) -> Preparer {
+fn preparer(settings: &Settings, newest: Arc<Newest>) -> Preparer {
     Preparer {
         workdir: settings.workdir.clone(),
         fetcher: Fetcher::new(settings.certs.join("ca.crt"), settings.proxies.clone()),
         public_key: settings.plugins.public_key(),
+        allow_downgrade: settings.plugins.allow_downgrade(),
+        newest,
     }
 }
 
@@ -124,7 +136,7 @@ impl Plugins {
     pub(super) fn new(settings: &Settings) -> (Self, UnboundedReceiver<PluginEvent>) {
         let (events, receiver) = mpsc::unbounded_channel();
         let plugins = Self {
-            preparer: Arc::new(preparer(settings)),
+            preparer: Arc::new(preparer(settings, Arc::new(Newest::read(&settings.workdir)))),
             confiner: Confiner::new(settings),
             kin: Kin::new(&settings.workdir),
             running: BTreeMap::new(),
@@ -136,6 +148,9 @@ impl Plugins {
             to_keep: None,
             keep_at: None,
             chores: Chores::default(),
+            to_note: false,
+            litter: Vec::new(),
+            deleting: false,
             open: HashMap::new(),
             past: Tally::default(),
             deaths: 0,
@@ -146,7 +161,7 @@ impl Plugins {
 
     /// Prepares by other settings from now on.
     pub(super) fn configure(&mut self, settings: &Settings) {
-        self.preparer = Arc::new(preparer(settings));
+        self.preparer = Arc::new(preparer(settings, Arc::clone(&self.preparer.newest)));
         self.confiner.configure(settings);
     }
 
@@ -204,18 +219,24 @@ impl Plugins {
             return;
         }
         self.keep_at = None;
-        let Some(plugins) = self.to_keep.take() else { return };
+        let lists = (self.to_keep.take(), mem::take(&mut self.to_note));
+        if matches!(lists, (None, false)) {
+            return;
+        }
         let (preparer, events) = (Arc::clone(&self.preparer), self.events.clone());
-        let started = blocking::start(plugins, move |plugins| {
-            if let Err(error) = plugin::write_kept(&preparer.workdir, &plugins) {
+        let started = blocking::start(lists, move |(to_keep, to_note)| {
+            if let Some(Err(error)) = to_keep.map(|plugins| plugin::write_kept(&preparer.workdir, &plugins)) {
                 log::error!("the list of plugins cannot be kept for a start without a server: {error}");
+            }
+            if to_note && let Err(error) = preparer.newest.write() {
+                log::error!("the newest versions cannot be kept; after its end the agent will not know them: {error}");
             }
             let _ = events.send(PluginEvent::Kept);
         });
         match started {
             Ok(()) => self.keeping = true,
             Err(refused) => {
-                self.to_keep = Some(refused.input);
+                (self.to_keep, self.to_note) = refused.input;
                 self.keep_at = Some(now + blocking::RETRY_MS);
             }
         }
@@ -241,6 +262,8 @@ impl Plugins {
                 let own = Own::plugin(pid);
                 self.kin.join(mark, pid);
                 log::info!("plugin {} version {} started as process {pid}", config.name, config.version);
+                self.to_note |= self.preparer.note_started(config);
+                self.write_kept(now);
                 let stats = Arc::new(PluginStats::default());
                 let plug = pump.plug(config.name.clone(), origin, pipes, Arc::clone(&stats));
                 self.open.insert(plug, Open::new(config.name.clone(), Arc::clone(&stats)));
@@ -272,7 +295,8 @@ impl Plugins {
                 if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::OutOfMemory) {
                     blocking::count_refused();
                 }
-                dispatch.handle_spawn_failed(&config.name, &error.to_string(), now);
+                let program = self.directory(&config.name).join(config.name.as_str());
+                dispatch.handle_spawn_failed(&config.name, &plugin::explain(&error, &program), now);
             }
         }
     }
@@ -285,22 +309,38 @@ impl Plugins {
         }
     }
 
+    /// Takes a plugin's directory from its place at once, so that the plugin may come again, and has it deleted.
     pub(super) fn remove(&mut self, name: &PluginName) {
-        static REMOVED: AtomicU64 = AtomicU64::new(0);
         let directory = self.directory(name);
-        let number = REMOVED.fetch_add(1, Ordering::Relaxed);
-        // It has gone from its place at once, so that the plugin may come again, and is deleted in its time.
-        let aside = self.preparer.workdir.join("tmp").join(format!("{name}.removed.{number}"));
-        let moved = std::fs::create_dir_all(self.preparer.workdir.join("tmp"));
-        match moved.and_then(|()| std::fs::rename(&directory, &aside)) {
-            Ok(()) => log::info!("plugin {name} is removed"),
-            Err(error) if error.kind() == ErrorKind::NotFound => return,
-            Err(error) => return log::error!("plugin {name} cannot be removed: {}: {error}", directory.display()),
-        }
-        self.chores.push(move || {
-            if let Err(error) = std::fs::remove_dir_all(&aside) {
-                log::warn!("{}: {error}", aside.display());
+        match plugin::take_away(&directory) {
+            Ok(None) => {}
+            Ok(Some(away)) => {
+                log::info!("plugin {name} is removed");
+                self.delete(vec![away]);
             }
+            Err(error) => log::error!("plugin {name} cannot be removed: {}: {error}", directory.display()),
+        }
+    }
+
+    /// Deletes these, and what could not be deleted before, in its time.
+    pub(super) fn delete(&mut self, paths: Vec<PathBuf>) {
+        self.litter.extend(paths);
+        // What does not fit is found again by the next start.
+        self.litter.truncate(MAX_LITTER);
+        if self.deleting || self.litter.is_empty() {
+            return;
+        }
+        self.deleting = true;
+        let (mut paths, events) = (mem::take(&mut self.litter), self.events.clone());
+        self.chores.push(move || {
+            paths.retain(|path| match remove_tree(path, &|| true) {
+                Ok(()) => false,
+                Err(error) => {
+                    log::warn!("{} cannot be deleted and is tried again: {error}", path.display());
+                    true
+                }
+            });
+            let _ = events.send(PluginEvent::Deleted(paths));
         });
     }
 
@@ -334,6 +374,13 @@ impl Plugins {
             PluginEvent::Kept => {
                 self.keeping = false;
                 self.write_kept(now);
+            }
+            PluginEvent::Deleted(failed) => {
+                self.deleting = false;
+                let came_meanwhile = mem::replace(&mut self.litter, failed);
+                if !came_meanwhile.is_empty() {
+                    self.delete(came_meanwhile);
+                }
             }
             PluginEvent::Exited(name, how) => {
                 if let Some(running) = self.running.remove(&name) {

@@ -11,6 +11,7 @@ use crate::plugin::PublicKey;
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Plugins {
     public_key: Key,
+    allow_downgrade: bool,
     memory_mib: MemoryMib,
     cpu_percent: CpuPercent,
     processes: Processes,
@@ -79,6 +80,7 @@ impl Default for Plugins {
     fn default() -> Self {
         Self {
             public_key: Key::default(),
+            allow_downgrade: false,
             memory_mib: MemoryMib::new(0),
             cpu_percent: CpuPercent::new(0),
             processes: Processes::new(0),
@@ -111,6 +113,11 @@ impl Plugins {
     /// Who has to vouch for what is started, if anybody.
     pub(crate) fn public_key(&self) -> Option<PublicKey> {
         self.public_key.0
+    }
+
+    /// Whether a plugin that has to be signed may be an earlier version than one that has run.
+    pub(crate) fn allow_downgrade(&self) -> bool {
+        self.allow_downgrade
     }
 
     /// Whether the oldest records may go for those of a plugin that has the section `own`, if it has one.

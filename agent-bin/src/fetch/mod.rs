@@ -1,12 +1,13 @@
 //! Downloads over http and https: what was asked for, whole and by its hash, or an error.
 //!
 //! Shape: whoever needs a file makes an [`Order`] and calls [`Fetcher::fetch`] on a blocking thread, with the path of a file
-//! that does not exist yet and a [`Cancel`] of which another thread keeps a clone (in an `Arc`). The file is there when `Ok` is
+//! that does not exist yet, the [`Room`] for it and a [`Cancel`] of which another thread keeps a clone (in an `Arc`). The file is there when `Ok` is
 //! returned, open and at its beginning, and is not when an error is.
 //!
 //! ```text
 //! let order = Order { urls: &config.urls, sha256: config.sha256, max_bytes: MAX_DOWNLOAD_BYTES };
-//! let file = fetcher.fetch(&order, &workdir.join("tmp/package"), &cancel)?;
+//! let mut room = Room::below(&directory)?;
+//! let file = fetcher.fetch(&order, &directory.join("package"), &mut room, &cancel)?;
 //! ```
 //!
 //! The addresses are tried in order. Where one breaks off, the next goes on from there if it can (HTTP ranges); the hash
@@ -29,6 +30,7 @@ use ureq::http::{Response, StatusCode, header};
 
 use crate::config::Proxies;
 use crate::net::http_agent;
+use crate::room::Room;
 
 /// Redirections that are followed for one address.
 const MAX_REDIRECTS: u32 = 5;
@@ -112,16 +114,16 @@ impl Fetcher {
         Self { authority, proxies, patience: Patience::default() }
     }
 
-    /// Fetches what was ordered into the new file `to`, readable by its owner only. Blocks.
+    /// Fetches what was ordered into the new file `to`, readable by its owner only and safe from a loss of power. Blocks.
     ///
     /// # Errors
-    /// When no address has it, it is too long, it is not what was ordered, `to` cannot be written, or the fetch was
-    /// cancelled; the text says which, for each address. Then there is no file.
-    pub(crate) fn fetch(&self, order: &Order<'_>, to: &Path, cancel: &Cancel) -> Result<File, String> {
+    /// When no address has it, it is too long, it is not what was ordered, `to` cannot be written, there is no room for it, or
+    /// the fetch was cancelled; the text says which, for each address. Then there is no file.
+    pub(crate) fn fetch(&self, order: &Order<'_>, to: &Path, room: &mut Room, cancel: &Cancel) -> Result<File, String> {
         if order.urls.is_empty() {
             return Err("no address to download it from was given".to_owned());
         }
-        let mut partial = Partial::create(to).map_err(|error| format!("{}: {error}", to.display()))?;
+        let mut partial = Partial::create(to, room).map_err(|error| format!("{}: {error}", to.display()))?;
         let agent = self.agent();
         cancel.watch(&agent);
         let mut failures = Vec::new();
@@ -133,7 +135,10 @@ impl Fetcher {
             let begun = Instant::now();
             match partial.complete(&agent, url, order, cancel) {
                 Ok(()) => {
-                    partial.file.seek(SeekFrom::Start(0)).map_err(|error| format!("{}: {error}", to.display()))?;
+                    let settled = partial.file.sync_all().and_then(|()| partial.file.seek(SeekFrom::Start(0)));
+                    settled
+                        .inspect_err(|_| drop(fs::remove_file(to)))
+                        .map_err(|error| format!("{}: {error}", to.display()))?;
                     log::info!(
                         "{} bytes downloaded in {:.1} s from {}",
                         partial.length,
@@ -170,18 +175,19 @@ impl Fetcher {
 }
 
 /// What of a file has come so far.
-struct Partial {
+struct Partial<'a> {
     file: File,
+    room: &'a mut Room,
     length: u64,
     hash: digest::Context,
     /// Bytes of `length` that came from an earlier address than the latest.
     inherited: u64,
 }
 
-impl Partial {
-    fn create(path: &Path) -> std::io::Result<Self> {
+impl<'a> Partial<'a> {
+    fn create(path: &Path, room: &'a mut Room) -> std::io::Result<Self> {
         let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-        Ok(Self { file, length: 0, hash: digest::Context::new(&digest::SHA256), inherited: 0 })
+        Ok(Self { file, room, length: 0, hash: digest::Context::new(&digest::SHA256), inherited: 0 })
     }
 
     /// Fetches what is missing from this address, and holds the whole to its hash.
@@ -240,7 +246,7 @@ impl Partial {
                 return Err(too_long());
             }
             self.hash.update(&piece[..n]);
-            if let Err(error) = self.file.write_all(&piece[..n]) {
+            if let Err(error) = self.room.take(n as u64).and_then(|()| self.file.write_all(&piece[..n])) {
                 self.start_over().map_err(|error| error.to_string())?;
                 return Err(format!("what has come cannot be written: {error}"));
             }
@@ -258,6 +264,7 @@ impl Partial {
     fn start_over(&mut self) -> std::io::Result<()> {
         self.hash = digest::Context::new(&digest::SHA256);
         (self.length, self.inherited) = (0, 0);
+        self.room.give_back();
         self.file.set_len(0)?;
         self.file.seek(SeekFrom::Start(0)).map(drop)
     }

@@ -67,7 +67,8 @@ fn fetch_with(fetcher: &Fetcher, urls: &[String], wanted: &[u8], cancel: &Cancel
     let directory = tempfile::tempdir().expect("a directory");
     let to = directory.path().join("file");
     let order = Order { urls, sha256: hash(wanted), max_bytes: 1 << 20 };
-    let result = fetcher.fetch(&order, &to, cancel);
+    let mut room = Room::below(directory.path()).expect("it is there");
+    let result = fetcher.fetch(&order, &to, &mut room, cancel);
     assert_eq!(to.exists(), result.is_ok(), "there is a file exactly if it is the right one");
     result.map(|mut file| {
         let mut bytes = Vec::new();

@@ -1,18 +1,20 @@
 //! Unpacking a plugin's archive, a gzipped tar, into a directory that was just made for it.
 //!
 //! The archive is what the configuration's hash says, and yet nothing in it is believed: only regular files and directories
-//! are made, each below the directory and each file once, and no more of them than the limits allow. What an archive holds
-//! is bounded before it is read: an entry that says too much ends everything.
+//! are made, each below the directory and each file once, and no more and no deeper ones than the limits allow. What an archive
+//! holds is bounded before it is read: an entry that says too much ends everything.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
-use elklet_core::limits::{MAX_ARCHIVE_ENTRIES, MAX_ARCHIVE_NAME_BYTES, MAX_UNPACKED_BYTES};
+use elklet_core::limits::{MAX_ARCHIVE_DEPTH, MAX_ARCHIVE_ENTRIES, MAX_ARCHIVE_NAME_BYTES, MAX_UNPACKED_BYTES};
 use flate2::read::MultiGzDecoder;
 use tar::{Archive, Entry, EntryType, PaxExtensions};
+
+use crate::room::Room;
 
 /// Bytes that are read and written at once.
 const PIECE_BYTES: usize = 64 << 10;
@@ -26,8 +28,20 @@ const MODE_MASK: u32 = 0o755;
 /// What is wrong with the archive, or why a file cannot be written, or that `is_cancelled` said so; then something of it may
 /// lie in the directory.
 pub fn unpack(archive: impl Read, into: &Path, is_cancelled: &dyn Fn() -> bool) -> Result<(), String> {
+    let mut room = Room::below(into).map_err(|error| format!("{}: {error}", into.display()))?;
+    unpack_in(archive, into, &mut room, is_cancelled)
+}
+
+/// The same with the room that is there for it.
+pub(super) fn unpack_in(
+    archive: impl Read,
+    into: &Path,
+    room: &mut Room,
+    is_cancelled: &dyn Fn() -> bool,
+) -> Result<(), String> {
     let mut archive = Archive::new(MultiGzDecoder::new(archive));
-    let mut bytes = 0;
+    let mut tree = Tree { into, room, made: 0, is_cancelled };
+    let mut bytes: u64 = 0;
     let mut name = None;
     let broken = |error: io::Error| format!("the archive is broken: {error}");
     // Raw entries: names beyond a header's length come as entries of their own, which are to be bounded like all others.
@@ -36,7 +50,8 @@ pub fn unpack(archive: impl Read, into: &Path, is_cancelled: &dyn Fn() -> bool) 
             return Err(format!("the archive has more than {MAX_ARCHIVE_ENTRIES} entries"));
         }
         let mut entry = entry.map_err(broken)?;
-        bytes += entry.size();
+        // A size may be anything up to 2^64 - 1.
+        bytes = bytes.saturating_add(entry.size());
         if bytes > MAX_UNPACKED_BYTES {
             return Err(format!("the archive holds more than {MAX_UNPACKED_BYTES} bytes"));
         }
@@ -51,19 +66,19 @@ pub fn unpack(archive: impl Read, into: &Path, is_cancelled: &dyn Fn() -> bool) 
             EntryType::XGlobalHeader => drop(read_name(&mut entry)?),
             kind => {
                 let name = name.take().unwrap_or_else(|| entry.path_bytes().into_owned());
-                let target = into.join(checked(&name)?);
+                let target = checked(&name)?;
                 let failed = |error: io::Error| format!("{} in the archive: {error}", shown(&name));
                 match kind {
-                    EntryType::Directory => make_directories(&target).map_err(failed)?,
+                    EntryType::Directory => tree.make_directories(&target).map_err(failed)?,
                     // Before there was a type for directories, a slash at the end meant one.
                     EntryType::Regular | EntryType::Continuous if name.ends_with(b"/") => {
-                        make_directories(&target).map_err(failed)?;
+                        tree.make_directories(&target).map_err(failed)?;
                     }
-                    EntryType::Regular | EntryType::Continuous if target == into => {
+                    EntryType::Regular | EntryType::Continuous if target.as_os_str().is_empty() => {
                         return Err(format!("{} in the archive names no file", shown(&name)));
                     }
                     EntryType::Regular | EntryType::Continuous => {
-                        write_file(&mut entry, &target, is_cancelled).map_err(failed)?;
+                        tree.write_file(&mut entry, &target).map_err(failed)?;
                     }
                     kind => {
                         let kind = kind_name(kind);
@@ -111,9 +126,16 @@ fn checked(name: &[u8]) -> Result<PathBuf, String> {
         return refused("is no name");
     }
     let mut path = PathBuf::new();
+    let mut depth = 0;
     for component in Path::new(std::ffi::OsStr::from_bytes(name)).components() {
         match component {
-            Component::Normal(part) => path.push(part),
+            Component::Normal(part) => {
+                depth += 1;
+                if depth > MAX_ARCHIVE_DEPTH {
+                    return refused(&format!("is deeper than {MAX_ARCHIVE_DEPTH} levels"));
+                }
+                path.push(part);
+            }
             Component::CurDir => {}
             Component::ParentDir => return refused("leads out of the plugin's directory"),
             Component::RootDir | Component::Prefix(_) => return refused("is an absolute path"),
@@ -122,31 +144,71 @@ fn checked(name: &[u8]) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-fn make_directories(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o755).create(path)
+/// What is being unpacked, and how much of it there is.
+struct Tree<'a> {
+    into: &'a Path,
+    room: &'a mut Room,
+    /// Files and directories.
+    made: u64,
+    is_cancelled: &'a dyn Fn() -> bool,
 }
 
-fn write_file(entry: &mut Entry<'_, impl Read>, to: &Path, is_cancelled: &dyn Fn() -> bool) -> io::Result<()> {
-    if let Some(parent) = to.parent() {
-        make_directories(parent)?;
-    }
-    let mode = entry.header().mode()? & MODE_MASK | 0o400;
-    let mut file = File::options().write(true).create_new(true).mode(mode).open(to)?;
-    let mut piece = vec![0; PIECE_BYTES.min(usize::try_from(entry.size()).unwrap_or(PIECE_BYTES))];
-    let mut missing = entry.size();
-    while missing > 0 {
-        if is_cancelled() {
-            return Err(io::Error::other("its unpacking was cancelled"));
+impl Tree<'_> {
+    /// Counts one more file or directory.
+    fn count(&mut self) -> io::Result<()> {
+        self.made += 1;
+        if self.made > MAX_ARCHIVE_ENTRIES {
+            return Err(io::Error::other(format!("it leads to more than {MAX_ARCHIVE_ENTRIES} files and directories")));
         }
-        match entry.read(&mut piece)? {
-            0 => return Err(io::Error::other(format!("the archive ends {missing} bytes early"))),
-            n => {
-                file.write_all(&piece[..n])?;
-                missing -= n as u64;
+        self.room.take(0)
+    }
+
+    /// Makes a directory below the tree's, and those on the way to it, where they are not there yet.
+    fn make_directories(&mut self, path: &Path) -> io::Result<()> {
+        let mut at = self.into.to_owned();
+        if self.into.join(path).is_dir() {
+            return Ok(());
+        }
+        for part in path.components() {
+            at.push(part);
+            match DirBuilder::new().mode(0o700).create(&at) {
+                Ok(()) => {
+                    self.count()?;
+                    // Whatever the umask is: a plugin that has given up being root may still read its own files.
+                    fs::set_permissions(&at, Permissions::from_mode(0o755))?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && at.is_dir() => {}
+                Err(error) => return Err(error),
             }
         }
+        Ok(())
     }
-    Ok(())
+
+    fn write_file(&mut self, entry: &mut Entry<'_, impl Read>, path: &Path) -> io::Result<()> {
+        if let Some(parent) = path.parent() {
+            self.make_directories(parent)?;
+        }
+        self.count()?;
+        let mode = entry.header().mode()? & MODE_MASK | 0o400;
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(self.into.join(path))?;
+        file.set_permissions(Permissions::from_mode(mode))?;
+        let mut piece = vec![0; PIECE_BYTES.min(usize::try_from(entry.size()).unwrap_or(PIECE_BYTES))];
+        let mut missing = entry.size();
+        while missing > 0 {
+            if (self.is_cancelled)() {
+                return Err(io::Error::other("its unpacking was cancelled"));
+            }
+            match entry.read(&mut piece)? {
+                0 => return Err(io::Error::other(format!("the archive ends {missing} bytes early"))),
+                n => {
+                    self.room.take(n as u64)?;
+                    file.write_all(&piece[..n])?;
+                    missing = missing.saturating_sub(n as u64);
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 fn kind_name(kind: EntryType) -> String {
@@ -226,14 +288,7 @@ mod tests {
         assert_eq!(read("pax/name"), b"pax");
         assert!(directory.path().join("old").is_dir());
         let mode = fs::metadata(directory.path().join("p")).expect("it is there").permissions().mode();
-        assert_eq!(mode & 0o7777 & !0o022, 0o755 & !umask(), "{mode:o}");
-        assert_eq!(mode & 0o7022, 0);
-    }
-
-    fn umask() -> u32 {
-        let status = fs::read_to_string("/proc/self/status").expect("there is one");
-        let line = status.lines().find_map(|line| line.strip_prefix("Umask:")).expect("a mask");
-        u32::from_str_radix(line.trim(), 8).expect("octal digits")
+        assert_eq!(mode & 0o7777, 0o755, "whatever the umask is");
     }
 
     #[test]
@@ -291,10 +346,41 @@ mod tests {
             raw(&mut many, b"a", EntryType::Directory, 0, b"");
         }
         assert!(refused(many).contains("more than 10000 entries"));
+        // What paths imply counts as well.
+        let mut implied = Builder::new(Vec::new());
+        for top in 0..MAX_ARCHIVE_ENTRIES / 30 {
+            raw(&mut implied, format!("{top}/{}f", "d/".repeat(40)).as_bytes(), EntryType::Regular, 0, b"");
+        }
+        assert!(refused(implied).contains("more than 10000 files and directories"));
+        let mut deep = Builder::new(Vec::new());
+        let path = format!("{}f", "a/".repeat(MAX_ARCHIVE_DEPTH));
+        raw(&mut deep, b"n", EntryType::GNULongName, path.len() as u64, path.as_bytes());
+        raw(&mut deep, b"f", EntryType::Regular, 0, b"");
+        assert!(refused(deep).contains("deeper than 64 levels"));
         // One that promises more than it has.
         let mut short = Builder::new(Vec::new());
         raw(&mut short, b"short", EntryType::Regular, 100_000, b"x");
         assert!(refused(short).contains("early"));
+    }
+
+    /// Sizes of 2^64 - n would make a sum of sizes small again; negative ones are as large.
+    #[test]
+    fn a_size_of_any_number_is_refused() {
+        for size in [[0xff; 12], *b"\x80\0\0\0\xff\xff\xff\xff\xff\xff\xfc\0", *b"\x80\0\0\0\x80\0\0\0\0\0\0\0"] {
+            let mut builder = Builder::new(Vec::new());
+            raw(&mut builder, b"first", EntryType::Regular, 1024, &[0; 1024]);
+            let mut header = Header::new_ustar();
+            header.as_old_mut().name[..4].copy_from_slice(b"next");
+            header.set_entry_type(EntryType::Regular);
+            header.set_mode(0o600);
+            header.as_old_mut().size = size;
+            header.set_cksum();
+            builder.append(&header, &[0; 4096][..]).expect("memory");
+            let directory = tempfile::tempdir().expect("a directory");
+            let error = unpack(&zipped(builder)[..], directory.path(), &|| false).expect_err("it is too large");
+            assert!(error.contains("more than 1073741824 bytes") || error.contains("broken"), "{error}");
+            assert!(!directory.path().join("next").exists());
+        }
     }
 
     #[test]
@@ -307,7 +393,7 @@ mod tests {
         raw(&mut builder, b"a", EntryType::Regular, 1, b"x");
         let whole = zipped(builder);
         unpack(&whole[..whole.len() / 2], directory.path(), &|| false).expect_err("half of one");
-        let error = unpack(&whole[..], &directory.path().join("b"), &|| true).expect_err("cancelled");
+        let error = unpack(&whole[..], directory.path(), &|| true).expect_err("cancelled");
         assert!(error.contains("cancelled"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! Finding a plugin's executable and holding it to its hash.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use rustix::fs::OFlags;
 
 use super::process::raised;
 use crate::fetch::Cancel;
+use crate::host::{HostRoot, mount_of};
 
 /// A verified executable, held by the descriptor through which it was verified.
 #[derive(Debug)]
@@ -66,13 +67,40 @@ pub(super) fn verify(path: &Path, expected: Sha256, cancel: &Cancel) -> Result<E
             &format_args!("its SHA-256 is {sha256}, expected {expected}"),
         ));
     }
-    file.set_permissions(fs::Permissions::from_mode(0o700))
-        .map_err(|error| failed("cannot be made executable", &error))?;
+    make_executable(&file, &metadata).map_err(|error| failed("cannot be made executable", &error))?;
     let file = raised(&file).map_err(|error| failed("cannot be kept open", &error))?;
     Ok(Executable { file, path: path.to_owned(), is_script })
 }
 
-fn digest(file: &mut File, cancel: &Cancel) -> std::io::Result<(Sha256, bool)> {
+/// Gives a file the mode 0700. One on a file system that is read-only (or has become so, as after an error) may have another as
+/// long as it can be executed: nobody can write it either.
+fn make_executable(file: &File, metadata: &fs::Metadata) -> io::Result<()> {
+    if metadata.permissions().mode() & 0o7777 == 0o700 {
+        return Ok(());
+    }
+    match file.set_permissions(fs::Permissions::from_mode(0o700)) {
+        Err(error)
+            if error.kind() == io::ErrorKind::ReadOnlyFilesystem && metadata.permissions().mode() & 0o100 != 0 =>
+        {
+            Ok(())
+        }
+        changed => changed,
+    }
+}
+
+/// Why a program could not be executed, in the host's words: the kernel says the same of a file without permission and of a
+/// mount that executes nothing.
+pub(crate) fn explain(error: &io::Error, program: &Path) -> String {
+    match mount_of(&HostRoot::live(), program) {
+        Some(mount) if error.kind() == io::ErrorKind::PermissionDenied && mount.is_noexec => {
+            let (shown, point) = (program.display(), mount.point.display());
+            format!("{error}: {shown} lies on {point}, which is mounted noexec: no program there can be executed")
+        }
+        _ => error.to_string(),
+    }
+}
+
+fn digest(file: &mut File, cancel: &Cancel) -> io::Result<(Sha256, bool)> {
     let mut hash = digest::Context::new(&digest::SHA256);
     let mut buffer = vec![0; 64 << 10];
     let (mut total, mut is_script) = (0, false);
@@ -86,10 +114,10 @@ fn digest(file: &mut File, cancel: &Cancel) -> std::io::Result<(Sha256, bool)> {
         }
         total += n as u64;
         if total > MAX_DOWNLOAD_BYTES {
-            return Err(std::io::Error::other(format!("it has more than {MAX_DOWNLOAD_BYTES} bytes")));
+            return Err(io::Error::other(format!("it has more than {MAX_DOWNLOAD_BYTES} bytes")));
         }
         if cancel.is_cancelled() {
-            return Err(std::io::Error::other("it is not wanted any more"));
+            return Err(io::Error::other("it is not wanted any more"));
         }
         hash.update(&buffer[..n]);
     }

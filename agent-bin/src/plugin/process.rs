@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::ptr;
 use std::sync::{Arc, OnceLock};
@@ -121,7 +122,14 @@ fn start(
     let mut stderr = executable.path().as_os_str().to_owned();
     stderr.push(".stderr");
     let _ = fs::remove_file(&stderr);
-    let stderr = File::options().write(true).create_new(true).mode(0o600).open(&stderr)?;
+    let stderr = match File::options().write(true).create_new(true).mode(0o600).open(&stderr) {
+        Ok(file) => Stdio::from(file),
+        // As on a file system that has become read-only. A plugin that is in place runs all the same.
+        Err(error) => {
+            log::warn!("{}: {error}; what the plugin says on its standard error is lost", Path::new(&stderr).display());
+            Stdio::null()
+        }
+    };
 
     let path = executable.path();
     let mut command = Command::new(path);
@@ -243,7 +251,6 @@ pub(crate) fn describe(status: ExitStatus) -> String {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::path::Path;
 
     use elklet_core::command::{Packing, Sha256};
 

@@ -9,22 +9,29 @@ mod package;
 mod start;
 mod state;
 
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::future::pending;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use elklet_core::command::AgentConfig;
 use elklet_core::limits::MAX_DOWNLOAD_BYTES;
 use elklet_core::update::{compare, may_try};
+use rustix::fs::OFlags;
 use tokio::task::JoinHandle;
 
 use self::package::{Kind, Unsuitable};
 pub(crate) use self::start::{After, run};
 use self::state::{Failed, Store, Trial};
-use crate::blocking::{blocking, blocking_at_last};
+use crate::blocking::{self, blocking, blocking_at_last};
 use crate::config::Settings;
 use crate::fetch::{Cancel, Fetcher, Order};
-use crate::version;
+use crate::remove::remove_tree;
+use crate::room::Room;
+use crate::{files, version};
 
 /// Why a job ends that the server has taken back.
 const UNWANTED: &str = "nobody wants it any more";
@@ -35,6 +42,8 @@ pub(crate) struct Updates {
     store: Store,
     /// Where this program was when it started; the file may have been replaced since.
     program: Option<PathBuf>,
+    /// A version that failed could not be taken back, as on a full disk.
+    pending: Arc<AtomicBool>,
     job: Option<Job>,
     /// What came while a job was under way.
     next: Option<AgentConfig>,
@@ -64,7 +73,10 @@ impl Updates {
         if let Some(Failed { version, why, .. }) = store.failed() {
             log::warn!("version {version} has failed here: {why}; what it logged is in update/failed.log");
         }
-        Self { store, program: std::env::current_exe().ok(), job: None, next: None }
+        let pending = store.pending();
+        // While the previous version stands in for one that could not be taken back, its own file is not the program's.
+        let program = pending.as_ref().map(|trial| trial.program.clone()).or_else(|| std::env::current_exe().ok());
+        Self { store, program, pending: Arc::new(AtomicBool::new(pending.is_some())), job: None, next: None }
     }
 
     /// The server names another version: brings it in place, unless something speaks against it.
@@ -107,12 +119,15 @@ impl Updates {
 
     fn start(&mut self, config: AgentConfig, settings: &Settings) {
         log::info!("the agent is to become version {:.80}; this is {}", config.version, version());
+        // Whatever comes of it decides what lies in the program's place.
+        self.pending.store(false, Ordering::Relaxed);
         let cancel = Arc::new(Cancel::default());
         let installation = Installation {
             store: self.store.clone(),
             program: self.program.clone(),
             fetcher: Fetcher::new(settings.certs.join("ca.crt"), settings.proxies.clone()),
-            directory: settings.workdir.join("tmp/update"),
+            tmp: settings.workdir.join("tmp"),
+            pending: Arc::clone(&self.pending),
             cancel: Arc::clone(&cancel),
         };
         let task = tokio::spawn(installation.run(config.clone()));
@@ -137,6 +152,25 @@ impl Updates {
         }
     }
 
+    /// Tries again to take back a version that failed, if that is still to be done.
+    pub(crate) fn retry_put_back(&self) {
+        if !self.pending.load(Ordering::Relaxed) || self.job.is_some() {
+            return;
+        }
+        let retried = (self.store.clone(), Arc::clone(&self.pending));
+        // Without a thread for it the next heartbeat tries again.
+        let _ = blocking::start(retried, |(store, pending)| {
+            let Some(trial) = store.pending() else { return pending.store(false, Ordering::Relaxed) };
+            match store.put_back_again(&trial) {
+                Ok(()) => {
+                    log::info!("version {:.80} is taken back at last", trial.version);
+                    pending.store(false, Ordering::Relaxed);
+                }
+                Err(error) => log::error!("{}: {error}; it is tried again", trial.program.display()),
+            }
+        });
+    }
+
     /// The version that runs has stood its trial.
     pub(crate) fn handle_stays(&self) {
         self.store.end_trial();
@@ -148,39 +182,47 @@ struct Installation {
     store: Store,
     program: Option<PathBuf>,
     fetcher: Fetcher,
-    directory: PathBuf,
+    tmp: PathBuf,
+    pending: Arc<AtomicBool>,
     cancel: Arc<Cancel>,
+}
+
+/// A version as it was downloaded, in a directory that nobody else can write and that goes with this.
+#[derive(Debug)]
+struct Download {
+    directory: PathBuf,
+    path: PathBuf,
+    kind: Kind,
+    /// The very file that was held to its hash.
+    verified: File,
+    _room: Room,
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        remove_directory(&self.directory);
+    }
+}
+
+fn remove_directory(directory: &Path) {
+    if let Err(error) = remove_tree(directory, &|| true) {
+        log::warn!("{}: {error}; it is tried again when the agent starts", directory.display());
+    }
 }
 
 impl Installation {
     /// Brings a version in place; the program that is to be executed then.
     async fn run(self, config: AgentConfig) -> Result<PathBuf, String> {
         let program = self.program.clone().ok_or("it is not known where this program is")?;
-        let directory = self.directory.clone();
-        let result = self.install(&config, &program).await;
-        let _ = std::fs::remove_dir_all(directory);
-        result.map(|()| program)
+        self.install(&config, &program).await.map(|()| program)
     }
 
     async fn install(self, config: &AgentConfig, program: &Path) -> Result<(), String> {
-        let Self { store, fetcher, directory, cancel, .. } = self;
-        let package = directory.join("elklet");
-        let (to, wanted) = (package.clone(), config.clone());
-        let wish = Arc::clone(&cancel);
-        let kind = blocking(move || {
-            let _ = std::fs::remove_dir_all(&directory);
-            std::fs::create_dir_all(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
-            let order = Order { urls: &wanted.urls, sha256: wanted.sha256, max_bytes: MAX_DOWNLOAD_BYTES };
-            let mut file = fetcher.fetch(&order, &to, &wish)?;
-            if wish.is_cancelled() {
-                return Err(UNWANTED.to_owned());
-            }
-            let kind = Kind::of(&mut file)?;
-            make_executable(&file).map_err(|error| format!("{}: {error}", to.display()))?;
-            Ok::<_, String>(kind)
-        })
-        .await
-        .map_err(|error| error.to_string())??;
+        let Self { store, fetcher, tmp, pending, cancel, .. } = self;
+        let (wanted, wish) = (config.clone(), Arc::clone(&cancel));
+        let download = blocking(move || download(&fetcher, &tmp, &wanted, &wish));
+        let download = download.await.map_err(|error| error.to_string())??;
+        let (kind, package) = (download.kind, download.path.clone());
         let manager = kind.manager();
         let unsuitable = match manager {
             Some(manager) if manager.brings(&package, program).await? => None,
@@ -226,7 +268,8 @@ impl Installation {
             Some(manager) => manager.install(&package, is_downgrade).await,
             None => {
                 let to = program.to_owned();
-                let replaced = blocking(move || state::replace_program(&package, &to)).await.flatten();
+                let mut download = download;
+                let replaced = blocking(move || state::replace_program(&mut download.verified, &to)).await.flatten();
                 replaced.map_err(|error| format!("{}: {error}", program.display()))
             }
         };
@@ -247,12 +290,57 @@ impl Installation {
         }
         match put_back {
             Ok(()) => Err(why),
-            Err(error) => Err(format!("{why}; nor could the previous program be put back: {error}")),
+            Err(error) => {
+                pending.store(true, Ordering::Relaxed);
+                Err(format!("{why}; nor could the previous program be put back, which is tried again: {error}"))
+            }
         }
     }
 }
 
-fn make_executable(file: &std::fs::File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o700))
+/// Fetches a version into a directory of its own. Blocks.
+fn download(fetcher: &Fetcher, tmp: &Path, wanted: &AgentConfig, cancel: &Cancel) -> Result<Download, String> {
+    let failed = |path: &Path, error: &io::Error| format!("{}: {error}", path.display());
+    let directory = private_directory(tmp).map_err(|error| failed(tmp, &error))?;
+    let fetched = || {
+        let path = directory.join("elklet");
+        let mut room = Room::below(&directory).map_err(|error| failed(&directory, &error))?;
+        let order = Order { urls: &wanted.urls, sha256: wanted.sha256, max_bytes: MAX_DOWNLOAD_BYTES };
+        let mut file = fetcher.fetch(&order, &path, &mut room, cancel)?;
+        if cancel.is_cancelled() {
+            return Err(UNWANTED.to_owned());
+        }
+        let kind = Kind::of(&mut file)?;
+        let verified = for_execution(file, &path).map_err(|error| failed(&path, &error))?;
+        Ok(Download { directory: directory.clone(), path, kind, verified, _room: room })
+    };
+    fetched().inspect_err(|_| remove_directory(&directory))
+}
+
+/// Makes a directory that nobody else can write, nor exchange for another.
+fn private_directory(tmp: &Path) -> io::Result<PathBuf> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    files::make_directory(tmp, 0o700)?;
+    loop {
+        let path = tmp.join(format!("elklet-update.{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => return Ok(path),
+            // An earlier run has left it.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Makes a file executable and opens it for reading only, since nothing can be executed that is open for writing. What is
+/// opened is the same file.
+fn for_execution(file: File, path: &Path) -> io::Result<File> {
+    file.set_permissions(Permissions::from_mode(0o700))?;
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let reading = File::options().read(true).custom_flags(flags).open(path)?;
+    let inode = |found: fs::Metadata| (found.dev(), found.ino());
+    match inode(reading.metadata()?) == inode(file.metadata()?) {
+        true => Ok(reading),
+        false => Err(io::Error::other("another file lies there than the one that was verified")),
+    }
 }

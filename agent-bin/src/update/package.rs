@@ -1,7 +1,8 @@
 //! A new version as it was downloaded: a program, or a package for the host's package manager.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
 use crate::children::Own;
+use crate::plugin::explain;
 
 /// How long a package manager may work; it may wait for another one.
 const MANAGER_TIMEOUT: Duration = Duration::from_secs(300);
@@ -115,7 +117,9 @@ impl Manager {
             io::ErrorKind::NotFound => format!("this host has no {} for the package that was downloaded", self.name),
             _ => format!("{}: {error}", self.name),
         };
-        let open = || File::options().read(true).write(true).create(true).truncate(true).open(&output);
+        // The list of the package's files is said before anything is installed.
+        let _ = fs::remove_file(&output);
+        let open = || File::options().read(true).write(true).create_new(true).mode(0o600).open(&output);
         let said = open().map_err(|error| format!("{}: {error}", output.display()))?;
         let mut command = Command::new(self.name);
         // Nobody is there to be asked.
@@ -180,7 +184,10 @@ pub(super) async fn check_version(program: &Path, wanted: &str) -> Result<(), Un
             Ok(Err(error)) => {
                 // Where the host has no process to spare, that says nothing of the program.
                 let for_good = !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory);
-                return Err(Unsuitable { why: format!("it cannot be executed: {error}"), for_good });
+                return Err(Unsuitable {
+                    why: format!("it cannot be executed: {}", explain(&error, program)),
+                    for_good,
+                });
             }
             Err(_) => {
                 let why = format!("it did not say its version within {} s", VERSION_TIMEOUT.as_secs());

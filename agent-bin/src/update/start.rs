@@ -30,6 +30,14 @@ pub(crate) enum After {
 pub(crate) fn run(workdir: PathBuf, agent: impl FnOnce(bool) -> Result<After, Failure>) -> Result<(), Failure> {
     let store = Store::new(workdir);
     let mut trial = store.trial();
+    if let Some(pending) = store.pending() {
+        // The previous version runs, and the program in its place is still the one that has failed.
+        match store.put_back_again(&pending) {
+            Ok(()) => tell(&format!("version {} is taken back at last", pending.version)),
+            Err(error) => tell(&format!("{}: {error}; it is tried again", pending.program.display())),
+        }
+        trial = None;
+    }
     if trial.as_ref().is_some_and(|trial| trial.version != version()) {
         // Something else than the update has put this one here, or the power went before it was in place.
         store.end_trial();

@@ -1,14 +1,18 @@
 //! What is kept of updates in `update/` of the work directory: the previous program, what is on trial, what has failed.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::files;
+use crate::version;
+
+/// Bytes of a state file that are read; a version, a hash, a path and a reason have some hundred.
+const MAX_STATE_BYTES: u64 = 64 << 10;
 
 /// A version that has been put in the place of another, until it has held a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,22 +80,57 @@ impl Store {
     /// Keeps the program that runs, whatever has become of its file.
     pub(crate) fn keep_previous(&self) -> io::Result<()> {
         self.make()?;
-        replace_program(Path::new("/proc/self/exe"), &self.previous())
+        replace_program(&mut File::open("/proc/self/exe")?, &self.previous())
     }
 
     /// Puts the previous program back, and remembers why the one on trial failed.
+    ///
+    /// # Errors
+    /// When it cannot be put back, as on a full disk. Then the trial stays, so that it is known at the next start, and
+    /// [`Store::put_back_again`] may try it.
     pub(crate) fn put_back(&self, trial: &Trial, why: &str) -> io::Result<()> {
+        let Trial { version, sha256, .. } = trial.clone();
+        let failed = Failed { version, sha256, why: why.to_owned() };
+        // The program comes first: nothing else matters as much when there is room for little.
+        let put_back = File::open(self.previous()).and_then(|mut file| replace_program(&mut file, &trial.program));
+        if let Err(error) = put_back {
+            // Why it failed is for the next attempt, if there is room for that.
+            let _ = self.set_failed(&failed);
+            return Err(error);
+        }
+        self.end_trial();
+        if let Err(error) = self.set_failed(&failed) {
+            log::error!(
+                "{}: {error}; version {:.80} may be tried again",
+                self.path("failed.json").display(),
+                failed.version
+            );
+        }
         // What the failed version has logged would be rotated away one day.
         let _ = fs::copy(self.workdir.join("log/elklet.log"), self.path("failed.log"));
-        let Trial { version, sha256, .. } = trial.clone();
-        self.set_failed(&Failed { version, sha256, why: why.to_owned() })?;
-        replace_program(&self.previous(), &trial.program)?;
-        self.end_trial();
         Ok(())
     }
 
+    /// The trial of a version that could not be taken back: this is the version before it, and another program than this one
+    /// lies in its place, or none.
+    pub(crate) fn pending(&self) -> Option<Trial> {
+        let trial = self.trial().filter(|trial| trial.version != version() && trial.previous == version())?;
+        let inode = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+        (inode(&trial.program) != inode(Path::new("/proc/self/exe"))).then_some(trial)
+    }
+
+    /// Tries to put the previous program back once more.
+    ///
+    /// # Errors
+    /// As [`Store::put_back`].
+    pub(crate) fn put_back_again(&self, trial: &Trial) -> io::Result<()> {
+        let known = self.failed().filter(|failed| failed.version == trial.version && failed.sha256 == trial.sha256);
+        let why = known.map_or_else(|| "it did not stand its trial".to_owned(), |failed| failed.why);
+        self.put_back(trial, &why)
+    }
+
     fn make(&self) -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(self.path(""))
+        files::make_directory(&self.workdir.join("update"), 0o700)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -100,7 +139,7 @@ impl Store {
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         // One that cannot be read says nothing: it is written whole or not at all.
-        serde_json::from_slice(&fs::read(self.path(name)).ok()?).ok()
+        serde_json::from_slice(&files::read_bounded(&self.path(name), MAX_STATE_BYTES).ok()?).ok()
     }
 
     fn write(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
@@ -108,8 +147,55 @@ impl Store {
     }
 }
 
-/// Puts a copy of a program in the place of another, which may be running, with the same permissions.
-pub(crate) fn replace_program(from: &Path, to: &Path) -> io::Result<()> {
-    let mode = fs::metadata(to).map_or(0o700, |meta| meta.permissions().mode() & 0o777);
+/// Puts a copy of a program in the place of another, which may be running, with the same permissions. Others may not write it.
+pub(crate) fn replace_program(from: &mut File, to: &Path) -> io::Result<()> {
+    let mode = fs::metadata(to).map_or(0o700, |meta| meta.permissions().mode() & 0o755);
     files::replace_by_copy(to, from, mode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_put_back_that_fails_keeps_the_trial_and_is_tried_again() {
+        let workdir = tempfile::tempdir().expect("a directory");
+        let store = Store::new(workdir.path().to_owned());
+        let program = workdir.path().join("elklet");
+        fs::write(&program, "new").expect("writable");
+        store.make().expect("writable");
+        fs::write(store.previous(), "old").expect("writable");
+        let trial = Trial {
+            version: "2".into(),
+            sha256: "22".into(),
+            previous: "1".into(),
+            program: program.clone(),
+            starts: 1,
+        };
+        store.set_trial(&trial).expect("writable");
+        // A directory in the way stands for a disk without room.
+        let new = workdir.path().join("elklet.new");
+        fs::create_dir(&new).expect("writable");
+        store.put_back(&trial, "it held no stream").expect_err("there is no room");
+        assert_eq!(
+            (store.trial(), fs::read_to_string(&program).expect("it is there")),
+            (Some(trial.clone()), "new".into())
+        );
+        fs::remove_dir(&new).expect("writable");
+        store.put_back_again(&trial).expect("there is room");
+        assert_eq!((store.trial(), fs::read_to_string(&program).expect("it is there")), (None, "old".into()));
+        assert_eq!(store.failed().expect("it is remembered").why, "it held no stream");
+    }
+
+    #[test]
+    fn state_that_is_damaged_says_nothing() {
+        let workdir = tempfile::tempdir().expect("a directory");
+        let store = Store::new(workdir.path().to_owned());
+        store.make().expect("writable");
+        for garbage in [&b""[..], b"{}", b"null", b"{\"version\": 1}", &[b'['; 100_000]] {
+            fs::write(workdir.path().join("update/trial.json"), garbage).expect("writable");
+            fs::write(workdir.path().join("update/failed.json"), garbage).expect("writable");
+            assert_eq!((store.trial(), store.failed(), store.pending()), (None, None, None));
+        }
+    }
 }

@@ -37,16 +37,16 @@ pub(crate) fn plain(name: &str, body: &[u8], urls: &[String], detail: &str) -> C
 }
 
 /// The entry of one that comes in an archive.
-fn packed(name: &str, archive: &[u8], urls: &[String], detail: &str) -> Config {
+pub(crate) fn packed(name: &str, archive: &[u8], urls: &[String], detail: &str) -> Config {
     let signature = sha256(&program());
     Config { r#type: "tar.gz".into(), sha256: sha256(archive), signature, ..plain(name, b"", urls, detail) }
 }
 
 /// Name, kind, contents, and a size if it is not the contents'.
-type Entry<'a> = (&'a str, EntryType, &'a [u8], Option<u64>);
+pub(crate) type Entry<'a> = (&'a str, EntryType, &'a [u8], Option<u64>);
 
 /// A gzipped tar of entries, as wrong as they may be.
-fn archive(entries: &[Entry<'_>]) -> Vec<u8> {
+pub(crate) fn archive(entries: &[Entry<'_>]) -> Vec<u8> {
     let mut tar = Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
     for (name, kind, contents, size) in entries {
         let mut header = Header::new_gnu();
@@ -72,18 +72,22 @@ fn hellos(site: &Site, agent: &Agent) -> Vec<u32> {
     site.records(agent, |records| records.values(types::HELLO, "pid").iter().map(|pid| pid.parse().unwrap()).collect())
 }
 
-fn wait_hellos(site: &Site, agent: &Agent, count: usize) {
+pub(crate) fn wait_hellos(site: &Site, agent: &Agent, count: usize) {
     site.wait_records("greetings", agent, |records| records.of_type(types::HELLO).count() == count);
 }
 
+/// What lies beside plugins and in tmp for the time being.
 fn staged(agent: &Agent) -> Vec<String> {
-    let listed = fs::read_dir(agent.workdir().path().join("tmp")).into_iter().flatten().flatten();
-    listed.map(|entry| entry.file_name().into_string().unwrap()).collect()
+    let names = |directory: &str| {
+        let listed = fs::read_dir(agent.workdir().path().join(directory)).into_iter().flatten().flatten();
+        listed.map(|entry| entry.file_name().into_string().unwrap())
+    };
+    names("tmp").chain(names("plugin").filter(|name| name.starts_with('.'))).collect()
 }
 
 /// Nothing is left of downloads.
-fn wait_tidy(agent: &Agent) {
-    wait_until("empty tmp", || staged(agent).is_empty());
+pub(crate) fn wait_tidy(agent: &Agent) {
+    wait_until("end of all stages", || staged(agent).is_empty());
 }
 
 #[test]
@@ -215,6 +219,16 @@ fn what_is_wrong_with_a_download_is_said_and_nothing_of_it_is_left() {
     let many: Vec<_> = (0..10_001).map(|_| ("a/", Directory, &b""[..], None)).collect();
     let many = archive(&many);
     expected.push((packed("many", &many, &serve("many", &many, How::Right), ""), "more than 10000 entries"));
+    // Paths beyond what a header holds, and directories that nothing but paths asks for.
+    let deep = format!("{}f\0", "a/".repeat(1_900));
+    let long = [("L", EntryType::GNULongName, deep.as_bytes(), None), ("x", Regular, &exe[..], None)];
+    let deep = archive(&long);
+    expected.push((packed("deep", &deep, &serve("deep", &deep, How::Right), ""), "is deeper than 64 levels"));
+    let paths: Vec<_> = (0..300).map(|top| format!("{top}/{}f", "d/".repeat(40))).collect();
+    let implied: Vec<_> = paths.iter().map(|path| (path.as_str(), Regular, &b""[..], None)).collect();
+    let implied = archive(&implied);
+    let served = serve("implied", &implied, How::Right);
+    expected.push((packed("implied", &implied, &served, ""), "more than 10000 files and directories"));
     let nonsense = b"no archive at all";
     let served = serve("nonsense", nonsense, How::Right);
     expected.push((packed("nonsense", nonsense, &served, ""), "the archive is broken"));

@@ -5,6 +5,7 @@
 
 mod cli;
 mod discovery;
+mod disks;
 mod doctor;
 mod downloads;
 mod end;

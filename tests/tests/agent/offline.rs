@@ -58,7 +58,7 @@ fn a_list_survives_a_sudden_end() {
     let agent = agent.kill().start();
     agent.wait_for_log("1 plugins of the last configuration are started");
     site.wait_records("greeting", &agent, |records| records.of_type(types::HELLO).count() == 2);
-    assert!(!agent.workdir().path().join("tmp/left-behind").exists());
+    wait_until("end of what was left behind", || !agent.workdir().path().join("tmp/left-behind").exists());
 }
 
 #[test]

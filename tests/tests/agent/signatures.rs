@@ -3,7 +3,7 @@
 use super::downloads::{plain, program};
 use elklet_proto::grpc::Config;
 use elklet_tests::files::{Files, How};
-use elklet_tests::harness::{Site, skipped, types};
+use elklet_tests::harness::{Agent, Site, skipped, types, wait_until};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use std::fs;
 use std::path::Path;
@@ -68,6 +68,51 @@ fn only_what_the_keys_owner_has_signed_is_started() {
     fs::write(setup.workdir().path().join("elklet.toml"), format!("[plugins]\npublic_key = \"{other}\"\n")).unwrap();
     let agent = setup.start();
     agent.wait_for_log("plugin good cannot be started: its signature is not one of plugins.public_key");
+}
+
+#[test]
+fn a_signed_plugin_does_not_go_back_unless_the_host_allows_it() {
+    let site = Site::new();
+    let files = Files::start();
+    let url = files.serve("probe", program(), How::Right);
+    let owner = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
+    let signed = |version: &str| {
+        let entry =
+            Config { version: version.into(), ..plain("probe", &program(), std::slice::from_ref(&url), "hello") };
+        let signature = base64(owner.sign(text(&entry).as_bytes()).as_ref());
+        Config { signature: format!("{}:{signature}", entry.signature), ..entry }
+    };
+    let running = |agent: &Agent| site.fresh_heartbeats(agent).plugins["probe"]["pversion"].clone();
+    let hellos = |agent: &Agent, count| {
+        site.wait_records("greeting", agent, |records| records.of_type(types::HELLO).count() == count);
+    };
+    let key = format!("public_key = \"{}\"", base64(owner.public_key().as_ref()));
+    let agent = site.eager().setting("plugins", &key).start();
+    site.wait_connected(&agent);
+    site.configure(&agent, &[signed("1.9")]);
+    hellos(&agent, 1);
+    site.configure(&agent, &[signed("1.10")]);
+    hellos(&agent, 2);
+    let refusal = "version 1.9 is earlier than 1.10, which has run here, and plugins.allow_downgrade is off";
+    site.configure(&agent, &[signed("1.9")]);
+    let line = agent.wait_for_log(&format!("plugin probe cannot be started: {refusal}"));
+    assert!(line.ends_with("version 1.10 runs on"), "{line}");
+    assert_eq!(running(&agent), "1.10");
+    // Neither does taking it out of the configuration help, nor a restart.
+    site.configure(&agent, &[plain("another", b"", &[], "")]);
+    agent.wait_for_log("plugin probe is removed");
+    let kept = agent.workdir().path().join("plugins.newest");
+    wait_until("the version on the disk", || fs::read_to_string(&kept).is_ok_and(|text| text.contains("1.10")));
+    let agent = agent.into_setup().start();
+    site.wait_connected(&agent);
+    let told = agent.log_lines(refusal).len();
+    site.configure(&agent, &[signed("1.9")]);
+    wait_until("refusal", || agent.log_lines(refusal).len() > told);
+    let agent = agent.into_setup().setting("plugins", "allow_downgrade = true").start();
+    site.wait_connected(&agent);
+    site.configure(&agent, &[signed("1.9")]);
+    hellos(&agent, 3);
+    assert_eq!(running(&agent), "1.9");
 }
 
 #[test]

@@ -146,7 +146,7 @@ fn a_new_program_takes_over_and_stays() {
     assert!(same(&program(&workdir), Path::new(NEXT)));
     assert!(same(&workdir.join("update/previous"), &Binaries::for_tests().elklet), "the previous one is kept");
     assert_eq!(fs::metadata(program(&workdir)).unwrap().permissions().mode() & 0o777, 0o750);
-    assert!(!workdir.join("update/trial.json").exists() && !workdir.join("tmp/update").exists());
+    assert!(!workdir.join("update/trial.json").exists() && !workdir.join("tmp").exists());
     // It ended in order: what the plugin sent is there up to its last word.
     site.wait_records("last word", &agent, |records| records.of_type(types::GOODBYE).count() == 1);
     site.records(&agent, |records| {
@@ -203,6 +203,36 @@ fn a_version_that_holds_no_stream_is_taken_back_and_not_tried_again() {
     site.center().set_configs(Some(vec![good.clone()]));
     site.configure(&agent, &[good]);
     wait_for_version(&site, &agent, NEXT_VERSION);
+}
+
+#[test]
+fn a_version_that_cannot_be_taken_back_yet_is_not_forgotten() {
+    let (mut site, web) = (Site::new(), Web::new());
+    let setup = elklet(&site).setting("update", "hold_s = 30").setting("update", "trial_s = 3");
+    let workdir = setup.workdir().path().to_owned();
+    let agent = setup.start();
+    site.wait_connected(&agent);
+    let offer = web.offer(NEXT_VERSION, fs::read(NEXT).unwrap());
+    site.configure(&agent, slice::from_ref(&offer));
+    agent.wait_for_log("elklet 9.9.9 starts as");
+    let options = site.stop();
+    // What is in the way of the new file stands for a disk that has no room for it.
+    let full = workdir.join("bin/elklet.new");
+    fs::create_dir_all(full.join("so that it stays")).unwrap();
+    wait_until("failure", || agent.stderr().contains("it is tried again"));
+    site.start(options);
+    site.wait_connected(&agent);
+    wait_for_version(&site, &agent, own_version());
+    assert!(workdir.join("update/trial.json").exists() && same(&program(&workdir), Path::new(NEXT)));
+    // Every heartbeat is an occasion.
+    fs::remove_dir_all(&full).unwrap();
+    wait_until("return of the previous version", || {
+        _ = site.fresh_heartbeats(&agent);
+        same(&program(&workdir), &Binaries::for_tests().elklet)
+    });
+    agent.wait_for_log("version 9.9.9 is taken back at last");
+    wait_until("end of the trial", || !workdir.join("update/trial.json").exists());
+    assert!(fs::read_to_string(workdir.join("update/failed.json")).unwrap().contains("it held no stream within 3 s"));
 }
 
 #[test]

@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// How many directory entries one measurement looks at. The agent's directory has some hundreds; a walk must end soon
 /// wherever it is sent.
 const ENTRY_LIMIT: usize = 20_000;
 
-/// How deep a measurement goes; each level keeps a descriptor open.
+/// How deep a measurement goes; plugins' directories have some five levels, and a path of sixteen is still short.
 const DEPTH_LIMIT: usize = 16;
 
 /// The directories that the agent's own `du` leaves out (generation C): each plugin reports its own.
@@ -22,7 +22,7 @@ const PLUGIN_DIR: &str = "plugin";
 pub(in crate::host) fn directory_bytes(dir: &Path, skip_plugins: bool) -> u64 {
     let Ok(meta) = fs::metadata(dir) else { return 0 };
     let mut walk = Walk { device: meta.dev(), skip_plugins, entries_left: ENTRY_LIMIT, bytes: 0 };
-    walk.enter(dir, DEPTH_LIMIT);
+    walk.run(dir.to_owned());
     walk.bytes
 }
 
@@ -34,20 +34,25 @@ struct Walk {
 }
 
 impl Walk {
-    fn enter(&mut self, dir: &Path, depth_left: usize) {
-        let Some(depth_left) = depth_left.checked_sub(1) else { return };
-        let Ok(entries) = fs::read_dir(dir) else { return };
-        for entry in entries.flatten() {
-            let Some(entries_left) = self.entries_left.checked_sub(1) else { return };
-            self.entries_left = entries_left;
-            let Ok(meta) = entry.metadata() else { continue };
-            if meta.is_file() {
-                self.bytes = self.bytes.saturating_add(meta.len());
-            } else if meta.is_dir()
-                && meta.dev() == self.device
-                && !(self.skip_plugins && entry.file_name() == PLUGIN_DIR)
-            {
-                self.enter(&entry.path(), depth_left);
+    /// Goes through the directories one after another. What is still to be visited waits in a list, which is bounded as the
+    /// entries are; one descriptor is open at a time.
+    fn run(&mut self, dir: PathBuf) {
+        let mut waiting = vec![(dir, 1)];
+        while let Some((dir, depth)) = waiting.pop() {
+            let Ok(entries) = fs::read_dir(dir) else { continue };
+            for entry in entries.flatten() {
+                let Some(entries_left) = self.entries_left.checked_sub(1) else { return };
+                self.entries_left = entries_left;
+                let Ok(meta) = entry.metadata() else { continue };
+                if meta.is_file() {
+                    self.bytes = self.bytes.saturating_add(meta.len());
+                } else if meta.is_dir()
+                    && depth < DEPTH_LIMIT
+                    && meta.dev() == self.device
+                    && !(self.skip_plugins && entry.file_name() == PLUGIN_DIR)
+                {
+                    waiting.push((entry.path(), depth + 1));
+                }
             }
         }
     }
@@ -86,7 +91,7 @@ mod tests {
         for n in 0..10 {
             tree.write(&format!("{n}"), "1");
         }
-        walk.enter(tree.path(), 1);
+        walk.run(tree.path().to_owned());
         assert!(walk.bytes <= 3 && walk.entries_left == 0);
     }
 
