@@ -227,7 +227,7 @@ impl<'a> Partial<'a> {
         }
         self.inherited = self.length;
         let too_long = || format!("it is longer than {} bytes", order.max_bytes);
-        if response.body().content_length().is_some_and(|length| length > order.max_bytes - self.length) {
+        if response.body().content_length().is_some_and(|length| length > order.max_bytes.saturating_sub(self.length)) {
             return Err(too_long());
         }
         let mut body = response.body_mut().as_reader();

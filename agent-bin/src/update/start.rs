@@ -44,7 +44,7 @@ pub(crate) fn run(workdir: PathBuf, agent: impl FnOnce(bool) -> Result<After, Fa
         trial = None;
     }
     if let Some(trial) = &mut trial {
-        trial.starts += 1;
+        trial.starts = trial.starts.saturating_add(1);
         let counted = store.set_trial(trial);
         if !may_start(trial.starts) {
             put_back(&store, trial, &format!("it started {} times without holding a stream", trial.starts - 1));
