@@ -29,6 +29,7 @@ pub mod limits;
 pub mod losses;
 pub mod manifest;
 pub mod proxy;
+pub mod race;
 pub mod record;
 pub mod reports;
 pub mod session;

@@ -219,6 +219,20 @@ pub const MAX_REPORT_PLACES: usize = 48;
 /// Such reports that wait at most, of all places: 64 texts of [`MAX_REPORT_CHARS`] are 32 KiB.
 pub const MAX_REPORTS_WAITING: usize = 64;
 
+/// Addresses of one name that are tried at most. With a quarter of a second between them, all have begun after 2.3 s.
+pub const MAX_ADDRESSES: usize = 10;
+
+/// Questions for addresses that are being asked at most, each by a thread: two for each of [`MAX_PREPARATIONS`] downloads, the
+/// stream, an upload and service discovery, and as many that a resolver has left without an answer.
+pub const MAX_LOOKUPS: usize = 32;
+
+/// Connections that died without their peers' knowledge that are remembered: more than an agent has in the ten minutes in which
+/// AgentCenter notices by itself, unless paths die again and again.
+pub const MAX_HALF_OPEN: usize = 8;
+
+/// Times that such a peer is tried to be told, one at each attempt to connect: half an hour, when attempts are a minute apart.
+pub const MAX_TELLINGS: u32 = 30;
+
 /// Bytes of a proxy's answer at most; one with a few header fields has some hundred.
 pub const MAX_PROXY_ANSWER_BYTES: usize = 8 << 10;
 

@@ -39,7 +39,7 @@ use self::watch::Watch;
 use crate::clock::Clock;
 use crate::config::{Address, Environment, Flags, Settings};
 use crate::host::{AgentId, HostRoot, agent_id};
-use crate::net::{Certificates, Connector, Ends, Event, Transfer};
+use crate::net::{Certificates, Connector, Ends, Event, HalfOpen, Transfer};
 use crate::pump::{PumpEvent, PumpHandle};
 use crate::shared::SharedIntake;
 use crate::update::{After, Updates};
@@ -170,9 +170,8 @@ struct Agent {
     /// What is being asked or connected to, and the number of that attempt.
     address: String,
     current: Option<Attempt>,
-    /// The ends of its connection, and those of the last one that died without its server's knowledge.
+    /// The ends of its connection.
     ends: Option<Ends>,
-    lost: Option<Ends>,
     /// The moment of the next attempt, once the log has told it.
     told_wait: Option<Millis>,
     net_mode: &'static str,
@@ -229,7 +228,7 @@ impl Agent {
             beat,
             net: NetCounters::default(),
             intake,
-            connector: Connector { tls, proxies: settings.proxies.clone(), events },
+            connector: Connector { tls, proxies: settings.proxies.clone(), half_open: HalfOpen::default(), events },
             flags,
             environment,
             certificates,
@@ -239,7 +238,6 @@ impl Agent {
             address: String::new(),
             current: None,
             ends: None,
-            lost: None,
             told_wait: None,
             net_mode: "unknown",
             heard: false,
@@ -347,6 +345,7 @@ impl Agent {
         self.sample_rates(now);
         self.net.uploaded_bytes = self.uploads.sent_bytes();
         self.look_after_certificates(now);
+        self.connector.half_open.tell();
         self.beat.beat(now, self.net_mode, &self.net, &self.dispatch, &self.plugins, &mut self.delivery);
         self.beat_at = Some(now + beat::INTERVAL_MS);
     }

@@ -32,7 +32,7 @@ impl Agent {
                 self.net_mode = target.net_mode();
                 self.refresh_certificates();
                 log::debug!("connecting to {} ({})", self.address, self.net_mode);
-                self.transfer = Some(Transfer::start(&self.connector, attempt, address, self.lost));
+                self.transfer = Some(Transfer::start(&self.connector, attempt, address));
             }
             Action::Open { .. } => self.transfer.iter().for_each(Transfer::open),
             Action::Abandon { reason, .. } => {
@@ -77,8 +77,6 @@ impl Agent {
             Event::Dialled => {}
             Event::Connected(attempt, ends) => {
                 if self.is_current(attempt) {
-                    // From its port, the server has learnt of the lost one's end.
-                    self.lost.take_if(|lost| lost.local == ends.local);
                     self.ends = Some(ends);
                 }
                 self.session.handle_connected(attempt, now);
@@ -180,7 +178,9 @@ impl Agent {
 
     /// The connection, if there is one, has died without the server's knowledge.
     fn lose_connection(&mut self) {
-        self.lost = self.ends.take().or(self.lost);
+        if let Some(ends) = self.ends.take() {
+            self.connector.half_open.add(ends);
+        }
     }
 
     fn close_transfer(&mut self) {

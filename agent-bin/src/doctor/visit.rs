@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::clock::Clock;
 use crate::config::{Address, Proxies};
-use crate::net::{Connector, End, Event, Tls, Transfer};
+use crate::net::{Connector, End, Event, HalfOpen, Tls, Transfer};
 
 /// How far an attempt has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,8 @@ pub(super) async fn visit(
 ) -> (Reached, Outcome) {
     let clock = Clock::start();
     let (sender, mut events) = mpsc::channel(4);
-    let connector = Connector { tls: tls.clone(), proxies: proxies.clone(), events: sender };
+    let connector =
+        Connector { tls: tls.clone(), proxies: proxies.clone(), half_open: HalfOpen::default(), events: sender };
     let mut session = Session::new(Endpoints { private: 1, ..Endpoints::default() }, Timing::default(), 0);
     session.handle_start(clock.now());
     let mut transfer = None;
@@ -48,7 +49,7 @@ pub(super) async fn visit(
         while let Some(action) = session.poll_action() {
             match action {
                 Action::Connect { attempt, .. } => {
-                    transfer = Some(Transfer::start(&connector, attempt, address.clone(), None));
+                    transfer = Some(Transfer::start(&connector, attempt, address.clone()));
                 }
                 Action::Open { .. } => transfer.iter().for_each(Transfer::open),
                 Action::HalfClose => transfer.iter_mut().for_each(Transfer::half_close),

@@ -1,25 +1,25 @@
-//! TCP connections to servers: every address that a name has is tried, directly or through a proxy.
+//! TCP connections: the addresses that a name has race for one, directly or to a proxy, and the fastest wins.
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use elklet_core::race::Race;
 use rustix::net::sockopt;
-use tokio::net::{TcpSocket, TcpStream, lookup_host};
-use tokio::time::timeout;
+use tokio::net::TcpStream;
+use tokio::runtime;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
 
+use super::half_open::HalfOpen;
+use super::names::Lookup;
 use super::proxy::{self, ProxyError};
+use crate::clock::Clock;
 use crate::config::{Address, Proxies, Scheme};
 
-/// A name has addresses within this, or what is looking for them is to be suspected and not the server.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The addresses of one name answer within this, each in its share: a third of the time for an attempt is left for TLS.
+/// A name is looked up and one of its addresses answers within this: a third of the time for an attempt is left for TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Addresses of one name that are tried at most, so that each has a second.
-const MAX_ADDRESSES: usize = 10;
 
 /// A connection whose peer acknowledges nothing for this long, with something to acknowledge, is dead.
 const TCP_USER_TIMEOUT_MS: u32 = 18_000;
@@ -62,58 +62,94 @@ impl fmt::Display for DialError {
     }
 }
 
-/// Connects to `target`, through its proxy if it has one.
-///
-/// `lost` is a connection that has died without the peer's knowledge. The same peer is first connected to from the same port:
-/// to its TCP the new SYN belongs to the connection that it believes in, it asks, and a reset tells it that there is none any
-/// more (RFC 9293, section 3.5.1, half-open connections). Otherwise AgentCenter would refuse the agent as one that is
-/// connected already, until its own keepalive ends the old connection after ten minutes.
-pub(super) async fn dial(target: &Address, proxies: &Proxies, lost: Option<Ends>) -> Result<TcpStream, DialError> {
+impl std::error::Error for DialError {}
+
+/// Connects to `target`, through its proxy if it has one. The peer that is reached has been told of its `half_open` connections,
+/// as far as that is possible.
+pub(super) async fn dial(target: &Address, proxies: &Proxies, half_open: &HalfOpen) -> Result<TcpStream, DialError> {
     let Some(proxy) = proxies.for_target(Scheme::Https, &target.host, target.port) else {
-        return connect(target, lost).await;
+        return reach(target, half_open).await;
     };
-    let mut stream =
-        connect(&proxy.address, lost).await.map_err(|error| DialError::Proxy(ProxyError::unreachable(proxy, error)))?;
+    let mut stream = reach(&proxy.address, half_open)
+        .await
+        .map_err(|error| DialError::Proxy(ProxyError::unreachable(proxy, error)))?;
     proxy::open(&mut stream, proxy, &target.host, target.port).await.map_err(DialError::Proxy)?;
     Ok(stream)
 }
 
-async fn connect(to: &Address, lost: Option<Ends>) -> Result<TcpStream, DialError> {
-    let late = |_| io::Error::other(format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs()));
-    let found = timeout(LOOKUP_TIMEOUT, lookup_host((&*to.host, to.port))).await.map_err(late).flatten();
-    let found = found.map_err(DialError::Resolve)?;
-    let addresses: Vec<SocketAddr> = found.take(MAX_ADDRESSES).collect();
-    let share = CONNECT_TIMEOUT / u32::try_from(addresses.len().max(1)).expect("there are ten at most");
-    let mut failure = DialError::Resolve(io::Error::new(io::ErrorKind::NotFound, "the answer is empty"));
-    for address in addresses {
-        match timeout(share, connect_to(address, lost, share)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => failure = DialError::Tcp(error),
-            Err(_) => failure = DialError::Tcp(io::ErrorKind::TimedOut.into()),
-        }
-    }
-    Err(failure)
-}
-
-async fn connect_to(address: SocketAddr, lost: Option<Ends>, share: Duration) -> io::Result<TcpStream> {
-    let again = async {
-        let lost = lost.filter(|lost| lost.peer == address)?;
-        // The system may not have forgotten the old connection yet, and the way may lead through another interface now.
-        timeout(share / 2, connect_from(lost.local, address)).await.ok()?.ok()
-    };
-    let stream = match again.await {
-        Some(stream) => stream,
-        None => TcpStream::connect(address).await?,
-    };
-    // A batch is written at once; nothing is gained by waiting for its last segment to fill.
-    stream.set_nodelay(true)?;
-    sockopt::set_tcp_user_timeout(&stream, TCP_USER_TIMEOUT_MS)?;
+async fn reach(to: &Address, half_open: &HalfOpen) -> Result<TcpStream, DialError> {
+    let telling = half_open.tell();
+    let stream = connect(to, CONNECT_TIMEOUT).await?;
+    let peer = stream.peer_addr().and_then(|peer| {
+        sockopt::set_tcp_user_timeout(&stream, TCP_USER_TIMEOUT_MS)?;
+        Ok(peer)
+    });
+    telling.wait_for(peer.map_err(DialError::Tcp)?).await;
     Ok(stream)
 }
 
-async fn connect_from(local: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if local.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.bind(local)?;
-    socket.connect(to).await
+/// Connects from a thread that may block.
+///
+/// # Errors
+/// When there is no connection within `limit`, or within the time for any connection if that is shorter.
+pub(super) fn connect_blocking(to: &Address, limit: Duration) -> Result<std::net::TcpStream, DialError> {
+    let runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(DialError::Tcp)?;
+    let connected = runtime.block_on(async {
+        let stream = connect(to, limit.min(CONNECT_TIMEOUT)).await?;
+        stream.into_std().map_err(DialError::Tcp)
+    })?;
+    connected.set_nonblocking(false).map_err(DialError::Tcp)?;
+    Ok(connected)
+}
+
+/// Has the addresses of `to` race.
+async fn connect(to: &Address, limit: Duration) -> Result<TcpStream, DialError> {
+    let clock = Clock::start();
+    let mut lookup = Lookup::start(&to.host, to.port);
+    let mut race = Race::new();
+    let mut attempts = JoinSet::new();
+    let mut failure = DialError::Resolve(io::Error::new(io::ErrorKind::NotFound, "the answer is empty"));
+    let limited = sleep(limit);
+    tokio::pin!(limited);
+    loop {
+        while let Some(address) = race.poll_connect(clock.now()) {
+            attempts.spawn(TcpStream::connect(address));
+        }
+        if race.is_lost() {
+            return Err(failure);
+        }
+        let due = race.poll_timeout().map(|due| Instant::from_std(clock.instant(due)));
+        tokio::select! {
+            Some((family, answer)) = lookup.next() => {
+                let addresses = answer.unwrap_or_else(|error| {
+                    // What has become of an address says more than what has become of a question.
+                    if let DialError::Resolve(_) = failure {
+                        failure = DialError::Resolve(error);
+                    }
+                    Vec::new()
+                });
+                race.handle_addresses(family, addresses, clock.now());
+            }
+            Some(attempt) = attempts.join_next() => match attempt.map_err(io::Error::from).flatten() {
+                Ok(stream) => {
+                    // A batch is written at once; nothing is gained by waiting for its last segment to fill.
+                    stream.set_nodelay(true).map_err(DialError::Tcp)?;
+                    return Ok(stream);
+                }
+                Err(error) => {
+                    race.handle_failure(clock.now());
+                    failure = DialError::Tcp(error);
+                }
+            },
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+            () = &mut limited => return Err(late(&race, limit)),
+        }
+    }
+}
+
+fn late(race: &Race, limit: Duration) -> DialError {
+    if race.is_running() {
+        return DialError::Tcp(io::ErrorKind::TimedOut.into());
+    }
+    DialError::Resolve(io::Error::other(format!("no answer within {} s", limit.as_secs())))
 }

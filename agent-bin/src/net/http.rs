@@ -1,10 +1,12 @@
-//! HTTP clients whose connections go through the proxies that the agent knows.
+//! HTTP clients whose connections go through the proxies that the agent knows, and to the fastest of a name's addresses.
 //!
 //! The client's own proxies know no exceptions by network, speak no SOCKS5 without another dependency, and name nobody when
-//! they fail. So its resolver is told to look for the proxy, and its connector talks to that.
+//! they fail. Its own resolver asks for all addresses at once, and its own connections are tried one after the other. So its
+//! connector looks names up and connects as the stream does, and talks to the proxy.
 
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::{Arc, mpsc};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::{Arc, Weak};
 
 use ureq::config::{Config, ConfigBuilder};
 use ureq::http::Uri;
@@ -13,16 +15,14 @@ use ureq::typestate::AgentScope;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::time::Duration;
 use ureq::unversioned::transport::{
-    ConnectionDetails, Connector, NextTimeout, RustlsConnector, TcpConnector, TransportAdapter,
+    ConnectionDetails, Connector, NextTimeout, RustlsConnector, ShutdownHandle, TransportAdapter,
 };
 use ureq::{Agent, Error};
 
+use super::dial::{DialError, connect_blocking};
 use super::proxy::{self, ProxyError};
-use crate::blocking;
-use crate::config::{Proxies, Proxy, Scheme};
-
-/// Addresses of one name that are tried at most.
-const MAX_ADDRESSES: usize = 10;
+use super::transport::TcpTransport;
+use crate::config::{Address, Proxies, Proxy, Scheme};
 
 /// A client that connects through `proxies`, and through no other that it may find in the environment, and that trusts
 /// `authorities` for https.
@@ -87,47 +87,23 @@ impl<'a> Target<'a> {
 }
 
 impl Resolver for Way {
-    fn resolve(&self, uri: &Uri, _: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
-        let target = Target::new(&self.proxies, uri)?;
-        let found = match target.proxy {
-            None => look_up(target.host, target.port, timeout)?,
-            Some(proxy) => {
-                look_up(&proxy.address.host, proxy.address.port, timeout).map_err(|error| unreachable(proxy, &error))?
-            }
-        };
-        let mut addresses = self.empty();
-        found.into_iter().take(MAX_ADDRESSES).for_each(|address| addresses.push(address));
-        match addresses.is_empty() {
-            true => Err(Error::HostNotFound),
-            false => Ok(addresses),
-        }
-    }
-}
-
-/// The addresses of a name. The client's own resolver panics when there is no thread to be had.
-fn look_up(host: &str, port: u16, timeout: NextTimeout) -> Result<Vec<SocketAddr>, Error> {
-    let (sender, receiver) = mpsc::sync_channel(1);
-    let name = (host.to_owned(), port);
-    blocking::start(name, move |(host, port)| {
-        let found = (&*host, port).to_socket_addrs().map(Iterator::collect);
-        let _ = sender.send(found);
-    })
-    .map_err(|refused| Error::Io(refused.error))?;
-    match receiver.recv_timeout(*timeout.after) {
-        Ok(found) => found.map_err(Error::Io),
-        Err(_) => Err(Error::Timeout(timeout.reason)),
+    /// Leaves it to the connector to look the name up: addresses that come late are of use there still.
+    fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        let mut unused = self.empty();
+        unused.push(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+        Ok(unused)
     }
 }
 
 impl Connector for Way {
-    type Out = <TcpConnector as Connector>::Out;
+    type Out = TcpTransport;
 
-    fn connect(&self, details: &ConnectionDetails<'_>, chained: Option<()>) -> Result<Option<Self::Out>, Error> {
-        let connector = TcpConnector::default();
+    fn connect(&self, details: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<TcpTransport>, Error> {
         let Target { host, port, proxy } = Target::new(&self.proxies, details.uri)?;
-        let Some(proxy) = proxy else { return connector.connect(details, chained) };
-        let connected = connector.connect(details, chained).map_err(|error| unreachable(proxy, &error))?;
-        let Some(transport) = connected else { return Ok(None) };
+        let Some(proxy) = proxy else {
+            return reach(&Address { host: host.to_owned(), port }, details).map(Some);
+        };
+        let transport = reach(&proxy.address, details).map_err(|error| unreachable(proxy, &error))?;
         let mut stream = TransportAdapter::new(transport, details.current_time.clone());
         let limit = Duration::Exact(proxy::TIMEOUT);
         stream.set_timeout(NextTimeout { after: details.timeout.after.min(limit), ..details.timeout });
@@ -136,6 +112,18 @@ impl Connector for Way {
             Err(error) => Err(Error::Other(Box::new(error))),
         }
     }
+}
+
+/// A connection that ends when the client is shut down.
+fn reach(to: &Address, details: &ConnectionDetails<'_>) -> Result<TcpTransport, Error> {
+    let stream = connect_blocking(to, *details.timeout.after).map_err(|error| match error {
+        DialError::Tcp(error) if error.kind() == io::ErrorKind::TimedOut => Error::Timeout(details.timeout.reason),
+        DialError::Tcp(error) => Error::Io(error),
+        error => Error::Other(Box::new(error)),
+    })?;
+    let stream = Arc::new(stream);
+    (details.register_shutdown)(Arc::<TcpStream>::downgrade(&stream) as Weak<dyn ShutdownHandle>)?;
+    Ok(TcpTransport::new(stream, details.config))
 }
 
 fn unreachable(proxy: &Proxy, error: &Error) -> Error {

@@ -5,13 +5,16 @@
 
 mod dial;
 mod discovery;
+mod half_open;
 mod http;
 mod key;
+mod names;
 mod observed;
 mod proxy;
 mod snappy;
 mod tls;
 mod transfer;
+mod transport;
 mod trust;
 mod upload;
 
@@ -22,6 +25,7 @@ use crate::config::Address;
 
 pub(crate) use self::dial::{DialError, Ends};
 pub(crate) use self::discovery::discover;
+pub(crate) use self::half_open::HalfOpen;
 pub(crate) use self::http::http_agent;
 pub(crate) use self::snappy::Compressor;
 pub use self::snappy::decompress;

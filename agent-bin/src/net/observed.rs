@@ -6,16 +6,23 @@
 //! A server that ends a connection may say why (a TLS alert, a GOAWAY) before the agent's next write fails. HTTP/2 would report
 //! the failed write and not read any further. So here a write that finds the connection gone is let pass; what is left is
 //! read, and the failure is told in the place of its end.
+//!
+//! A connection that is given up is closed by a reset. Closed as usual, it would try for minutes to bring over what was written
+//! (FIN-WAIT-1), keep its port, and so keep the agent from telling the server that it is gone; see [`half_open`](super::half_open).
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use elklet_core::delivery::{CreditObserver, DataObserver};
+use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
+use tokio_rustls::client::TlsStream;
 
 use super::Event;
 
@@ -33,6 +40,8 @@ pub(crate) struct Flow {
     sent: AtomicU64,
     /// Has data left since somebody looked?
     left: Notify,
+    /// Whether the server knows that the connection ends, so that no reset is needed.
+    is_in_order: AtomicBool,
 }
 
 impl Flow {
@@ -49,6 +58,11 @@ impl Flow {
         wanted != 0 && credit >= wanted
     }
 
+    /// The connection has ended by the server's doing, and is to be closed without a reset.
+    pub(super) fn close_in_order(&self) {
+        self.is_in_order.store(true, Ordering::Relaxed);
+    }
+
     /// Returns when so many bytes of data have left since the stream began.
     pub(super) async fn sent(&self, bytes: u64) {
         while self.sent.load(Ordering::Relaxed) < bytes {
@@ -59,8 +73,8 @@ impl Flow {
 
 /// A connection that is watched.
 #[derive(Debug)]
-pub(super) struct Observed<S> {
-    inner: S,
+pub(super) struct Observed {
+    inner: TlsStream<TcpStream>,
     /// Why nothing can be written any more.
     broken: Option<io::Error>,
     credit: CreditObserver,
@@ -69,8 +83,8 @@ pub(super) struct Observed<S> {
     events: mpsc::Sender<Event>,
 }
 
-impl<S> Observed<S> {
-    pub(super) fn new(inner: S, flow: Arc<Flow>, events: mpsc::Sender<Event>) -> Self {
+impl Observed {
+    pub(super) fn new(inner: TlsStream<TcpStream>, flow: Arc<Flow>, events: mpsc::Sender<Event>) -> Self {
         let (credit, data) = (CreditObserver::new(TRANSFER_STREAM), DataObserver::new(TRANSFER_STREAM));
         Self { inner, broken: None, credit, data, flow, events }
     }
@@ -90,10 +104,10 @@ impl<S> Observed<S> {
     }
 
     /// Writes, unless the connection is known to be gone, or found to be: then there is nothing to be had of it.
-    fn write_with<T>(&mut self, write: impl FnOnce(Pin<&mut S>) -> Poll<io::Result<T>>) -> Poll<io::Result<Option<T>>>
-    where
-        S: Unpin,
-    {
+    fn write_with<T>(
+        &mut self,
+        write: impl FnOnce(Pin<&mut TlsStream<TcpStream>>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<Option<T>>> {
         if self.broken.is_none() {
             match ready!(write(Pin::new(&mut self.inner))) {
                 Err(error) if is_gone(&error) => self.broken = Some(error),
@@ -104,13 +118,22 @@ impl<S> Observed<S> {
     }
 }
 
+impl Drop for Observed {
+    fn drop(&mut self) {
+        if !self.flow.is_in_order.load(Ordering::Relaxed) {
+            // If it fails, the connection is gone already.
+            let _ = sockopt::set_socket_linger(self.inner.get_ref().0, Some(Duration::ZERO));
+        }
+    }
+}
+
 /// Whether the peer has ended the connection, after which reading comes to an end.
 fn is_gone(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
+impl AsyncRead for Observed {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
@@ -136,7 +159,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
+impl AsyncWrite for Observed {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = ready!(this.write_with(|inner| inner.poll_write(context, bytes)))?;

@@ -17,6 +17,7 @@ use elklet_core::session::Attempt;
 use h2::client::{self, ResponseFuture, SendRequest};
 use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, StatusCode, Version};
+use rustix::net::sockopt;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
@@ -24,6 +25,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::dial::{DialError, Ends, dial};
+use super::half_open::HalfOpen;
 use super::observed::{Flow, Observed};
 use super::tls::{self, Tls};
 use super::{Event, snappy};
@@ -48,22 +50,40 @@ const BATCHES_AHEAD: usize = 1;
 pub(crate) struct Connector {
     pub(crate) tls: Tls,
     pub(crate) proxies: Proxies,
+    /// Earlier connections that servers may still believe in.
+    pub(crate) half_open: HalfOpen,
     pub(crate) events: mpsc::Sender<Event>,
 }
 
 impl Connector {
-    /// TCP and TLS to a server that speaks HTTP/2. `lost` is a connection that it may still believe in; see [`dial`].
-    pub(super) async fn connect(&self, address: &Address, lost: Option<Ends>) -> Result<TlsStream<TcpStream>, End> {
-        let tcp = dial(address, &self.proxies, lost).await.map_err(End::Dial)?;
+    /// TCP and TLS to a server that speaks HTTP/2.
+    pub(super) async fn connect(&self, address: &Address) -> Result<TlsStream<TcpStream>, End> {
+        let tcp = dial(address, &self.proxies, &self.half_open).await.map_err(End::Dial)?;
         // Whoever listens is gone only when the process ends.
         let _ = self.events.send(Event::Dialled).await;
         let tls = TlsConnector::from(Arc::clone(&self.tls.config));
-        let stream = tls.connect(self.tls.name.clone(), tcp).await.map_err(End::Tls)?;
+        // A handshake that is given up leaves nothing behind; see [`Observed`].
+        let reset =
+            |tcp: &TcpStream, linger| sockopt::set_socket_linger(tcp, linger).map_err(|error| tcp_error(error.into()));
+        reset(&tcp, Some(Duration::ZERO))?;
+        let stream = match tls.connect(self.tls.name.clone(), tcp).into_fallible().await {
+            Ok(stream) => stream,
+            Err((error, tcp)) => {
+                // The server is to read why.
+                reset(&tcp, None)?;
+                return Err(End::Tls(error));
+            }
+        };
+        reset(stream.get_ref().0, None)?;
         match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => Ok(stream),
             _ => Err(End::NoHttp2),
         }
     }
+}
+
+fn tcp_error(error: io::Error) -> End {
+    End::Dial(DialError::Tcp(error))
 }
 
 /// The agent's end of one attempt; dropping it closes the connection.
@@ -78,9 +98,8 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    /// Starts the attempt; it sets up TCP and TLS to `address` and waits for [`Transfer::open`] then. `lost` is the last
-    /// connection, if its server may not know that it is over.
-    pub(crate) fn start(connector: &Connector, attempt: Attempt, address: Address, lost: Option<Ends>) -> Self {
+    /// Starts the attempt; it sets up TCP and TLS to `address` and waits for [`Transfer::open`] then.
+    pub(crate) fn start(connector: &Connector, attempt: Attempt, address: Address) -> Self {
         let (sender, batches) = mpsc::channel(BATCHES_AHEAD);
         let (go, ping, flow) = (Arc::<Notify>::default(), Arc::<Notify>::default(), Arc::<Flow>::default());
         let call = Call {
@@ -93,7 +112,7 @@ impl Transfer {
         };
         let task = tokio::spawn(async move {
             let events = call.connector.events.clone();
-            let end = call.run(&address, lost).await.unwrap_or_else(|end| end);
+            let end = call.run(&address).await.unwrap_or_else(|end| end);
             // The agent's loop is gone only when the process ends.
             let _ = events.send(Event::Ended(attempt, end)).await;
         });
@@ -200,7 +219,9 @@ impl End {
             Self::Http2(error) => error.get_io(),
             _ => None,
         };
-        io.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
+        use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+        // Linux tells of a router's last complaint instead of its own patience's end, if there was one.
+        io.is_some_and(|error| matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable))
     }
 
     /// Whether the server ended the connection because PINGs came too close.
@@ -226,9 +247,10 @@ struct Call {
 }
 
 impl Call {
-    async fn run(mut self, address: &Address, lost: Option<Ends>) -> Result<End, End> {
-        let tls = self.connector.connect(address, lost).await?;
-        let ends = Ends::of(tls.get_ref().0).map_err(|error| End::Dial(DialError::Tcp(error)))?;
+    async fn run(mut self, address: &Address) -> Result<End, End> {
+        let tls = self.connector.connect(address).await?;
+        let ends = Ends::of(tls.get_ref().0).map_err(tcp_error)?;
+        let flow = Arc::clone(&self.flow);
         let watched = Observed::new(tls, Arc::clone(&self.flow), self.connector.events.clone());
         self.tell(Event::Connected(self.attempt, ends)).await;
         self.go.notified().await;
@@ -244,7 +266,7 @@ impl Call {
         let ping_pong = connection.ping_pong().expect("it is taken once");
         let on_connection = self.converse(requests, ping_pong);
         tokio::pin!(on_connection);
-        tokio::select! {
+        let end = tokio::select! {
             biased;
             end = &mut on_connection => end,
             // A connection that closes has told its streams; they know more of why.
@@ -252,7 +274,11 @@ impl Call {
                 Err(error) => Err(error.into()),
                 Ok(()) => on_connection.await,
             },
+        };
+        if !end.as_ref().unwrap_or_else(|end| end).is_silence() {
+            flow.close_in_order();
         }
+        end
     }
 
     async fn converse(&mut self, requests: SendRequest<Bytes>, ping_pong: PingPong) -> Result<End, End> {

@@ -39,7 +39,7 @@ impl UploadCall {
     /// How the attempt ended instead.
     pub(crate) async fn open(connector: &Connector, address: &Address) -> Result<Self, End> {
         patiently(async {
-            let tls = connector.connect(address, None).await?;
+            let tls = connector.connect(address).await?;
             let (requests, connection) = client::Builder::new().enable_push(false).handshake::<_, Bytes>(tls).await?;
             // How it ends is told to the call as well.
             let connection = tokio::spawn(async move { drop(connection.await) });

@@ -4,10 +4,12 @@
 //! things below and around it: a [`Proxy`] on the way, a [`Namespace`] whose packets can be made to vanish, and a [`Server`]
 //! that is a process of its own, to be stopped and killed.
 
+mod names;
 mod namespace;
 mod proxy;
 mod server;
 
+pub use names::{NameServer, Question, Reply};
 pub use namespace::Namespace;
 pub use proxy::Proxy;
 pub use server::Server;

@@ -1,8 +1,13 @@
 //! A network of its own: a loopback interface on which packets can be made to vanish without a word.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A network namespace, for as long as this lives.
 #[derive(Debug)]
@@ -47,8 +52,40 @@ impl Namespace {
     /// When nftables refuses.
     pub fn silence(&self, address: SocketAddr) {
         let port = address.port();
-        let drop = format!("tcp dport {port} drop; tcp sport {port} drop;");
-        self.nft(&format!("table inet faults {{ chain lost {{ type filter hook input priority 0; {drop} }}; }}\n"));
+        self.drop_packets(&format!("tcp dport {port} drop; tcp sport {port} drop"));
+    }
+
+    /// Has packets to this port vanish that are longer than so many bytes, as they do on a path whose MTU is smaller than its
+    /// ends believe.
+    ///
+    /// # Panics
+    /// When nftables refuses.
+    pub fn drop_long(&self, address: SocketAddr, bytes: usize) {
+        self.drop_packets(&format!("tcp dport {} meta length > {bytes} drop", address.port()));
+    }
+
+    /// Has packets vanish by these rules, which are put into the place of others.
+    ///
+    /// # Panics
+    /// When nftables refuses.
+    pub fn drop_packets(&self, rules: &str) {
+        let chain = format!("chain lost {{ type filter hook input priority 0; {rules}; }}");
+        self.nft(&format!("table inet faults {{}}; delete table inet faults; table inet faults {{ {chain}; }}\n"));
+    }
+
+    /// Runs `work` on a thread that is in here; sockets that it opens stay in here.
+    ///
+    /// # Panics
+    /// When the thread cannot enter, or panics.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let path = format!("/proc/{}/ns/net", self.holder.id());
+        let space = File::open(path).expect("the holder lives");
+        let work = move || {
+            let kind = LinkNameSpaceType::Network;
+            move_into_link_name_space(space.as_fd(), Some(kind)).expect("whoever makes a namespace may enter it");
+            work()
+        };
+        thread::scope(|scope| scope.spawn(work).join()).expect("it does not panic")
     }
 
     /// Lets packets through again.

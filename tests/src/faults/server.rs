@@ -1,7 +1,8 @@
 //! A center that is a process of its own: it can be stopped and killed like one, and what it had received is known even so.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -53,6 +54,19 @@ impl Server {
         self
     }
 
+    /// The same on all addresses of its namespace, IPv6 ones included.
+    #[must_use]
+    pub fn on_all_addresses(mut self) -> Self {
+        self.address = (Ipv6Addr::UNSPECIFIED, PORT).into();
+        self
+    }
+
+    /// The directory with its certificates.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// An agent for this server that is not started yet, in the same namespace.
     #[must_use]
     pub fn setup(&self) -> Setup {
@@ -96,6 +110,10 @@ impl Server {
         words.extend(["--listen".to_owned(), self.address.to_string()]);
         words.extend(["--http".to_owned(), SocketAddr::new(self.address.ip(), 0).to_string()]);
         words.extend(["--config".to_owned(), path("configs"), "--journal".to_owned(), path("journal")]);
+        if !self.address.ip().is_loopback() {
+            // All addresses of a namespace are loopback ones.
+            words.push("--allow-non-loopback".to_owned());
+        }
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).stdin(Stdio::null()).stderr(output);
         self.child = Some(command.spawn().expect("the center starts"));

@@ -16,6 +16,7 @@ mod grpc_go;
 #[path = "../support/http.rs"]
 mod http;
 mod load;
+mod names;
 mod path;
 mod server;
 mod soak;

@@ -69,7 +69,7 @@ fn a_proxy_that_closes_corrupts_delays_throttles_and_stops() {
 }
 
 /// A network namespace for the test of this name, which is skipped where there can be none.
-fn namespace(test: &str) -> Option<Namespace> {
+pub(crate) fn namespace(test: &str) -> Option<Namespace> {
     let namespace = Namespace::new();
     if let Err(reason) = &namespace {
         skipped(test, reason);
@@ -121,4 +121,44 @@ fn a_server_that_believes_in_a_connection_that_has_died() {
     run.assert_whole("restored", 1);
     let after = begun.elapsed();
     assert!(after < Duration::from_secs(40), "the server took the agent back after {after:?}");
+}
+
+/// Packets that are longer vanish, as on VPNs and LTE. A handshake and a heartbeat still pass, a batch does not.
+const LONG: usize = 4_000;
+
+/// What the agent writes to a connection that dies would have the system hold on to its port for minutes.
+#[test]
+fn a_path_on_which_connections_die_again_and_again() {
+    let Some(namespace) = namespace("a_path_on_which_connections_die_again_and_again") else { return };
+    let run = Run::start_at(Server::new(CENTER).within(&namespace.prefix()), 30);
+    namespace.drop_long(run.server.address(), LONG);
+    let deaths = || run.agent.log_lines("connection broke").len() + run.agent.log_lines("no answer in time").len();
+    assert!(holds_within(Duration::from_secs(90), || deaths() >= 3), "connections die: {}", deaths());
+    namespace.restore();
+    let begun = Instant::now();
+    run.assert_whole("long packets vanished", 4);
+    let after = begun.elapsed();
+    let conflicts = run.agent.log_lines("agentID conflict").len();
+    assert!(conflicts <= 1 && after < Duration::from_secs(60), "{conflicts} conflicts, {after:?} until all had come");
+}
+
+/// Two connections die one after the other, of which the server hears nothing at all, since nothing reaches it meanwhile.
+#[test]
+fn a_server_that_believes_in_two_connections_that_have_died() {
+    let Some(namespace) = namespace("a_server_that_believes_in_two_connections_that_have_died") else { return };
+    let run = Run::start_at(Server::new(CENTER).within(&namespace.prefix()), 40);
+    let address = run.server.address();
+    for _ in 0..2 {
+        silence_until_noticed(&namespace, &run, || {});
+        let streams = run.agent.log_lines("connected to ").len();
+        // Enough passes for another connection, which then dies of its first batch.
+        namespace.drop_long(address, LONG);
+        assert!(holds_within(Duration::from_secs(60), || run.agent.log_lines("connected to ").len() > streams));
+    }
+    namespace.restore();
+    let begun = Instant::now();
+    run.assert_whole("two silent deaths", 4);
+    let after = begun.elapsed();
+    let conflicts = run.agent.log_lines("agentID conflict").len();
+    assert!(conflicts <= 1 && after < Duration::from_secs(60), "{conflicts} conflicts, {after:?} until all had come");
 }
