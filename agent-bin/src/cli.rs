@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use elklet_core::printable::{Printable, PrintablePage};
 use lexopt::prelude::*;
 
 use crate::agent;
@@ -12,6 +13,7 @@ use crate::config::{Environment, Flags, Settings};
 use crate::ctl;
 use crate::doctor;
 use crate::inherited;
+use crate::logging;
 use crate::spool::{self, Look};
 use crate::status::{self, Page};
 use crate::update;
@@ -113,14 +115,15 @@ pub fn main(version: &'static str) -> ExitCode {
 }
 
 fn print(text: &str) -> ExitCode {
-    match io::stdout().write_all(text.as_bytes()) {
+    match io::stdout().write_all(PrintablePage(text).to_string().as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
 }
 
 fn fail(failure: &agent::Failure) -> ExitCode {
-    let _ = writeln!(io::stderr(), "elklet: {failure}");
+    // A reader of standard error that does not read is not waited for.
+    logging::say(&format!("elklet: {}\n", Printable(failure)));
     match failure {
         agent::Failure::Settings(_) => ExitCode::from(2),
         agent::Failure::System(_) => ExitCode::FAILURE,

@@ -26,6 +26,13 @@ impl Clock {
     }
 }
 
+/// Seconds since 1970 as people read them (RFC 3339, UTC).
+pub(crate) fn date(unix_seconds: i64) -> String {
+    // What is beyond the year 9999 has no such form.
+    let seconds = u64::try_from(unix_seconds).unwrap_or(0).min(253_402_300_799);
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
+}
+
 /// Seconds since 1970 by the wall clock, as record timestamps have them; 0 before 1970.
 pub(crate) fn unix_seconds() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

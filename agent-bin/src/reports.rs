@@ -42,14 +42,18 @@ pub(crate) fn note(record: &Record<'_>, text: &str) {
     let report = |suppressed| ErrorReport {
         timestamp: clock::unix_seconds(),
         level: if record.level() == Level::Error { "error" } else { "warn" },
-        // The rest of the path is that of the machine on which it was built.
-        source: format!("{}:{line}", file.rsplit_once("src/").map_or(file, |(_, inner)| inner)),
+        source: format!("{}:{line}", in_source(file)),
         text: text.chars().take(MAX_REPORT_CHARS).collect(),
         suppressed,
     };
     if lock().handle(Place { file, line }, CLOCK.now(), report) {
         NEWS.notify_one();
     }
+}
+
+/// A file's path within the crate's `src`: the rest is that of the machine on which it was built.
+pub(crate) fn in_source(file: &str) -> &str {
+    file.rsplit_once("src/").map_or(file, |(_, inner)| inner)
 }
 
 /// The oldest that nobody has taken.

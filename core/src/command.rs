@@ -128,6 +128,19 @@ pub struct RefusedConfig {
     pub reason: String,
 }
 
+impl fmt::Display for AgentTask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Upload { path, buf_size } => write!(f, "upload {path:?} at {buf_size} bytes/s"),
+            Self::SetMetadata { idc, region } => {
+                let or_as_it_is = |name: &Option<String>| name.clone().unwrap_or_else(|| "as it is".to_owned());
+                write!(f, "set idc to {}, region to {}", or_as_it_is(idc), or_as_it_is(region))
+            }
+            Self::Shutdown => f.write_str("end"),
+        }
+    }
+}
+
 impl Command {
     /// Parses a command, already decompressed.
     ///

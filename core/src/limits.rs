@@ -251,3 +251,22 @@ pub const MAX_UPLOADS_WAITING: usize = 16;
 /// Starts of a new version of the agent before it has held a stream; at one more the previous version is put back. A crash
 /// at every start takes a service manager that waits 45 s some four minutes to get there.
 pub const MAX_TRIAL_STARTS: u32 = 5;
+
+/// Bytes that one place in the agent's source may write into the log at once: a start of [`MAX_PLUGINS`] plugins is 7 KiB.
+pub const LOG_BURST_BYTES: u32 = 32 << 10;
+
+/// Bytes a minute that it may write from then on. The log keeps 11 MiB: a place that a peer floods needs 12 hours to wash
+/// out what the others have written.
+pub const LOG_BYTES_PER_MINUTE: u32 = 16 << 10;
+
+/// Places in the source that are told apart when the log is bounded; the agent has some hundred and thirty.
+pub const MAX_LOG_PLACES: usize = 192;
+
+/// Bytes that one kind of audited event may take at once.
+pub const AUDIT_BURST_BYTES: u32 = 64 << 10;
+
+/// Bytes a minute of one kind from then on: a flood of one kind needs five days to wash out the others.
+pub const AUDIT_BYTES_PER_MINUTE: u32 = 1536;
+
+/// Characters of one text in the audit at most: Linux takes no longer path.
+pub const MAX_AUDIT_CHARS: usize = 4096;

@@ -10,7 +10,7 @@ use super::plugins::Plugins;
 use crate::config::Settings;
 use crate::host::{Addresses, AgentFacts, Fields, Heartbeat, HostRoot, PluginFacts, Traffic, hostname};
 use crate::status::Count;
-use crate::version;
+use crate::{logging, version};
 
 /// The reference's interval.
 pub(super) const INTERVAL_MS: u64 = 60_000;
@@ -130,7 +130,8 @@ impl Beat {
         };
         self.heartbeat.agent_fields(now.0, &facts, &mut self.fields);
         // Elklet's own fields beside the reference's.
-        put(&mut self.fields, &counts::of_agent(net, plugins, &delivered, delivery.losses()));
+        let log = logging::look_after();
+        put(&mut self.fields, &counts::of_agent(net, plugins, &delivered, delivery.losses(), &log));
         let unconfirmed = delivery.unconfirmed();
         self.fields.put("records_unconfirmed", unconfirmed.memory_records + unconfirmed.disk_records);
         self.fields.put("records_in_spool", unconfirmed.disk_records);

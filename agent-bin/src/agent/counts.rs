@@ -15,7 +15,13 @@ const fn count(name: &'static str, value: u64, help: &'static str) -> Count {
 }
 
 /// The agent's, those of all plugins included.
-pub(super) fn of_agent(net: &NetCounters, plugins: &Plugins, delivered: &Counters, losses: &Losses) -> Vec<Count> {
+pub(super) fn of_agent(
+    net: &NetCounters,
+    plugins: &Plugins,
+    delivered: &Counters,
+    losses: &Losses,
+    log: &logging::State,
+) -> Vec<Count> {
     let frames = plugins.tally();
     let mut counts = vec![
         count("records", frames.records, "records that plugins have sent"),
@@ -40,7 +46,11 @@ pub(super) fn of_agent(net: &NetCounters, plugins: &Plugins, delivered: &Counter
         count("reports_suppressed", reports::suppressed(), "warnings and errors that were logged and not reported"),
         count("plugin_deaths", plugins.deaths(), "processes of plugins that ended without being asked to"),
         count("starts_refused", blocking::refused(), "threads and processes that could not be started"),
-        count("log_lines_lost", logging::lost_lines(), "lines of the log that could not be written"),
+        count("log_lines_lost", log.lines_lost, "lines of the log that could not be written"),
+        count("log_lines_left_out", log.lines_left_out, "lines of the log beyond what one place may write"),
+        count("stderr_lines_lost", log.stderr_lines_lost, "lines that standard error did not take"),
+        count("audit_lines_lost", log.audit_lost, "events that could not be written into the audit"),
+        count("audit_lines_left_out", log.audit_left_out, "events beyond what one kind may write into the audit"),
     ];
     counts.extend(of_frames(&frames));
     counts

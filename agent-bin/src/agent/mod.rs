@@ -385,6 +385,7 @@ impl Agent {
             Action::KeepAgent => self.updates.keep(),
             Action::Shutdown => {
                 log::info!("the server asks the agent to end");
+                logging::audit(&logging::Event::new(logging::Kind::Shutdown, "the agent", "it ends"));
                 self.after = After::Exit;
                 self.begin_ending(now);
             }

@@ -22,6 +22,7 @@ use crate::children::Own;
 use crate::clock;
 use crate::config::Settings;
 use crate::fetch::{Cancel, Fetcher};
+use crate::logging::{self, Event, Kind};
 use crate::plugin::{self, Applied, Confiner, Group, Kin, Newest, Prepared, Preparer, Spawned};
 use crate::pump::{PlugId, PluginStats, PumpHandle};
 use crate::remove::remove_tree;
@@ -255,8 +256,16 @@ impl Plugins {
             return dispatch.handle_spawn_failed(&config.name, "it was not prepared", now);
         };
         let mark = self.kin.mark(&config.name);
+        let is_new = prepared.is_staged();
         let spawned = plugin::spawn(&mut prepared, config, &mark, &mut self.confiner, now);
         self.drop_aside(prepared);
+        if is_new {
+            let what = format!("{} version {}", config.name, config.version);
+            let sha256 = config.executable_sha256.to_string();
+            let result =
+                spawned.as_ref().map_or_else(|error| format!("not installed: {error}"), |_| "installed".into());
+            logging::audit(&Event { sha256: &sha256, ..Event::new(Kind::Plugin, &what, &result) });
+        }
         match spawned {
             Ok(Spawned { mut child, pid, pipes, limits, groups }) => {
                 let own = Own::plugin(pid);
@@ -316,6 +325,7 @@ impl Plugins {
             Ok(None) => {}
             Ok(Some(away)) => {
                 log::info!("plugin {name} is removed");
+                logging::audit(&Event::new(Kind::Plugin, name.as_str(), "removed"));
                 self.delete(vec![away]);
             }
             Err(error) => log::error!("plugin {name} cannot be removed: {}: {error}", directory.display()),
@@ -368,7 +378,10 @@ impl Plugins {
                         self.ready.insert(id, prepared);
                         dispatch.handle_prepared(&name, id, now);
                     }
-                    Err(reason) => dispatch.handle_preparation_failed(&name, id, &reason, now),
+                    Err(reason) => {
+                        logging::audit(&Event::new(Kind::Refused, &format!("plugin {name}"), &reason));
+                        dispatch.handle_preparation_failed(&name, id, &reason, now);
+                    }
                 }
             }
             PluginEvent::Kept => {

@@ -4,7 +4,7 @@ use elklet_core::dispatch::Report;
 
 use super::Agent;
 use super::ending::Ending;
-use crate::{clock, reports};
+use crate::{clock, logging, reports};
 
 /// The answer to a task that failed.
 const TASK_FAILED: i32 = 5100;
@@ -16,6 +16,7 @@ impl Agent {
     /// Answers a task that failed.
     pub(super) fn report(&mut self, Report { token, message }: &Report) {
         log::warn!(target: reports::TOLD_OTHERWISE, "a task failed: {message} (token {token:?})");
+        logging::audit(&logging::Event { token, ..logging::Event::new(logging::Kind::Refused, "task", message) });
         self.net.refused_tasks += 1;
         let fields = [("token", &**token), ("status", "failed"), ("msg", message)];
         self.delivery.push_own(TASK_FAILED, clock::unix_seconds(), fields.into_iter());

@@ -9,6 +9,7 @@ use elklet_core::update::Trial;
 use super::Agent;
 use crate::blocking;
 use crate::config::Address;
+use crate::logging;
 use crate::net::{self, Connector, End, Event, Transfer};
 
 impl Agent {
@@ -85,6 +86,7 @@ impl Agent {
                 self.session.handle_opened(attempt, now);
                 if self.is_current(attempt) {
                     log::info!("connected to {} ({})", self.address, self.net_mode);
+                    logging::set_server(&self.address);
                     self.net.streams += 1;
                     self.delivery.handle_opened();
                     self.trial.iter_mut().for_each(|trial| trial.handle_opened(now));
@@ -209,7 +211,7 @@ fn log_command(command: &Command) {
     match command {
         Command::Nothing => log::info!("the server sent a command with nothing in it: nothing changes"),
         Command::PluginTask(task) => log::debug!("task {} for {:.80}", task.data_type, task.object_name),
-        Command::AgentTask { task: Ok(task), .. } => log::info!("task for the agent: {task:?}"),
+        Command::AgentTask { task: Ok(task), token } => log::info!("task for the agent: {task} (token {token:?})"),
         Command::AgentTask { task: Err(_), .. } => {}
         Command::Configuration(configuration) => {
             let versions: Vec<_> =

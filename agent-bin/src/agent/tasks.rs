@@ -2,6 +2,7 @@
 
 use super::Agent;
 use super::ending::Ending;
+use crate::logging::{self, Event, Kind};
 use crate::specified::{self, Key};
 use crate::upload::Order;
 
@@ -50,6 +51,8 @@ impl Agent {
                 self.settings.region = region.unwrap_or_else(|| self.settings.region.clone());
                 self.beat.set_place(&self.settings);
                 self.follow_region();
+                let what = format!("idc {}, region {}", self.settings.idc, self.settings.region);
+                logging::audit(&Event { token: &token, ..Event::new(Kind::Metadata, &what, "done") });
             }
             Err(why) => self.refuse(token, &why),
         }

@@ -8,8 +8,11 @@ use tokio::sync::mpsc;
 
 use super::{Agent, counts};
 use crate::host::{Footprint, HostRoot};
-use crate::status::{Connection, Count, Identity, Inquiry, LastError, Meter, Plugin, Process, Rates, Server, Snapshot};
-use crate::version;
+use crate::status::{
+    Certificate, Certificates, Connection, Count, Identity, Inquiry, LastError, Logs, Meter, Plugin, Process, Rates,
+    Server, Snapshot,
+};
+use crate::{clock, logging, version};
 
 /// What is kept only to be shown.
 #[derive(Debug)]
@@ -71,6 +74,7 @@ impl Agent {
         let (over_ms, [records_per_second, bytes_per_second, sent_bytes_per_second]) =
             self.watch.meter.rates(now, self.moved());
         let (buffer, ledger) = self.delivery.fill();
+        let log = logging::look_after();
         Snapshot {
             agent: Identity {
                 id: self.beat.agent_id(),
@@ -100,9 +104,25 @@ impl Agent {
             buffer,
             ledger,
             spool: self.delivery.spool(),
-            counters: counts::of_agent(&self.net, &self.plugins, &self.delivery.counters(), self.delivery.losses()),
+            certificates: self.certificate_ends(),
+            counters: counts::of_agent(
+                &self.net,
+                &self.plugins,
+                &self.delivery.counters(),
+                self.delivery.losses(),
+                &log,
+            ),
+            logs: Logs { error: log.error, audit_error: log.audit_error },
             plugins: self.dispatch.plugins().map(|plugin| self.plugin(&plugin, &host, now)).collect(),
         }
+    }
+
+    fn certificate_ends(&self) -> Certificates {
+        let now = clock::unix_seconds();
+        let [client, authority] = self.certificates.ends();
+        let [client_days, authority_days] = self.certificates.days_left(now);
+        let end = |until, days: Option<i64>| Some(Certificate::new(until?, days?));
+        Certificates { client: end(client, client_days), authority: end(authority, authority_days) }
     }
 
     fn plugin<'a>(&'a self, plugin: &PluginState<'a>, host: &HostRoot, now: Millis) -> Plugin<'a> {

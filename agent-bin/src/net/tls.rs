@@ -98,6 +98,11 @@ impl Certificates {
         &self.tls
     }
 
+    /// When the client's certificate, and then the authorities', end, in seconds since 1970.
+    pub(crate) fn ends(&self) -> [Option<i64>; 2] {
+        [self.client_until, self.authority_until]
+    }
+
     /// Whole days that the client's certificate, and then the authorities', are good for; negative once they are not.
     pub(crate) fn days_left(&self, unix_seconds: i64) -> [Option<i64>; 2] {
         [self.client_until, self.authority_until].map(|until| Some((until? - unix_seconds).div_euclid(DAY)))

@@ -4,6 +4,8 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use elklet_core::printable::PrintablePage;
+
 use super::metrics;
 use super::server::Page;
 use super::socket::connect_in;
@@ -41,5 +43,6 @@ fn exchange(workdir: &Path, page: Page) -> io::Result<(String, bool)> {
     socket.take(MAX_ANSWER_BYTES).read_to_string(&mut answer)?;
     let parts = answer.split_once("\r\n\r\n").filter(|(head, _)| head.starts_with("HTTP/1.1 200 "));
     let (head, body) = parts.ok_or_else(|| io::Error::other("the answer is none of an agent's"))?;
-    Ok((body.to_owned(), head.contains("\r\nElklet-Connected: yes\r\n")))
+    // Whoever answers there may be another than the agent.
+    Ok((PrintablePage(body).to_string(), head.contains("\r\nElklet-Connected: yes\r\n")))
 }

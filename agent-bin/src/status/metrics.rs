@@ -2,6 +2,8 @@
 
 use std::fmt::{Display, Write};
 
+use elklet_core::printable::Printable;
+
 use super::{Plugin, Process, Snapshot};
 use crate::host::Footprint;
 
@@ -13,7 +15,7 @@ pub(super) fn down() -> String {
 }
 
 pub(super) fn render(snapshot: &Snapshot<'_>) -> String {
-    let Snapshot { agent, connection, buffer, ledger, spool, counters, plugins, .. } = snapshot;
+    let Snapshot { agent, connection, buffer, ledger, spool, certificates, logs, counters, plugins, .. } = snapshot;
     let mut page = Page::default();
     page.up(1);
     page.family("elklet_info", "gauge", "the agent's id and version");
@@ -48,6 +50,14 @@ pub(super) fn render(snapshot: &Snapshot<'_>) -> String {
         page.gauge("elklet_spool_bytes", "bytes of these", spool.bytes);
         page.gauge("elklet_spool_capacity_bytes", "bytes on the disk at most", spool.capacity_bytes);
     }
+    for (name, help, end) in [
+        ("elklet_certificate_days_left", "whole days until the client's certificate expires", &certificates.client),
+        ("elklet_ca_days_left", "whole days until the last authority's certificate expires", &certificates.authority),
+    ] {
+        end.iter().for_each(|end| page.gauge(name, help, end.days_left));
+    }
+    page.gauge("elklet_log_writable", "whether the log can be written", u8::from(logs.error.is_none()));
+    page.gauge("elklet_audit_writable", "whether the audit can be written", u8::from(logs.audit_error.is_none()));
     for count in counters {
         page.family(&format!("elklet_{}_total", count.name), "counter", count.help);
         page.sample(&[], count.value);
@@ -119,8 +129,8 @@ impl Page {
         self.text += &self.family;
         let mut before = '{';
         for (name, value) in labels {
-            let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            let _ = write!(self.text, "{before}{name}=\"{value}\"");
+            let value = value.replace('\\', "\\\\").replace('"', "\\\"");
+            let _ = write!(self.text, "{before}{name}=\"{}\"", Printable(value));
             before = ',';
         }
         self.text += if labels.is_empty() { "" } else { "}" };

@@ -13,6 +13,7 @@ mod text;
 
 use serde::{Serialize, Serializer};
 
+use crate::clock;
 use crate::host::Footprint;
 
 pub(crate) use self::client::ask;
@@ -40,6 +41,8 @@ pub(crate) struct Snapshot<'a> {
     pub(crate) ledger: Ledger,
     /// `None` where records are not kept on disk.
     pub(crate) spool: Option<Spool>,
+    pub(crate) certificates: Certificates,
+    pub(crate) logs: Logs,
     #[serde(serialize_with = "as_map")]
     pub(crate) counters: Vec<Count>,
     pub(crate) plugins: Vec<Plugin<'a>>,
@@ -121,6 +124,39 @@ pub(crate) struct Spool {
     pub(crate) records: u64,
     pub(crate) bytes: u64,
     pub(crate) capacity_bytes: u64,
+}
+
+/// Until when the certificates are good for.
+#[derive(Debug, Serialize)]
+pub(crate) struct Certificates {
+    /// `None` where the agent has none, or its end cannot be read.
+    pub(crate) client: Option<Certificate>,
+    /// The authority's that lasts longest.
+    pub(crate) authority: Option<Certificate>,
+}
+
+/// The end of a certificate.
+#[derive(Debug, Serialize)]
+pub(crate) struct Certificate {
+    /// As RFC 3339 has it.
+    pub(crate) expires: String,
+    /// Whole days; negative once it has expired.
+    pub(crate) days_left: i64,
+}
+
+impl Certificate {
+    pub(crate) fn new(until: i64, days_left: i64) -> Self {
+        Self { expires: clock::date(until), days_left }
+    }
+}
+
+/// Whether the agent's log and audit are written.
+#[derive(Debug, Serialize)]
+pub(crate) struct Logs {
+    /// Why no line of the log is written at present.
+    pub(crate) error: Option<String>,
+    /// Why no event is audited at present.
+    pub(crate) audit_error: Option<String>,
 }
 
 #[derive(Debug, Serialize)]

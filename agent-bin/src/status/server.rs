@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use elklet_core::printable::PrintableJson;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -69,7 +70,7 @@ impl Inquiry {
         let body = match self.page {
             Page::Text => text::render(snapshot),
             // Neither maps with odd keys nor writers that fail are in it.
-            Page::Json => serde_json::to_string(snapshot).unwrap_or_default() + "\n",
+            Page::Json => format!("{}\n", PrintableJson(serde_json::to_string(snapshot).unwrap_or_default())),
             Page::Metrics => metrics::render(snapshot),
         };
         // Who asked may have gone.

@@ -2,26 +2,28 @@
 
 use std::fmt::Write;
 
-use super::{Connection, Plugin, Snapshot};
+use elklet_core::printable::Printable;
+
+use super::{Certificate, Connection, Plugin, Snapshot};
 
 /// Counters that have a line of their own.
 const SHOWN: [&str; 4] = ["records", "records_confirmed", "records_sent_again", "records_lost"];
 
 pub(super) fn render(snapshot: &Snapshot<'_>) -> String {
-    let Snapshot { agent, connection, rates, buffer, ledger, spool, counters, plugins } = snapshot;
+    let Snapshot { agent, connection, rates, buffer, ledger, spool, certificates, logs, counters, plugins } = snapshot;
     let mut page = Page(String::new());
-    page.line("agent", &format!("{}, version {}", plain(agent.id), agent.version));
+    page.line("agent", &format!("{}, version {}", agent.id, agent.version));
     let (memory, cpu) = (bytes(agent.footprint.rss_bytes), span_ms(agent.footprint.cpu_ms));
     let up = span(agent.uptime_seconds);
     page.line("process", &format!("{}, up {up}, {memory} of memory, {cpu} of CPU", agent.pid));
-    page.line("directory", &plain(agent.workdir));
+    page.line("directory", agent.workdir);
     page.line("connection", &of_connection(connection));
     if let Some(error) = &connection.last_error {
-        page.line("last error", &format!("{} ago: {}", span(error.seconds_ago), plain(error.text)));
+        page.line("last error", &format!("{} ago: {}", span(error.seconds_ago), error.text));
     }
     for (i, same) in agent.state_detail.chunk_by(|a, b| a == b).enumerate() {
         let times = if same.len() > 1 { format!("{} times: ", same.len()) } else { String::new() };
-        page.line(if i == 0 { "abnormal" } else { "" }, &format!("{times}{}", plain(same[0])));
+        page.line(if i == 0 { "abnormal" } else { "" }, &format!("{times}{}", same[0]));
     }
     let rate = |bytes_per_second: f64| bytes(whole(bytes_per_second)) + "/s";
     page.line(
@@ -59,6 +61,12 @@ pub(super) fn render(snapshot: &Snapshot<'_>) -> String {
         let kept = format!("{}, {}", plural(spool.records, "record", "records"), bytes(spool.bytes));
         page.line("spool", &format!("{kept} of {}", bytes(spool.capacity_bytes)));
     }
+    let ends = [("client.crt", &certificates.client), ("ca.crt", &certificates.authority)];
+    let ends: Vec<_> = ends.into_iter().filter_map(|(name, end)| Some(of_certificate(name, end.as_ref()?))).collect();
+    page.list("certificates", &ends);
+    for (name, error) in [("log", &logs.error), ("audit", &logs.audit_error)] {
+        error.iter().for_each(|error| page.line(name, &format!("NOT WRITTEN: {error}")));
+    }
     let counted = counters.iter().filter(|count| count.value > 0 && !SHOWN.contains(&count.name));
     let counted: Vec<_> = counted.map(|count| format!("{} {}", count.name, number(count.value))).collect();
     page.list("counts", &counted);
@@ -67,9 +75,16 @@ pub(super) fn render(snapshot: &Snapshot<'_>) -> String {
     page.0
 }
 
+fn of_certificate(name: &str, end: &Certificate) -> String {
+    match end.days_left {
+        days if days < 0 => format!("{name} HAS EXPIRED at {}", end.expires),
+        days => format!("{name} expires in {} ({})", plural(days.unsigned_abs(), "day", "days"), end.expires),
+    }
+}
+
 fn of_connection(connection: &Connection<'_>) -> String {
     let Connection { state, address, net_mode, for_seconds, next_attempt_ms, .. } = connection;
-    let (address, long) = (plain(address), span(*for_seconds));
+    let long = span(*for_seconds);
     match (connection.connected, next_attempt_ms) {
         (true, _) => format!("connected to {address} ({net_mode}) for {long}"),
         (false, Some(ms)) => format!("not connected for {long}; the next attempt is in {}", span_ms(*ms)),
@@ -87,7 +102,7 @@ struct Page(String);
 impl Page {
     fn line(&mut self, name: &str, text: &str) {
         // Strings take all that is written to them, here and below.
-        let _ = writeln!(self.0, "{name:<11} {text}");
+        let _ = writeln!(self.0, "{}", Printable(format_args!("{name:<11} {text}")));
     }
 
     /// Four to a line.
@@ -111,11 +126,11 @@ impl Page {
             for (i, (cell, &width)) in row.iter().zip(&widths).enumerate() {
                 let _ = if i < WORDS { write!(line, "{cell:<width$}  ") } else { write!(line, "{cell:>width$}  ") };
             }
-            let _ = writeln!(self.0, "{}", line.trim_end());
+            let _ = writeln!(self.0, "{}", Printable(line.trim_end()));
         }
         for plugin in plugins {
             if let Some(process) = plugin.process.as_ref().filter(|process| !process.limits.is_empty()) {
-                self.list(&format!("limits of {}", plain(plugin.name)), &process.limits);
+                self.list(&format!("limits of {}", plugin.name), &process.limits);
             }
         }
     }
@@ -126,7 +141,7 @@ fn row(plugin: &Plugin<'_>) -> [String; COLUMNS.len()] {
         Some(ms) => format!("{} {}", plugin.state, span_ms(ms)),
         None => plugin.state.to_owned(),
     };
-    let [name, version] = [plugin.name, plugin.version].map(plain);
+    let [name, version] = [plugin.name, plugin.version].map(str::to_owned);
     let restarts = number(plugin.restarts);
     match &plugin.process {
         Some(process) => [
@@ -146,11 +161,6 @@ fn row(plugin: &Plugin<'_>) -> [String; COLUMNS.len()] {
             [name, version, state, none(), none(), none(), none(), restarts, none(), none()]
         }
     }
-}
-
-/// Text of peers: it is not to speak to the terminal.
-fn plain(text: &str) -> String {
-    text.replace(char::is_control, " ")
 }
 
 /// With commas between thousands.

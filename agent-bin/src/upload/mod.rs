@@ -19,6 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use self::source::Source;
 use crate::blocking::blocking;
 use crate::config::{Address, Upload};
+use crate::logging::{self, Event, Kind};
 use crate::net::{Connector, UploadCall};
 
 /// What connecting, a slow server and the last answer may take beyond the file's own time.
@@ -123,6 +124,9 @@ impl Job {
         let failed = |what: &dyn std::fmt::Display| format!("{path}: {what}");
         let opened = blocking(move || Source::open(&file, &rules, rate * UPLOAD_SECONDS)).await;
         let mut source = opened.map_err(|error| failed(&error))??;
+        // Before anything leaves, and whatever comes of it.
+        let audit = |result: &str| logging::audit(&Event { token: &token, ..Event::new(Kind::Upload, &path, result) });
+        audit("begins");
         let mut call = UploadCall::open(&self.connector, &self.address).await.map_err(|end| failed(&end))?;
         let mut seconds = interval(Duration::from_secs(1));
         seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -150,6 +154,7 @@ impl Job {
         }
         call.finish().await.map_err(|end| failed(&end))?;
         log::info!("uploaded {path:?}, {total} bytes (token {token:?})");
+        audit(&format!("done, {total} bytes"));
         Ok(())
     }
 }

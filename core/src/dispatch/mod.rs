@@ -17,6 +17,7 @@ use self::plugin::Plugin;
 pub use self::plugin::{RESTART_BASE_MS, RESTART_CAP_MS, RESTART_FORGIVEN_MS, STAND_IN_MS};
 use crate::command::{AgentConfig, AgentTask, Command, Configuration, PluginConfig, PluginName};
 use crate::limits::{MAX_PLUGINS_KNOWN, MAX_REPORT_CHARS, MAX_STATE_DETAILS};
+use crate::printable;
 use crate::time::Millis;
 
 /// What the shell is to do.
@@ -82,10 +83,11 @@ pub struct Report {
 }
 
 impl Report {
-    /// A report whose text is cut to what a report may have.
+    /// A report whose text is made printable, and cut to what a report may have. The token stays as it is: the server
+    /// knows its task by it.
     #[must_use]
     pub fn new(token: String, message: &str) -> Self {
-        Self { token, message: message.chars().take(MAX_REPORT_CHARS).collect() }
+        Self { token, message: printable::cut(message, MAX_REPORT_CHARS) }
     }
 }
 
@@ -340,7 +342,7 @@ impl Dispatch {
         if self.state_details.len() == MAX_STATE_DETAILS {
             self.state_details.pop_front();
         }
-        self.state_details.push_back(what.chars().take(MAX_REPORT_CHARS).collect());
+        self.state_details.push_back(printable::cut(&what, MAX_REPORT_CHARS));
         self.complain(what);
     }
 

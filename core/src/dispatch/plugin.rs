@@ -17,6 +17,7 @@ use core::mem;
 use super::{Action, Preparation};
 use crate::command::{PluginConfig, PluginName};
 use crate::limits::MAX_REPORT_CHARS;
+use crate::printable;
 use crate::time::Millis;
 
 /// The wait before a plugin that died is started again, or one that could not be prepared is tried again; doubles each time.
@@ -244,7 +245,7 @@ impl Plugin {
     }
 
     fn troubled(&mut self, what: String) -> String {
-        self.trouble = Some(what.chars().take(MAX_REPORT_CHARS).collect());
+        self.trouble = Some(printable::cut(&what, MAX_REPORT_CHARS));
         what
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -136,6 +137,8 @@ pub struct Setup {
     program: Option<PathBuf>,
     /// What starts it, if it is not started directly.
     starter: Vec<OsString>,
+    /// Where its standard error goes, if not into a file.
+    stderr: Option<OwnedFd>,
 }
 
 impl Setup {
@@ -155,7 +158,16 @@ impl Setup {
         let id = format!("agent-{}-{}", std::process::id(), AGENTS.fetch_add(1, Ordering::Relaxed));
         let arguments = ["run".into(), "--workdir".into(), workdir.path().into()].to_vec();
         let environment = BTreeMap::from([("SPECIFIED_AGENT_ID".to_owned(), id.clone())]);
-        Self { workdir, id, arguments, environment, settings: BTreeMap::new(), program: None, starter: Vec::new() }
+        Self {
+            workdir,
+            id,
+            arguments,
+            environment,
+            settings: BTreeMap::new(),
+            program: None,
+            starter: Vec::new(),
+            stderr: None,
+        }
     }
 
     /// These words for its command line, and no others.
@@ -220,6 +232,13 @@ impl Setup {
         self
     }
 
+    /// Its standard error goes there, at its next start.
+    #[must_use]
+    pub fn stderr_to(mut self, end: OwnedFd) -> Self {
+        self.stderr = Some(end);
+        self
+    }
+
     /// Its directory.
     #[must_use]
     pub fn workdir(&self) -> &Workdir {
@@ -231,9 +250,10 @@ impl Setup {
     /// # Panics
     /// When the program cannot be built or started.
     #[must_use]
-    pub fn start(self) -> Agent {
+    pub fn start(mut self) -> Agent {
         let stderr = self.workdir.path().join("stderr");
-        let file = File::options().create(true).append(true).open(&stderr).expect("it is writable");
+        let file = || File::options().create(true).append(true).open(&stderr).expect("it is writable").into();
+        let stderr = self.stderr.take().unwrap_or_else(file);
         let program = self.program.as_ref().unwrap_or_else(|| &Binaries::for_tests().elklet);
         let mut words = self.starter.iter().map(OsString::as_os_str).chain([program.as_os_str()]);
         let mut command = Command::new(words.next().expect("the program is one"));
@@ -242,7 +262,8 @@ impl Setup {
             command.env_remove(name);
         }
         command.args(&self.arguments).envs(&self.environment);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).spawn().expect("the agent starts");
+        let child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().expect("the agent starts");
         Agent { setup: Some(self), child }
     }
 }

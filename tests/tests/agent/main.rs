@@ -12,6 +12,7 @@ mod end;
 mod exhaustion;
 mod heartbeat;
 mod limits;
+mod logs;
 mod metadata;
 mod offline;
 mod plugin_faults;

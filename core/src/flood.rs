@@ -1,0 +1,166 @@
+//! How much each source of lines may write, so that a flood from one of them washes out nothing of the others.
+//!
+//! Each key (a place in the source that logs, or a kind of audited event) has a bucket of bytes that refills with time. A
+//! line that the bucket cannot pay for is left out and counted. Once lines are left out, the key stays silent until a
+//! quarter of its bucket has come back: a flood then shows as a few readable stretches with counts between them.
+
+use crate::time::Millis;
+
+/// What a key may write.
+#[derive(Debug, Clone, Copy)]
+pub struct Rate {
+    /// Bytes at once, after a long silence.
+    pub burst_bytes: u32,
+    /// Bytes a minute from then on.
+    pub bytes_per_minute: u32,
+}
+
+const MINUTE_MS: u64 = 60_000;
+
+/// What becomes of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is written; so many lines of the same key were left out since the last one that was.
+    Write {
+        /// Lines that were left out.
+        left_out: u64,
+    },
+    /// It is left out, and is the first: this is worth a line of its own.
+    Announce,
+    /// It is left out.
+    LeaveOut,
+}
+
+/// The buckets of at most `N` keys.
+#[derive(Debug)]
+pub struct Flood<K, const N: usize> {
+    rate: Rate,
+    known: heapless::Vec<Known<K>, N>,
+    left_out: u64,
+}
+
+#[derive(Debug)]
+struct Known<K> {
+    key: K,
+    /// When the credit was counted.
+    at: Millis,
+    /// Bytes times milliseconds of a minute, so that nothing is rounded.
+    credit: u64,
+    /// Since the last line that was written.
+    left_out: u64,
+}
+
+impl<K: Copy + PartialEq, const N: usize> Flood<K, N> {
+    /// No key is known, and each may write as much at once as `rate` says.
+    #[must_use]
+    pub const fn new(rate: Rate) -> Self {
+        Self { rate, known: heapless::Vec::new(), left_out: 0 }
+    }
+
+    /// A line of so many bytes is to be written.
+    pub fn handle_line(&mut self, key: K, bytes: usize, now: Millis) -> Verdict {
+        let full = u64::from(self.rate.burst_bytes) * MINUTE_MS;
+        let refill = u64::from(self.rate.bytes_per_minute);
+        let Some(known) = self.known(key, now, full) else {
+            self.left_out += 1;
+            return Verdict::LeaveOut;
+        };
+        known.credit = full.min(known.credit.saturating_add(now.since(known.at).saturating_mul(refill)));
+        known.at = now;
+        let price = (bytes as u64).saturating_mul(MINUTE_MS);
+        let needed = if known.left_out > 0 { price.max(full / 4) } else { price };
+        if known.credit >= needed {
+            known.credit -= price;
+            return Verdict::Write { left_out: core::mem::take(&mut known.left_out) };
+        }
+        known.left_out += 1;
+        let is_first = known.left_out == 1;
+        self.left_out += 1;
+        if is_first { Verdict::Announce } else { Verdict::LeaveOut }
+    }
+
+    /// Lines of all keys that were left out.
+    #[must_use]
+    pub fn left_out(&self) -> u64 {
+        self.left_out
+    }
+
+    /// The key's bucket. A new key takes the place of the one that was silent for longest where there is no room.
+    fn known(&mut self, key: K, now: Millis, full: u64) -> Option<&mut Known<K>> {
+        let index = match self.known.iter().position(|known| known.key == key) {
+            Some(index) => index,
+            None => {
+                let new = Known { key, at: now, credit: full, left_out: 0 };
+                match self.known.push(new) {
+                    Ok(()) => self.known.len() - 1,
+                    Err(new) => {
+                        let (index, oldest) = self.known.iter_mut().enumerate().min_by_key(|(_, known)| known.at)?;
+                        *oldest = new;
+                        index
+                    }
+                }
+            }
+        };
+        self.known.get_mut(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const RATE: Rate = Rate { burst_bytes: 1_000, bytes_per_minute: 600 };
+
+    #[test]
+    fn a_flood_is_left_out_and_counted_and_others_are_written() {
+        let mut flood = Flood::<_, 4>::new(RATE);
+        let mut verdicts = (0..100).map(|i| flood.handle_line('a', 100, Millis(i)));
+        assert!(verdicts.by_ref().take(10).all(|verdict| verdict == Verdict::Write { left_out: 0 }));
+        assert_eq!(verdicts.next(), Some(Verdict::Announce));
+        assert!(verdicts.all(|verdict| verdict == Verdict::LeaveOut));
+        assert_eq!(flood.handle_line('b', 100, Millis(100)), Verdict::Write { left_out: 0 });
+        // 10 bytes a second: a line's worth is there after 10 s, a quarter of the bucket after 25.
+        assert_eq!(flood.handle_line('a', 100, Millis(15_000)), Verdict::LeaveOut);
+        assert_eq!(flood.handle_line('a', 100, Millis(25_100)), Verdict::Write { left_out: 91 });
+        assert_eq!(flood.handle_line('a', 100, Millis(25_100)), Verdict::Write { left_out: 0 });
+        assert_eq!(flood.left_out(), 91);
+    }
+
+    proptest! {
+        #[test]
+        fn no_key_writes_more_than_its_rate_and_every_line_is_written_or_counted(
+            lines in prop::collection::vec((0..4u8, 0..400usize, 0..5_000u64), 1..300)
+        ) {
+            let mut flood = Flood::<_, 4>::new(RATE);
+            let mut now = Millis(0);
+            let (mut bytes, mut told) = ([0u64; 4], 0u64);
+            let mut written = 0u64;
+            for (key, length, later) in &lines {
+                now = now + *later;
+                match flood.handle_line(*key, *length, now) {
+                    Verdict::Write { left_out } => {
+                        bytes[usize::from(*key)] += *length as u64;
+                        written += 1;
+                        told += left_out;
+                    }
+                    Verdict::Announce | Verdict::LeaveOut => {}
+                }
+            }
+            let most = u64::from(RATE.burst_bytes) + now.0 * u64::from(RATE.bytes_per_minute) / MINUTE_MS;
+            prop_assert!(bytes.iter().all(|bytes| *bytes <= most), "{bytes:?}, expected {most} at most");
+            prop_assert_eq!(written + flood.left_out(), lines.len() as u64);
+            prop_assert!(told <= flood.left_out());
+        }
+
+        #[test]
+        fn more_keys_than_there_is_room_for_do_no_harm(keys in prop::collection::vec(0..50u8, 1..200)) {
+            let mut flood = Flood::<_, 4>::new(RATE);
+            for (at, key) in keys.into_iter().enumerate() {
+                let _ = flood.handle_line(key, 10, Millis(at as u64));
+                prop_assert!(flood.known.len() <= 4);
+            }
+        }
+    }
+}
