@@ -36,7 +36,7 @@ that is configured, tells at which hop it ends (file, DNS, TCP, proxy, TLS, ALPN
 
 Options:
   --config FILE           settings as TOML; without it, elklet.toml in the work directory is read if there is one
-  --workdir DIR           where machine-id, log/, plugin/ and tmp/ are (default: the current directory)
+  --workdir DIR           where machine-id, log/, plugin/ and tmp/ are (default of every command: /etc/elklet)
   --server HOST:PORT      an AgentCenter; may be repeated, tried in order
   --discovery HOST:PORT   a service discovery host, asked before any --server is tried; may be repeated
   --public HOST:PORT      an AgentCenter, tried after every --server; may be repeated
@@ -45,14 +45,19 @@ Options:
   -h, --help              this text
   -V, --version           the version
 
-Flags come before the environment, and that before the file. elklet.example.toml describes every key of its sections:
+A flag comes before the file's key for the same. elklet.example.toml describes every key of the file's sections:
   [server] [regions.NAME] [proxy] [buffer] [spool] [plugins] [plugin.NAME] [upload] [update] [log]
 
-Environment, as in Elkeid's own agent:
-  SPECIFIED_AGENT_ID      the agent's id, verbatim; else it is derived from the hardware, or kept in machine-id
+Environment:
+  SPECIFIED_AGENT_ID      the agent's id, verbatim; else the one that elkeidctl has set, else it is derived from the
+                          hardware, or kept in machine-id
   specified_idc, specified_region
-                          reported in the heartbeat; the region's servers may stand in [regions.NAME]
-  RUNTIME_MODE=DEBUG      logs more
+                          reported in the heartbeat, unless elkeidctl has set others; the file's come last. The region's
+                          servers may stand in [regions.NAME]
+  RUNTIME_MODE=DEBUG      logs more, as [log] debug does
+  HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY
+                          proxies, in either case, where [proxy] in the file says nothing
+  SSL_CERT_FILE           the authorities for https downloads beside ca.crt, in place of the system's
 
 SIGHUP has file and certificates read again; a mistake in them changes nothing.
 
@@ -145,6 +150,11 @@ fn ask(workdir: &Path, page: Page) -> ExitCode {
 }
 
 fn look(workdir: &Path, what: Look) -> ExitCode {
+    // Where no agent has been, nothing waits either, which is not what was asked.
+    if !workdir.is_dir() {
+        let why = format!("work directory {}: no such directory (--workdir names another)", workdir.display());
+        return fail(&agent::Failure::System(why));
+    }
     let directory = workdir.join(spool::DIRECTORY);
     match spool::look(&directory, what) {
         Ok((text, false)) => print(&text),

@@ -6,16 +6,15 @@ use std::path::PathBuf;
 
 use lexopt::prelude::*;
 
+use crate::config::DEFAULT_WORKDIR;
 use crate::specified::{self, Key};
-
-/// The reference's work directory.
-const DEFAULT_WORKDIR: &str = "/etc/elkeid";
 
 pub(crate) const HELP: &str = "Usage:
   elkeidctl [--workdir DIR] set [--id ID] [--idc IDC] [--region REGION] [--service_type systemd|sysvinit]
   elkeidctl [--workdir DIR] unset [--id] [--idc] [--region] [--service_type]
 
-Writes specified_env in the work directory (default: /etc/elkeid), which the agent reads at its start.
+Writes specified_env in the work directory (default: /etc/elklet, as for every command), which the agent reads at its start
+and on SIGHUP.
 ";
 
 /// The reference's other commands, which are the service manager's.

@@ -27,6 +27,12 @@ const CLEARING: Duration = Duration::from_secs(5);
 /// Entries of `tmp/` that are looked at; the next start looks at more.
 const MAX_LEFT: usize = 10_000;
 
+/// Returns true while an agent runs in the directory, as far as this user may look.
+pub(crate) fn is_taken(workdir: &Path) -> bool {
+    let locked = File::open(workdir).map(|directory| flock(&directory, FlockOperation::NonBlockingLockShared));
+    matches!(locked, Ok(Err(Errno::WOULDBLOCK)))
+}
+
 /// What lies in the directory is this agent's own, as long as this lives.
 #[derive(Debug)]
 pub(crate) struct WorkdirLock {

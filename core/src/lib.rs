@@ -35,6 +35,7 @@ pub mod race;
 pub mod record;
 pub mod reports;
 pub mod session;
+pub mod similar;
 pub mod time;
 pub mod update;
 pub mod wire;

@@ -262,11 +262,17 @@ pub const LOG_BYTES_PER_MINUTE: u32 = 16 << 10;
 /// Places in the source that are told apart when the log is bounded; the agent has some hundred and thirty.
 pub const MAX_LOG_PLACES: usize = 192;
 
-/// Bytes that one kind of audited event may take at once.
-pub const AUDIT_BURST_BYTES: u32 = 64 << 10;
+/// Bytes that one kind of audited act may take at once: uploads, of which there is one at a time, take twenty minutes for it.
+pub const AUDIT_BURST_BYTES: u32 = 256 << 10;
 
-/// Bytes a minute of one kind from then on: a flood of one kind needs five days to wash out the others.
-pub const AUDIT_BYTES_PER_MINUTE: u32 = 1536;
+/// Bytes a minute of one kind from then on. The audit keeps 11 MiB: acts of one kind need two days to wash out the others.
+pub const AUDIT_BYTES_PER_MINUTE: u32 = 4 << 10;
+
+/// Bytes that audited refusals may take at once. They cost a server nothing, so that they get less than acts.
+pub const AUDIT_REFUSED_BURST_BYTES: u32 = 64 << 10;
+
+/// Bytes a minute of them from then on: they need five days.
+pub const AUDIT_REFUSED_BYTES_PER_MINUTE: u32 = 1536;
 
 /// Characters of one text in the audit at most: Linux takes no longer path.
 pub const MAX_AUDIT_CHARS: usize = 4096;

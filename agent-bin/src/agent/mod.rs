@@ -203,7 +203,7 @@ impl Agent {
             log::warn!("the id cannot be kept: {}/machine-id: {error}", settings.workdir.display());
         }
         let certificates = Certificates::load(settings.certs.clone(), &settings.server)
-            .map_err(|error| Failure::Settings(format!("{}: {error}", settings.certs_named_by)))?;
+            .map_err(|error| Failure::Settings(settings.blame_certificates(error)))?;
 
         let intake = SharedIntake::new(settings.buffer.arena_bytes());
         let longest_record = intake.lock().longest_record().min(MAX_RECORD_BYTES);

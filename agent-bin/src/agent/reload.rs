@@ -62,6 +62,10 @@ impl Agent {
             ("idc and region", (&old.idc, &old.region) != (&new.idc, &new.region)),
         ];
         let names: Vec<_> = changes.iter().filter(|(_, changed)| *changed).map(|(name, _)| *name).collect();
+        if self.dispatch.plugins().next().is_some() {
+            self.warn_of_sections();
+        }
+        let new = &self.settings;
         log::info!("SIGHUP: changed: {}", if names.is_empty() { "nothing".to_owned() } else { names.join(", ") });
         if old.server != new.server || old.proxies != new.proxies || has_new_certificates {
             let (endpoints, timing) = (endpoints(&new.server), new.server.timing());

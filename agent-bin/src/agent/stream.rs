@@ -104,7 +104,11 @@ impl Agent {
                     Ok(command) => {
                         self.net.commands += 1;
                         log_command(&command);
+                        let configures = matches!(command, Command::Configuration(_));
                         self.dispatch.handle_command(command, now);
+                        if configures {
+                            self.warn_of_sections();
+                        }
                     }
                     Err(what) => {
                         self.net.bad_commands += 1;

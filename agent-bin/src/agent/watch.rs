@@ -25,6 +25,8 @@ pub(super) struct Watch {
     meter: Meter<3>,
     /// The last thing that went wrong between agent and server.
     last_error: Option<(Millis, String)>,
+    /// What was said last of sections that no plugin has.
+    unknown_sections: Vec<String>,
 }
 
 impl Watch {
@@ -38,7 +40,14 @@ impl Watch {
             }
         };
         let workdir = workdir.display().to_string();
-        Self { inquiries, _server: server, workdir, meter: Meter::new(now), last_error: None }
+        Self {
+            inquiries,
+            _server: server,
+            workdir,
+            meter: Meter::new(now),
+            last_error: None,
+            unknown_sections: Vec::new(),
+        }
     }
 }
 
@@ -46,6 +55,21 @@ impl Agent {
     /// Something went wrong on the way to the server, and was logged.
     pub(super) fn note_failure(&mut self, what: String) {
         self.watch.last_error = Some((self.clock.now(), what));
+    }
+
+    /// Warns of each `[plugin.NAME]` of the file that belongs to no plugin, once until that changes. Only a configuration tells
+    /// which plugins there are.
+    pub(super) fn warn_of_sections(&mut self) {
+        let plugins: Vec<_> = self.dispatch.plugins().map(|plugin| plugin.name.as_str()).collect();
+        let unknown = self.settings.unknown_sections(&plugins).into_iter().map(|(name, meant)| match meant {
+            Some(meant) => format!("[plugin.{name}]: there is no such plugin, did you mean [plugin.{meant}]?"),
+            None => format!("[plugin.{name}]: there is no such plugin, expected one of: {}", plugins.join(", ")),
+        });
+        let unknown: Vec<_> = unknown.collect();
+        if unknown != self.watch.unknown_sections {
+            unknown.iter().for_each(|what| log::warn!("{what}"));
+            self.watch.unknown_sections = unknown;
+        }
     }
 
     pub(super) fn handle_inquiry(&mut self, inquiry: Inquiry) {

@@ -4,9 +4,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use elklet_core::similar::closest;
 use toml::de::{DeTable, DeValue};
 
-use super::{Flags, Settings};
+use super::{DEFAULT_WORKDIR, Flags, Settings};
 
 /// The file that is read from the work directory when no other is named.
 const DEFAULT_FILE: &str = "elklet.toml";
@@ -23,9 +24,9 @@ pub(super) fn read(flags: &Flags) -> Result<Settings, String> {
     }
 }
 
-/// The file that the flags name, or the one in the work directory.
+/// Where the file lies, or would lie.
 pub(super) fn path(flags: &Flags) -> PathBuf {
-    let in_workdir = || flags.workdir.as_deref().unwrap_or(Path::new("")).join(DEFAULT_FILE);
+    let in_workdir = || flags.workdir.as_deref().unwrap_or(Path::new(DEFAULT_WORKDIR)).join(DEFAULT_FILE);
     flags.config.clone().unwrap_or_else(in_workdir)
 }
 
@@ -63,12 +64,57 @@ pub(super) fn parse(text: &str) -> Result<Settings, (usize, String)> {
         let at = error.span().map_or(0, |span| span.start.min(text.len()));
         // The place need not be between two characters.
         let line = 1 + text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count();
-        let message = error.message().replace('\n', " ");
+        let message = in_words(&error.message().replace('\n', " "));
         match DeTable::parse(text).ok().and_then(|table| key_at(table.get_ref(), at)) {
             Some(key) => (line, format!("{key}: {message}")),
             None => (line, message),
         }
     })
+}
+
+/// What the deserialiser says, in the words of whoever writes the file: its own are those of Rust.
+fn in_words(message: &str) -> String {
+    for (unknown, called) in [("unknown field `", "unknown key"), ("unknown variant `", "unknown word")] {
+        let Some((word, known)) = message.strip_prefix(unknown).and_then(|rest| rest.split_once('`')) else { continue };
+        let known: Vec<_> = known.split('`').skip(1).step_by(2).collect();
+        return match closest(word, known.iter().copied()) {
+            Some(meant) => format!("{called} `{word}`, did you mean `{meant}`?"),
+            None => format!("{called} `{word}`, expected one of: {}", known.join(", ")),
+        };
+    }
+    let types = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
+    match types.and_then(|types| types.rsplit_once(", expected ")) {
+        Some((found, expected)) => format!("{}, expected {}", found_in_words(found), expected_in_words(expected)),
+        None => message.replace("wanted string or table", "expected a text in quotes"),
+    }
+}
+
+/// As in "integer `3`".
+fn found_in_words(found: &str) -> String {
+    match found.split_once(['`', '"']) {
+        Some((kind, value)) => {
+            let value = value.split_once('`').map_or(value.trim_end_matches('"'), |(value, _)| value);
+            let quote = if kind.starts_with("string") { "\"" } else { "" };
+            format!("{quote}{value}{quote}")
+        }
+        None if found == "sequence" => "a list".to_owned(),
+        None if found == "map" => "a section or a date".to_owned(),
+        None => found.to_owned(),
+    }
+}
+
+fn expected_in_words(expected: &str) -> &str {
+    match expected {
+        "i64" => "a whole number",
+        "a boolean" => "true or false",
+        "a sequence" => "a list, as in [\"...\"]",
+        "a string" => "a text in quotes",
+        "path string" => "a path in quotes",
+        "a map" => "sections, as in [regions.NAME]",
+        // The name of a type is nobody's business.
+        kind if kind.starts_with("struct ") => "a section with keys of its own, as in elklet.example.toml",
+        kind => kind,
+    }
 }
 
 /// The dotted key that stands at this place, or whose value does.

@@ -16,9 +16,11 @@ mod value;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use elklet_core::similar::closest;
 use serde::Deserialize;
 
 use self::buffer::Buffer;
@@ -30,6 +32,12 @@ use self::spool::Spool;
 pub(crate) use self::update::Update;
 pub(crate) use self::upload::Upload;
 use crate::specified::{Key, Specified};
+
+/// Where certificates are when nothing says so, from the work directory.
+const DEFAULT_CERTS: &str = "certs";
+
+/// Where every command looks for an agent when nothing names another directory.
+pub(crate) const DEFAULT_WORKDIR: &str = "/etc/elklet";
 
 /// The idc and the region of a host that was told of none, as in the reference.
 const DEFAULT_NAME: &str = "default";
@@ -90,7 +98,7 @@ pub(crate) struct Settings {
     pub(crate) regions: BTreeMap<String, Server>,
     /// What named `certs`, for messages.
     #[serde(skip)]
-    pub(crate) certs_named_by: String,
+    certs_named_by: String,
     proxy: proxy::Section,
     pub(crate) buffer: Buffer,
     pub(crate) plugins: Plugins,
@@ -117,8 +125,8 @@ pub(crate) struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            workdir: PathBuf::from("."),
-            certs: PathBuf::from("certs"),
+            workdir: PathBuf::from(DEFAULT_WORKDIR),
+            certs: PathBuf::from(DEFAULT_CERTS),
             idc: DEFAULT_NAME.to_owned(),
             region: DEFAULT_NAME.to_owned(),
             server: Server::default(),
@@ -151,12 +159,12 @@ impl Settings {
             settings.workdir.clone_from(workdir);
         }
         let workdir = &settings.workdir;
-        let absolute =
-            fs::canonicalize(workdir).map_err(|error| format!("work directory {}: {error}", workdir.display()))?;
+        let absolute = fs::canonicalize(workdir)
+            .map_err(|error| format!("work directory {}: {error} (--workdir names another)", workdir.display()))?;
         if !absolute.is_dir() {
             return Err(format!("work directory {}: is no directory", workdir.display()));
         }
-        settings.certs_named_by = match (&flags.certs, settings.certs == Self::default().certs) {
+        settings.certs_named_by = match (&flags.certs, settings.certs == Path::new(DEFAULT_CERTS)) {
             (Some(_), _) => "--certs".to_owned(),
             (None, false) => format!("certs in {}", file::path(flags).display()),
             (None, true) => "certs (the default, see --certs)".to_owned(),
@@ -196,6 +204,27 @@ impl Settings {
         }
     }
 
+    /// Where the file lies, or would lie.
+    pub(crate) fn file(flags: &Flags) -> PathBuf {
+        file::path(flags)
+    }
+
+    /// Whether a password stands in the file.
+    pub(crate) fn has_proxy_password(&self) -> bool {
+        self.proxy.has_password()
+    }
+
+    /// What is wrong with the certificates, with what named their directory.
+    pub(crate) fn blame_certificates(&self, error: impl fmt::Display) -> String {
+        format!("{}: {error}", self.certs_named_by)
+    }
+
+    /// Names of `[plugin.NAME]` that no plugin of these has, and the plugin that may be meant.
+    pub(crate) fn unknown_sections<'a>(&'a self, plugins: &[&'a str]) -> Vec<(&'a str, Option<&'a str>)> {
+        let unknown = self.plugin.keys().map(String::as_str).filter(|name| !plugins.contains(name));
+        unknown.map(|name| (name, closest(name, plugins.iter().copied()))).collect()
+    }
+
     /// Whether there are servers for hosts of a region.
     pub(crate) fn has_region(&self, region: &str) -> bool {
         self.any_region || self.regions.contains_key(region)
@@ -203,7 +232,8 @@ impl Settings {
 
     /// The work directory, absolute, whatever else is wrong with the flags or the file.
     pub(crate) fn workdir_at_any_rate(flags: &Flags) -> PathBuf {
-        let workdir = flags.workdir.clone().or_else(|| file::workdir(flags)).unwrap_or_else(|| PathBuf::from("."));
+        let workdir =
+            flags.workdir.clone().or_else(|| file::workdir(flags)).unwrap_or_else(|| PathBuf::from(DEFAULT_WORKDIR));
         fs::canonicalize(&workdir).unwrap_or(workdir)
     }
 
@@ -243,7 +273,6 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::path::Path;
 
     use super::*;
 
@@ -341,7 +370,7 @@ mod tests {
     fn what_is_wrong_is_said_in_one_line_with_its_place() {
         for (file, expected) in [
             ("\n\nserver = 3\n", "elklet.toml:3: server: "),
-            ("[server]\nprivat = []\n", "elklet.toml:2: server.privat: unknown field `privat`"),
+            ("[server]\nprivat = []\n", "elklet.toml:2: server.privat: unknown key `privat`, did you mean `private`?"),
             (
                 "[server]\nprivate = [\n\"nowhere\"]\n",
                 "elklet.toml:2: server.private: \"nowhere\" is no address, expected",
@@ -351,14 +380,21 @@ mod tests {
                 "[server]\nprivate = [\"a:1\"]\n[buffer]\narena_kib = 1\n",
                 "elklet.toml:4: buffer.arena_kib: 1 is out of bounds, expected 128 to 8192",
             ),
-            ("[log]\nstderr = 1\n", "elklet.toml:2: log.stderr: "),
+            ("[log]\nstderr = 1\n", "elklet.toml:2: log.stderr: 1, expected true or false"),
             ("[log]\nstderr = true\nstderr = true\n", "elklet.toml:3: "),
             (
                 "[server]\nreconnect_spread_s = 0\n",
                 "elklet.toml:2: server.reconnect_spread_s: 0 is out of bounds, expected 1 to 3600",
             ),
             ("[upload]\nallow = [\"var\"]\n", "elklet.toml:2: upload.allow: \"var\" is no absolute path, expected one"),
-            ("[lok]\n", "elklet.toml:1: lok: unknown field `lok`"),
+            ("[lok]\n", "elklet.toml:1: lok: unknown key `lok`, did you mean `log`?"),
+            ("[buffer]\nsize = 1\n", "elklet.toml:2: buffer.size: unknown key `size`, expected one of: arena_kib"),
+            ("[plugins]\nwhen_full = \"drop-oldest\"\n", "unknown word `drop-oldest`, did you mean `drop_oldest`?"),
+            ("[buffer]\narena_kib = \"x\"\n", "elklet.toml:2: buffer.arena_kib: \"x\", expected a whole number"),
+            ("[buffer]\narena_kib = 1.5\n", "buffer.arena_kib: 1.5, expected a whole number"),
+            ("[server]\nprivate = \"a:1\"\n", "server.private: \"a:1\", expected a list, as in [\"...\"]"),
+            ("certs = []\n", "elklet.toml:1: certs: a list, expected a path in quotes"),
+            ("log = 3\n", "elklet.toml:1: log: 3, expected a section with keys of its own"),
             ("", "no server: name one"),
         ] {
             let error = load_as(file, None).expect_err(file);

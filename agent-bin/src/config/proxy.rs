@@ -16,6 +16,13 @@ pub(crate) struct Section {
     no_proxy: Vec<Exception>,
 }
 
+impl Section {
+    /// Whether its proxy is one that asks who comes.
+    pub(super) fn has_password(&self) -> bool {
+        matches!(&self.url, Choice::Proxy(proxy) if proxy.credentials.is_some())
+    }
+}
+
 /// What the environment says of proxies, in the variables that curl and Go read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Environment {

@@ -5,6 +5,8 @@
 //! record. While the agent itself runs, nothing is sent on that stream: its id belongs to the agent.
 
 mod hops;
+mod permissions;
+mod running;
 mod visit;
 
 use std::io::{self, Write};
@@ -13,16 +15,19 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use elklet_core::envelope::{Envelope, Sender};
+use elklet_core::printable::{Printable, PrintableJson};
 use rustix::fs::{Access, access, statvfs};
+use rustix::process::geteuid;
 use serde::Serialize;
 
-use self::hops::{HOPS, judge};
+use self::hops::{HOPS, Hop, judge};
+use self::running::Running;
 use crate::blocking::blocking;
 use crate::clock;
 use crate::config::{Address, Environment, Flags, Scheme, Settings};
 use crate::host::{HostRoot, find_id, hostname};
 use crate::net::{Certificates, Compressor, Tls, discover};
-use crate::status::{self, Page};
+use crate::plugin;
 use crate::version;
 
 /// Bytes that the work directory's file system should have free: the log takes 11 MB with its old files.
@@ -44,6 +49,9 @@ struct Finding {
 enum Verdict {
     #[serde(rename = "ok")]
     Ok,
+    /// It does no harm yet.
+    #[serde(rename = "warning")]
+    Warning,
     #[serde(rename = "FAILED")]
     Failed,
     #[serde(rename = "skipped")]
@@ -54,6 +62,7 @@ impl Verdict {
     fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok",
+            Self::Warning => "warning",
             Self::Failed => "FAILED",
             Self::Skipped => "skipped",
         }
@@ -84,9 +93,15 @@ pub(crate) fn run(flags: &Flags, json: bool) -> io::Result<bool> {
     examined?;
     let failed_here = report.findings.iter().any(|found| found.server.is_none() && found.verdict == Verdict::Failed);
     let mut out = io::stdout();
+    let warnings = report.findings.iter().filter(|found| found.verdict == Verdict::Warning).count();
+    let warnings = match warnings {
+        0 => String::new(),
+        1 => "; there is a warning above".to_owned(),
+        n => format!("; there are {n} warnings above"),
+    };
     match &report.server {
-        _ if json => writeln!(out, "{}", serde_json::to_string(&report).unwrap_or_default())?,
-        Some(server) => writeln!(out, "\nthe way to {server} is open")?,
+        _ if json => writeln!(out, "{}", PrintableJson(serde_json::to_string(&report).unwrap_or_default()))?,
+        Some(server) => writeln!(out, "\nthe way to {} is open{warnings}", Printable(server))?,
         None => writeln!(out, "\nno way to a server is open")?,
     }
     Ok(report.server.is_some() && !failed_here)
@@ -110,14 +125,16 @@ async fn examine(flags: &Flags, report: &mut Report) -> io::Result<()> {
         }
         Err(error) => return report.failed(None, "agent id", error.to_string(), "set another SPECIFIED_AGENT_ID"),
     };
-    let is_running = status::ask(&settings.workdir, Page::Text).is_ok();
-    let detail = match is_running {
-        true => "it runs: nothing is sent in its name",
-        false => "it does not run: its id is tried",
-    };
-    report.ok(None, "agent", detail.to_owned())?;
+    let running = Running::find(&settings.workdir);
+    match running.describe() {
+        (detail, true) => report.ok(None, "agent", detail)?,
+        (detail, false) => report.warned(None, "agent", detail, "`elklet status` as the agent's user says more")?,
+    }
+    sections(&settings, &running, report)?;
+    permissions(&settings, flags, report)?;
     let tls = certificates(&settings, report)?;
-    let doctor = Doctor { tls, first: (!is_running).then(|| first_message(id)), settings: &settings };
+    let first = (!running.is_there()).then(|| first_message(id));
+    let doctor = Doctor { tls, first, running, settings: &settings };
     for host in &settings.server.discovery {
         for address in doctor.discover(host, report).await? {
             doctor.visit(&address, "by discovery", report).await?;
@@ -147,6 +164,36 @@ fn work_directory(workdir: &Path, report: &mut Report) -> io::Result<()> {
     }
 }
 
+/// Whether each `[plugin.NAME]` is that of a plugin: of those that the agent has, or had when it ran last.
+fn sections(settings: &Settings, running: &Running, report: &mut Report) -> io::Result<()> {
+    let kept = || plugin::read_kept(&settings.workdir).unwrap_or_default();
+    let names = || kept().iter().map(|plugin| plugin.name.to_string()).collect();
+    let plugins: Vec<String> = running.plugins().unwrap_or_else(names);
+    if plugins.is_empty() {
+        // Without a plugin there is nothing to compare with.
+        return Ok(());
+    }
+    let names: Vec<_> = plugins.iter().map(String::as_str).collect();
+    for (section, meant) in settings.unknown_sections(&names) {
+        let detail = format!("[plugin.{section}] in the file: no plugin has this name");
+        let known = format!("the agent has {}", names.join(", "));
+        let advice = meant.map_or(known, |meant| format!("did you mean [plugin.{meant}]?"));
+        report.warned(None, "plugins", detail, &advice)?;
+    }
+    Ok(())
+}
+
+/// Files that others on this host could read or change.
+fn permissions(settings: &Settings, flags: &Flags, report: &mut Report) -> io::Result<()> {
+    let findings = permissions::examine(settings, flags);
+    if findings.is_empty() {
+        return report.ok(None, "permissions", "nobody else can read the key or change the agent's files".to_owned());
+    }
+    let advice =
+        "take the rights away (chmod go-w, and 600 for keys and passwords), and let root or the agent's user own it";
+    findings.into_iter().try_for_each(|what| report.warned(None, "permissions", what, advice))
+}
+
 /// What connections are made with; nothing when the files are of no use.
 fn certificates(settings: &Settings, report: &mut Report) -> io::Result<Option<Tls>> {
     let hop = "certificates";
@@ -154,10 +201,18 @@ fn certificates(settings: &Settings, report: &mut Report) -> io::Result<Option<T
         Ok(certificates) => certificates,
         Err(error) => {
             let advice = "--certs or `certs` in the file names the directory; put the deployment's files there";
-            report.failed(None, hop, error.to_string(), advice)?;
+            report.failed(None, hop, settings.blame_certificates(error), advice)?;
             return Ok(None);
         }
     };
+    let own = ["client.crt", "client.key"].map(|name| settings.certs.join(name));
+    if own.iter().all(|path| !path.exists()) {
+        let [certificate, key] = own.map(|path| path.display().to_string());
+        let detail = format!("no client certificate: neither {certificate} nor {key} exists");
+        let advice = "AgentCenter refuses agents without one: put the deployment's client.crt and client.key there";
+        report.failed(None, hop, detail, advice)?;
+        return Ok(Some(certificates.tls().clone()));
+    }
     let now = clock::unix_seconds();
     let warnings = certificates.warnings(now).join("; ");
     if certificates.days_left(now).into_iter().flatten().any(|days| days < 0) {
@@ -165,9 +220,16 @@ fn certificates(settings: &Settings, report: &mut Report) -> io::Result<Option<T
         let advice = format!("this host's clock says {clock}: set it if that is wrong, else renew the certificate");
         report.failed(None, hop, warnings, &advice)?;
     } else if warnings.is_empty() {
-        report.ok(None, hop, certificates.directory().display().to_string())?;
+        let mut detail = certificates.directory().display().to_string();
+        let named = ["client.crt", "ca.crt"].into_iter().zip(certificates.ends()).zip(certificates.days_left(now));
+        for ((name, end), days) in named {
+            if let (Some(end), Some(days)) = (end, days) {
+                detail += &format!(", {name} for {days} days (until {})", clock::date(end));
+            }
+        }
+        report.ok(None, hop, detail)?;
     } else {
-        report.ok(None, hop, warnings)?;
+        report.warned(None, hop, warnings, "renew it before that day: the agent reads new files by itself")?;
     }
     Ok(Some(certificates.tls().clone()))
 }
@@ -189,6 +251,7 @@ struct Doctor<'a> {
     tls: Option<Tls>,
     /// Nothing while the agent itself runs.
     first: Option<Bytes>,
+    running: Running,
     settings: &'a Settings,
 }
 
@@ -238,6 +301,9 @@ impl Doctor<'_> {
                     report.failed(server, hop.name(), failure.what.clone(), &failure.advice)?;
                 }
                 Some(failure) if failure.hop < hop => report.skipped(server, hop.name(), String::new())?,
+                _ if hop == Hop::AgentCenter && self.running.connected_to() == Some(&address.to_string()) => {
+                    report.ok(server, hop.name(), "the running agent is connected to it by this id".to_owned())?;
+                }
                 _ => match hop.passed_over(address, proxy.as_deref(), self.first.is_some()) {
                     Some(why) => report.skipped(server, hop.name(), why)?,
                     None => report.ok(server, hop.name(), hop.detail(proxy.as_deref()))?,
@@ -251,6 +317,14 @@ impl Doctor<'_> {
     }
 }
 
+/// What helps where the system refuses this user.
+fn forbidden() -> String {
+    let user = geteuid().as_raw();
+    format!(
+        "user {user} may not do this: run elklet as root, or let this user own it (chown {user}, with each directory above)"
+    )
+}
+
 impl Report {
     fn ok(&mut self, server: Option<String>, hop: &'static str, detail: String) -> io::Result<()> {
         self.add(Finding { server, hop, verdict: Verdict::Ok, detail, advice: None })
@@ -260,8 +334,15 @@ impl Report {
         self.add(Finding { server, hop, verdict: Verdict::Skipped, detail, advice: None })
     }
 
-    fn failed(&mut self, server: Option<String>, hop: &'static str, detail: String, advice: &str) -> io::Result<()> {
+    fn warned(&mut self, server: Option<String>, hop: &'static str, detail: String, advice: &str) -> io::Result<()> {
         let advice = Some(advice.to_owned());
+        self.add(Finding { server, hop, verdict: Verdict::Warning, detail, advice })
+    }
+
+    fn failed(&mut self, server: Option<String>, hop: &'static str, detail: String, advice: &str) -> io::Result<()> {
+        // Whoever may not read a file is not helped by hearing where it should be.
+        let is_forbidden = detail.contains("(os error 13)") || detail.contains("(os error 1)");
+        let advice = Some(if is_forbidden { forbidden() } else { advice.to_owned() });
         self.add(Finding { server, hop, verdict: Verdict::Failed, detail, advice })
     }
 
@@ -270,14 +351,12 @@ impl Report {
             let mut out = io::stdout().lock();
             let before = self.findings.last().and_then(|before| before.server.as_ref());
             if let Some(server) = found.server.as_ref().filter(|server| before != Some(server)) {
-                writeln!(out, "\n{server}")?;
+                writeln!(out, "\n{}", Printable(server))?;
             }
-            // Texts of peers may be in it.
-            let detail = found.detail.replace(char::is_control, " ");
-            let line = format!("  {:<15} {:<8} {detail}", found.hop, found.verdict.word());
-            writeln!(out, "{}", line.trim_end())?;
+            let line = format!("  {:<15} {:<8} {}", found.hop, found.verdict.word(), found.detail);
+            writeln!(out, "{}", Printable(line.trim_end()))?;
             if let Some(advice) = &found.advice {
-                writeln!(out, "  {:<24} -> {advice}", "")?;
+                writeln!(out, "{}", Printable(format_args!("  {:<24} -> {advice}", "")))?;
             }
         }
         self.findings.push(found);

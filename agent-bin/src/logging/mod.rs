@@ -19,7 +19,8 @@ use std::time::SystemTime;
 
 use elklet_core::flood::{Flood, Rate, Verdict};
 use elklet_core::limits::{
-    AUDIT_BURST_BYTES, AUDIT_BYTES_PER_MINUTE, LOG_BURST_BYTES, LOG_BYTES_PER_MINUTE, MAX_LOG_PLACES,
+    AUDIT_BURST_BYTES, AUDIT_BYTES_PER_MINUTE, AUDIT_REFUSED_BURST_BYTES, AUDIT_REFUSED_BYTES_PER_MINUTE,
+    LOG_BURST_BYTES, LOG_BYTES_PER_MINUTE, MAX_LOG_PLACES,
 };
 use elklet_core::printable::Printable;
 use elklet_core::reports::Place;
@@ -148,7 +149,8 @@ struct Sinks {
     audit: Kept,
     stderr: Stderr,
     places: Flood<Place, MAX_LOG_PLACES>,
-    kinds: Flood<Kind, { audit::KINDS }>,
+    acts: Flood<Kind, { audit::KINDS }>,
+    refusals: Flood<Kind, 1>,
     /// Who asked last.
     server: String,
 }
@@ -156,14 +158,17 @@ struct Sinks {
 impl Sinks {
     fn new(workdir: &Path) -> Self {
         let places = Rate { burst_bytes: LOG_BURST_BYTES, bytes_per_minute: LOG_BYTES_PER_MINUTE };
-        let kinds = Rate { burst_bytes: AUDIT_BURST_BYTES, bytes_per_minute: AUDIT_BYTES_PER_MINUTE };
+        let acts = Rate { burst_bytes: AUDIT_BURST_BYTES, bytes_per_minute: AUDIT_BYTES_PER_MINUTE };
+        let refusals =
+            Rate { burst_bytes: AUDIT_REFUSED_BURST_BYTES, bytes_per_minute: AUDIT_REFUSED_BYTES_PER_MINUTE };
         Self {
             directory: Directory::new(workdir.join("log")),
             log: Kept::new("elklet.log", "log", &LOST.log),
             audit: Kept::new("audit.log", "audit", &LOST.audit),
             stderr: Stderr::default(),
             places: Flood::new(places),
-            kinds: Flood::new(kinds),
+            acts: Flood::new(acts),
+            refusals: Flood::new(refusals),
             server: String::new(),
         }
     }
@@ -188,7 +193,11 @@ impl Sinks {
     fn audit(&mut self, event: &Event<'_>, clock: Clock) {
         let time = now();
         let mut line = event.line(&time, &self.server, 0);
-        match self.kinds.handle_line(event.kind, line.len(), clock.now()) {
+        let verdict = match event.kind {
+            Kind::Refused => self.refusals.handle_line(event.kind, line.len(), clock.now()),
+            kind => self.acts.handle_line(kind, line.len(), clock.now()),
+        };
+        match verdict {
             Verdict::Write { left_out: 0 } => {}
             Verdict::Write { left_out } => line = event.line(&time, &self.server, left_out),
             Verdict::Announce => {
@@ -219,7 +228,7 @@ impl Sinks {
             audit_lost: LOST.audit.load(Ordering::Relaxed),
             stderr_lines_lost: LOST.stderr.load(Ordering::Relaxed),
             lines_left_out: self.places.left_out(),
-            audit_left_out: self.kinds.left_out(),
+            audit_left_out: self.acts.left_out() + self.refusals.left_out(),
         }
     }
 }

@@ -29,7 +29,7 @@ pub(crate) use self::half_open::HalfOpen;
 pub(crate) use self::http::http_agent;
 pub(crate) use self::snappy::Compressor;
 pub use self::snappy::decompress;
-pub(crate) use self::tls::{Certificates, Tls, reason as tls_reason};
+pub(crate) use self::tls::{Certificates, Tls, WARNED_DAYS, reason as tls_reason};
 pub(crate) use self::transfer::{Connector, End, Transfer};
 pub(crate) use self::upload::UploadCall;
 

@@ -132,7 +132,7 @@ impl Certificates {
 const DAY: i64 = 24 * 60 * 60;
 
 /// The log says so of a certificate whose end is nearer than this.
-const WARNED_DAYS: i64 = 30;
+pub(crate) const WARNED_DAYS: i64 = 30;
 
 /// The contents of [`FILES`].
 struct Files {

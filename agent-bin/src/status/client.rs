@@ -36,6 +36,15 @@ pub(crate) fn ask(workdir: &Path, page: Page) -> Result<(String, bool), (String,
     })
 }
 
+/// What the agent says of itself, as programs read it.
+///
+/// # Errors
+/// When there is no answer, or none of an agent's.
+pub(crate) fn ask_itself(workdir: &Path) -> io::Result<serde_json::Value> {
+    let (text, _) = exchange(workdir, Page::Json)?;
+    serde_json::from_str(&text).map_err(io::Error::from)
+}
+
 fn exchange(workdir: &Path, page: Page) -> io::Result<(String, bool)> {
     let mut socket = connect_in(workdir, TIMEOUT)?;
     socket.write_all(format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", page.path()).as_bytes())?;

@@ -16,7 +16,7 @@ use serde::{Serialize, Serializer};
 use crate::clock;
 use crate::host::Footprint;
 
-pub(crate) use self::client::ask;
+pub(crate) use self::client::{ask, ask_itself};
 pub(crate) use self::meter::Meter;
 pub(crate) use self::server::{Inquiry, Page, Server};
 

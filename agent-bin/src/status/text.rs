@@ -5,6 +5,7 @@ use std::fmt::Write;
 use elklet_core::printable::Printable;
 
 use super::{Certificate, Connection, Plugin, Snapshot};
+use crate::net::WARNED_DAYS;
 
 /// Counters that have a line of their own.
 const SHOWN: [&str; 4] = ["records", "records_confirmed", "records_sent_again", "records_lost"];
@@ -63,7 +64,7 @@ pub(super) fn render(snapshot: &Snapshot<'_>) -> String {
     }
     let ends = [("client.crt", &certificates.client), ("ca.crt", &certificates.authority)];
     let ends: Vec<_> = ends.into_iter().filter_map(|(name, end)| Some(of_certificate(name, end.as_ref()?))).collect();
-    page.list("certificates", &ends);
+    page.list("expiry", &ends);
     for (name, error) in [("log", &logs.error), ("audit", &logs.audit_error)] {
         error.iter().for_each(|error| page.line(name, &format!("NOT WRITTEN: {error}")));
     }
@@ -77,8 +78,11 @@ pub(super) fn render(snapshot: &Snapshot<'_>) -> String {
 
 fn of_certificate(name: &str, end: &Certificate) -> String {
     match end.days_left {
-        days if days < 0 => format!("{name} HAS EXPIRED at {}", end.expires),
-        days => format!("{name} expires in {} ({})", plural(days.unsigned_abs(), "day", "days"), end.expires),
+        days if days < 0 => format!("{name} HAS EXPIRED ({})", end.expires),
+        days => {
+            let is_near = if days < WARNED_DAYS { ", renew it" } else { "" };
+            format!("{name} in {}{is_near} ({})", plural(days.unsigned_abs(), "day", "days"), end.expires)
+        }
     }
 }
 

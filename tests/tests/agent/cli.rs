@@ -1,7 +1,7 @@
 //! The command line and the file: what is understood, and what is said of the rest.
 
 use elklet_tests::binaries::Binaries;
-use elklet_tests::harness::{DEADLINE, Setup, Signal, Site, Workdir, holds_within};
+use elklet_tests::harness::{DEADLINE, Setup, Signal, Site, Workdir, holds_within, wait_until};
 use elklet_tests::pki::Set;
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,16 @@ use std::process::{Command, Output, Stdio};
 /// Runs the program to its end, which has to come by itself.
 fn elklet(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(&Binaries::for_tests().elklet);
-    command.current_dir(directory).args(arguments).envs(environment.iter().copied());
+    command.current_dir(directory).envs(environment.iter().copied());
+    // Without a word about it, an agent would run in the directory of those that are installed.
+    match arguments.split_first() {
+        Some((&"run", rest)) if !rest.contains(&"--workdir") => {
+            command.args(["run", "--workdir", "."]).args(rest);
+        }
+        _ => {
+            command.args(arguments);
+        }
+    }
     if environment.is_empty() {
         command.env_remove("SPECIFIED_AGENT_ID");
     }
@@ -89,7 +98,7 @@ fn a_wrong_file_is_named_with_its_line() {
     let workdir = Workdir::new();
     let cases: &[(&str, &[&str])] = &[
         ("[server]\nprivate = [\"a:1\"]\nthis is no TOML\n", &["elklet.toml:3: "]),
-        ("\n\nsever = 1\n", &["elklet.toml:3: ", "`sever`"]),
+        ("\n\nsever = 1\n", &["elklet.toml:3: ", "unknown key `sever`, did you mean `server`?"]),
         ("[server]\nprivate = \"a:1\"\n", &["elklet.toml:2: "]),
         ("[server]\nprivate = [\"a\"]\n", &["elklet.toml:2: server.private", "\"a\"", "HOST:PORT"]),
         ("[server]\npublic = [\"b\"]\n", &["server.public", "\"b\"", "HOST:PORT"]),
@@ -97,12 +106,15 @@ fn a_wrong_file_is_named_with_its_line() {
         ("[server]\nprivate = [\"a:1\"]\n[buffer]\narena_kib = 9\n", &["arena_kib", "9", "128 to 8192"]),
         ("[server]\nprivate = [\"a:1\"]\n[buffer]\narena_kib = -9\n", &["elklet.toml:4: "]),
         ("[log]\nstderr = \"yes\"\n", &["elklet.toml:2: "]),
-        ("workdir = \"/no/such\"\n[server]\nprivate = [\"a:1\"]\n", &["/no/such"]),
     ];
     for (file, says) in cases {
         fs::write(workdir.path().join("elklet.toml"), file).unwrap();
         assert_refused(&elklet(workdir.path(), &["run"], &[]), says);
     }
+    let named = workdir.path().join("named.toml");
+    fs::write(&named, "workdir = \"/no/such\"\n[server]\nprivate = [\"a:1\"]\n").unwrap();
+    let mut command = Command::new(&Binaries::for_tests().elklet);
+    assert_refused(&command.args(["run", "--config"]).arg(&named).output().unwrap(), &["/no/such"]);
     fs::write(workdir.path().join("elklet.toml"), [0xff, 0xfe]).unwrap();
     assert_refused(&elklet(workdir.path(), &["run"], &[]), &["elklet.toml", "UTF-8"]);
 }
@@ -117,7 +129,7 @@ fn wrong_certificates_are_named() {
         let log = fs::read_to_string(workdir.path().join("log/elklet.log")).unwrap();
         assert!(says.iter().all(|part| log.lines().last().is_some_and(|line| line.contains(part))), "{log}");
     };
-    run(&["certs/ca.crt: no such file"]);
+    run(&["certs (the default, see --certs): ", "certs/ca.crt: no such file"]);
     fs::create_dir(&certs).unwrap();
     run(&["certs/ca.crt: no such file"]);
 
@@ -156,6 +168,58 @@ fn wrong_certificates_are_named() {
         fs::remove_file(certs.join(name)).unwrap();
         run(&[&format!("certs/{name}: no such file")]);
     }
+}
+
+#[test]
+fn what_named_the_certificates_is_blamed_for_them() {
+    let workdir = Workdir::new();
+    let run = |file: &str, arguments: &[&str], says: &[&str]| {
+        fs::write(workdir.path().join("elklet.toml"), file).unwrap();
+        let arguments: Vec<_> = ["run", "--server", "127.0.0.1:1"].iter().chain(arguments).copied().collect();
+        let output = elklet(workdir.path(), &arguments, &[("SPECIFIED_AGENT_ID", "x")]);
+        assert_refused(&output, says);
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let said = run("certs = \"/no/such\"\n", &[], &["certs in ", "elklet.toml: /no/such/ca.crt: no such file"]);
+    assert!(!said.contains("--certs"), "{said}");
+    run("certs = \"/no/such\"\n", &["--certs", "/none"], &["--certs: /none/ca.crt: no such file"]);
+}
+
+#[test]
+fn every_command_looks_in_the_same_directory_by_default() {
+    let elsewhere = Workdir::new();
+    let said = |arguments: &[&str]| {
+        let mut command = Command::new(&Binaries::for_tests().elklet);
+        let output = command.current_dir(elsewhere.path()).args(arguments).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    };
+    for words in [&["--help"][..], &["ctl", "--help"]] {
+        assert!(said(words).contains("/etc/elklet"), "{words:?}");
+    }
+    assert!(said(&["status"]).contains("/etc/elklet"));
+    // Where an agent is installed, it is left alone.
+    if !Path::new("/etc/elklet").exists() {
+        for words in [&["run", "--server", "127.0.0.1:1"][..], &["doctor"], &["ctl", "set", "--id", "x"]] {
+            let said = said(words);
+            assert!(said.contains("/etc/elklet") && said.contains("No such file"), "{words:?}: {said}");
+        }
+        assert!(said(&["spool", "ls"]).contains("work directory /etc/elklet: no such directory"));
+    }
+    assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_section_of_no_plugin_is_told_with_the_plugin_that_is_meant() {
+    let site = Site::new();
+    let setup = site.eager().setting("plugin.probee", "memory_mib = 64").setting("plugin.other", "memory_mib = 64");
+    site.center().set_configs(Some(vec![setup.workdir().install("probe", crate::PLUGIN, "")]));
+    let agent = setup.start();
+    agent.wait_for_log("[plugin.probee]: there is no such plugin, did you mean [plugin.probe]?");
+    agent.wait_for_log("[plugin.other]: there is no such plugin, expected one of: probe");
+    // The same configuration again is no news.
+    site.configure(&agent, &[agent.install("probe", crate::PLUGIN, "")]);
+    wait_until("second configuration", || agent.log_lines("configuration of 1 plugins").len() >= 2);
+    assert_eq!(agent.log_lines("there is no such plugin").len(), 2, "{}", agent.log());
 }
 
 #[test]

@@ -1,0 +1,71 @@
+//! Whether an agent runs in the work directory, and how it is by its own account.
+
+use std::io;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::status;
+use crate::workdir;
+
+/// The agent that runs in a work directory, as far as it can be told.
+#[derive(Debug)]
+pub(super) enum Running {
+    No,
+    /// It says this of itself; see docs/operations.md.
+    Says(Value),
+    /// It runs, and does not answer for this reason.
+    Silent(String),
+}
+
+impl Running {
+    /// Asks over the agent's socket.
+    pub(super) fn find(workdir: &Path) -> Self {
+        match status::ask_itself(workdir) {
+            Ok(said) => Self::Says(said),
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused if !workdir::is_taken(workdir) => Self::No,
+                _ => Self::Silent(error.to_string()),
+            },
+        }
+    }
+
+    pub(super) fn is_there(&self) -> bool {
+        !matches!(self, Self::No)
+    }
+
+    /// Where its stream goes, if it has one.
+    pub(super) fn connected_to(&self) -> Option<&str> {
+        let Self::Says(said) = self else { return None };
+        let connection = &said["connection"];
+        if connection["connected"] == true { connection["address"].as_str() } else { None }
+    }
+
+    /// How it is, in words; the second value says whether that is as it should be.
+    pub(super) fn describe(&self) -> (String, bool) {
+        let said = match self {
+            Self::No => return ("it does not run: its id is tried".to_owned(), true),
+            Self::Silent(why) => return (format!("it runs and cannot be asked: {why}"), false),
+            Self::Says(said) => said,
+        };
+        let connection = &said["connection"];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let process = format!("it runs as process {}", said["agent"]["pid"]);
+        if let Some(address) = self.connected_to() {
+            let seconds = &connection["for_seconds"];
+            return (format!("{process}, connected to {address} for {seconds} s"), true);
+        }
+        let error = match text(&connection["last_error"]["text"]) {
+            error if error.is_empty() => String::new(),
+            error => format!("; its last error: {error}"),
+        };
+        (format!("{process} and is not connected ({}){error}", text(&connection["state"])), false)
+    }
+
+    /// The names of the plugins that it has.
+    pub(super) fn plugins(&self) -> Option<Vec<String>> {
+        let Self::Says(said) = self else { return None };
+        let plugins = said["plugins"].as_array()?;
+        Some(plugins.iter().filter_map(|plugin| plugin["name"].as_str().map(str::to_owned)).collect())
+    }
+}

@@ -1,0 +1,90 @@
+//! Which known word somebody may have meant who wrote another one.
+
+use alloc::vec::Vec;
+
+/// Characters of a word beyond which nothing is looked for: nobody mistypes that much.
+const MAX_CHARS: usize = 64;
+
+/// The known word that is closest to `word`, if it is close enough to be meant: one slip (a letter too many, too few, wrong,
+/// or two that changed places) for each three letters, and one at least. Case and the difference between `-` and `_` count
+/// for nothing.
+#[must_use]
+pub fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let word = letters(word);
+    let allowed = (word.len() / 3).max(1);
+    let distances = known.into_iter().map(|known| (slips(&word, &letters(known)), known));
+    distances.filter(|(slips, _)| *slips <= allowed).min_by_key(|(slips, _)| *slips).map(|(_, known)| known)
+}
+
+fn letters(word: &str) -> Vec<char> {
+    let plain = |c: char| if c == '-' { '_' } else { c.to_ascii_lowercase() };
+    word.chars().take(MAX_CHARS + 1).map(plain).collect()
+}
+
+/// Slips between two words (optimal string alignment), by rows of the usual table.
+fn slips(a: &[char], b: &[char]) -> usize {
+    if a.len().max(b.len()) > MAX_CHARS {
+        return usize::MAX;
+    }
+    let mut before: Vec<usize> = Vec::new();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.iter().enumerate() {
+        let mut next = Vec::with_capacity(row.len());
+        let mut left = i + 1;
+        next.push(left);
+        for (j, to) in b.iter().enumerate() {
+            let at = |row: &[usize], j: usize| row.get(j).copied().unwrap_or(usize::MAX - 1);
+            let mut best = (at(&row, j + 1) + 1).min(left + 1).min(at(&row, j) + usize::from(from != to));
+            let is_swapped = i > 0 && j > 0 && a.get(i - 1) == Some(to) && b.get(j - 1) == Some(from);
+            if is_swapped {
+                best = best.min(at(&before, j - 1) + 1);
+            }
+            next.push(best);
+            left = best;
+        }
+        before = core::mem::replace(&mut row, next);
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn slips_are_forgiven_and_other_words_are_other_words() {
+        let keys = ["discovery", "private", "public", "reconnect_spread_s", "arena_kib", "cpu_percent"];
+        for (word, meant) in [
+            ("privat", Some("private")),
+            ("pirvate", Some("private")),
+            ("Private", Some("private")),
+            ("reconnect-spread-s", Some("reconnect_spread_s")),
+            ("reconect_spread", Some("reconnect_spread_s")),
+            ("arenakb", Some("arena_kib")),
+            ("pubic", Some("public")),
+            ("servers", None),
+            ("x", None),
+            ("", None),
+        ] {
+            assert_eq!(closest(word, keys), meant, "{word}");
+        }
+        assert_eq!(closest("abcx", ["abcd", "abc"]), Some("abcd"), "the first of those that are as close");
+        assert_eq!(closest(&"x".repeat(1000), ["x"]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_word_is_closest_to_itself_and_distances_are_symmetric(a in "\\PC{0,70}", b in "\\PC{0,70}") {
+            let (x, y) = (letters(&a), letters(&b));
+            prop_assert_eq!(slips(&x, &y), slips(&y, &x));
+            if x.len() <= MAX_CHARS {
+                prop_assert_eq!(slips(&x, &x), 0);
+            }
+            if x.len().max(y.len()) <= MAX_CHARS {
+                prop_assert!(slips(&x, &y) >= x.len().abs_diff(y.len()) && slips(&x, &y) <= x.len().max(y.len()));
+            }
+        }
+    }
+}
