@@ -11,7 +11,7 @@ use elklet_proto::grpc::Task;
 use prost::Message;
 
 use crate::limits::MAX_TASK_BYTES;
-use crate::record::{InvalidRecord, Record};
+use crate::record::{InvalidRecord, Record, Refusal};
 
 /// Bytes of the length in front of every frame.
 const HEAD: usize = 4;
@@ -71,6 +71,10 @@ pub struct Tally {
     pub too_long: u64,
     /// Frames whose body was no record.
     pub invalid: u64,
+    /// Records of a data type that only the agent sends.
+    pub reserved_type: u64,
+    /// Records whose payload has no fields, of a type that the server needs fields of.
+    pub no_fields: u64,
     /// Streams that ended inside a frame: 0 or 1.
     pub truncated: u64,
     /// Bytes of refused and truncated frames.
@@ -86,6 +90,8 @@ impl AddAssign for Tally {
         self.without_timestamp += other.without_timestamp;
         self.too_long += other.too_long;
         self.invalid += other.invalid;
+        self.reserved_type += other.reserved_type;
+        self.no_fields += other.no_fields;
         self.truncated += other.truncated;
         self.skipped_bytes += other.skipped_bytes;
     }
@@ -114,14 +120,15 @@ impl FrameDecoder {
                     {
                         let length = u32::from_le_bytes(*head) as usize;
                         if length <= self.limit && length <= rest.len() {
-                            return Some(match Record::parse(&rest[..length]) {
+                            return Some(match check(&rest[..length]) {
                                 Ok(record) => {
                                     self.shown = Shown::of(&record);
                                     Ok(record)
                                 }
-                                Err(why) => {
+                                Err(bad) => {
                                     *input = &rest[length..];
-                                    Err(self.refuse_body(length, why))
+                                    self.tally.count(bad, length);
+                                    Err(bad)
                                 }
                             });
                         }
@@ -132,9 +139,9 @@ impl FrameDecoder {
                     self.cut.clear();
                     if length > self.limit {
                         self.state = State::Skip(length);
-                        self.tally.too_long += 1;
-                        self.tally.skipped_bytes += length as u64;
-                        return Some(Err(BadFrame::TooLong { length, limit: self.limit }));
+                        let bad = BadFrame::TooLong { length, limit: self.limit };
+                        self.tally.count(bad, length);
+                        return Some(Err(bad));
                     }
                     self.state = State::Body(length);
                 }
@@ -143,17 +150,16 @@ impl FrameDecoder {
                     if self.cut.len() < length {
                         return None;
                     }
-                    return Some(match Record::parse(&self.cut) {
+                    return Some(match check(&self.cut) {
                         Ok(record) => {
                             self.shown = Shown::of(&record);
                             Ok(record)
                         }
-                        Err(why) => {
+                        Err(bad) => {
                             // `cut` is still borrowed for the other arm; a skip of nothing forgets it at the next call.
                             self.state = State::Skip(0);
-                            self.tally.invalid += 1;
-                            self.tally.skipped_bytes += length as u64;
-                            Err(BadFrame::Invalid { length, why })
+                            self.tally.count(bad, length);
+                            Err(bad)
                         }
                     });
                 }
@@ -199,9 +205,9 @@ impl FrameDecoder {
             State::Skip(_) => return Ok(()),
         };
         self.forget_cut();
-        self.tally.truncated += 1;
-        self.tally.skipped_bytes += arrived as u64;
-        Err(BadFrame::Truncated { arrived, length })
+        let bad = BadFrame::Truncated { arrived, length };
+        self.tally.count(bad, arrived);
+        Err(bad)
     }
 
     /// What has been seen so far.
@@ -218,18 +224,33 @@ impl FrameDecoder {
         *input = rest;
     }
 
-    fn refuse_body(&mut self, length: usize, why: InvalidRecord) -> BadFrame {
-        self.tally.invalid += 1;
-        self.tally.skipped_bytes += length as u64;
-        BadFrame::Invalid { length, why }
-    }
-
     fn forget_cut(&mut self) {
         self.state = State::Head;
         self.cut.clear();
         if self.cut.capacity() > KEPT_CAPACITY {
             self.cut.shrink_to(KEPT_CAPACITY);
         }
+    }
+}
+
+/// The record that a frame's body is, if a plugin may send it.
+fn check(body: &[u8]) -> Result<Record<'_>, BadFrame> {
+    let record = Record::parse(body).map_err(|why| BadFrame::Invalid { length: body.len(), why })?;
+    record.refusal().map_or(Ok(record), |why| Err(BadFrame::Refused(why)))
+}
+
+impl Tally {
+    /// Counts a frame that was refused, of which so many bytes are skipped.
+    fn count(&mut self, bad: BadFrame, skipped: usize) {
+        let cause = match bad {
+            BadFrame::TooLong { .. } => &mut self.too_long,
+            BadFrame::Invalid { .. } => &mut self.invalid,
+            BadFrame::Refused(Refusal::ReservedType { .. }) => &mut self.reserved_type,
+            BadFrame::Refused(Refusal::NoFields { .. }) => &mut self.no_fields,
+            BadFrame::Truncated { .. } => &mut self.truncated,
+        };
+        *cause += 1;
+        self.skipped_bytes += skipped as u64;
     }
 }
 
@@ -260,6 +281,8 @@ pub enum BadFrame {
         /// What is wrong with it.
         why: InvalidRecord,
     },
+    /// A record that plugins may not send.
+    Refused(Refusal),
     /// The stream ended inside a frame.
     Truncated {
         /// Bytes that arrived of the body, or of the length if that is not known.
@@ -274,6 +297,7 @@ impl core::fmt::Display for BadFrame {
         match *self {
             Self::TooLong { length, limit } => write!(f, "a frame of {length} bytes, the limit is {limit}"),
             Self::Invalid { length, why } => write!(f, "a frame of {length} bytes that is no record: {why}"),
+            Self::Refused(why) => why.fmt(f),
             Self::Truncated { arrived, length: Some(length) } => {
                 write!(f, "{arrived} bytes of a frame of {length}, then its end")
             }
@@ -339,8 +363,16 @@ mod tests {
                 tally.skipped_bytes += body.len() as u64;
                 errors.push(BadFrame::Truncated { arrived: body.len(), length: Some(length) });
             } else {
-                match Record::parse(body) {
-                    Ok(record) => {
+                match Record::parse(body).map(|record| (record, record.refusal())) {
+                    Ok((_, Some(why))) => {
+                        match why {
+                            Refusal::ReservedType { .. } => tally.reserved_type += 1,
+                            Refusal::NoFields { .. } => tally.no_fields += 1,
+                        }
+                        tally.skipped_bytes += length as u64;
+                        errors.push(BadFrame::Refused(why));
+                    }
+                    Ok((record, None)) => {
                         records.push(body.to_vec());
                         tally.records += 1;
                         tally.record_bytes += length as u64;
@@ -359,7 +391,8 @@ mod tests {
     }
 
     fn stream() -> impl Strategy<Value = Vec<u8>> {
-        let record = (0..5000i32, 0..9i64, prop::collection::vec(any::<u8>(), 0..120)).prop_map(
+        let data_type = prop_oneof![4 => 0..5000i32, 1 => Just(1001), 1 => Just(5100)];
+        let record = (data_type, 0..9i64, prop::collection::vec(any::<u8>(), 0..120)).prop_map(
             |(data_type, timestamp, data)| framed(&EncodedRecord { data_type, timestamp, data }.encode_to_vec()),
         );
         let piece = prop_oneof![

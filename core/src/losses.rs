@@ -20,10 +20,16 @@ pub enum Cause {
     SpoolDamaged,
     /// The server refuses a message with only this record in it.
     Refused,
+    /// The server ends each stream over this record, and no other.
+    Poison,
     /// A plugin's frame was longer than a record may be.
     FrameTooLong,
     /// A plugin's frame was no record.
     FrameInvalid,
+    /// A plugin's record was of a type that only the agent sends.
+    ReservedType,
+    /// A plugin's record had no fields, and was of a type that the server needs fields of.
+    NoFields,
     /// A plugin ended in the middle of a frame.
     FrameTruncated,
     /// The agent's own reports found the buffer full.
@@ -32,14 +38,17 @@ pub enum Cause {
 
 impl Cause {
     /// All causes, in the order of their counters.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::SpoolFull,
         Self::MemoryFull,
         Self::Unconfirmed,
         Self::SpoolDamaged,
         Self::Refused,
+        Self::Poison,
         Self::FrameTooLong,
         Self::FrameInvalid,
+        Self::ReservedType,
+        Self::NoFields,
         Self::FrameTruncated,
         Self::OwnNoRoom,
     ];
@@ -53,8 +62,11 @@ impl Cause {
             Self::Unconfirmed => "unconfirmed",
             Self::SpoolDamaged => "spool_damaged",
             Self::Refused => "refused",
+            Self::Poison => "poison",
             Self::FrameTooLong => "frame_too_long",
             Self::FrameInvalid => "frame_invalid",
+            Self::ReservedType => "reserved_type",
+            Self::NoFields => "no_fields",
             Self::FrameTruncated => "frame_truncated",
             Self::OwnNoRoom => "own_no_room",
         }

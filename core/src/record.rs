@@ -75,6 +75,87 @@ impl<'a> Record<'a> {
     pub fn payload(&self) -> Option<&'a [u8]> {
         self.payload
     }
+
+    /// Why a plugin may not send this record, if it may not. Most records are judged by their data type alone.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Refusal> {
+        let data_type = self.data_type;
+        match data_type {
+            AGENT_HEARTBEAT | PLUGIN_HEARTBEAT | LOSS => Some(Refusal::ReservedType { data_type }),
+            _ if needs_fields(data_type) && !has_fields(self.payload.unwrap_or_default()) => {
+                Some(Refusal::NoFields { data_type })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Data type of the agent's heartbeat.
+pub const AGENT_HEARTBEAT: i32 = 1000;
+
+/// Data type of the heartbeats that the agent sends for its plugins.
+pub const PLUGIN_HEARTBEAT: i32 = 1001;
+
+/// Data type of the agent's reports of lost records. AgentCenter does not know it, and passes on what it does not know.
+pub const LOSS: i32 = 1012;
+
+/// Whether AgentCenter panics over a record of this type that brings no field: these go to the manager as results of tasks.
+/// (AgentCenter: `rawdata_worker.go`.)
+#[must_use]
+pub const fn needs_fields(data_type: i32) -> bool {
+    matches!(data_type, 2001 | 2003 | 5100 | 5101 | 6000 | 8010)
+}
+
+/// Why the agent does not pass on a well-formed record of a plugin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Only the agent itself sends records of this type; the server would take a plugin's for the agent's.
+    ReservedType {
+        /// The record's data type.
+        data_type: i32,
+    },
+    /// AgentCenter writes into the field map of a record of this type, and panics when the payload does not bring a map.
+    NoFields {
+        /// The record's data type.
+        data_type: i32,
+    },
+}
+
+impl core::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::ReservedType { data_type } => {
+                write!(f, "a record of data type {data_type}, which only the agent sends")
+            }
+            Self::NoFields { data_type } => {
+                write!(f, "a record of data type {data_type} whose payload has no fields, expected at least one")
+            }
+        }
+    }
+}
+
+impl core::error::Error for Refusal {}
+
+/// Whether a `Payload` decodes to a map with at least one entry.
+fn has_fields(mut payload: &[u8]) -> bool {
+    let mut entries = 0;
+    while !payload.is_empty() {
+        match take_field(&mut payload) {
+            Ok((number, Value::Bytes(entry))) if number == u32::from(FIELDS) && is_message(entry) => entries += 1,
+            Ok((number, _)) if number != u32::from(FIELDS) => {}
+            _ => return false,
+        }
+    }
+    entries > 0
+}
+
+fn is_message(mut bytes: &[u8]) -> bool {
+    while !bytes.is_empty() {
+        if take_field(&mut bytes).is_err() {
+            return false;
+        }
+    }
+    true
 }
 
 /// Why a frame's body is not a record.
@@ -245,6 +326,74 @@ mod tests {
         assert_eq!(Record::parse(&[0x08, 1, 0x08, 1]), Err(InvalidRecord::Twice));
         assert_eq!(Record::parse(&[0x0a, 1, 0]), Err(InvalidRecord::WrongType { field: 1 }));
         assert_eq!(Record::parse(&[0x18, 1]), Err(InvalidRecord::WrongType { field: 3 }));
+    }
+
+    fn refusal_of(data_type: u64, payload: Option<&[u8]>) -> Option<Refusal> {
+        let body = encoded(|w| {
+            w.bytes_field(7, b"unknown");
+            w.varint_field(DATA_TYPE, data_type);
+            if let Some(payload) = payload {
+                w.bytes_field(DATA, payload);
+            }
+        });
+        Record::parse(&body).expect("a record").refusal()
+    }
+
+    #[test]
+    fn the_agents_own_types_are_refused_however_they_are_written() {
+        let entry = b"\x0a\x06\x0a\x01k\x12\x01v";
+        for data_type in [AGENT_HEARTBEAT, PLUGIN_HEARTBEAT, LOSS] {
+            let reserved = Some(Refusal::ReservedType { data_type });
+            // A receiver takes the low 32 bits of the number.
+            for high in [0, 1 << 32, 0xffff_ffff << 32] {
+                assert_eq!(refusal_of(high | u64::from(data_type.unsigned_abs()), Some(entry)), reserved);
+            }
+        }
+        for data_type in [0, 59, 999, 1002, 1010, 1011, 1013, 3001, u64::MAX] {
+            assert_eq!(refusal_of(data_type, Some(entry)), None, "{data_type}");
+            assert_eq!(refusal_of(data_type, None), None, "{data_type}");
+        }
+    }
+
+    #[test]
+    fn results_of_tasks_need_a_payload_that_brings_a_map() {
+        let without: [&[u8]; 8] = [
+            b"",
+            // Unknown fields only.
+            b"\x12\x01x",
+            b"\x10\x07",
+            // A map entry of the wrong wire type.
+            b"\x08\x01",
+            // A length that points beyond the end, alone and behind a good entry.
+            b"\x0a\x09\x0a\x01k",
+            b"\x0a\x03\x0a\x01k\x0a\x09\x0a",
+            // An entry whose inside is no message, and a group.
+            b"\x0a\x02\x0a\x09",
+            b"\x0b\x0c",
+        ];
+        let with: [&[u8]; 3] = [b"\x0a\x00", b"\x0a\x06\x0a\x01k\x12\x01v", b"\x12\x01x\x0a\x03\x0a\x01k\x10\x07"];
+        for data_type in [2001, 2003, 5100, 5101, 6000, 8010] {
+            let refusal = Some(Refusal::NoFields { data_type });
+            let bits = u64::from(data_type.unsigned_abs());
+            assert_eq!(refusal_of(bits, None), refusal);
+            without.iter().for_each(|payload| assert_eq!(refusal_of(bits, Some(payload)), refusal, "{payload:?}"));
+            with.iter().for_each(|payload| assert_eq!(refusal_of(bits, Some(payload)), None, "{payload:?}"));
+        }
+    }
+
+    proptest! {
+        /// What is let through never decodes to an empty map: that is what AgentCenter panics over.
+        #[test]
+        fn no_empty_map_is_let_through(payload in prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..12),
+            prop::collection::vec(prop_oneof![Just(0x0a), Just(0x12), Just(0x00), Just(0x02), Just(0x01)], 0..12),
+        ]) {
+            if refusal_of(5100, Some(&payload)).is_none()
+                && let Ok(read) = Payload::decode(&payload[..])
+            {
+                prop_assert!(!read.fields.is_empty());
+            }
+        }
     }
 
     #[test]

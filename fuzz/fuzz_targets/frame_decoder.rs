@@ -5,7 +5,7 @@
 
 use arbitrary::Arbitrary;
 use elklet_core::frame::{BadFrame, FrameDecoder, Tally};
-use elklet_core::record::Record;
+use elklet_core::record::{Record, Refusal};
 use elklet_fuzz::{heap, stream::pieces};
 use elklet_proto::grpc::EncodedRecord;
 use libfuzzer_sys::fuzz_target;
@@ -109,6 +109,15 @@ fn model(mut stream: &[u8]) -> Seen {
                 tally.truncated += 1;
                 tally.skipped_bytes += body.len() as u64;
                 Err(BadFrame::Truncated { arrived: body.len(), length: Some(length) })
+            }
+            Ok(record) if record.refusal().is_some() => {
+                let why = record.refusal().expect("it was just looked at");
+                match why {
+                    Refusal::ReservedType { .. } => tally.reserved_type += 1,
+                    Refusal::NoFields { .. } => tally.no_fields += 1,
+                }
+                tally.skipped_bytes += length as u64;
+                Err(BadFrame::Refused(why))
             }
             Ok(record) => {
                 tally.records += 1;

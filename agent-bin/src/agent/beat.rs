@@ -2,6 +2,7 @@
 
 use elklet_core::dispatch::Dispatch;
 use elklet_core::envelope::Sender;
+use elklet_core::record::{AGENT_HEARTBEAT, PLUGIN_HEARTBEAT};
 use elklet_core::time::Millis;
 
 use super::counts;
@@ -14,10 +15,6 @@ use crate::{logging, version};
 
 /// The reference's interval.
 pub(super) const INTERVAL_MS: u64 = 60_000;
-
-/// The agent's heartbeat, and one for each running plugin.
-const AGENT: i32 = 1000;
-const PLUGIN: i32 = 1001;
 
 /// The product name that AgentCenter knows.
 const PRODUCT: &str = elklet_core::command::AGENT_NAME;
@@ -139,7 +136,7 @@ impl Beat {
         for (name, days) in ["cert_days_left", "ca_days_left"].into_iter().zip(self.days_left) {
             days.into_iter().for_each(|days| self.fields.put(name, days));
         }
-        delivery.push_heartbeat(AGENT, self.fields.iter());
+        delivery.push_heartbeat(AGENT_HEARTBEAT, self.fields.iter());
 
         for (name, running) in plugins.running() {
             let tally = running.stats.tally();
@@ -161,7 +158,7 @@ impl Beat {
                 if let Some(plugin) = dispatch.plugins().find(|plugin| plugin.name == name) {
                     self.fields.put("restarts", plugin.restarts);
                 }
-                delivery.push_heartbeat(PLUGIN, self.fields.iter());
+                delivery.push_heartbeat(PLUGIN_HEARTBEAT, self.fields.iter());
             }
         }
         self.heartbeat.measure_directories(plugins.running().map(|(name, _)| plugins.directory(name)));

@@ -36,6 +36,11 @@ pub(super) fn of_agent(
         count("lost_unconfirmed", losses.total(Cause::Unconfirmed), "records let go on a stream that then broke"),
         count("lost_spool_damaged", losses.total(Cause::SpoolDamaged), "records whose files are damaged or gone"),
         count("lost_refused", losses.total(Cause::Refused), "records that the server refuses for their size"),
+        count(
+            "lost_poison",
+            losses.total(Cause::Poison),
+            "records over each of which the server ended stream after stream",
+        ),
         count("own_records_lost", losses.total(Cause::OwnNoRoom), "records of the agent itself that found no room"),
         count("streams", net.streams, "streams to the server that were opened"),
         count("connect_failures", net.connect_failures, "attempts that did not reach a server"),
@@ -57,12 +62,18 @@ pub(super) fn of_agent(
 }
 
 /// What is wrong with the frames of a plugin, or of all.
-pub(super) fn of_frames(tally: &Tally) -> [Count; 6] {
+pub(super) fn of_frames(tally: &Tally) -> [Count; 8] {
     [
         count("frames_too_long", tally.too_long, "frames of plugins longer than the limit"),
         count("frames_invalid", tally.invalid, "frames of plugins that were no records"),
         count("frames_truncated", tally.truncated, "frames of plugins that ended early"),
-        count("frame_bytes_skipped", tally.skipped_bytes, "bytes of such frames"),
+        count("records_refused_type", tally.reserved_type, "records of plugins of a type that only the agent sends"),
+        count(
+            "records_refused_payload",
+            tally.no_fields,
+            "records of plugins without the fields that the server needs",
+        ),
+        count("frame_bytes_skipped", tally.skipped_bytes, "bytes of all these frames"),
         count("records_without_payload", tally.without_payload, "records of plugins without payload"),
         count("records_without_timestamp", tally.without_timestamp, "records of plugins without timestamp"),
     ]

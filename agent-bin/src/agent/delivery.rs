@@ -12,7 +12,7 @@ use elklet_core::envelope::{Envelope, Sender};
 use elklet_core::limits::{FLUSH_INTERVAL_MS, LEDGER_BYTES, LEDGER_WAIT_MS, MAX_PLUGINS, OFFLINE_FLUSH_INTERVAL_MS};
 use elklet_core::losses::{Cause, Losses};
 use elklet_core::manifest::{Row, Source, Sources};
-use elklet_core::record::OwnRecord;
+use elklet_core::record::{LOSS, OwnRecord};
 use elklet_core::time::Millis;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
@@ -31,9 +31,6 @@ const HEARTBEAT_BYTES: usize = 128 << 10;
 
 /// Records of one round of heartbeats.
 const HEARTBEAT_SLOTS: usize = 1 + MAX_PLUGINS;
-
-/// Tells of records that were lost. Elkeid has no such data type; AgentCenter passes on what it does not know.
-const LOSS: i32 = 1012;
 
 /// A stream that takes nothing for this long does not hold up what could be kept elsewhere.
 const STALL_MS: u64 = LEDGER_WAIT_MS;

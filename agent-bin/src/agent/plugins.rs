@@ -428,6 +428,8 @@ impl Plugins {
             let more = [
                 (Cause::FrameTooLong, told.too_long - before.too_long),
                 (Cause::FrameInvalid, told.invalid - before.invalid),
+                (Cause::ReservedType, told.reserved_type - before.reserved_type),
+                (Cause::NoFields, told.no_fields - before.no_fields),
                 (Cause::FrameTruncated, told.truncated - before.truncated),
             ];
             lost.extend(

@@ -11,10 +11,12 @@ use std::fs;
 const LONGEST: usize = 1 << 20;
 
 /// Counters of a plugin's mistakes, in its heartbeat and, for all of them together, in the agent's.
-const COUNTERS: [&str; 6] = [
+const COUNTERS: [&str; 8] = [
     "frames_too_long",
     "frames_invalid",
     "frames_truncated",
+    "records_refused_type",
+    "records_refused_payload",
     "frame_bytes_skipped",
     "records_without_payload",
     "records_without_timestamp",
@@ -41,6 +43,12 @@ fn case(
 
 #[test]
 fn mistakes_are_named_and_counted_and_the_framing_is_kept() {
+    // The agent's heartbeat, also by a number that becomes its data type when it is cut to 32 bits.
+    let [forged, cut] = [1000, 1000 | 1 << 32].map(|data_type| format!("08{}1007", hex(&varint(data_type))));
+    let forged_bytes = (forged.len() + cut.len()) as u64;
+    // A task's answer without a payload.
+    let bare = format!("08{}1007", hex(&varint(5100)));
+    let bare_bytes = 2 * bare.len() as u64 + 6;
     let cases = [
         case("good", "n=20", "", &[], 20),
         case("bytewise", "chunk=1 n=40", "", &[], 40),
@@ -112,6 +120,20 @@ fn mistakes_are_named_and_counted_and_the_framing_is_kept() {
             format!("n=5 frame=08{}1a{} n=5", hex(&varint(7102)), hex(&delimited(&payload()))),
             "a record with timestamp 0; such records are passed on and counted",
             &[("records_without_timestamp", 1)],
+            10,
+        ),
+        case(
+            "forger",
+            format!("n=5 frame={forged} frame={cut} urgent frame={forged} frame={cut} bulk n=5"),
+            "a record of data type 1000, which only the agent sends; it is skipped",
+            &[("records_refused_type", 4), ("frame_bytes_skipped", forged_bytes)],
+            10,
+        ),
+        case(
+            "poisoner",
+            format!("n=5 frame={bare} frame={bare}1a00 urgent frame={bare} frame={bare}1a021001 bulk n=5"),
+            "a record of data type 5100 whose payload has no fields, expected at least one; it is skipped",
+            &[("records_refused_payload", 4), ("frame_bytes_skipped", bare_bytes)],
             10,
         ),
         case(
