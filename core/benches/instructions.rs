@@ -202,14 +202,14 @@ fn confirm_batches() {
     const BYTES: usize = 20_000;
     let rows: Box<[Row]> = Box::new([Row { source: Source::OTHER, data_type: 59, records: 1, first: 0, last: 0 }]);
     let mut outbox = Outbox::new(Bounds { memory: LEDGER_BYTES, spool: 0 }, Millis(0));
-    outbox.handle_opened();
+    outbox.handle_opened(Millis(0));
     let confirmed = measured(|| {
         for number in 0..BATCHES as u64 {
             let now = Millis(number * FLUSH_INTERVAL_MS);
             black_box(outbox.has_room(true, now));
             outbox.push(Batch::new(Kind::Bulk, (), BYTES, 0, rows.clone()));
-            black_box(outbox.waiting());
-            outbox.handle_handed();
+            black_box(outbox.waiting(Millis(0)));
+            outbox.handle_handed(Millis(0));
             outbox.handle_written(now);
             outbox.handle_credit(number * BYTES as u64);
             black_box((outbox.wanted_credit(), outbox.wants_ping(now), outbox.poll_timeout(now)));

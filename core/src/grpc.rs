@@ -132,6 +132,12 @@ impl Status {
         Self { code: code.unwrap_or(2), message: percent_decoded(message.unwrap_or_default()) }
     }
 
+    /// Whether AgentCenter does not take this agent at all: its id is taken, or there are too many of them.
+    #[must_use]
+    pub fn is_about_the_agent(&self) -> bool {
+        self.code == 2 && ["agentID conflict", "out of max connection limit"].contains(&&*self.message)
+    }
+
     /// Whether the server says that a message was too large for it: grpc-go's RESOURCE_EXHAUSTED (8), "received message larger than
     /// max" or, with its content in mind, "received message after decompression larger than max".
     #[must_use]

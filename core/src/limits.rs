@@ -95,6 +95,9 @@ pub const OFFLINE_FLUSH_INTERVAL_MS: u64 = 400;
 /// Bytes that are written to the spool at once, unless a single batch is larger.
 pub const SPOOL_WRITE_BYTES: usize = 1 << 20;
 
+/// Milliseconds after which what was written to the spool is made to survive a loss of power.
+pub const SPOOL_SYNC_MS: u64 = 5_000;
+
 /// Milliseconds after which a spool that could not be used is tried again.
 pub const SPOOL_RETRY_MS: u64 = 10_000;
 
@@ -105,9 +108,29 @@ pub const MAX_UNCONFIRMED_BATCHES: usize = 2048;
 /// record is given up then.
 pub const REFUSALS: u32 = 2;
 
-/// Bytes of a batch's content below which a server that ends a stream without a word is not taken to refuse it for its size:
-/// AgentCenter takes 10 MiB and other gRPC servers 4 MiB, and both end streams for other reasons as well.
+/// Bytes of a batch's content from which on its size may be why it alone has ended a stream: other batches are then sent in
+/// smaller messages for a while. Servers that end streams over smaller messages than this do so for another reason.
 pub const MIN_REFUSED_BYTES: u32 = 256 << 10;
+
+/// Milliseconds of silence before and after a batch that is suspected of ending streams. A server that dies of a record does
+/// so when it reads it, a round trip after it was written.
+pub const TRIAL_MS: u64 = 1_000;
+
+/// Milliseconds between batches that are sent again after two streams have ended over the same one.
+pub const CAREFUL_GAP_MS: u64 = 200;
+
+/// Milliseconds that a stream has to live before it is tried with a suspected batch: what others have is taken first, and the
+/// stream counts as stable by then (see [`STABLE_MS`](crate::session::STABLE_MS)), so that the agent is soon back.
+pub const PROBE_AFTER_MS: u64 = crate::session::STABLE_MS + 500;
+
+/// Trials in a row that a single record has to end before it is given up.
+pub const POISON_STRIKES: u32 = 3;
+
+/// Batches that are suspected at the same time at most. A server that ends streams over more than these does not die of one.
+pub const MAX_SUSPECTS: usize = 64;
+
+/// A batch that has ended a stream alone is cut into about so many parts: few streams have to end, and few trials be waited for.
+pub const SUSPECT_PARTS: u32 = 4;
 
 /// Batches close to the size that a server is thought to take that it has to take before twice as much is tried: an hour's at
 /// one in a second. Each time that it refuses more again, it is twice as many.

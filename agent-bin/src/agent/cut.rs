@@ -5,7 +5,7 @@ use elklet_core::delivery::{Batch, Kind};
 use elklet_core::grpc::PREFIX;
 use elklet_core::limits::MAX_BATCH_BYTES;
 use elklet_core::manifest::{Manifest, Row, Source};
-use elklet_core::record::Record;
+use elklet_core::record::{Record, Refusal};
 use elklet_core::wire::{Value, take_field};
 
 use super::delivery::batch;
@@ -14,28 +14,38 @@ use crate::net::{Compressor, decompress};
 /// The number of `PackagedData.records`.
 const RECORDS: u32 = 1;
 
-/// The same records in batches of about `limit` bytes of content at most; each record stays whole. None when the message cannot
-/// be read.
-pub(super) fn cut(compressor: &mut Compressor, whole: &Batch<Bytes>, limit: usize) -> Vec<Batch<Bytes>> {
+/// What a batch was cut into.
+#[derive(Debug, Default)]
+pub(super) struct Cut {
+    pub(super) parts: Vec<Batch<Bytes>>,
+    /// Records that plugins may not send; they are in none of the parts. Earlier versions took them.
+    pub(super) refused: Box<[Row]>,
+}
+
+/// The same records in batches of about `limit` bytes of content at most; each record stays whole. Nothing when the message
+/// cannot be read.
+pub(super) fn cut(compressor: &mut Compressor, whole: &Batch<Bytes>, limit: usize) -> Cut {
     let message = whole.message().and_then(|message| message.get(PREFIX..)).unwrap_or_default();
     match decompress(message, MAX_BATCH_BYTES) {
         Ok(content) => parts(compressor, whole, &content, limit),
         Err(error) => {
             log::error!("a batch of {} records cannot be read again: {error}", whole.records());
-            Vec::new()
+            Cut::default()
         }
     }
 }
 
-fn parts(compressor: &mut Compressor, whole: &Batch<Bytes>, content: &[u8], limit: usize) -> Vec<Batch<Bytes>> {
+fn parts(compressor: &mut Compressor, whole: &Batch<Bytes>, content: &[u8], limit: usize) -> Cut {
     // What is no record says who sends them, and stands behind them.
     let mut envelope = &content[content.len()..];
     let mut records = Vec::new();
+    let mut refused = Manifest::default();
     let mut rest = content;
     while !rest.is_empty() {
         let field = rest;
-        let Ok((number, value)) = take_field(&mut rest) else { return Vec::new() };
+        let Ok((number, value)) = take_field(&mut rest) else { return Cut::default() };
         match value {
+            Value::Bytes(body) if number == RECORDS && is_refused(body) => refused.add(row(whole, body)),
             Value::Bytes(body) if number == RECORDS => records.push((&field[..field.len() - rest.len()], body)),
             _ => {
                 envelope = field;
@@ -57,11 +67,15 @@ fn parts(compressor: &mut Compressor, whole: &Batch<Bytes>, content: &[u8], limi
         part.iter().for_each(|(_, body)| manifest.add(row(whole, body)));
         let fields: Vec<&[u8]> = part.iter().map(|(field, _)| *field).collect();
         let fields = fields.concat();
-        let fingerprint = crc32c::crc32c(&fields);
-        let batch = batch(compressor, Kind::Bulk, &[&fields, envelope], manifest.to_rows());
-        parts.push(batch.with_fingerprint(fingerprint));
+        parts.push(batch(compressor, Kind::Bulk, &[&fields, envelope], manifest.to_rows()));
     }
-    parts
+    Cut { parts, refused: refused.to_rows() }
+}
+
+/// Whether the server would die of a record. The agent's own reports are among the records of a batch; those of its types that a
+/// plugin has forged are harmless.
+fn is_refused(body: &[u8]) -> bool {
+    Record::parse(body).is_ok_and(|record| matches!(record.refusal(), Some(Refusal::NoFields { .. })))
 }
 
 /// A record's count; whose it is shows in the whole batch, as far as data types do not meet there.
@@ -73,6 +87,7 @@ fn row(whole: &Batch<Bytes>, body: &[u8]) -> Row {
 
 #[cfg(test)]
 mod tests {
+    use elklet_core::buffer::RecordBuffer;
     use elklet_core::record::OwnRecord;
     use elklet_proto::grpc::PackagedData;
     use prost::Message;
@@ -95,7 +110,8 @@ mod tests {
         let rows = (0..20).map(|n| Row { source: Source::AGENT, data_type: n, records: 1, first: 0, last: 0 });
         let mut compressor = Compressor::new();
         let whole = batch(&mut compressor, Kind::Bulk, &[&content], rows.collect());
-        let parts = cut(&mut compressor, &whole, 1_000);
+        let Cut { parts, refused } = cut(&mut compressor, &whole, 1_000);
+        assert!(refused.is_empty());
         assert!(parts.len() > 10);
         let mut seen = Vec::new();
         for part in &parts {
@@ -107,5 +123,22 @@ mod tests {
             seen.extend(data.records);
         }
         assert_eq!(seen, records);
+    }
+
+    #[test]
+    fn records_that_the_server_would_die_of_are_taken_out() {
+        let fields = [("token", "t")];
+        let good = OwnRecord { data_type: 5100, timestamp: 1, fields: fields.into_iter() };
+        let bare = OwnRecord { data_type: 5100, timestamp: 2, fields: fields.into_iter().take(0) };
+        let mut buffer = RecordBuffer::<_, 8>::new(vec![0; 1_000]);
+        buffer.push_own(&good).expect("room");
+        buffer.push_own(&bare).expect("room");
+        buffer.push_own(&good).expect("room");
+        let row = Row { source: Source::OTHER, data_type: 5100, records: 3, first: 1, last: 2 };
+        let mut compressor = Compressor::new();
+        let whole = batch(&mut compressor, Kind::Bulk, &[buffer.bytes()], Box::new([row]));
+        let Cut { parts, refused } = cut(&mut compressor, &whole, usize::MAX);
+        assert_eq!((parts.len(), parts[0].records()), (1, 2));
+        assert_eq!(*refused, [Row { records: 1, first: 2, ..row }]);
     }
 }

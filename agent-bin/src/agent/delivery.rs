@@ -16,7 +16,7 @@ use elklet_core::record::{LOSS, OwnRecord};
 use elklet_core::time::Millis;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
-use super::cut::cut;
+use super::cut::{Cut, cut};
 use crate::blocking;
 use crate::clock;
 use crate::config::Settings;
@@ -176,22 +176,22 @@ impl Delivery {
         self.outbox.handle_credit(transfer.credit());
         while transfer.has_room() {
             self.stalled_since = None;
-            self.outbox.drop_refused();
-            if let Some(whole) = self.outbox.oversized() {
-                let limit = self.outbox.content_limit() as usize;
-                let parts = cut(&mut self.compressor, whole, limit);
-                self.outbox.handle_cut(parts);
+            self.outbox.prepare(now);
+            if let Some((whole, limit)) = self.outbox.to_cut() {
+                let Cut { parts, refused } = cut(&mut self.compressor, whole, limit);
+                self.outbox.handle_cut(parts, &refused);
+                continue;
             }
             if !self.heartbeats.is_empty() {
                 self.add_heartbeats();
-            } else if self.outbox.waiting().is_none() && !(self.is_due(now, all) && self.add_records(pump, now)) {
+            } else if self.outbox.waiting(now).is_none() && !(self.is_due(now, all) && self.add_records(pump, now)) {
                 break;
             }
-            let Some(message) = self.outbox.waiting().and_then(Batch::message) else { break };
+            let Some(message) = self.outbox.waiting(now).and_then(Batch::message) else { break };
             if !transfer.send(message.clone()) {
                 break;
             }
-            self.outbox.handle_handed();
+            self.outbox.handle_handed(now);
         }
         if !transfer.has_room() {
             self.stalled_since.get_or_insert(now);
@@ -200,8 +200,8 @@ impl Delivery {
     }
 
     /// There is a stream.
-    pub(super) fn handle_opened(&mut self) {
-        self.outbox.handle_opened();
+    pub(super) fn handle_opened(&mut self, now: Millis) {
+        self.outbox.handle_opened(now);
     }
 
     /// The stream has written its oldest batch whole.
@@ -229,9 +229,9 @@ impl Delivery {
         self.outbox.handle_completed();
     }
 
-    /// The server has ended the stream of its own accord, over a message that was too large if it `says_so`.
-    pub(super) fn handle_refused(&mut self, says_so: bool) {
-        self.outbox.handle_refused(says_so);
+    /// The server has ended the stream, and gives no other reason than that a message was too large if it `says_too_large`.
+    pub(super) fn handle_broken(&mut self, says_too_large: bool, now: Millis) {
+        self.outbox.handle_broken(says_too_large, now);
     }
 
     /// The stream is over: what is not confirmed goes first on the next. Heartbeats do not; that one brings fresh ones.
@@ -465,6 +465,7 @@ impl Delivery {
 pub(super) fn batch(compressor: &mut Compressor, kind: Kind, parts: &[&[u8]], rows: Box<[Row]>) -> Batch<Bytes> {
     let content: usize = parts.iter().map(|part| part.len()).sum();
     let message = Bytes::from(compressor.message(parts));
-    let bytes = message.len();
-    Batch::new(kind, message, bytes, u32::try_from(content).unwrap_or(u32::MAX), rows)
+    let (bytes, fingerprint) = (message.len(), crc32c::crc32c(&message));
+    let content = u32::try_from(content).unwrap_or(u32::MAX);
+    Batch::new(kind, message, bytes, content, rows).with_fingerprint(fingerprint)
 }

@@ -88,7 +88,7 @@ impl Agent {
                     log::info!("connected to {} ({})", self.address, self.net_mode);
                     logging::set_server(&self.address);
                     self.net.streams += 1;
-                    self.delivery.handle_opened();
+                    self.delivery.handle_opened(now);
                     self.trial.iter_mut().for_each(|trial| trial.handle_opened(now));
                     self.heard = false;
                     // The server sends the configuration when it sees a heartbeat, so that comes first.
@@ -149,12 +149,9 @@ impl Agent {
             End::Center(_) => self.net.protocol_errors += 1,
             End::Http2(_) | End::Http(_) | End::Status(_) | End::NoAnswer(_) => {}
         }
-        // AgentCenter gives no reason when a message is too large for it; what has understood nothing gives none either.
-        let is_half_closed = self.session.is_half_closed();
-        match end {
-            End::Status(status) if status.is_too_large() => self.delivery.handle_refused(true),
-            End::Status(Status { code: 0, .. }) if self.heard && !is_half_closed => self.delivery.handle_refused(false),
-            _ => {}
+        if !self.session.is_half_closed() && end.may_be_over_a_batch() {
+            let says_too_large = matches!(end, End::Status(status) if status.is_too_large());
+            self.delivery.handle_broken(says_too_large, self.clock.now());
         }
         if end.is_silence() {
             self.lose_connection();

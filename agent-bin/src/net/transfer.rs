@@ -224,6 +224,16 @@ impl End {
         io.is_some_and(|error| matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable))
     }
 
+    /// Whether the server may have ended the stream, or itself, over what it was sent: it gives no reason that is another one.
+    /// AgentCenter gives none either when a message is too large for it.
+    pub(crate) fn may_be_over_a_batch(&self) -> bool {
+        match self {
+            Self::Http2(_) => !self.is_silence() && !self.is_too_many_pings(),
+            Self::Status(status) => !status.is_about_the_agent(),
+            Self::Dial(_) | Self::Tls(_) | Self::NoHttp2 | Self::Http(_) | Self::Center(_) | Self::NoAnswer(_) => false,
+        }
+    }
+
     /// Whether the server ended the connection because PINGs came too close.
     pub(crate) fn is_too_many_pings(&self) -> bool {
         matches!(self, Self::Http2(error) if error.is_go_away() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM))

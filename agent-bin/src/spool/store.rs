@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use elklet_core::delivery::spool::format::{SEGMENT_HEAD_BYTES, batch_head, read_manifest, segment_head};
@@ -15,9 +15,6 @@ use elklet_core::manifest::{Manifest, Row, Sources};
 
 use super::segment::{BatchAt, Segment};
 use super::{numbers, path};
-
-/// What was written is made to survive a loss of power this often while more is being written.
-const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often the directory's lock is tried again, and how long after.
 const LOCK_ATTEMPTS: u32 = 20;
@@ -38,7 +35,6 @@ pub struct Store {
 struct Tail {
     number: u64,
     file: File,
-    synced: Instant,
 }
 
 impl Store {
@@ -57,6 +53,7 @@ impl Store {
             Op::Drop(place) => self.drop_from(place).map(Done::Dropped),
             Op::Delete(number) => self.delete(number).map(|()| Done::Deleted),
             Op::Mark(place) => self.mark(place).map(|()| Done::Marked),
+            Op::Sync => self.sync().map(|()| Done::Synced),
         };
         done.unwrap_or_else(|error| {
             log::error!("{}: {error}", self.directory.display());
@@ -163,9 +160,6 @@ impl Store {
         });
         if written.is_err() {
             let _ = tail.file.set_len(place.offset);
-        } else if tail.synced.elapsed() >= SYNC_INTERVAL {
-            tail.file.sync_data()?;
-            tail.synced = Instant::now();
         }
         written
     }
@@ -184,7 +178,7 @@ impl Store {
                 return Err(error);
             }
         }
-        self.tail = Some(Tail { number: place.segment, file, synced: Instant::now() });
+        self.tail = Some(Tail { number: place.segment, file });
         Ok(())
     }
 
@@ -216,6 +210,7 @@ impl Store {
                     let BatchAt { head, begin, end, .. } = batch;
                     return Ok(Some(Replay {
                         bytes: payload.len(),
+                        fingerprint: head.payload_sum,
                         message: payload.into(),
                         content_bytes: head.content_bytes,
                         begin,
@@ -264,6 +259,14 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
         }
+    }
+
+    /// The segment that is written to, and its entry in the directory; older ones were synchronised at their ends.
+    fn sync(&self) -> io::Result<()> {
+        if let Some(tail) = &self.tail {
+            tail.file.sync_data()?;
+        }
+        File::open(&self.directory)?.sync_all()
     }
 
     fn mark(&self, place: Place) -> io::Result<()> {
@@ -372,6 +375,19 @@ mod tests {
         assert_eq!((replay.first_record, replay.bytes, replay.end, &replay.rows), (2, 300, ends[1], &rows(3)));
         assert_eq!(second.carry_out(Op::Drop(Place { offset: ends[1], ..START })), Done::Dropped(rows(4).into()));
         assert_eq!(second.carry_out(Op::Open), Done::Opened(Vec::new()));
+    }
+
+    #[test]
+    fn what_was_written_can_be_synchronised_and_a_directory_that_is_gone_says_so() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let directory = parent.path().join("spool");
+        let mut store = store(&directory);
+        store.carry_out(Op::Open);
+        assert_eq!(store.carry_out(Op::Sync), Done::Synced, "nothing was written");
+        three(&mut store);
+        assert_eq!(store.carry_out(Op::Sync), Done::Synced);
+        fs::remove_dir_all(&directory).expect("it is there");
+        assert_eq!(store.carry_out(Op::Sync), Done::Failed(Failed::Vanished));
     }
 
     #[test]

@@ -27,8 +27,10 @@ pub struct Batch<M> {
     pub(super) message: Option<M>,
     /// Where the message lies in the spool, once it does.
     pub(super) stored: Option<Stored>,
-    /// Tells parts of a batch apart that are alike otherwise.
+    /// The message's checksum.
     fingerprint: u32,
+    /// It comes from the spool of another version, and may hold records that plugins may not send.
+    pub(super) is_unchecked: bool,
     /// It cannot be made smaller.
     pub(super) is_smallest: bool,
     kind: Kind,
@@ -48,11 +50,10 @@ pub(super) struct Stored {
 }
 
 /// Tells a batch from others; see [`Batch::identity`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
     bytes: usize,
     fingerprint: u32,
-    rows: Box<[Row]>,
 }
 
 impl<M> Batch<M> {
@@ -66,6 +67,7 @@ impl<M> Batch<M> {
             message: Some(message),
             stored: None,
             fingerprint: 0,
+            is_unchecked: false,
             is_smallest: records <= 1,
             kind,
             bytes,
@@ -75,7 +77,7 @@ impl<M> Batch<M> {
         }
     }
 
-    /// The same, with what tells it from other parts of the same batch; the same part has to have the same each time.
+    /// The same, with a checksum of its message, which tells it from others.
     #[must_use]
     pub fn with_fingerprint(self, fingerprint: u32) -> Self {
         Self { fingerprint, ..self }
@@ -119,7 +121,7 @@ impl<M> Batch<M> {
 
     /// What the same batch has again when it is sent again, whatever its way through the disk.
     pub(super) fn identity(&self) -> Identity {
-        Identity { bytes: self.bytes, fingerprint: self.fingerprint, rows: self.rows.clone() }
+        Identity { bytes: self.bytes, fingerprint: self.fingerprint }
     }
 
     /// Bytes of memory that its message takes.

@@ -104,6 +104,11 @@ impl<M> Ledger<M> {
         self.entries.get(self.handed).map(|entry| &entry.batch)
     }
 
+    /// All that wait, the next one first.
+    pub(super) fn all_waiting(&self) -> impl Iterator<Item = &Batch<M>> {
+        self.iter().skip(self.handed)
+    }
+
     /// The waiting batch was handed to the stream. One that lies in the spool needs no memory any more.
     pub(super) fn handle_handed(&mut self) {
         if let Some(Entry { batch, end, .. }) = self.entries.get_mut(self.handed) {

@@ -12,9 +12,12 @@
 
 mod batch;
 mod credit;
+#[cfg(test)]
+mod dying;
 mod ledger;
 mod outbox;
 pub mod spool;
+mod suspects;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

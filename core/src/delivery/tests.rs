@@ -9,7 +9,9 @@ use proptest::prelude::*;
 use super::spool::{Done, Failed, Op, Replay};
 use super::world::{Step, World, rows};
 use super::{Batch, Bounds, Kind, Outbox};
-use crate::limits::{MAX_UNCONFIRMED_BATCHES, MIN_REFUSED_BYTES, REFUSAL_PATIENCE, SPOOL_AFTER_MS, SPOOL_RETRY_MS};
+use crate::limits::{
+    MAX_UNCONFIRMED_BATCHES, MIN_REFUSED_BYTES, REFUSAL_PATIENCE, SPOOL_AFTER_MS, SPOOL_RETRY_MS, SPOOL_SYNC_MS,
+};
 use crate::losses::Cause;
 use crate::time::Millis;
 
@@ -85,6 +87,20 @@ proptest! {
         }
     }
 
+    /// A server that ends its streams without a reason has batches set aside and cut, and takes them all in the end.
+    #[test]
+    fn whatever_servers_die_of_nothing_is_lost(
+        memory in prop_oneof![Just(2_000usize), Just(100_000)],
+        has_spool: bool,
+        steps in prop::collection::vec(prop_oneof![12 => step(), 1 => Just(Step::Die), 1 => Just(Step::Open), 1 => (0..7_000u64).prop_map(Step::Wait)], 0..400),
+    ) {
+        let bounds = if has_spool { Bounds { memory, spool: 1 << 20 } } else { Bounds { memory: 1 << 20, spool: 0 } };
+        let mut world = World::new(bounds, true);
+        steps.iter().for_each(|step| world.act(step));
+        world.calm();
+        prop_assert_eq!((world.not_taken(), world.outbox.losses().sum()), (0, 0));
+    }
+
     #[test]
     fn a_killed_agent_loses_only_what_the_disk_had_not(steps in prop::collection::vec(prop_oneof![20 => step(), 1 => Just(Step::Crash)], 0..200)) {
         let mut world = World::new(Bounds { memory: 1_000, spool: 1 << 20 }, true);
@@ -133,6 +149,22 @@ fn files_that_vanish_before_they_are_marked_are_not_written_on() {
     assert_eq!((world.not_taken(), told), (1, 2), "one of the two had not been taken, which the agent cannot know");
 }
 
+#[test]
+fn what_was_written_last_is_synchronised_within_five_seconds_and_then_nothing_wakes_the_agent() {
+    let mut world = World::new(Bounds { memory: 10_000, spool: 1 << 20 }, true);
+    let steps = [Step::Disk, Step::Disk, new(1), Step::Wait(SPOOL_AFTER_MS), Step::Disk, Step::Disk];
+    steps.iter().for_each(|step| world.act(step));
+    let written = world.now;
+    assert_eq!(world.outbox.poll_timeout(world.now), Some(written + SPOOL_SYNC_MS));
+    // More does not put it off.
+    [Step::Wait(SPOOL_SYNC_MS - 1), new(1), Step::Disk, Step::Disk].iter().for_each(|step| world.act(step));
+    assert_eq!(world.outbox.poll_timeout(world.now), Some(written + SPOOL_SYNC_MS));
+    [Step::Wait(1), Step::Disk].iter().for_each(|step| world.act(step));
+    assert_eq!(world.op, Some(Op::Sync));
+    world.act(&Step::Disk);
+    assert_eq!(world.outbox.poll_timeout(world.now), None);
+}
+
 /// A spool with three records in one file, and a stream.
 fn spooled() -> World {
     let mut world = World::new(Bounds { memory: 10_000, spool: 1 << 20 }, true);
@@ -150,9 +182,11 @@ fn a_file_that_cannot_be_deleted_holds_nothing_up() {
     }
     world.act(&Step::Jam(0));
     // What is new goes without a pause, although the confirmed file cannot be deleted.
-    [Step::Wait(10_000), Step::Wait(1), Step::Disk, Step::Disk, new(1)].iter().for_each(|step| world.act(step));
+    [Step::Wait(10_000), Step::Wait(1), Step::Disk, Step::Disk, Step::Disk, Step::Disk, new(1)]
+        .iter()
+        .for_each(|step| world.act(step));
     assert_eq!((world.outbox.counters().confirmed, world.outbox.counters().spool_errors), (3, 1));
-    assert!(world.outbox.waiting().is_some());
+    assert!(world.outbox.waiting(world.now).is_some());
     world.calm();
     assert_eq!((world.not_taken(), world.outbox.losses().sum()), (0, 0));
     let left = world.outbox.unconfirmed();
@@ -164,9 +198,11 @@ fn a_file_that_cannot_be_read_is_passed_over_the_second_time() {
     let mut world = spooled();
     [Step::Jam(0), Step::Disk, Step::Disk, new(1)].iter().for_each(|step| world.act(step));
     assert_eq!((world.outbox.counters().spool_errors, world.outbox.losses().sum()), (1, 0));
-    [Step::Wait(SPOOL_RETRY_MS), Step::Disk, Step::Disk].iter().for_each(|step| world.act(step));
+    [Step::Wait(SPOOL_RETRY_MS), Step::Disk, Step::Disk, Step::Disk, Step::Disk]
+        .iter()
+        .for_each(|step| world.act(step));
     assert_eq!(world.outbox.losses().total(Cause::SpoolDamaged), 3);
-    assert!(world.outbox.waiting().is_some());
+    assert!(world.outbox.waiting(world.now).is_some());
     world.calm();
     assert_eq!((world.not_taken(), world.outbox.losses().sum()), (3, 3));
 }
@@ -184,7 +220,8 @@ fn files_that_cannot_be_deleted_count_until_there_is_no_room_for_more() {
     world.act(&Step::Break);
     let before = world.made.len();
     for _ in 0..50 {
-        [new(1), Step::Disk, Step::Disk, Step::Wait(1_000)].iter().for_each(|step| world.act(step));
+        let steps = [new(1), Step::Disk, Step::Disk, Step::Disk, Step::Disk, Step::Wait(1_000)];
+        steps.iter().for_each(|step| world.act(step));
     }
     assert_eq!(world.made.len(), before + 50, "the oldest go for what is new");
     world.calm();
@@ -274,14 +311,14 @@ fn what_is_urgent_overtakes_bulk_and_keeps_its_order() {
     world.act(&step(Kind::Urgent));
     let mut order = Vec::new();
     for _ in 0..9 {
-        order.extend(world.outbox.waiting().and_then(Batch::message).copied());
+        order.extend(world.outbox.waiting(world.now).and_then(Batch::message).copied());
         [Step::Hand, Step::Write, Step::Disk, Step::Disk].iter().for_each(|step| world.act(step));
     }
     assert_eq!(order, [6, 3, 5, 7, 8, 0, 1, 2, 4]);
 }
 
 /// A batch of records with these sizes.
-fn sized(records: &[usize]) -> Batch<Vec<usize>> {
+pub(super) fn sized(records: &[usize]) -> Batch<Vec<usize>> {
     let bytes = records.iter().sum();
     let content = u32::try_from(bytes).expect("small");
     let fingerprint = u32::try_from(records[0]).expect("small");
@@ -289,7 +326,7 @@ fn sized(records: &[usize]) -> Batch<Vec<usize>> {
 }
 
 /// Cuts as the shell does: as many records as fit, at least one.
-fn cut(records: &[usize], limit: usize) -> Vec<Batch<Vec<usize>>> {
+pub(super) fn cut(records: &[usize], limit: usize) -> Vec<Batch<Vec<usize>>> {
     let mut parts: Vec<Vec<usize>> = Vec::new();
     for &record in records {
         match parts.last_mut() {
@@ -305,20 +342,20 @@ fn cut(records: &[usize], limit: usize) -> Vec<Batch<Vec<usize>>> {
 fn serve(outbox: &mut Outbox<Vec<usize>>, limit: usize) -> BTreeSet<usize> {
     let mut taken = BTreeSet::new();
     for _ in 0..100 {
-        outbox.handle_opened();
+        outbox.handle_opened(Millis(0));
         let mut end = 0;
         loop {
-            outbox.drop_refused();
-            if let Some(batch) = outbox.oversized() {
-                let parts = cut(batch.message().expect("it waits"), outbox.content_limit() as usize);
-                outbox.handle_cut(parts);
+            outbox.prepare(Millis(0));
+            if let Some((batch, limit)) = outbox.to_cut() {
+                let parts = cut(batch.message().expect("it waits"), limit);
+                outbox.handle_cut(parts, &[]);
             }
-            let Some(batch) = outbox.waiting() else { return taken };
+            let Some(batch) = outbox.waiting(Millis(0)) else { return taken };
             let (records, bytes) = (batch.message().expect("it waits").clone(), batch.bytes());
-            outbox.handle_handed();
+            outbox.handle_handed(Millis(0));
             outbox.handle_written(Millis(0));
             if bytes > limit {
-                outbox.handle_refused(true);
+                outbox.handle_broken(true, Millis(0));
                 outbox.handle_ended(Millis(0));
                 break;
             }
@@ -355,36 +392,37 @@ fn a_refused_record_that_is_being_written_to_the_disk_is_not_given_up_yet() {
     outbox.handle_done(Done::Opened(Vec::new()), Millis(0));
     outbox.push(batch(Kind::Bulk, 1, 100));
     for _ in 0..2 {
-        outbox.handle_opened();
-        outbox.handle_handed();
-        outbox.handle_refused(true);
+        outbox.handle_opened(Millis(0));
+        outbox.handle_handed(Millis(0));
+        outbox.handle_broken(true, Millis(0));
         outbox.handle_ended(Millis(0));
     }
     let Some(Op::Append { place, .. }) = outbox.poll_op(Millis(SPOOL_AFTER_MS)) else { panic!("it is written") };
-    outbox.handle_opened();
-    outbox.drop_refused();
+    outbox.handle_opened(Millis(0));
+    outbox.prepare(Millis(SPOOL_AFTER_MS));
     assert_eq!(outbox.losses().sum(), 0);
     outbox.handle_done(Done::Appended(vec![place.offset + 200]), Millis(SPOOL_AFTER_MS));
     // Read back, it is known again.
     let Some(Op::Read(_)) = outbox.poll_op(Millis(SPOOL_AFTER_MS)) else { panic!("it is read") };
     let (begin, end) = (place.offset, place.offset + 200);
-    let replay = Replay { message: 1, bytes: 100, content_bytes: 0, begin, end, first_record: 0, rows: rows(1) };
+    let replay =
+        Replay { message: 1, bytes: 100, fingerprint: 0, content_bytes: 0, begin, end, first_record: 0, rows: rows(1) };
     outbox.handle_done(Done::Read(Some(replay)), Millis(SPOOL_AFTER_MS));
-    outbox.drop_refused();
+    outbox.prepare(Millis(SPOOL_AFTER_MS));
     assert_eq!((outbox.losses().total(Cause::Refused), outbox.unconfirmed().disk_records), (1, 0));
     assert!(matches!(outbox.poll_op(Millis(SPOOL_AFTER_MS)), Some(Op::Delete(_))));
 }
 
 /// Hands over what waits, or else a batch of this much content, and lets the server end the stream over it, or take it.
 fn offer(outbox: &mut Outbox<u32>, content_bytes: u32, end: Option<bool>) {
-    outbox.handle_opened();
+    outbox.handle_opened(Millis(0));
     if outbox.unconfirmed().batches == 0 {
         outbox.push(Batch::new(Kind::Bulk, 1, 100, content_bytes, rows(2)));
     }
-    outbox.handle_handed();
+    outbox.handle_handed(Millis(0));
     outbox.handle_written(Millis(0));
     match end {
-        Some(says_so) => outbox.handle_refused(says_so),
+        Some(says_so) => outbox.handle_broken(says_so, Millis(0)),
         None => outbox.handle_completed(),
     }
     outbox.handle_ended(Millis(0));
@@ -398,7 +436,7 @@ fn a_small_batch_is_refused_only_if_the_server_says_so() {
         (1_000, true, 500),
     ] {
         let mut outbox = Outbox::new(Bounds { memory: 1 << 20, spool: 0 }, Millis(0));
-        (0..4).for_each(|_| offer(&mut outbox, content, Some(says_so)));
+        (0..3).for_each(|_| offer(&mut outbox, content, Some(says_so)));
         assert_eq!((outbox.content_limit(), outbox.losses().sum()), (limit, 0));
     }
 }

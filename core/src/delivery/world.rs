@@ -43,7 +43,7 @@ impl Disk {
         let concerned = match op {
             Op::Read(place) | Op::Drop(place) => Some(place.segment),
             Op::Delete(number) => Some(number),
-            Op::Open | Op::Append { .. } | Op::Mark(_) => None,
+            Op::Open | Op::Append { .. } | Op::Mark(_) | Op::Sync => None,
         };
         let jam = concerned.filter(|number| self.jammed.contains(number)).map(|_| Failed::Broken);
         if let Some(fault) = self.fault.or(jam) {
@@ -74,8 +74,8 @@ impl Disk {
                     let bytes = sizes[&write.message];
                     let end = begin + OVERHEAD + bytes as u64;
                     let (content_bytes, first_record, rows) = (write.content_bytes, write.first_record, write.rows);
-                    let replay =
-                        Replay { message: write.message, bytes, content_bytes, begin, end, first_record, rows };
+                    let (message, fingerprint) = (write.message, write.message);
+                    let replay = Replay { message, bytes, fingerprint, content_bytes, begin, end, first_record, rows };
                     segment.insert(begin, replay);
                     ends.push(end);
                 }
@@ -97,6 +97,7 @@ impl Disk {
                 self.ends.remove(&segment);
                 Done::Deleted
             }
+            Op::Sync => Done::Synced,
             Op::Mark(Place { segment, offset }) => {
                 self.marks.insert(segment, offset);
                 Done::Marked
@@ -148,6 +149,8 @@ pub(crate) enum Step {
     Disk,
     /// Everything on the connection that was not taken is gone.
     Break,
+    /// The same, and the server gives no reason: it may have been for a batch.
+    Die,
     Open,
     Fault(Option<Failed>),
     Spoil(usize),
@@ -180,6 +183,8 @@ pub(crate) struct World {
     /// How many of these the application has taken.
     taken: usize,
     ever_taken: Vec<u32>,
+    /// Batches that were cut, and into what.
+    parts: BTreeMap<u32, Vec<u32>>,
     /// Batches that were only in memory when the agent was killed.
     killed: BTreeSet<u32>,
 }
@@ -200,6 +205,7 @@ impl World {
             stream: Vec::new(),
             taken: 0,
             ever_taken: Vec::new(),
+            parts: BTreeMap::new(),
             killed: BTreeSet::new(),
         }
     }
@@ -208,18 +214,21 @@ impl World {
         match *step {
             Step::New { bytes, records, kind } => {
                 if self.outbox.has_room(self.may_drop, self.now) {
-                    let id = u32::try_from(self.made.len()).expect("few");
-                    self.sizes.insert(id, bytes);
-                    self.made.insert(id, Made { kind, records });
-                    self.outbox.push(Batch::new(kind, id, bytes, 0, rows(records)));
+                    let id = self.make(bytes, Made { kind, records });
+                    self.outbox.push(Batch::new(kind, id, bytes, 0, rows(records)).with_fingerprint(id));
                 }
             }
             Step::Hand if self.is_up => {
-                if let Some(batch) = self.outbox.waiting() {
+                self.outbox.prepare(self.now);
+                while let Some(id) = self.outbox.to_cut().map(|(batch, _)| *batch.message().expect("it waits")) {
+                    let parts = self.cut(id);
+                    self.outbox.handle_cut(parts, &[]);
+                }
+                if let Some(batch) = self.outbox.waiting(self.now) {
                     let id = *batch.message().expect("what waits is in memory");
                     let start = self.stream.last().map_or(0, |(_, end, _)| *end);
                     self.stream.push((id, start + batch.bytes() as u64, false));
-                    self.outbox.handle_handed();
+                    self.outbox.handle_handed(self.now);
                 }
             }
             Step::Write => {
@@ -253,8 +262,15 @@ impl World {
                 self.outbox.handle_ended(self.now);
                 self.disconnect();
             }
+            Step::Die => {
+                if self.is_up {
+                    self.outbox.handle_broken(false, self.now);
+                }
+                self.outbox.handle_ended(self.now);
+                self.disconnect();
+            }
             Step::Open if !self.is_up => {
-                self.outbox.handle_opened();
+                self.outbox.handle_opened(self.now);
                 self.is_up = true;
             }
             Step::Hand | Step::Credit(_) | Step::Open => {}
@@ -276,6 +292,25 @@ impl World {
             }
         }
         self.check();
+    }
+
+    /// A batch's records one by one, the same each time.
+    fn cut(&mut self, whole: u32) -> Vec<Batch<u32>> {
+        let Made { kind, records } = self.made[&whole];
+        let bytes = self.sizes[&whole].div_ceil(2);
+        if !self.parts.contains_key(&whole) {
+            let ids: Vec<u32> = (0..records).map(|_| self.make(bytes, Made { kind, records: 1 })).collect();
+            self.parts.insert(whole, ids);
+        }
+        let part = |id: &u32| Batch::new(kind, *id, bytes, 0, rows(1)).with_fingerprint(*id);
+        self.parts[&whole].iter().map(part).collect()
+    }
+
+    fn make(&mut self, bytes: usize, made: Made) -> u32 {
+        let id = u32::try_from(self.made.len()).expect("few");
+        self.sizes.insert(id, bytes);
+        self.made.insert(id, made);
+        id
     }
 
     fn disconnect(&mut self) {
@@ -334,6 +369,16 @@ impl World {
             self.act(&Step::Wait(SPOOL_RETRY_MS));
             self.flow();
         }
+        // What is suspected goes alone, with time before and after it.
+        for _ in 0..1_000 {
+            let left = self.outbox.unconfirmed();
+            if (left.batches, left.disk_records) == (0, 0) {
+                break;
+            }
+            [Step::Open, Step::Disk, Step::Disk, Step::Hand, Step::Write, Step::Wait(700)]
+                .iter()
+                .for_each(|step| self.act(step));
+        }
         for _ in 0..4 {
             self.act(&Step::Wait(10_000));
             (0..20).for_each(|_| self.act(&Step::Disk));
@@ -356,9 +401,12 @@ impl World {
 
     /// The records of batches that were to arrive and did not.
     pub(crate) fn not_taken(&self) -> u64 {
-        let missing =
-            self.made.iter().filter(|(id, made)| made.kind != Kind::Heartbeat && !self.ever_taken.contains(id));
-        missing.filter(|(id, _)| !self.killed.contains(id)).map(|(_, made)| made.records).sum()
+        let parts: BTreeSet<&u32> = self.parts.values().flatten().collect();
+        let whole = self.made.iter().filter(|(id, made)| made.kind != Kind::Heartbeat && !parts.contains(id));
+        let missing = whole.filter(|(id, _)| !self.killed.contains(id) && !self.ever_taken.contains(id));
+        let not_taken =
+            |id: &u32| self.parts.get(id).map(|parts| parts.iter().filter(|part| !self.ever_taken.contains(part)));
+        missing.map(|(id, made)| not_taken(id).map_or(made.records, |left| left.count() as u64)).sum()
     }
 
     /// Bulk batches in the order in which they first arrived.

@@ -285,6 +285,12 @@ impl Center {
         self.shared.pace.send_replace(pace);
     }
 
+    /// Has the connection closed without a word over each message for which `deadly` says so: nothing of it is taken, as if the
+    /// server had crashed when it read it.
+    pub fn die_of(&self, deadly: impl FnMut(&Batch) -> bool + Send + 'static) {
+        self.shared.die_of(deadly);
+    }
+
     /// Has something go wrong on the open stream of an agent; `false` when it has none.
     pub fn inject(&self, agent_id: &str, fault: Fault) -> bool {
         self.shared.inject(agent_id, fault)

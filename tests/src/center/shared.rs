@@ -25,11 +25,15 @@ pub(super) struct Shared {
     pub(super) faults: Mutex<VecDeque<Fault>>,
     pub(super) upload_faults: Mutex<VecDeque<UploadFault>>,
     observers: Mutex<Vec<Observer>>,
+    deadly: Mutex<Option<Deadly>>,
     pub(super) lines: Mutex<Option<mpsc::Sender<Line>>>,
 }
 
 /// Returns whether it wants to be called again.
 type Observer = Box<dyn FnMut(&Arc<Batch>) -> bool + Send>;
+
+/// Says whether the center's connection ends over a message.
+type Deadly = Box<dyn FnMut(&Batch) -> bool + Send>;
 
 #[derive(Debug, Default)]
 pub(super) struct Configs {
@@ -52,6 +56,7 @@ impl Shared {
             faults: Mutex::default(),
             upload_faults: Mutex::default(),
             observers: Mutex::default(),
+            deadly: Mutex::default(),
             lines: Mutex::new(lines),
             options,
         }
@@ -77,6 +82,14 @@ impl Shared {
 
     pub(super) fn observe(&self, observer: impl FnMut(&Arc<Batch>) -> bool + Send + 'static) {
         lock(&self.observers).push(Box::new(observer));
+    }
+
+    pub(super) fn die_of(&self, deadly: impl FnMut(&Batch) -> bool + Send + 'static) {
+        *lock(&self.deadly) = Some(Box::new(deadly));
+    }
+
+    pub(super) fn dies_of(&self, batch: &Batch) -> bool {
+        lock(&self.deadly).as_mut().is_some_and(|deadly| deadly(batch))
     }
 
     /// Passes a message on to all who want it, and counts it.

@@ -123,6 +123,7 @@ impl Transfer<'_> {
             stream: self.stream,
             reader: MessageReader::new(body, encoding, self.shared.options.message_limit),
             pace: self.shared.pace.subscribe(),
+            connection: self.connection,
             taken: 0,
         };
         let Some(first) = incoming.next().await else { return Ending::Status(Status::ok()) };
@@ -206,6 +207,7 @@ struct Incoming<'a> {
     stream: u64,
     reader: MessageReader,
     pace: watch::Receiver<Pace>,
+    connection: &'a ConnectionHandle,
     taken: u64,
 }
 
@@ -225,14 +227,14 @@ impl Incoming<'_> {
             Ok(data) => {
                 let index = self.taken;
                 self.taken += 1;
-                Some(Arc::new(Batch {
-                    stream: self.stream,
-                    index,
-                    svr_time: unix_seconds(),
-                    wire_len,
-                    decoded_len,
-                    data,
-                }))
+                let (stream, svr_time) = (self.stream, unix_seconds());
+                let batch = Batch { stream, index, svr_time, wire_len, decoded_len, data };
+                if self.shared.dies_of(&batch) {
+                    self.shared.note(format!("stream {stream}: a message that the connection ends over"));
+                    self.connection.order(ConnectionOrder::Close);
+                    return None;
+                }
+                Some(Arc::new(batch))
             }
             Err(error) => {
                 self.refuse(&format_args!("a message of {decoded_len} bytes is no PackagedData: {error}"));

@@ -17,6 +17,7 @@ mod metadata;
 mod offline;
 mod plugin_faults;
 mod plugins;
+mod poison;
 mod processes;
 mod proxies;
 mod reload;

@@ -7,9 +7,10 @@ use super::{Outbox, Stream};
 use crate::delivery::batch::{Batch, Kind, Stored};
 use crate::delivery::ledger::{Ledger, Room};
 use crate::delivery::spool::{Done, Failed, Op, Place, Plan, Replay, Write};
-use crate::limits::{SPOOL_AFTER_MS, SPOOL_RETRY_MS, SPOOL_WRITE_BYTES};
+use crate::limits::{SPOOL_AFTER_MS, SPOOL_RETRY_MS, SPOOL_SYNC_MS, SPOOL_WRITE_BYTES};
 use crate::losses::Cause;
-use crate::manifest::Row;
+use crate::manifest::{Row, Source};
+use crate::record::needs_fields;
 use crate::time::Millis;
 
 #[derive(Debug)]
@@ -46,6 +47,7 @@ pub(super) enum Pending {
     Drop,
     Delete,
     Mark,
+    Sync,
 }
 
 impl Spool {
@@ -92,6 +94,12 @@ impl<M: Clone> Outbox<M> {
             Spool::Ready { plan, full_until, limit } => (plan, full_until, *limit),
             _ => return None,
         };
+        if plan.segments() == 0 {
+            self.unsynced = None;
+        }
+        if self.unsynced.is_some_and(|since| since + SPOOL_SYNC_MS <= now) {
+            return Some((Pending::Sync, Op::Sync));
+        }
         if let Some(number) = plan.finished() {
             return Some((Pending::Delete, Op::Delete(number)));
         }
@@ -164,9 +172,13 @@ impl<M: Clone> Outbox<M> {
                     self.spool = Spool::Ready { limit, plan: Plan::new(limit, found), full_until: None };
                 }
             }
-            (Pending::Append { place, written }, Done::Appended(ends)) => self.handle_appended(place, &written, &ends),
+            (Pending::Append { place, written }, Done::Appended(ends)) => {
+                self.unsynced.get_or_insert(now);
+                self.handle_appended(place, &written, &ends);
+            }
+            (Pending::Sync, Done::Synced) => self.unsynced = None,
             (Pending::Read(place), Done::Read(None)) => self.handle_unreadable(place),
-            (Pending::Read(place), Done::Read(Some(replay))) => self.handle_read(place, replay),
+            (Pending::Read(place), Done::Read(Some(replay))) => self.handle_read(place, replay, now),
             (Pending::Drop, Done::Dropped(rows)) => self.handle_dropped(&rows),
             (Pending::Delete, Done::Deleted) => self.handle_dropped(&[]),
             (Pending::Mark, Done::Marked) => {
@@ -180,9 +192,10 @@ impl<M: Clone> Outbox<M> {
     }
 
     fn handle_appended(&mut self, place: Place, written: &[(u64, u64)], ends: &[u64]) {
-        let Self { spool: Spool::Ready { plan, .. }, ledger, counters, .. } = self else { return };
+        let Self { spool: Spool::Ready { plan, .. }, ledger, counters, detached, .. } = self else { return };
         let mut at = place;
         for (&(id, records), &offset) in written.iter().zip(ends) {
+            detached.retain(|place| *place != at);
             let (end, first_record) = (Place { offset, ..at }, plan.next_record());
             plan.handle_written(at, offset, records);
             counters.spooled += records;
@@ -205,18 +218,34 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    fn handle_read(&mut self, place: Place, replay: Replay<M>) {
+    fn handle_read(&mut self, place: Place, replay: Replay<M>, now: Millis) {
         self.unread = None;
-        let Replay { message, bytes, content_bytes, begin, end, first_record, rows } = replay;
+        let has_memory = self.ledger.room(now) == Room::Free;
+        let Replay { message, bytes, fingerprint, content_bytes, begin, end, first_record, rows } = replay;
         let is_up = matches!(self.stream, Stream::Up);
         let Some(plan) = self.plan_mut().filter(|plan| is_up && plan.backlog() == Some(place)) else { return };
         let [at, end] = [begin, end].map(|offset| Place { offset, ..place });
-        let mut batch = Batch::new(Kind::Bulk, message, bytes, content_bytes, rows);
+        let may_be_refused = |row: &Row| row.source != Source::AGENT && needs_fields(row.data_type);
+        let mut batch = Batch::new(Kind::Bulk, message, bytes, content_bytes, rows).with_fingerprint(fingerprint);
+        batch.is_unchecked = batch.rows().iter().any(may_be_refused);
         let missing = plan.handle_sent(end, first_record, batch.records());
-        batch.stored = Some(Stored { at, end, first_record });
         self.last_id += 1;
         batch.id = self.last_id;
-        self.ledger.push_urgent(batch);
+        if self.detached.contains(&at) {
+            self.settle_rest();
+        } else if has_memory && self.suspects.is_suspect(batch.identity()) {
+            // Others on the disk go before it, and it does not keep their files.
+            let records = batch.records();
+            self.detached.push(at);
+            self.ledger.push(batch);
+            if let Some(plan) = self.plan_mut() {
+                plan.forget(records);
+            }
+            self.settle_rest();
+        } else {
+            batch.stored = Some(Stored { at, end, first_record });
+            self.ledger.push_urgent(batch);
+        }
         self.lose_unknown(Cause::SpoolDamaged, missing);
     }
 
@@ -265,6 +294,8 @@ impl<M: Clone> Outbox<M> {
                 });
                 self.lose_unknown(Cause::SpoolDamaged, plan.records().saturating_sub(on_their_way));
                 self.unread = None;
+                self.detached.clear();
+                self.unsynced = None;
                 Spool::Unopened { limit, at: now, was_tried: true }
             }
             (other, _, _) => other,
@@ -277,6 +308,8 @@ impl<M: Clone> Outbox<M> {
         match pending {
             // It costs sending some batches twice after a crash.
             Pending::Mark => plan.handle_marked(),
+            // What the disk has not taken by now is lost only with the power.
+            Pending::Sync => self.unsynced = None,
             // It costs its room, and sending it twice after a restart.
             Pending::Delete => {
                 plan.handle_left();
@@ -351,7 +384,10 @@ impl<M: Clone> Outbox<M> {
         match (&self.spool, &self.pending) {
             (Spool::Unopened { at, .. }, None) => Some(*at),
             (Spool::Resting { until, .. }, None) => Some(*until),
-            (Spool::Ready { full_until, .. }, None) => *full_until,
+            (Spool::Ready { full_until, .. }, None) => {
+                let sync = self.unsynced.map(|since| since + SPOOL_SYNC_MS);
+                full_until.iter().copied().chain(sync).min()
+            }
             (_, Some(_)) | (Spool::Off, _) => None,
         }
     }

@@ -1,6 +1,7 @@
 //! What waits for the server, wherever it is kept: on its way, on disk, in memory, in this order.
 
 mod disk;
+mod judge;
 
 use alloc::vec::Vec;
 
@@ -8,7 +9,8 @@ use self::disk::{Pending, Spool};
 use super::batch::{Batch, Identity, Kind, Stored};
 use super::ledger::{Ledger, Room};
 use super::spool::{Place, Plan};
-use crate::limits::{MIN_REFUSED_BYTES, REFUSAL_PATIENCE, REFUSALS, SPOOL_AFTER_MS};
+use super::suspects::Suspects;
+use crate::limits::{REFUSAL_PATIENCE, SPOOL_AFTER_MS};
 use crate::losses::{Cause, Losses};
 use crate::manifest::{Row, Source};
 use crate::time::Millis;
@@ -56,6 +58,8 @@ pub struct Outbox<M> {
     spool: Spool,
     /// The operation that the shell is at.
     pending: Option<Pending>,
+    /// Since when something in the spool would not survive a loss of power.
+    unsynced: Option<Millis>,
     /// Where the spool could not be read the last time that it failed.
     unread: Option<Place>,
     stream: Stream,
@@ -69,10 +73,15 @@ pub struct Outbox<M> {
     /// Batches close to the limit that it took since, and how many of them are to precede a larger one.
     fitting: u32,
     patience: u32,
-    /// The batch over which the server may have ended the last streams, and how many.
-    suspect: Option<(Identity, u32)>,
+    /// The batch that the server has said to be too large, and how often in a row.
+    too_large: Option<(Identity, u32)>,
     /// The single record that the server does not take.
     refused: Option<Identity>,
+    suspects: Suspects,
+    /// Where suspects lie on the disk that are in memory now: they are passed over there.
+    detached: Vec<Place>,
+    /// What the end of the stream says about batches was looked at.
+    is_judged: bool,
     losses: Losses,
     counters: Counters,
 }
@@ -91,6 +100,7 @@ impl<M: Clone> Outbox<M> {
             ledger: Ledger::new(bounds.memory),
             spool: Spool::new(bounds.spool, now),
             pending: None,
+            unsynced: None,
             unread: None,
             stream: Stream::Down { since: now },
             is_ending: false,
@@ -99,8 +109,11 @@ impl<M: Clone> Outbox<M> {
             content_limit: u32::MAX,
             fitting: 0,
             patience: REFUSAL_PATIENCE,
-            suspect: None,
+            too_large: None,
             refused: None,
+            suspects: Suspects::default(),
+            detached: Vec::new(),
+            is_judged: false,
             losses: Losses::default(),
             counters: Counters::default(),
         }
@@ -150,104 +163,33 @@ impl<M: Clone> Outbox<M> {
     /// What waits that is not known to be on the disk, or is there and was not sent: records will go behind it.
     #[must_use]
     pub fn has_backlog(&self) -> bool {
-        self.ledger.waiting().is_some() || self.plan().is_some_and(|plan| plan.backlog().is_some()) || !self.is_open()
+        self.ledger.waiting().is_some() || self.has_more_on_disk()
+    }
+
+    fn has_more_on_disk(&self) -> bool {
+        !self.is_open() || self.plan().is_some_and(|plan| plan.backlog().is_some())
     }
 
     /// The batch that is to be handed to the stream next, if one waits and may go.
     #[must_use]
-    pub fn waiting(&self) -> Option<&Batch<M>> {
-        self.next().filter(|batch| !self.is_oversized(batch))
-    }
-
-    /// The batch that would be handed to the stream next if it were not too large for the server: it is to be cut into several
-    /// by [`Outbox::handle_cut`].
-    #[must_use]
-    pub fn oversized(&self) -> Option<&Batch<M>> {
-        self.next().filter(|batch| self.is_oversized(batch))
+    pub fn waiting(&self, now: Millis) -> Option<&Batch<M>> {
+        let next = self.next().filter(|_| self.to_cut().is_none())?;
+        self.gate(next).is_some_and(|moment| moment <= now).then_some(next)
     }
 
     fn next(&self) -> Option<&Batch<M>> {
         let next = self.ledger.waiting()?;
         let overtakes = next.kind() != Kind::Bulk || next.stored.is_some();
         let is_moving = matches!(&self.pending, Some(Pending::Append { written, .. }) if written.iter().any(|(id, _)| *id == next.id));
-        let disk_is_first = !self.is_open() || self.plan().is_some_and(|plan| plan.backlog().is_some());
-        (!is_moving && (overtakes || !disk_is_first)).then_some(next)
-    }
-
-    /// Bytes of content that a batch should have at most. The server has ended streams over more.
-    #[must_use]
-    pub fn content_limit(&self) -> u32 {
-        self.content_limit
-    }
-
-    fn is_oversized(&self, batch: &Batch<M>) -> bool {
-        batch.content_bytes() > self.content_limit && !batch.is_smallest && batch.kind() != Kind::Heartbeat
-    }
-
-    /// The oversized batch is these; none means that it could not be read, and is lost.
-    pub fn handle_cut(&mut self, parts: Vec<Batch<M>>) {
-        let Some(whole) = self.ledger.pop_next() else { return };
-        if parts.is_empty() {
-            self.lose(Cause::SpoolDamaged, whole.rows());
-        }
-        let is_one = parts.len() == 1;
-        for (from_the_end, mut part) in parts.into_iter().rev().enumerate() {
-            self.last_id += 1;
-            part.id = self.last_id;
-            part.is_smallest |= is_one;
-            // The last one stands for the place on the disk; all of them are sent again from there.
-            part.stored = whole.stored.map(|stored| match from_the_end {
-                0 => stored,
-                _ => Stored { end: stored.at, ..stored },
-            });
-            self.ledger.push_next(part);
-        }
-    }
-
-    /// The server has ended the stream of its own accord, and may have done so over the largest batch that it was sent; `says_so`
-    /// if it gave that reason. When it does so again, smaller ones are sent; a single record that it does not take is given up.
-    pub fn handle_refused(&mut self, says_so: bool) {
-        let sent = self.ledger.handed().filter(|batch| batch.kind() != Kind::Heartbeat && !batch.is_gone());
-        let Some(largest) = sent.max_by_key(|batch| batch.content_bytes()) else { return };
-        let (identity, content_bytes, records) = (largest.identity(), largest.content_bytes(), largest.records());
-        if !says_so && content_bytes < MIN_REFUSED_BYTES {
-            return;
-        }
-        let times = match self.suspect.take() {
-            Some((suspect, times)) if suspect == identity => times + 1,
-            _ => 1,
-        };
-        match times {
-            REFUSALS.. if records > 1 => {
-                if self.content_limit < u32::MAX {
-                    self.patience = self.patience.saturating_mul(2);
-                }
-                (self.content_limit, self.fitting) = ((content_bytes / 2).max(1), 0);
-            }
-            REFUSALS.. => self.refused = Some(identity),
-            _ => self.suspect = Some((identity, times)),
-        }
-    }
-
-    /// Gives up the record that the server does not take, if it is the next one.
-    pub fn drop_refused(&mut self) {
-        let is_next = |next: &Batch<M>| self.refused.as_ref().is_some_and(|refused| *refused == next.identity());
-        if !self.next().is_some_and(is_next) {
-            return;
-        }
-        self.refused = None;
-        if let Some(batch) = self.ledger.pop_next() {
-            if let (Some(_), Some(plan)) = (batch.stored, self.plan_mut()) {
-                plan.forget(batch.records());
-            }
-            self.lose(Cause::Refused, batch.rows());
-            self.settle_rest();
-        }
+        (!is_moving && (overtakes || !self.has_more_on_disk())).then_some(next)
     }
 
     /// The waiting batch was handed to the stream.
-    pub fn handle_handed(&mut self) {
+    pub fn handle_handed(&mut self, now: Millis) {
         if let Some(batch) = self.ledger.waiting() {
+            if batch.kind() != Kind::Heartbeat {
+                self.suspects.handle_handed(batch.identity(), now);
+            }
             self.counters.sent += batch.records();
             self.counters.sent_bytes += batch.bytes() as u64;
             self.ledger.handle_handed();
@@ -255,13 +197,16 @@ impl<M: Clone> Outbox<M> {
     }
 
     /// There is a stream.
-    pub fn handle_opened(&mut self) {
+    pub fn handle_opened(&mut self, now: Millis) {
         self.stream = Stream::Up;
+        self.suspects.handle_opened(now);
     }
 
     /// The stream has written the oldest of what it was handed, whole.
     pub fn handle_written(&mut self, now: Millis) {
-        self.ledger.handle_written(now);
+        if self.ledger.handle_written(now).is_none() {
+            self.suspects.handle_written(now);
+        }
     }
 
     /// The server has returned this much credit since the stream began.
@@ -296,6 +241,9 @@ impl<M: Clone> Outbox<M> {
     pub fn handle_ended(&mut self, now: Millis) {
         if matches!(self.stream, Stream::Up) {
             self.stream = Stream::Down { since: now };
+            if !core::mem::take(&mut self.is_judged) {
+                self.suspects.handle_unrelated();
+            }
         }
         let handed = self.ledger.handed().filter(|batch| batch.kind() != Kind::Heartbeat && !batch.is_gone());
         self.counters.again += handed.map(Batch::records).sum::<u64>();
@@ -315,6 +263,8 @@ impl<M: Clone> Outbox<M> {
         if let (Some(Stored { at, first_record, .. }), Some(plan)) = (first_on_disk, self.plan_mut()) {
             plan.rewind(at, first_record);
         }
+        let oldest = self.plan().and_then(Plan::oldest).map_or(0, |place| place.segment);
+        self.detached.retain(|place| place.segment >= oldest);
     }
 
     /// The agent ends: all that remains goes to the disk as soon as there is no stream.
@@ -329,7 +279,11 @@ impl<M: Clone> Outbox<M> {
             Stream::Down { since } if self.ledger.only_in_memory().next().is_some() => Some(since + SPOOL_AFTER_MS),
             _ => None,
         };
-        [self.disk_timeout(), unspooled, self.ledger.poll_timeout()]
+        let gate = match self.stream {
+            Stream::Up => self.next().and_then(|next| self.gate(next)),
+            Stream::Down { .. } => None,
+        };
+        [self.disk_timeout(), unspooled, gate, self.ledger.poll_timeout()]
             .into_iter()
             .flatten()
             .filter(|moment| *moment > now)
@@ -351,7 +305,9 @@ impl<M: Clone> Outbox<M> {
     /// Whether the stream has written all that there is, on the disk too.
     #[must_use]
     pub fn is_written_out(&self) -> bool {
-        !self.ledger.is_writing() && !self.has_backlog()
+        let is_left = |batch: &Batch<M>| !self.is_ending || !self.suspects.is_suspect(batch.identity());
+        let waits = self.ledger.all_waiting().any(is_left);
+        !self.ledger.is_writing() && !waits && !self.has_more_on_disk()
     }
 
     /// Whether the end of the agent would lose nothing, or nothing can be done about it.
@@ -395,22 +351,13 @@ impl<M: Clone> Outbox<M> {
     fn settle(&mut self) {
         while let Some(batch) = self.ledger.pop_confirmed() {
             self.counters.confirmed += batch.records();
+            self.suspects.handle_confirmed(batch.identity());
             self.handle_fitting(batch.content_bytes());
             if let (Some(stored), Some(plan)) = (batch.stored, self.plan_mut()) {
                 plan.handle_confirmed(stored.end, batch.records());
             }
         }
         self.settle_rest();
-    }
-
-    /// A server may be another one meanwhile, or may have ended the streams for another reason: more is tried after a while.
-    fn handle_fitting(&mut self, content_bytes: u32) {
-        if content_bytes > self.content_limit / 2 {
-            self.fitting = self.fitting.saturating_add(1);
-            if self.fitting >= self.patience {
-                (self.content_limit, self.fitting) = (self.content_limit.saturating_mul(2), 0);
-            }
-        }
     }
 
     /// What is behind the last batch that can be read is not waited for.

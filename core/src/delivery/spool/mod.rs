@@ -41,6 +41,8 @@ pub enum Op<M> {
     Delete(u64),
     /// Note in the segment that everything before this place is confirmed.
     Mark(Place),
+    /// Have what was written survive a loss of power.
+    Sync,
 }
 
 /// A batch to be written.
@@ -71,6 +73,8 @@ pub enum Done<M> {
     Deleted,
     /// The mark is written.
     Marked,
+    /// What was written survives a loss of power.
+    Synced,
     /// It could not be done.
     Failed(Failed),
 }
@@ -97,6 +101,8 @@ pub struct Replay<M> {
     pub message: M,
     /// Bytes of it.
     pub bytes: usize,
+    /// Its checksum.
+    pub fingerprint: u32,
     /// Bytes of its content, decompressed.
     pub content_bytes: u32,
     /// Where it begins and ends in its segment.

@@ -1,0 +1,163 @@
+//! What becomes of batches that the server does not take: they are cut, set aside, and in the end given up as one record.
+
+use alloc::vec::Vec;
+
+use super::Outbox;
+use crate::delivery::batch::{Batch, Kind, Stored};
+use crate::delivery::suspects::Verdict;
+use crate::limits::{MIN_REFUSED_BYTES, REFUSALS, SUSPECT_PARTS};
+use crate::losses::Cause;
+use crate::manifest::Row;
+use crate::time::Millis;
+
+impl<M: Clone> Outbox<M> {
+    /// Gives up the next record if the server does not take it, and lets others go before a batch that is suspected of ending
+    /// streams. To be called before [`Outbox::to_cut`] and [`Outbox::waiting`] are asked.
+    pub fn prepare(&mut self, now: Millis) {
+        self.suspects.handle_time(self.ledger.is_writing(), now);
+        for _ in 0..self.ledger.all_waiting().count() {
+            let Some(next) = self.next().filter(|next| next.kind() != Kind::Heartbeat) else { return };
+            let who = next.identity();
+            if self.refused == Some(who) {
+                self.refused = None;
+                self.give_up_next(Cause::Refused);
+            } else if self.suspects.is_condemned(who) {
+                self.give_up_next(Cause::Poison);
+            } else if self.suspects.is_set_aside(who, now) && self.others_wait() {
+                if let Some(batch) = self.ledger.pop_next() {
+                    self.ledger.push(batch);
+                }
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Whether a batch waits that is not suspected.
+    fn others_wait(&self) -> bool {
+        self.ledger.all_waiting().any(|batch| !self.suspects.is_suspect(batch.identity()))
+    }
+
+    fn give_up_next(&mut self, cause: Cause) {
+        if let Some(batch) = self.ledger.pop_next() {
+            if let (Some(_), Some(plan)) = (batch.stored, self.plan_mut()) {
+                plan.forget(batch.records());
+            }
+            self.suspects.handle_dropped(batch.identity());
+            self.lose(cause, batch.rows());
+            self.settle_rest();
+        }
+    }
+
+    /// When a batch may be handed over; `None` when something has to happen first. At the end of an agent without a spool
+    /// everything may.
+    pub(super) fn gate(&self, next: &Batch<M>) -> Option<Millis> {
+        let is_free = next.kind() == Kind::Heartbeat || (self.is_ending && self.plan().is_none());
+        if is_free { Some(Millis(0)) } else { self.suspects.gate(next.identity(), self.ledger.is_writing()) }
+    }
+
+    /// The next batch and how many bytes of content its parts should have at most, if it is to be cut into several by
+    /// [`Outbox::handle_cut`] before anything is handed to the stream.
+    #[must_use]
+    pub fn to_cut(&self) -> Option<(&Batch<M>, usize)> {
+        let next = self.next().filter(|next| next.kind() != Kind::Heartbeat)?;
+        let content = next.content_bytes();
+        let limit = match () {
+            () if next.is_unchecked => u32::MAX,
+            () if next.is_smallest => return None,
+            () if self.suspects.is_guilty(next.identity()) => (content / SUSPECT_PARTS).max(1),
+            () if content > self.content_limit => self.content_limit,
+            () => return None,
+        };
+        Some((next, limit as usize))
+    }
+
+    /// Bytes of content that a batch should have at most. The server has ended streams over more.
+    #[must_use]
+    pub fn content_limit(&self) -> u32 {
+        self.content_limit
+    }
+
+    /// The batch of [`Outbox::to_cut`] is these, and `refused` counts records of it that plugins may not send. Neither parts nor
+    /// refused ones mean that it could not be read, and is lost.
+    pub fn handle_cut(&mut self, parts: Vec<Batch<M>>, refused: &[Row]) {
+        let Some(whole) = self.ledger.pop_next() else { return };
+        if parts.is_empty() {
+            if let (Some(_), Some(plan)) = (whole.stored, self.plan_mut()) {
+                plan.forget(whole.records());
+            }
+            self.suspects.handle_dropped(whole.identity());
+        }
+        match refused {
+            [] if parts.is_empty() => self.lose(Cause::SpoolDamaged, whole.rows()),
+            refused => self.lose(Cause::NoFields, refused),
+        }
+        self.suspects.handle_cut(whole.identity(), parts.iter().map(Batch::identity));
+        for (from_the_end, mut part) in parts.into_iter().rev().enumerate() {
+            self.last_id += 1;
+            part.id = self.last_id;
+            // The last one stands for the place on the disk; all of them are sent again from there.
+            part.stored = whole.stored.map(|stored| match from_the_end {
+                0 => stored,
+                _ => Stored { end: stored.at, ..stored },
+            });
+            self.ledger.push_next(part);
+        }
+        self.settle_rest();
+    }
+
+    /// The server has ended the stream, or the connection, and has given no other reason than that a message was too large if it
+    /// `says_too_large`. To be called before [`Outbox::handle_ended`]. What is suspected then is sent again with care, and in
+    /// the end given up as a single record; see the module `suspects`.
+    pub fn handle_broken(&mut self, says_too_large: bool, now: Millis) {
+        self.is_judged = true;
+        if says_too_large {
+            self.suspects.handle_unrelated();
+            self.handle_too_large();
+            return;
+        }
+        let in_flight = self.ledger.handed().filter(|batch| batch.kind() != Kind::Heartbeat && !batch.is_gone());
+        let in_flight = in_flight.map(|batch| (batch.identity(), batch.is_smallest));
+        let Verdict::Guilty(who) = self.suspects.handle_broken(in_flight, self.ledger.is_writing(), now) else {
+            return;
+        };
+        let guilty = self.ledger.handed().find(|batch| batch.identity() == who);
+        if let Some(content) = guilty.map(Batch::content_bytes).filter(|content| *content >= MIN_REFUSED_BYTES) {
+            self.limit_content(content);
+        }
+    }
+
+    fn handle_too_large(&mut self) {
+        let sent = self.ledger.handed().filter(|batch| batch.kind() != Kind::Heartbeat && !batch.is_gone());
+        let Some(largest) = sent.max_by_key(|batch| batch.content_bytes()) else { return };
+        let (identity, content_bytes, is_single) =
+            (largest.identity(), largest.content_bytes(), largest.records() <= 1);
+        let times = match self.too_large.take() {
+            Some((suspect, times)) if suspect == identity => times + 1,
+            _ => 1,
+        };
+        match times {
+            REFUSALS.. if is_single => self.refused = Some(identity),
+            REFUSALS.. => self.limit_content(content_bytes),
+            _ => self.too_large = Some((identity, times)),
+        }
+    }
+
+    /// The server does not take so much content in one message.
+    fn limit_content(&mut self, refused: u32) {
+        if self.content_limit < u32::MAX {
+            self.patience = self.patience.saturating_mul(2);
+        }
+        (self.content_limit, self.fitting) = ((refused / 2).max(1), 0);
+    }
+
+    /// A server may be another one meanwhile, or may have ended the streams for another reason: more is tried after a while.
+    pub(super) fn handle_fitting(&mut self, content_bytes: u32) {
+        if content_bytes > self.content_limit / 2 {
+            self.fitting = self.fitting.saturating_add(1);
+            if self.fitting >= self.patience {
+                (self.content_limit, self.fitting) = (self.content_limit.saturating_mul(2), 0);
+            }
+        }
+    }
+}
