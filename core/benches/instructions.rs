@@ -211,7 +211,7 @@ fn confirm_batches() {
             black_box(outbox.waiting(Millis(0)));
             outbox.handle_handed(Millis(0));
             outbox.handle_written(now);
-            outbox.handle_credit(number * BYTES as u64);
+            outbox.handle_credit(number * BYTES as u64, Millis(0));
             black_box((outbox.wanted_credit(), outbox.wants_ping(now), outbox.poll_timeout(now)));
         }
         outbox.counters().confirmed

@@ -27,6 +27,11 @@ pub(super) fn of_agent(
         count("records", frames.records, "records that plugins have sent"),
         count("records_confirmed", delivered.confirmed, "records that the server is known to have taken"),
         count("records_sent_again", delivered.again, "records that a broken stream left unconfirmed"),
+        count(
+            "records_replayed",
+            delivered.replayed,
+            "records sent again because a server may have lost what it had taken",
+        ),
         count("records_let_go", delivered.let_go, "records that could not be kept until they were confirmed"),
         count("records_spooled", delivered.spooled, "records that were written to the spool"),
         count("spool_errors", delivered.spool_errors, "operations on the spool's files that failed"),

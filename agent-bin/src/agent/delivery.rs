@@ -79,7 +79,7 @@ impl Delivery {
         let bounds = Bounds { memory: LEDGER_BYTES, spool: settings.spool.bytes() };
         let directory: &Path = &settings.workdir.join(spool::DIRECTORY);
         let (spool_events, receiver) = mpsc::unbounded_channel();
-        let delivery = Self {
+        let mut delivery = Self {
             intake,
             spare: empty_buffers(arena_bytes),
             heartbeats: RecordBuffer::new(vec![0; HEARTBEAT_BYTES].into_boxed_slice()),
@@ -98,6 +98,7 @@ impl Delivery {
             holding: false,
             ending: false,
         };
+        delivery.set_replay_ms(settings.buffer.replay_ms());
         (delivery, receiver)
     }
 
@@ -109,6 +110,11 @@ impl Delivery {
     pub(super) fn set_spool_bytes(&mut self, bytes: u64) {
         self.spool_bytes = bytes;
         self.outbox.set_spool_bytes(bytes);
+    }
+
+    /// Batches are kept for another time after they were confirmed.
+    pub(super) fn set_replay_ms(&mut self, keep_ms: u64) {
+        self.outbox.set_replay_ms(keep_ms);
     }
 
     /// The number that stands for a plugin where its records are counted.
@@ -173,7 +179,7 @@ impl Delivery {
     }
 
     fn send(&mut self, transfer: &Transfer, pump: &PumpHandle, now: Millis, all: bool) {
-        self.outbox.handle_credit(transfer.credit());
+        self.outbox.handle_credit(transfer.credit(), now);
         while transfer.has_room() {
             self.stalled_since = None;
             self.outbox.prepare(now);
@@ -215,8 +221,8 @@ impl Delivery {
     }
 
     /// The PING was answered.
-    pub(super) fn handle_pong(&mut self) {
-        self.outbox.handle_pong();
+    pub(super) fn handle_pong(&mut self, now: Millis) {
+        self.outbox.handle_pong(now);
     }
 
     /// The server has ended the connection over its PINGs.
@@ -225,8 +231,8 @@ impl Delivery {
     }
 
     /// The server has ended the stream in order after the agent had.
-    pub(super) fn handle_completed(&mut self) {
-        self.outbox.handle_completed();
+    pub(super) fn handle_completed(&mut self, now: Millis) {
+        self.outbox.handle_completed(now);
     }
 
     /// The server has ended the stream, and gives no other reason than that a message was too large if it `says_too_large`.

@@ -121,7 +121,7 @@ impl Agent {
             Event::Pong(attempt) => {
                 self.session.handle_pong(attempt, now);
                 if self.is_current(attempt) {
-                    self.delivery.handle_pong();
+                    self.delivery.handle_pong(now);
                 }
             }
             Event::Ended(attempt, end) => {
@@ -161,7 +161,9 @@ impl Agent {
             self.session.handle_too_many_pings();
         }
         match end {
-            End::Status(Status { code: 0, .. }) if self.session.is_half_closed() => self.delivery.handle_completed(),
+            End::Status(Status { code: 0, .. }) if self.session.is_half_closed() => {
+                self.delivery.handle_completed(self.clock.now())
+            }
             _ => {}
         }
         match end {

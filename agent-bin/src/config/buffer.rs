@@ -1,6 +1,6 @@
 //! `[buffer]`: where records wait for their batch.
 
-use elklet_core::limits::{ARENA_BYTES, MAX_ARENA_BYTES, MIN_ARENA_BYTES};
+use elklet_core::limits::{ARENA_BYTES, MAX_ARENA_BYTES, MAX_REPLAY_MS, MIN_ARENA_BYTES, REPLAY_MS};
 use serde::Deserialize;
 
 use super::value::Within;
@@ -11,11 +11,12 @@ use super::value::Within;
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Buffer {
     arena_kib: Within<{ kib(MIN_ARENA_BYTES) }, { kib(MAX_ARENA_BYTES) }>,
+    replay_ms: Within<0, { ms(MAX_REPLAY_MS) }>,
 }
 
 impl Default for Buffer {
     fn default() -> Self {
-        Self { arena_kib: Within::new(kib(ARENA_BYTES)) }
+        Self { arena_kib: Within::new(kib(ARENA_BYTES)), replay_ms: Within::new(ms(REPLAY_MS)) }
     }
 }
 
@@ -24,9 +25,19 @@ impl Buffer {
     pub(crate) fn arena_bytes(&self) -> usize {
         (self.arena_kib.value() as usize) << 10
     }
+
+    /// Milliseconds for which batches are kept after the server has taken them.
+    pub(crate) fn replay_ms(&self) -> u64 {
+        self.replay_ms.value().into()
+    }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "an arena has less than 4 TiB")]
 const fn kib(bytes: usize) -> u32 {
     (bytes >> 10) as u32
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "it is a minute at most")]
+const fn ms(time: u64) -> u32 {
+    time as u32
 }

@@ -31,6 +31,8 @@ pub struct Batch<M> {
     fingerprint: u32,
     /// It comes from the spool of another version, and may hold records that plugins may not send.
     pub(super) is_unchecked: bool,
+    /// The server had taken it once, and may have lost it: its loss is none.
+    pub(super) is_double: bool,
     /// It cannot be made smaller.
     pub(super) is_smallest: bool,
     kind: Kind,
@@ -68,6 +70,7 @@ impl<M> Batch<M> {
             stored: None,
             fingerprint: 0,
             is_unchecked: false,
+            is_double: false,
             is_smallest: records <= 1,
             kind,
             bytes,

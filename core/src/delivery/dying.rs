@@ -88,11 +88,11 @@ impl Scene {
             }
             self.handed_bytes += records.iter().sum::<usize>() as u64;
             self.taken.extend(records);
-            self.outbox.handle_credit(self.handed_bytes);
+            self.outbox.handle_credit(self.handed_bytes, self.now);
         }
         if self.outbox.wants_ping(self.now) {
             self.outbox.handle_ping(self.now);
-            self.outbox.handle_pong();
+            self.outbox.handle_pong(self.now);
         }
         true
     }

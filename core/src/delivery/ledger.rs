@@ -223,6 +223,13 @@ impl<M> Ledger<M> {
         Some(batch.records())
     }
 
+    /// Takes out the oldest batch that waits and that the server had taken once; whether there was one.
+    pub(super) fn drop_double(&mut self) -> bool {
+        let is_double = |entry: &Entry<M>| entry.batch.is_double && entry.batch.is_only_in_memory();
+        let waiting = self.entries.iter().skip(self.handed).position(is_double);
+        waiting.and_then(|at| self.remove(self.handed + at)).is_some()
+    }
+
     /// Takes out the batch that is to be handed to the stream next.
     pub(super) fn pop_next(&mut self) -> Option<Batch<M>> {
         self.remove(self.handed)
@@ -293,6 +300,12 @@ impl<M> Ledger<M> {
     #[must_use]
     pub(super) fn may_send_more(&self) -> bool {
         self.handed < MAX_UNCONFIRMED_BATCHES
+    }
+
+    /// Bytes of memory that messages may take, about.
+    #[must_use]
+    pub(super) fn budget(&self) -> usize {
+        self.budget
     }
 
     /// Bytes of memory that messages take.

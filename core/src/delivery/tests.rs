@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use proptest::prelude::*;
 
 use super::spool::{Done, Failed, Op, Replay};
-use super::world::{Step, World, rows};
+use super::world::{FORGOTTEN_MS, Step, World, rows};
 use super::{Batch, Bounds, Kind, Outbox};
 use crate::limits::{
     MAX_UNCONFIRMED_BATCHES, MIN_REFUSED_BYTES, REFUSAL_PATIENCE, SPOOL_AFTER_MS, SPOOL_RETRY_MS, SPOOL_SYNC_MS,
@@ -101,6 +101,25 @@ proptest! {
         prop_assert_eq!((world.not_taken(), world.outbox.losses().sum()), (0, 0));
     }
 
+    /// What a killed server had read and nobody else has is sent again.
+    #[test]
+    fn what_a_killed_server_had_just_taken_arrives_again(
+        memory in prop_oneof![Just(2_000usize), Just(1 << 20)],
+        has_spool: bool,
+        steps in prop::collection::vec(prop_oneof![20 => step(), 1 => Just(Step::Forget), 1 => Just(Step::Open)], 0..300),
+    ) {
+        let bounds = if has_spool { Bounds { memory, spool: 1 << 20 } } else { Bounds { memory: 1 << 20, spool: 0 } };
+        let mut world = World::new(bounds, true);
+        world.outbox.set_replay_ms(FORGOTTEN_MS);
+        steps.iter().for_each(|step| world.act(step));
+        world.calm();
+        prop_assert_eq!(world.outbox.losses().sum(), 0);
+        // Where memory is short, what was confirmed goes first.
+        if bounds.memory == 1 << 20 {
+            prop_assert_eq!(world.not_taken(), 0);
+        }
+    }
+
     #[test]
     fn a_killed_agent_loses_only_what_the_disk_had_not(steps in prop::collection::vec(prop_oneof![20 => step(), 1 => Just(Step::Crash)], 0..200)) {
         let mut world = World::new(Bounds { memory: 1_000, spool: 1 << 20 }, true);
@@ -163,6 +182,27 @@ fn what_was_written_last_is_synchronised_within_five_seconds_and_then_nothing_wa
     assert_eq!(world.op, Some(Op::Sync));
     world.act(&Step::Disk);
     assert_eq!(world.outbox.poll_timeout(world.now), None);
+}
+
+#[test]
+fn what_was_confirmed_gives_way_to_what_was_not_and_sets_no_timer() {
+    let mut world = World::new(Bounds { memory: 1_000, spool: 0 }, true);
+    world.outbox.set_replay_ms(FORGOTTEN_MS);
+    world.act(&Step::Open);
+    for _ in 0..3 {
+        [new(1), Step::Hand, Step::Write, Step::Take(1)].iter().for_each(|step| world.act(step));
+    }
+    [Step::Wait(2_000), Step::Wait(0)].iter().for_each(|step| world.act(step));
+    assert_eq!((world.outbox.counters().confirmed, world.outbox.poll_timeout(world.now)), (3, None));
+    // The ledger holds three of them, and so two that were confirmed go for two that were not.
+    [new(1), new(1), Step::Break].iter().for_each(|step| world.act(step));
+    assert_eq!(world.outbox.counters().replayed, 1);
+    assert!(world.outbox.unconfirmed().memory_bytes <= 1_000);
+    // After a second, nobody has lost them.
+    world.act(&Step::Open);
+    world.flow();
+    [Step::Wait(10_000), Step::Wait(FORGOTTEN_MS + 1), Step::Break].iter().for_each(|step| world.act(step));
+    assert_eq!((world.outbox.counters().replayed, world.outbox.losses().sum()), (1, 0));
 }
 
 /// A spool with three records in one file, and a stream.
@@ -360,7 +400,7 @@ fn serve(outbox: &mut Outbox<Vec<usize>>, limit: usize) -> BTreeSet<usize> {
                 break;
             }
             end += bytes as u64;
-            outbox.handle_credit(end);
+            outbox.handle_credit(end, Millis(0));
             taken.extend(records);
         }
     }
@@ -423,7 +463,7 @@ fn offer(outbox: &mut Outbox<u32>, content_bytes: u32, end: Option<bool>) {
     outbox.handle_written(Millis(0));
     match end {
         Some(says_so) => outbox.handle_broken(says_so, Millis(0)),
-        None => outbox.handle_completed(),
+        None => outbox.handle_completed(Millis(0)),
     }
     outbox.handle_ended(Millis(0));
 }

@@ -20,6 +20,9 @@ pub(crate) fn rows(records: u64) -> Box<[Row]> {
     Box::new([Row { source: Source::AGENT, data_type: 59, records, first: 1, last: 2 }])
 }
 
+/// Milliseconds of what it has taken that a server loses when it is killed.
+pub(crate) const FORGOTTEN_MS: u64 = 1_000;
+
 /// Bytes in front of a message on the disk.
 const OVERHEAD: u64 = 120;
 
@@ -151,6 +154,8 @@ pub(crate) enum Step {
     Break,
     /// The same, and the server gives no reason: it may have been for a batch.
     Die,
+    /// The server is killed, and what it took within the last second dies with it.
+    Forget,
     Open,
     Fault(Option<Failed>),
     Spoil(usize),
@@ -182,7 +187,10 @@ pub(crate) struct World {
     stream: Vec<(u32, u64, bool)>,
     /// How many of these the application has taken.
     taken: usize,
-    ever_taken: Vec<u32>,
+    /// What the server has taken and keeps, and when.
+    ever_taken: Vec<(u32, Millis)>,
+    /// What it took and has lost.
+    forgotten: Vec<u32>,
     /// Batches that were cut, and into what.
     parts: BTreeMap<u32, Vec<u32>>,
     /// Batches that were only in memory when the agent was killed.
@@ -205,6 +213,7 @@ impl World {
             stream: Vec::new(),
             taken: 0,
             ever_taken: Vec::new(),
+            forgotten: Vec::new(),
             parts: BTreeMap::new(),
             killed: BTreeSet::new(),
         }
@@ -238,12 +247,14 @@ impl World {
                 }
             }
             Step::Take(most) => self.take(most),
-            Step::Credit(share) if self.is_up => self.outbox.handle_credit(self.credit() * u64::from(share) / 255),
+            Step::Credit(share) if self.is_up => {
+                self.outbox.handle_credit(self.credit() * u64::from(share) / 255, self.now)
+            }
             Step::Wait(time) => {
                 // A server takes within the grace time what it has read.
                 self.take(usize::MAX);
                 if core::mem::take(&mut self.is_pinged) {
-                    self.outbox.handle_pong();
+                    self.outbox.handle_pong(self.now);
                 }
                 self.now = self.now + time;
                 if self.is_up && self.outbox.wants_ping(self.now) {
@@ -266,6 +277,16 @@ impl World {
                 if self.is_up {
                     self.outbox.handle_broken(false, self.now);
                 }
+                self.outbox.handle_ended(self.now);
+                self.disconnect();
+            }
+            Step::Forget => {
+                let since = self.now.since(Millis(FORGOTTEN_MS));
+                let is_kept = |(_, taken): &(u32, Millis)| taken.0 < since;
+                let forgotten: Vec<_> =
+                    self.ever_taken.iter().filter(|entry| !is_kept(entry)).map(|(id, _)| *id).collect();
+                self.ever_taken.retain(is_kept);
+                self.forgotten.extend(forgotten);
                 self.outbox.handle_ended(self.now);
                 self.disconnect();
             }
@@ -321,7 +342,7 @@ impl World {
         for _ in 0..most {
             match self.stream.get(self.taken) {
                 Some(&(id, _, true)) => {
-                    self.ever_taken.push(id);
+                    self.ever_taken.push((id, self.now));
                     self.taken += 1;
                 }
                 _ => break,
@@ -353,8 +374,9 @@ impl World {
 
     /// Records that the server has taken, as often as it has.
     fn taken_records(&self) -> u64 {
-        self.ever_taken
-            .iter()
+        let taken = self.ever_taken.iter().map(|(id, _)| id);
+        taken
+            .chain(&self.forgotten)
             .map(|id| self.made[id])
             .filter(|made| made.kind != Kind::Heartbeat)
             .map(|made| made.records)
@@ -399,20 +421,23 @@ impl World {
         }
     }
 
+    fn has_taken(&self, id: &u32) -> bool {
+        self.ever_taken.iter().any(|(taken, _)| taken == id)
+    }
+
     /// The records of batches that were to arrive and did not.
     pub(crate) fn not_taken(&self) -> u64 {
         let parts: BTreeSet<&u32> = self.parts.values().flatten().collect();
         let whole = self.made.iter().filter(|(id, made)| made.kind != Kind::Heartbeat && !parts.contains(id));
-        let missing = whole.filter(|(id, _)| !self.killed.contains(id) && !self.ever_taken.contains(id));
-        let not_taken =
-            |id: &u32| self.parts.get(id).map(|parts| parts.iter().filter(|part| !self.ever_taken.contains(part)));
+        let missing = whole.filter(|(id, _)| !self.killed.contains(id) && !self.has_taken(id));
+        let not_taken = |id: &u32| self.parts.get(id).map(|parts| parts.iter().filter(|part| !self.has_taken(part)));
         missing.map(|(id, made)| not_taken(id).map_or(made.records, |left| left.count() as u64)).sum()
     }
 
     /// Bulk batches in the order in which they first arrived.
     pub(crate) fn first_arrivals(&self) -> Vec<u32> {
         let mut seen = BTreeSet::new();
-        let bulk = self.ever_taken.iter().filter(|id| self.made[id].kind == Kind::Bulk);
-        bulk.copied().filter(|id| seen.insert(*id)).collect()
+        let bulk = self.ever_taken.iter().map(|(id, _)| *id).filter(|id| self.made[id].kind == Kind::Bulk);
+        bulk.filter(|id| seen.insert(*id)).collect()
     }
 }

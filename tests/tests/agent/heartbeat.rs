@@ -23,7 +23,7 @@ const FRACTIONS: &str =
     "cpu cpu_usage load_1 load_5 load_15 mem_usage read_speed write_speed rx_speed rx_tps tx_speed tx_tps";
 
 /// Elklet's own counters beside them, in the agent's.
-const COUNTERS: &str = "records streams connect_failures tls_failures bad_commands protocol_errors refused_tasks \
+const COUNTERS: &str = "records records_replayed streams connect_failures tls_failures bad_commands protocol_errors refused_tasks \
     lost_poison own_records_lost log_lines_lost frames_too_long frames_invalid frames_truncated records_refused_type records_refused_payload frame_bytes_skipped \
     records_without_payload records_without_timestamp";
 

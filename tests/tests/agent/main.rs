@@ -21,6 +21,7 @@ mod poison;
 mod processes;
 mod proxies;
 mod reload;
+mod replay;
 mod reports;
 mod server_faults;
 mod signatures;

@@ -84,6 +84,8 @@ impl<M: Clone> Outbox<M> {
     }
 
     fn next_op(&mut self, now: Millis) -> Option<(Pending, Op<M>)> {
+        self.expire(now);
+        self.settle_rest();
         let spool = core::mem::replace(&mut self.spool, Spool::Off);
         self.spool = match spool {
             Spool::Resting { limit, plan, until } if until <= now => Spool::Ready { limit, plan, full_until: None },
@@ -221,12 +223,14 @@ impl<M: Clone> Outbox<M> {
     fn handle_read(&mut self, place: Place, replay: Replay<M>, now: Millis) {
         self.unread = None;
         let has_memory = self.ledger.room(now) == Room::Free;
+        let doubles_end = self.doubles_end;
         let Replay { message, bytes, fingerprint, content_bytes, begin, end, first_record, rows } = replay;
         let is_up = matches!(self.stream, Stream::Up);
         let Some(plan) = self.plan_mut().filter(|plan| is_up && plan.backlog() == Some(place)) else { return };
         let [at, end] = [begin, end].map(|offset| Place { offset, ..place });
         let may_be_refused = |row: &Row| row.source != Source::AGENT && needs_fields(row.data_type);
         let mut batch = Batch::new(Kind::Bulk, message, bytes, content_bytes, rows).with_fingerprint(fingerprint);
+        batch.is_double = end <= doubles_end;
         batch.is_unchecked = batch.rows().iter().any(may_be_refused);
         let missing = plan.handle_sent(end, first_record, batch.records());
         self.last_id += 1;
@@ -295,6 +299,8 @@ impl<M: Clone> Outbox<M> {
                 self.lose_unknown(Cause::SpoolDamaged, plan.records().saturating_sub(on_their_way));
                 self.unread = None;
                 self.detached.clear();
+                self.recent.clear();
+                self.doubles_end = Place::default();
                 self.unsynced = None;
                 Spool::Unopened { limit, at: now, was_tried: true }
             }

@@ -2,10 +2,12 @@
 
 mod disk;
 mod judge;
+mod replay;
 
 use alloc::vec::Vec;
 
 use self::disk::{Pending, Spool};
+use self::replay::Recent;
 use super::batch::{Batch, Identity, Kind, Stored};
 use super::ledger::{Ledger, Room};
 use super::spool::{Place, Plan};
@@ -35,6 +37,8 @@ pub struct Counters {
     pub confirmed: u64,
     /// Records that a broken stream left unconfirmed, so that they are sent again.
     pub again: u64,
+    /// Records that the server had taken and may have lost, so that they are sent again.
+    pub replayed: u64,
     /// Records on a stream that nothing keeps any more; they are lost if it breaks before the server has taken them.
     pub let_go: u64,
     /// Records that were written to the spool.
@@ -80,6 +84,12 @@ pub struct Outbox<M> {
     suspects: Suspects,
     /// Where suspects lie on the disk that are in memory now: they are passed over there.
     detached: Vec<Place>,
+    /// What the server has taken lately.
+    recent: Recent<M>,
+    /// What lies before it on the disk and is read again was taken before.
+    doubles_end: Place,
+    /// The stream has ended in order.
+    is_completed: bool,
     /// What the end of the stream says about batches was looked at.
     is_judged: bool,
     losses: Losses,
@@ -113,6 +123,9 @@ impl<M: Clone> Outbox<M> {
             refused: None,
             suspects: Suspects::default(),
             detached: Vec::new(),
+            recent: Recent::default(),
+            doubles_end: Place::default(),
+            is_completed: false,
             is_judged: false,
             losses: Losses::default(),
             counters: Counters::default(),
@@ -133,9 +146,11 @@ impl<M: Clone> Outbox<M> {
     /// Whether another batch may be added; `may_drop` says whether the oldest may be dropped for it while there is no stream.
     pub fn has_room(&mut self, may_drop: bool, now: Millis) -> bool {
         self.may_drop = may_drop;
+        self.expire(now);
         loop {
             match (self.ledger.room(now), self.stream) {
                 (Room::Free, _) => return true,
+                _ if self.ledger.drop_double() => {}
                 // Writing it to the disk makes room, or waiting does.
                 _ if self.can_spool(now) => return false,
                 (Room::Overdue, Stream::Up) if !self.has_spool(now) => match self.ledger.let_go() {
@@ -144,6 +159,7 @@ impl<M: Clone> Outbox<M> {
                 },
                 (_, Stream::Down { .. }) if !self.has_spool(now) && (may_drop || self.is_ending) => {
                     match self.ledger.pop_waiting() {
+                        Some(batch) if batch.is_double => {}
                         Some(batch) => self.lose(Cause::MemoryFull, batch.rows()),
                         None => return false,
                     }
@@ -210,9 +226,9 @@ impl<M: Clone> Outbox<M> {
     }
 
     /// The server has returned this much credit since the stream began.
-    pub fn handle_credit(&mut self, credit: u64) {
+    pub fn handle_credit(&mut self, credit: u64, now: Millis) {
         self.ledger.handle_credit(credit);
-        self.settle();
+        self.settle(now);
     }
 
     /// A PING was sent, for whatever reason.
@@ -221,9 +237,9 @@ impl<M: Clone> Outbox<M> {
     }
 
     /// The PING was answered.
-    pub fn handle_pong(&mut self) {
+    pub fn handle_pong(&mut self, now: Millis) {
         self.ledger.handle_pong();
-        self.settle();
+        self.settle(now);
     }
 
     /// The server finds PINGs too frequent.
@@ -232,9 +248,12 @@ impl<M: Clone> Outbox<M> {
     }
 
     /// The server has ended the stream in order, after its end was announced to it: it has taken everything.
-    pub fn handle_completed(&mut self) {
+    pub fn handle_completed(&mut self, now: Millis) {
         self.ledger.handle_completed();
-        self.settle();
+        self.settle(now);
+        self.expire_all();
+        self.settle_rest();
+        self.is_completed = true;
     }
 
     /// The stream, or the attempt at one, is over: what is not confirmed is to be sent again.
@@ -247,8 +266,9 @@ impl<M: Clone> Outbox<M> {
         }
         let handed = self.ledger.handed().filter(|batch| batch.kind() != Kind::Heartbeat && !batch.is_gone());
         self.counters.again += handed.map(Batch::records).sum::<u64>();
-        let mut first_on_disk: Option<Stored> = None;
-        for batch in self.ledger.handle_ended() {
+        let given_back = self.ledger.handle_ended();
+        let mut first_on_disk = if core::mem::take(&mut self.is_completed) { None } else { self.replay(now) };
+        for batch in given_back {
             match batch.stored {
                 Some(stored) => {
                     let first = first_on_disk.get_or_insert(stored);
@@ -256,7 +276,7 @@ impl<M: Clone> Outbox<M> {
                         *first = stored;
                     }
                 }
-                None if batch.is_gone() => self.lose(Cause::Unconfirmed, batch.rows()),
+                None if batch.is_gone() && !batch.is_double => self.lose(Cause::Unconfirmed, batch.rows()),
                 None => {}
             }
         }
@@ -283,7 +303,7 @@ impl<M: Clone> Outbox<M> {
             Stream::Up => self.next().and_then(|next| self.gate(next)),
             Stream::Down { .. } => None,
         };
-        [self.disk_timeout(), unspooled, gate, self.ledger.poll_timeout()]
+        [self.disk_timeout(), self.replay_timeout(), unspooled, gate, self.ledger.poll_timeout()]
             .into_iter()
             .flatten()
             .filter(|moment| *moment > now)
@@ -348,15 +368,16 @@ impl<M: Clone> Outbox<M> {
         &mut self.losses
     }
 
-    fn settle(&mut self) {
+    fn settle(&mut self, now: Millis) {
         while let Some(batch) = self.ledger.pop_confirmed() {
-            self.counters.confirmed += batch.records();
+            if !batch.is_double {
+                self.counters.confirmed += batch.records();
+            }
             self.suspects.handle_confirmed(batch.identity());
             self.handle_fitting(batch.content_bytes());
-            if let (Some(stored), Some(plan)) = (batch.stored, self.plan_mut()) {
-                plan.handle_confirmed(stored.end, batch.records());
-            }
+            self.keep_confirmed(batch, now);
         }
+        self.expire(now);
         self.settle_rest();
     }
 
@@ -364,6 +385,7 @@ impl<M: Clone> Outbox<M> {
     fn settle_rest(&mut self) {
         let is_known = self.plan().is_none_or(Plan::is_settled);
         if !is_known
+            && !self.recent.is_on_disk()
             && self.ledger.iter().all(|batch| batch.stored.is_none())
             && let Some(plan) = self.plan_mut()
         {
