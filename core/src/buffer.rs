@@ -11,7 +11,7 @@ use crate::record::OwnRecord;
 use crate::wire::{Writer, bytes_field_len, take_varint, varint_len};
 
 /// `PackagedData.records`.
-const RECORDS: u8 = 1;
+pub(crate) const RECORDS: u8 = 1;
 
 /// Up to `N` records in an arena `B` that the caller lends.
 #[derive(Debug)]

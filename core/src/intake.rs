@@ -5,12 +5,14 @@
 //! net thread takes everything by swapping in an empty pair of buffers.
 
 use alloc::boxed::Box;
+use alloc::vec;
 use core::mem;
 
-use crate::buffer::{Full, RecordBuffer};
+use crate::buffer::{Full, RECORDS, RecordBuffer};
 use crate::limits::{SLOTS, URGENT_SLOTS};
 use crate::manifest::{Manifest, Row, Source};
 use crate::record::{OwnRecord, Record};
+use crate::wire::{Writer, bytes_field_len};
 
 /// Which of the two buffers a record goes into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,7 +38,35 @@ pub struct Buffers<B> {
     urgent: RecordBuffer<B, URGENT_SLOTS>,
     bulk: RecordBuffer<B, SLOTS>,
     manifests: [Manifest; 2],
+    outsized: Option<Outsized>,
     may_drop: bool,
+}
+
+/// A record that is longer than an arena. It is a batch of its own, behind the others.
+#[derive(Debug)]
+pub struct Outsized {
+    field: Box<[u8]>,
+    row: Row,
+}
+
+impl Outsized {
+    fn new(body: &[u8], row: Row) -> Self {
+        let mut field = vec![0; bytes_field_len(body.len())].into_boxed_slice();
+        Writer::new(&mut field).bytes_field(RECORDS, body);
+        Self { field, row }
+    }
+
+    /// The record as a field of a `PackagedData`.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.field
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn row(&self) -> Row {
+        self.row
+    }
 }
 
 impl<B: AsRef<[u8]> + AsMut<[u8]>> Buffers<B> {
@@ -47,32 +77,34 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Buffers<B> {
             urgent: RecordBuffer::new(urgent),
             bulk: RecordBuffer::new(bulk),
             manifests: [Manifest::default(), Manifest::default()],
+            outsized: None,
             may_drop: false,
         }
     }
 
-    /// Bytes of the longest record that a bulk arena takes.
+    /// Bytes of the longest record that a bulk arena takes; a longer one is [`Outsized`].
     #[must_use]
     pub fn longest_record(&self) -> usize {
         self.bulk.longest_record()
     }
 
-    /// Records of both lanes.
+    /// Records of both lanes, and the one that is too long for them.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.urgent.len() + self.bulk.len()
+        self.urgent.len() + self.bulk.len() + usize::from(self.outsized.is_some())
     }
 
-    /// Whether neither lane holds a record.
+    /// Whether no record is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Bytes of both lanes, as [`Buffers::parts`] has them.
+    /// Bytes of all records.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.parts().map(<[u8]>::len).iter().sum()
+        let outsized = self.outsized.as_ref().map_or(0, |outsized| outsized.bytes().len());
+        self.parts().map(<[u8]>::len).iter().sum::<usize>() + outsized
     }
 
     /// Records and bytes that both lanes hold at most.
@@ -81,7 +113,13 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Buffers<B> {
         (URGENT_SLOTS + SLOTS, self.urgent.capacity() + self.bulk.capacity())
     }
 
-    /// The records as fields of a `PackagedData`, in the order in which they are sent.
+    /// The record that no arena takes, which is sent behind the others.
+    #[must_use]
+    pub fn outsized(&self) -> Option<&Outsized> {
+        self.outsized.as_ref()
+    }
+
+    /// The records of both lanes as fields of a `PackagedData`, in the order in which they are sent.
     #[must_use]
     pub fn parts(&self) -> [&[u8]; 2] {
         [self.urgent.bytes(), self.bulk.bytes()]
@@ -98,6 +136,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Buffers<B> {
         self.urgent.clear();
         self.bulk.clear();
         self.manifests.iter_mut().for_each(Manifest::clear);
+        self.outsized = None;
         self.may_drop = false;
     }
 }
@@ -124,15 +163,31 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Intake<B> {
     pub fn push(&mut self, lane: Lane, origin: Origin, record: &Record<'_>) -> Result<Wake, Full> {
         let at = record.timestamp();
         let row = Row { source: origin.source, data_type: record.data_type(), records: 1, first: at, last: at };
-        let pushed = self.append(lane, row, |filling, lane| match lane {
-            Lane::Urgent => filling.urgent.push(record.body()),
-            Lane::Bulk => filling.bulk.push(record.body()),
-        });
+        let pushed = if record.body().len() > self.filling.longest_record() {
+            self.put_aside(record.body(), row)
+        } else {
+            self.append(lane, row, |filling, lane| match lane {
+                Lane::Urgent => filling.urgent.push(record.body()),
+                // What comes behind it is not to overtake it.
+                Lane::Bulk if filling.outsized.is_some() => Err(Full::Bytes),
+                Lane::Bulk => filling.bulk.push(record.body()),
+            })
+        };
         match &pushed {
             Ok(_) => self.filling.may_drop |= origin.may_drop,
             Err(_) => self.full = true,
         }
         pushed
+    }
+
+    /// Takes a record that no arena can hold, one at a time.
+    fn put_aside(&mut self, body: &[u8], row: Row) -> Result<Wake, Full> {
+        if self.filling.outsized.is_some() {
+            return Err(Full::Bytes);
+        }
+        let before = self.due();
+        self.filling.outsized = Some(Outsized::new(body, row));
+        Ok(if before == Due::Now { Wake::Unneeded } else { Wake::Now })
     }
 
     /// Appends an urgent record of the agent's own.
@@ -202,7 +257,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Intake<B> {
     #[must_use]
     pub fn due(&self) -> Due {
         match () {
-            () if self.ripe || !self.filling.urgent.is_empty() || self.filling.bulk.above_high_water() => Due::Now,
+            () if self.ripe || !self.filling.urgent.is_empty() || self.is_half_full() => Due::Now,
             () if self.filling.bulk.is_empty() => Due::Nothing,
             () => Due::Later,
         }
@@ -214,22 +269,16 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Intake<B> {
         &self.filling
     }
 
-    /// Whether the bulk is half full.
+    /// Whether the bulk is half full, or a record waits that is longer than all of it.
     #[must_use]
     pub fn is_half_full(&self) -> bool {
-        self.filling.bulk.above_high_water()
+        self.filling.outsized.is_some() || self.filling.bulk.above_high_water()
     }
 
     /// Whether it holds a record for which the oldest may go. See [`Origin`].
     #[must_use]
     pub fn may_drop(&self) -> bool {
         self.filling.may_drop
-    }
-
-    /// Bytes of the longest record that it takes.
-    #[must_use]
-    pub fn longest_record(&self) -> usize {
-        self.filling.longest_record()
     }
 
     /// Records held, which nobody has taken yet.
@@ -336,6 +385,28 @@ mod tests {
         assert_eq!((taken.urgent.len(), taken.bulk.len()), (1, 2));
         let counts = taken.manifests().map(|manifest| manifest.rows()[0].records);
         assert_eq!(counts, [1, 2], "each lane's manifest counts what lies in it");
+    }
+
+    #[test]
+    fn a_record_that_is_longer_than_the_arena_goes_alone_and_what_follows_waits() {
+        let mut intake = Intake::new(buffers(60));
+        push(&mut intake, Lane::Bulk, &body::<16>(1)).expect("room");
+        assert_eq!(push(&mut intake, Lane::Urgent, &body::<100>(2)), Ok(Wake::Now));
+        assert_eq!(intake.due(), Due::Now);
+        assert_eq!(push(&mut intake, Lane::Bulk, &body::<100>(3)), Err(Full::Bytes), "one at a time");
+        assert_eq!(push(&mut intake, Lane::Bulk, &body::<16>(4)), Err(Full::Bytes), "the order stays");
+        assert_eq!(push(&mut intake, Lane::Urgent, &body::<16>(5)), Ok(Wake::Unneeded), "but for what is urgent");
+        let mut taken = buffers(60);
+        assert!(intake.swap(&mut taken));
+        let outsized = taken.outsized().expect("it is there");
+        assert_eq!(
+            (outsized.bytes()[..2].to_vec(), outsized.bytes()[2..].to_vec()),
+            (vec![0x0a, 100], body::<100>(2).to_vec())
+        );
+        assert_eq!((outsized.row().records, taken.len()), (1, 3));
+        taken.clear();
+        assert!(taken.is_empty() && taken.outsized().is_none(), "its memory is given back");
+        assert_eq!(push(&mut intake, Lane::Bulk, &body::<100>(3)), Ok(Wake::Now));
     }
 
     #[test]

@@ -25,8 +25,9 @@ pub const MAX_ARENA_BYTES: usize = 8 << 20;
 /// it fits here, else it travels with the rest.
 pub const URGENT_ARENA_BYTES: usize = 256 << 10;
 
-/// Bytes of one record at most. A server's Kafka takes 4 MiB; a plugin's SDK buffers 512 KiB; nothing legitimate is longer.
-pub const MAX_RECORD_BYTES: usize = 1 << 20;
+/// Bytes of one record at most: a payload of 4 MiB, as much as a server's Kafka takes and Elkeid's JVM probe sends, behind its data
+/// type, timestamp and keys. One that is longer than an arena has memory of its own while it is on its way.
+pub const MAX_RECORD_BYTES: usize = (4 << 20) + (4 << 10);
 
 /// Milliseconds that a record waits at most for others to travel with. The reference agent sends every 100 ms.
 pub const FLUSH_INTERVAL_MS: u64 = 100;

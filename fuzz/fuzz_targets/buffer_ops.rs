@@ -51,6 +51,9 @@ struct List {
 struct Lists {
     urgent: List,
     bulk: List,
+    /// The record that is longer than the bulk arena.
+    outsized: Option<Vec<u8>>,
+    longest: usize,
     refused: bool,
 }
 
@@ -67,7 +70,13 @@ fuzz_target!(|input: Input<'_>| {
     let envelope = Envelope::new(sender.clone());
 
     let (mut intake, mut spare) = (Intake::new(new()), new());
-    let mut lists = Lists { urgent: List::new(URGENT_SLOTS, urgent), bulk: List::new(SLOTS, bulk), refused: false };
+    let mut lists = Lists {
+        urgent: List::new(URGENT_SLOTS, urgent),
+        bulk: List::new(SLOTS, bulk),
+        outsized: None,
+        longest: new().longest_record(),
+        refused: false,
+    };
     let mut pushed = 0;
     for operation in input.operations {
         let (times, length, urgent) = match operation {
@@ -109,7 +118,7 @@ fn push_own(intake: &mut Intake<Vec<u8>>, lists: &mut Lists, data_type: i32, fie
     let own = OwnRecord { data_type, timestamp: 1, fields: fields.iter().copied() };
     let mut body = vec![0; own.encoded_len()];
     own.write(&mut body);
-    assert_eq!(intake.push_own(&own), lists.push(Lane::Urgent, &body));
+    assert_eq!(intake.push_own(&own), lists.push_own(&body));
     check(intake, lists);
 }
 
@@ -122,7 +131,10 @@ fn swap(
 ) {
     assert_eq!(intake.swap(spare), mem::take(&mut lists.refused), "whoever was refused is told");
     let records = lists.urgent.records + lists.bulk.records;
-    assert_eq!(spare.len(), records);
+    assert_eq!(spare.len(), records + usize::from(lists.outsized.is_some()));
+    let outsized = spare.outsized().map(|outsized| PackagedData::decode(outsized.bytes()).expect("a message").records);
+    let expected = lists.outsized.take().map(|body| vec![EncodedRecord::decode(&body[..]).expect("a record")]);
+    assert_eq!(outsized, expected, "the long one goes alone");
     assert_eq!(
         spare.parts(),
         [&lists.urgent.fields[..], &lists.bulk.fields[..]],
@@ -141,7 +153,7 @@ fn swap(
 }
 
 fn check(intake: &Intake<Vec<u8>>, lists: &Lists) {
-    let held = lists.urgent.records + lists.bulk.records;
+    let held = lists.urgent.records + lists.bulk.records + usize::from(lists.outsized.is_some());
     assert_eq!((intake.len(), intake.is_empty()), (held, held == 0));
     assert_eq!(intake.due(), lists.due());
 }
@@ -184,20 +196,35 @@ impl List {
 impl Lists {
     fn push(&mut self, lane: Lane, body: &[u8]) -> Result<Wake, Full> {
         let before = self.due();
-        if lane == Lane::Bulk || self.urgent.push(body).is_err() {
-            self.bulk.push(body)?;
+        let is_waiting = self.outsized.is_some();
+        match () {
+            () if body.len() > self.longest && is_waiting => return Err(Full::Bytes),
+            () if body.len() > self.longest => self.outsized = Some(body.to_vec()),
+            () if lane == Lane::Urgent && self.urgent.push(body).is_ok() => {}
+            () if is_waiting => return Err(Full::Bytes),
+            () => self.bulk.push(body)?,
         }
+        Ok(self.wake(before))
+    }
+
+    fn push_own(&mut self, body: &[u8]) -> Result<Wake, Full> {
+        let before = self.due();
+        self.urgent.push(body).or_else(|_| self.bulk.push(body))?;
+        Ok(self.wake(before))
+    }
+
+    fn wake(&self, before: Due) -> Wake {
         // The sender knows what was due before; it is woken when that has become more pressing.
-        Ok(match self.due() {
+        match self.due() {
             Due::Now if before != Due::Now => Wake::Now,
             Due::Later if before == Due::Nothing => Wake::First,
             _ => Wake::Unneeded,
-        })
+        }
     }
 
     fn due(&self) -> Due {
         let List { fields, records, slots, bytes } = &self.bulk;
-        if self.urgent.records > 0 || *records >= slots / 2 || fields.len() >= bytes / 2 {
+        if self.urgent.records > 0 || self.outsized.is_some() || *records >= slots / 2 || fields.len() >= bytes / 2 {
             Due::Now
         } else if *records == 0 {
             Due::Nothing

@@ -390,10 +390,14 @@ impl Delivery {
             if !bulk.is_empty() {
                 self.outbox.push(batch(compressor, Kind::Bulk, &[bulk, envelope], bulk_manifest.to_rows()));
             }
-        } else {
+        } else if !(urgent.is_empty() && bulk.is_empty()) {
             let mut manifest = bulk_manifest.clone();
             urgent_manifest.rows().iter().for_each(|row| manifest.add(*row));
             self.outbox.push(batch(compressor, Kind::Bulk, &[urgent, bulk, envelope], manifest.to_rows()));
+        }
+        if let Some(outsized) = self.spare.outsized() {
+            let rows = Box::new([outsized.row()]);
+            self.outbox.push(batch(compressor, Kind::Bulk, &[outsized.bytes(), envelope], rows));
         }
         self.spare.clear();
         true

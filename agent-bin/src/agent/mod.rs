@@ -22,7 +22,6 @@ use std::time::Duration;
 use elklet_core::command::PluginName;
 use elklet_core::dispatch::{self, Dispatch};
 use elklet_core::intake::Origin;
-use elklet_core::limits::MAX_RECORD_BYTES;
 use elklet_core::session::{Attempt, Session};
 use elklet_core::time::Millis;
 use elklet_core::update::Trial;
@@ -206,9 +205,8 @@ impl Agent {
             .map_err(|error| Failure::Settings(settings.blame_certificates(error)))?;
 
         let intake = SharedIntake::new(settings.buffer.arena_bytes());
-        let longest_record = intake.lock().longest_record().min(MAX_RECORD_BYTES);
         let (pump_sender, pump_events) = mpsc::unbounded_channel();
-        let start_pump = || PumpHandle::start(intake.clone(), clock, longest_record, pump_sender.clone());
+        let start_pump = || PumpHandle::start(intake.clone(), clock, pump_sender.clone());
         let pump =
             insist(start_pump).map_err(|error| Failure::System(format!("the pump cannot be started: {error}")))?;
         let (events, net_events) = mpsc::channel(EVENTS_AHEAD);

@@ -88,12 +88,7 @@ impl PumpHandle {
     ///
     /// # Errors
     /// When the system has no descriptor or thread left.
-    pub(crate) fn start(
-        intake: SharedIntake,
-        clock: Clock,
-        longest_record: usize,
-        events: UnboundedSender<PumpEvent>,
-    ) -> io::Result<Self> {
+    pub(crate) fn start(intake: SharedIntake, clock: Clock, events: UnboundedSender<PumpEvent>) -> io::Result<Self> {
         let polls = Polls::start()?;
         let waker = Arc::new(Waker::new(polls.all.registry(), WAKER)?);
         let (sender, orders) = mpsc::channel();
@@ -105,7 +100,6 @@ impl PumpHandle {
             orders,
             intake,
             clock,
-            longest_record,
             events,
             plugs: HashMap::new(),
             ready: VecDeque::new(),
@@ -271,7 +265,6 @@ struct Pump {
     orders: mpsc::Receiver<Order>,
     intake: SharedIntake,
     clock: Clock,
-    longest_record: usize,
     events: UnboundedSender<PumpEvent>,
     plugs: HashMap<PlugId, Plug>,
     /// Lanes that may have something to read, in the order in which they are read.
@@ -411,8 +404,8 @@ impl Pump {
 
     fn plug(&mut self, plug: PlugId, name: PluginName, origin: Origin, pipes: PipeEnds, stats: Arc<PluginStats>) {
         let mut plugin = Plug {
-            bulk: Some(Source::new(pipes.records, Lane::Bulk, origin, self.longest_record)),
-            urgent: Some(Source::new(pipes.urgent, Lane::Urgent, origin, self.longest_record)),
+            bulk: Some(Source::new(pipes.records, Lane::Bulk, origin)),
+            urgent: Some(Source::new(pipes.urgent, Lane::Urgent, origin)),
             tasks: Outlet::new(pipes.tasks),
             stats,
             complaints: Complaints::default(),

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 
 use elklet_core::frame::{BadFrame, FrameDecoder, Tally};
 use elklet_core::intake::{Lane, Origin, Wake};
+use elklet_core::limits::MAX_RECORD_BYTES;
 use elklet_core::time::Millis;
 use mio::unix::pipe::Receiver;
 
@@ -51,14 +52,14 @@ pub(super) enum Progress {
 }
 
 impl Source {
-    pub(super) fn new(pipe: OwnedFd, lane: Lane, origin: Origin, longest_record: usize) -> Self {
+    pub(super) fn new(pipe: OwnedFd, lane: Lane, origin: Origin) -> Self {
         let capacity = rustix::pipe::fcntl_getpipe_size(&pipe).unwrap_or(SMALL_PIPE_BYTES);
         Self {
             pipe: Receiver::from(pipe),
             capacity,
             lane,
             origin,
-            decoder: FrameDecoder::new(longest_record),
+            decoder: FrameDecoder::new(MAX_RECORD_BYTES),
             backlog: Vec::new(),
             stalled: false,
             hung_up: false,
@@ -230,7 +231,7 @@ mod tests {
 
     fn pipe() -> (Source, io::PipeWriter) {
         let (reader, writer) = io::pipe().expect("a pipe");
-        let source = Source::new(reader.into(), Lane::Bulk, ORIGIN, 100_000);
+        let source = Source::new(reader.into(), Lane::Bulk, ORIGIN);
         source.pipe.set_nonblocking(true).expect("a pipe can be non-blocking");
         (source, writer)
     }

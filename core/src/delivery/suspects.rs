@@ -115,6 +115,11 @@ impl Suspects {
         self.is_suspect(who) && now < self.ripe_at(who)
     }
 
+    /// Whether no batch is suspected.
+    pub(super) fn is_empty(&self) -> bool {
+        self.suspects.is_empty()
+    }
+
     /// Whether a batch is suspected.
     pub(super) fn is_suspect(&self, who: Identity) -> bool {
         self.suspects.iter().any(|suspect| suspect.who == who)

@@ -15,6 +15,7 @@ mod limits;
 mod logs;
 mod metadata;
 mod offline;
+mod outsized;
 mod plugin_faults;
 mod plugins;
 mod poison;

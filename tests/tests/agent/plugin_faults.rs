@@ -7,8 +7,8 @@ use prost::Message;
 use std::collections::BTreeSet;
 use std::fs;
 
-/// Bytes of the longest record that the agent takes.
-const LONGEST: usize = 1 << 20;
+/// Bytes of the longest record that the agent takes: 4 MiB, and 4 KiB around them.
+const LONGEST: usize = (4 << 20) + (4 << 10);
 
 /// Counters of a plugin's mistakes, in its heartbeat and, for all of them together, in the agent's.
 const COUNTERS: [&str; 8] = [
@@ -55,21 +55,21 @@ fn mistakes_are_named_and_counted_and_the_framing_is_kept() {
         case(
             "garbage",
             format!("raw={} n=100", hex(b"GET / HTTP/1.1\r\n\r\n")),
-            "a frame of 542393671 bytes, the limit is 1048576",
+            "a frame of 542393671 bytes, the limit is 4198400",
             &[("frames_too_long", 1), ("frame_bytes_skipped", 542_393_671)],
             0,
         ),
         case(
             "huge",
             "raw=ffffffff n=100",
-            "a frame of 4294967295 bytes, the limit is 1048576; it is skipped",
+            "a frame of 4294967295 bytes, the limit is 4198400; it is skipped",
             &[("frames_too_long", 1), ("frame_bytes_skipped", u64::from(u32::MAX))],
             0,
         ),
         case(
             "overlong",
             format!("n=5 raw={} zeros={} n=5", hex(&length(LONGEST + 1)), LONGEST + 1),
-            "a frame of 1048577 bytes, the limit is 1048576; it is skipped",
+            "a frame of 4198401 bytes, the limit is 4198400; it is skipped",
             &[("frames_too_long", 1), ("frame_bytes_skipped", LONGEST as u64 + 1)],
             10,
         ),
@@ -366,7 +366,7 @@ fn tasks_that_nobody_can_do_are_answered() {
     let agent = setup.start();
     site.wait_records("plugin", &agent, |records| records.of_type(types::HELLO).count() == 1);
     let long_token = "t".repeat(5000);
-    let too_long = "x".repeat(LONGEST);
+    let too_long = "x".repeat(1 << 20);
     let tasks = [
         ("nobody", 5, "", "a", "no plugin nobody is configured"),
         ("../probe", 5, "", "b", "no plugin can have this name"),

@@ -19,7 +19,7 @@ fn is_deadly(batch: &Batch) -> bool {
     batch.data.records.iter().any(|record| record.data_type == DEADLY)
 }
 
-/// An agent that is soon back, with a plugin that is about to write numbered records around a deadly one.
+/// An agent with a plugin that is about to write numbered records around a deadly one.
 fn poisoned(site: &Site, setup: Setup, behind: &str) -> Agent {
     let deadly = format!("frame=08{:02x}{:02x}1007", 0x80 | (DEADLY & 0x7f), DEADLY >> 7);
     let script = format!("hello deaf=go run=before n=100 {deadly} run=behind {behind}");
@@ -36,15 +36,11 @@ fn go(agent: &Agent) {
     wait_until("a plugin that writes", || !sign.exists());
 }
 
-fn eager(site: &Site) -> Setup {
-    site.eager().setting("server", "reconnect_spread_s = 1")
-}
-
 #[test]
 fn the_record_that_a_server_dies_of_is_given_up_alone() {
     let site = Site::new();
     site.center().die_of(is_deadly);
-    let agent = poisoned(&site, eager(&site), "rate=2 n=100000");
+    let agent = poisoned(&site, site.eager(), "rate=2 n=100000");
     go(&agent);
     let given_up = || site.records(&agent, |records| records.of_type(LOSS).any(|loss| loss["cause"] == "poison"));
     assert!(holds_within(UNTIL_GIVEN_UP, given_up), "{}", agent.log());
@@ -65,7 +61,7 @@ fn the_record_that_a_server_dies_of_is_given_up_alone() {
 #[test]
 fn a_deadly_record_from_the_spool_lets_others_go_first() {
     let mut site = Site::new();
-    let mut agent = poisoned(&site, eager(&site), "n=50");
+    let mut agent = poisoned(&site, site.eager(), "n=50");
     let options = site.stop();
     go(&agent);
     agent.signal(Signal::TERM);
@@ -93,7 +89,7 @@ fn a_large_record_is_not_refused_for_its_size_because_streams_end() {
         left -= i32::from(dies);
         dies
     });
-    let setup = eager(&site);
+    let setup = site.eager();
     site.center().set_configs(Some(vec![setup.workdir().install(
         "probe",
         PLUGIN,

@@ -14,6 +14,9 @@ impl<M: Clone> Outbox<M> {
     /// Gives up the next record if the server does not take it, and lets others go before a batch that is suspected of ending
     /// streams. To be called before [`Outbox::to_cut`] and [`Outbox::waiting`] are asked.
     pub fn prepare(&mut self, now: Millis) {
+        if self.refused.is_none() && self.suspects.is_empty() {
+            return;
+        }
         self.suspects.handle_time(self.ledger.is_writing(), now);
         for _ in 0..self.ledger.all_waiting().count() {
             let Some(next) = self.next().filter(|next| next.kind() != Kind::Heartbeat) else { return };
