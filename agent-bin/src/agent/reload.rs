@@ -47,7 +47,6 @@ impl Agent {
         self.beat.set_place(&self.settings);
         self.plugins.configure(&self.settings);
         self.delivery.set_spool_bytes(self.settings.spool.bytes());
-        self.delivery.set_replay_ms(self.settings.buffer.replay_ms());
         let has_new_certificates = self.refresh_certificates();
         let new = &self.settings;
         self.connector.proxies.clone_from(&new.proxies);

@@ -199,9 +199,9 @@ fn unusual_records_arrive_as_they_are() {
     let time = [0x10, 5];
     let data = [&[0x1a][..], &delimited(&payload())].concat();
     let data_type = |number| [&[0x08][..], &varint(number)].concat();
-    // The longest: type, time, and zeros behind a tag and a length of three bytes.
+    // The longest: type, time, and zeros behind a tag and a length of four bytes.
     let head = [&data_type(7203)[..], &time, &[0x1a]].concat();
-    let zeros = LONGEST - head.len() - 3;
+    let zeros = LONGEST - head.len() - 4;
     let longest = [&length(LONGEST)[..], &head, &varint(zeros as u64)].concat();
     let script = [
         format!("frame={}", hex(&[&data[..], &time, &data_type(7201)].concat())),
