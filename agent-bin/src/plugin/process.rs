@@ -213,8 +213,8 @@ impl Exec {
                 libc::AT_EMPTY_PATH,
             );
             let error = io::Error::last_os_error();
-            // Linux before 3.19 has no such call.
-            if error.raw_os_error() != Some(libc::ENOSYS) {
+            // Linux before 3.19 has no such call, and filters of old container runtimes refuse what they do not know.
+            if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
                 return error;
             }
             libc::execve(self.name.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr());
