@@ -72,7 +72,8 @@ impl Preparer {
             Packing::Plain => {
                 // Nothing can be executed while it is open for writing.
                 drop(file);
-                sync_directory(stage.path())?;
+                let synced = File::open(stage.path()).and_then(|directory| directory.sync_all());
+                check_synced(synced, stage.path())?;
                 (Staged::new(stage, download.clone(), &place, name, true), download)
             }
             Packing::TarGz => {
@@ -83,7 +84,7 @@ impl Preparer {
                 write_origin(&origin, config).map_err(|error| format!("{}: {error}", origin.display()))?;
                 let _ = fs::remove_file(download);
                 // One call for all the files and directories of the archive.
-                syncfs(&file).map_err(|error| format!("{}: it cannot be synced: {error}", tree.display()))?;
+                check_synced(syncfs(&file).map_err(io::Error::from), &tree)?;
                 (Staged::new(stage, tree.clone(), &place, name, false), tree.join(name))
             }
         };
@@ -98,12 +99,25 @@ impl Preparer {
     }
 }
 
-fn sync_directory(path: &Path) -> Result<(), String> {
-    let synced = File::open(path).and_then(|directory| directory.sync_all());
-    synced.map_err(|error| format!("{}: it cannot be synced: {error}", path.display()))
+/// Fails when what was written may be lost. Not every file system can sync directories, and a filter of a container may refuse it.
+fn check_synced(synced: io::Result<()>, path: &Path) -> Result<(), String> {
+    match synced {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            log::warn!("{}: {error}; what was downloaded may not outlast a loss of power", path.display());
+            Ok(())
+        }
+        synced => synced.map_err(|error| format!("{}: it cannot be synced: {error}", path.display())),
+    }
 }
 
 fn write_origin(path: &Path, config: &PluginConfig) -> io::Result<()> {
+    // An archive that was made of a plugin's directory has one of its own.
+    let _ = fs::remove_file(path);
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(config.download_sha256.to_string().as_bytes())
 }

@@ -55,7 +55,7 @@ impl Stage {
             _ => (&*place, INSIDE),
         };
         let failed = |error: io::Error| format!("{}: {error}", directory.display());
-        make_directory(directory, PLUGIN_MODE).map_err(failed)?;
+        make_plugin_directory(directory).map_err(failed)?;
         let path = with_free_name(directory, name, NEW, |path| DirBuilder::new().mode(0o700).create(path));
         let path = path.map_err(failed)?;
         let room = Room::below(&path).map_err(failed)?;
@@ -76,6 +76,18 @@ impl Drop for Stage {
         if let Err(error) = remove_tree(&self.path, &|| true) {
             log::warn!("{}: {error}; it is tried again when the agent starts", self.path.display());
         }
+    }
+}
+
+/// Makes a directory of plugins. One that others may write is told of and used all the same: what is executed is what was
+/// verified, wherever it lies.
+fn make_plugin_directory(path: &Path) -> io::Result<()> {
+    match make_directory(path, PLUGIN_MODE) {
+        Err(error) if path.is_dir() => {
+            log::warn!("{}: {error}", path.display());
+            Ok(())
+        }
+        made => made,
     }
 }
 
@@ -146,7 +158,7 @@ impl Staged {
             self.exchange()?
         } else {
             if let Some(parent) = self.target.parent() {
-                make_directory(parent, PLUGIN_MODE)?;
+                make_plugin_directory(parent)?;
             }
             fs::rename(&self.new, &self.target)?;
             State::InPlace

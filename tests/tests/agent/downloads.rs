@@ -99,6 +99,8 @@ fn plugins_are_downloaded_plain_and_packed_and_then_need_no_server() {
         ("./", EntryType::Directory, b"", None),
         ("./packed", EntryType::Regular, &program(), None),
         ("./data/rules.txt", EntryType::Regular, b"rules", None),
+        // As of a directory that an agent has unpacked.
+        ("./.elklet-archive", EntryType::Regular, b"of another archive", None),
     ]);
     let packed_url = files.serve("packed", packed_body.clone(), How::Right);
     let configs = vec![
