@@ -3,7 +3,7 @@
 //! A `Command` is bytes from outside: names become path components, hashes decide what is executed, texts go into logs and
 //! answers. What does not pass is refused entry by entry, with a reason that can be sent back.
 
-use alloc::borrow::ToOwned;
+use alloc::borrow::{Cow, ToOwned};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -18,8 +18,8 @@ use prost::Message;
 use serde::Deserialize;
 
 use crate::limits::{
-    MAX_DETAIL_BYTES, MAX_DOWNLOAD_URLS, MAX_PLUGIN_NAME_BYTES, MAX_PLUGINS, MAX_REPORT_CHARS, MAX_TOKEN_BYTES,
-    MAX_VERSION_BYTES,
+    MAX_DETAIL_BYTES, MAX_DOWNLOAD_URLS, MAX_PLUGIN_NAME_BYTES, MAX_PLUGINS, MAX_REFUSED_ENTRIES, MAX_REPORT_CHARS,
+    MAX_TOKEN_BYTES, MAX_VERSION_BYTES,
 };
 use crate::wire::{Value, take_field};
 
@@ -69,14 +69,23 @@ pub enum AgentTask {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Configuration {
     /// The version that the agent should have, if the list names the agent.
-    pub agent: Option<AgentConfig>,
+    pub agent: Option<AgentEntry>,
     /// The plugins that should be running; each name once.
     pub plugins: Vec<PluginConfig>,
     /// Entries that cannot be carried out. A plugin that one of them names is neither started nor stopped.
     pub refused: Vec<RefusedConfig>,
 }
 
-/// The agent's own entry.
+/// The agent's own entry: nothing but the version counts as long as that is the one that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentEntry {
+    /// The version that the agent should have.
+    pub version: String,
+    /// How it becomes that, or why it cannot.
+    pub package: Result<AgentConfig, String>,
+}
+
+/// Another version of the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentConfig {
     /// The version that the agent should have.
@@ -147,11 +156,24 @@ impl Command {
     /// # Errors
     /// When the bytes are no command at all; what is wrong inside one is part of the result.
     pub fn decode(bytes: &[u8]) -> Result<Self, NotACommand> {
+        const TASK: u32 = 2;
+        const CONFIGS: u32 = 3;
         let refuse = |why| NotACommand { length: bytes.len(), why };
-        check_counts(bytes).map_err(refuse)?;
-        let command = grpc::Command::decode(bytes).map_err(|error| refuse(error.to_string()))?;
-        Ok(match command.task {
-            Some(mut task) => {
+        let (mut task, mut configuration) = (None::<Task>, None::<Checking>);
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match take_field(&mut rest).map_err(|why| refuse(why.to_string()))? {
+                (TASK, Value::Bytes(bytes)) => {
+                    task.get_or_insert_default().merge(bytes).map_err(|error| refuse(error.to_string()))?;
+                }
+                // An entry is decoded by itself: one that cannot be leaves the others as they are.
+                (CONFIGS, Value::Bytes(entry)) => configuration.get_or_insert_default().add(entry),
+                (TASK | CONFIGS, _) => return Err(refuse("a task or an entry is no message".to_owned())),
+                _ => {}
+            }
+        }
+        Ok(match (task, configuration) {
+            (Some(mut task), _) => {
                 truncate(&mut task.token, MAX_TOKEN_BYTES);
                 if task.object_name == AGENT_NAME {
                     Self::AgentTask { task: agent_task(task.data_type, &task.data), token: task.token }
@@ -159,8 +181,8 @@ impl Command {
                     Self::PluginTask(task)
                 }
             }
-            None if command.configs.is_empty() => Self::Nothing,
-            None => Self::Configuration(Configuration::check(command.configs)),
+            (None, Some(checking)) => Self::Configuration(checking.finish()),
+            (None, None) => Self::Nothing,
         })
     }
 }
@@ -180,31 +202,6 @@ impl fmt::Display for NotACommand {
 }
 
 impl core::error::Error for NotACommand {}
-
-/// Holds a command to its limits before anything is allocated for it: a few bytes can announce a configuration of many.
-fn check_counts(bytes: &[u8]) -> Result<(), String> {
-    const CONFIGS: u32 = 3;
-    const DOWNLOAD_URLS: u32 = 6;
-    let mut configs = 0;
-    let mut command = bytes;
-    while !command.is_empty() {
-        if let (CONFIGS, Value::Bytes(mut config)) = take_field(&mut command).map_err(|why| why.to_string())? {
-            configs += 1;
-            let mut urls = 0;
-            while !config.is_empty() {
-                let (field, _) = take_field(&mut config).map_err(|why| why.to_string())?;
-                urls += usize::from(field == DOWNLOAD_URLS);
-            }
-            if urls > MAX_DOWNLOAD_URLS {
-                return Err(format!("a configuration has {urls} download addresses, the limit is {MAX_DOWNLOAD_URLS}"));
-            }
-        }
-    }
-    if configs > MAX_PLUGINS {
-        return Err(format!("it has {configs} configurations, the limit is {MAX_PLUGINS}"));
-    }
-    Ok(())
-}
 
 fn agent_task(data_type: i32, data: &str) -> Result<AgentTask, String> {
     #[derive(Deserialize)]
@@ -249,34 +246,93 @@ impl Configuration {
         let configs = plugins.iter().map(PluginConfig::to_entry).collect();
         grpc::Command { configs, ..grpc::Command::default() }.encode_to_vec()
     }
+}
 
-    fn check(entries: Vec<grpc::Config>) -> Self {
-        let mut checked = Self::default();
-        for entry in entries {
-            if entry.name == AGENT_NAME {
-                match AgentConfig::check(entry) {
-                    Ok(_) if checked.agent.is_some() => {
-                        let reason = format!("{AGENT_NAME}: configured twice, the first counts");
-                        checked.refused.push(RefusedConfig { name: None, reason });
-                    }
-                    Ok(agent) => checked.agent = Some(agent),
-                    Err(reason) => checked.refused.push(RefusedConfig { name: None, reason }),
+/// A configuration whose entries are checked one by one, as they come off the message: a few bytes can announce many, and
+/// nothing is made of those beyond the limits.
+#[derive(Debug, Default)]
+struct Checking {
+    checked: Configuration,
+    /// Entries that are refused without a word of their own.
+    passed_over: usize,
+}
+
+impl Checking {
+    fn add(&mut self, entry: &[u8]) {
+        let name = entry_name(entry);
+        let known = name.parse::<PluginName>();
+        let decoded = decode_entry(entry);
+        if name == AGENT_NAME {
+            return match decoded.and_then(AgentEntry::check) {
+                Ok(_) if self.checked.agent.is_some() => {
+                    self.refuse(None, || format!("{AGENT_NAME}: configured twice, the first counts"));
                 }
-                continue;
-            }
-            let name: Option<PluginName> = entry.name.parse().ok();
-            let given = format!("plugin {:?}", shortened(&entry.name));
-            match PluginConfig::check(entry) {
-                Ok(plugin) if checked.plugins.iter().any(|other| other.name == plugin.name) => {
-                    checked
-                        .refused
-                        .push(RefusedConfig { name, reason: format!("{given}: configured twice, the first counts") });
-                }
-                Ok(plugin) => checked.plugins.push(plugin),
-                Err(reason) => checked.refused.push(RefusedConfig { name, reason: format!("{given}: {reason}") }),
-            }
+                Ok(agent) => self.checked.agent = Some(agent),
+                Err(reason) => self.refuse(None, || format!("{AGENT_NAME}: {reason}")),
+            };
         }
-        checked
+        let checked = known.clone().and_then(|_| decoded.and_then(PluginConfig::check));
+        let reason = match checked {
+            Ok(plugin) if self.checked.plugins.iter().any(|other| other.name == plugin.name) => {
+                "configured twice, the first counts".to_owned()
+            }
+            Ok(_) if self.checked.plugins.len() == MAX_PLUGINS => {
+                format!("{MAX_PLUGINS} plugins are configured before it, which is the limit")
+            }
+            Ok(plugin) => return self.checked.plugins.push(plugin),
+            Err(reason) => reason,
+        };
+        self.refuse(known.ok(), || format!("plugin {:?}: {reason}", shortened(&name)));
+    }
+
+    fn refuse(&mut self, name: Option<PluginName>, reason: impl FnOnce() -> String) {
+        if self.checked.refused.len() < MAX_REFUSED_ENTRIES {
+            self.checked.refused.push(RefusedConfig { name, reason: reason() });
+        } else {
+            self.passed_over += 1;
+        }
+    }
+
+    fn finish(mut self) -> Configuration {
+        if self.passed_over > 0 {
+            let reason = format!("{} more entries of the configuration are refused as well", self.passed_over);
+            self.checked.refused.push(RefusedConfig { name: None, reason });
+        }
+        self.checked
+    }
+}
+
+/// The name that an entry has, whatever else is wrong with it.
+fn entry_name(mut entry: &[u8]) -> Cow<'_, str> {
+    const NAME: u32 = 1;
+    let mut name = Cow::Borrowed("");
+    while let Ok((field, value)) = take_field(&mut entry) {
+        if let (NAME, Value::Bytes(bytes)) = (field, value) {
+            name = String::from_utf8_lossy(bytes);
+        }
+    }
+    name
+}
+
+/// Decodes an entry, unless it has so many addresses that this would cost more memory than it is worth.
+fn decode_entry(entry: &[u8]) -> Result<grpc::Config, String> {
+    const DOWNLOAD_URLS: u32 = 6;
+    let mut rest = entry;
+    let mut urls = 0;
+    while !rest.is_empty() {
+        let (field, _) = take_field(&mut rest).map_err(|why| why.to_string())?;
+        urls += usize::from(field == DOWNLOAD_URLS);
+    }
+    if urls > MAX_DOWNLOAD_URLS {
+        return Err(format!("it has {urls} download addresses, the limit is {MAX_DOWNLOAD_URLS}"));
+    }
+    grpc::Config::decode(entry).map_err(|error| error.to_string())
+}
+
+impl AgentEntry {
+    fn check(entry: grpc::Config) -> Result<Self, String> {
+        let version = checked_version(entry.version.clone())?;
+        Ok(Self { version, package: AgentConfig::check(entry) })
     }
 }
 
@@ -581,14 +637,44 @@ mod tests {
     }
 
     #[test]
-    fn too_many_entries_are_no_command_and_cost_no_memory() {
-        let decoded = |configs| Command::decode(&grpc::Command { configs, ..grpc::Command::default() }.encode_to_vec());
-        let many = decoded((0..=MAX_PLUGINS).map(|i| config(&format!("p{i}"))).collect());
-        assert_eq!(many.expect_err("65 of them").why, "it has 65 configurations, the limit is 64");
-        let urls = decoded(vec![grpc::Config { download_urls: vec![String::new(); 17], ..config("a") }]);
-        assert_eq!(urls.expect_err("17 of them").why, "a configuration has 17 download addresses, the limit is 16");
+    fn of_too_many_entries_the_first_count_and_the_rest_costs_no_memory() {
+        let many = configured((0..MAX_PLUGINS + 2).map(|i| config(&format!("p{i}"))).collect());
+        assert_eq!((many.plugins.len(), many.plugins[63].name.as_str()), (MAX_PLUGINS, "p63"));
+        assert_eq!(many.refused[1].reason, "plugin \"p65\": 64 plugins are configured before it, which is the limit");
         // Two million empty entries would take half a gigabyte if anything were made of them.
-        assert!(Command::decode(&[0x1a, 0].repeat(2 << 20)).is_err());
+        match Command::decode(&[0x1a, 0].repeat(2 << 20)) {
+            Ok(Command::Configuration(Configuration { plugins, refused, .. })) => {
+                assert_eq!((plugins.len(), refused.len()), (0, MAX_REFUSED_ENTRIES + 1));
+                assert_eq!(refused[0].reason, "plugin \"\": a plugin without a name");
+                assert_eq!(refused[128].reason, "2097024 more entries of the configuration are refused as well");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_read_is_refused_by_name_and_leaves_the_others() {
+        let many_urls = grpc::Config { download_urls: vec![String::new(); 17], ..config("urls") };
+        let mut command = grpc::Command { configs: vec![config("first"), many_urls], ..grpc::Command::default() }.encode_to_vec();
+        // A version that is no text, and an entry that ends inside a field.
+        command.extend([0x1a, 10, 0x0a, 4, b't', b'e', b'x', b't', 0x1a, 2, 0xff, 0xfe]);
+        command.extend([0x1a, 7, 0x0a, 3, b'c', b'u', b't', 0x1a, 9]);
+        command.extend(grpc::Command { configs: vec![config("last")], ..grpc::Command::default() }.encode_to_vec());
+        let Ok(Command::Configuration(got)) = Command::decode(&command) else { panic!("it is one") };
+        assert_eq!(got.plugins.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["first", "last"]);
+        let refused: Vec<_> = got.refused.iter().map(|r| (r.name.as_ref().map(PluginName::as_str), &*r.reason)).collect();
+        assert_eq!(refused[0], (Some("urls"), "plugin \"urls\": it has 17 download addresses, the limit is 16"));
+        assert_eq!((refused[1].0, refused[2]), (Some("text"), (Some("cut"), "plugin \"cut\": it ends inside a field")));
+    }
+
+    #[test]
+    fn the_agents_version_is_known_although_nothing_else_of_its_entry_is() {
+        let bare = grpc::Config { sha256: String::new(), ..config(AGENT_NAME) };
+        let got = configured(vec![bare]);
+        let agent = got.agent.expect("it is there");
+        assert_eq!((agent.version.as_str(), got.refused.len()), ("1", 0));
+        let why = agent.package.expect_err("it has no hash");
+        assert!(why.contains("agent update to \"1\": sha256 \"\" is not 64 hexadecimal digits"), "{why}");
     }
 
     #[test]

@@ -156,6 +156,9 @@ pub const MAX_COMMAND_BYTES: usize = 4 << 20;
 /// Plugins at most. Elkeid has seven; each costs the agent two descriptors and a process slot.
 pub const MAX_PLUGINS: usize = 64;
 
+/// Entries of a configuration that are refused each by itself; of more only the number is told.
+pub const MAX_REFUSED_ENTRIES: usize = 128;
+
 /// Plugins at most that are configured or still have to end: a whole configuration's worth of each. What is configured beyond
 /// waits until others have ended.
 pub const MAX_PLUGINS_KNOWN: usize = 2 * MAX_PLUGINS;

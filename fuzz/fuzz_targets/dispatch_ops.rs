@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use arbitrary::Arbitrary;
 use elklet_core::command::{
-    AgentConfig, AgentTask, Command, Configuration, Packing, PluginConfig, PluginName, RefusedConfig, Sha256,
+    AgentConfig, AgentEntry, AgentTask, Command, Configuration, Packing, PluginConfig, PluginName, RefusedConfig, Sha256,
 };
 use elklet_fuzz::shell::Shell;
 use elklet_proto::grpc::Task;
@@ -77,11 +77,14 @@ fn configuration(plugins: &[(Name, Version)], refused: &[Name], agent: Option<Ve
     // Parsing has made each name come once, as here.
     let plugins: BTreeMap<_, _> = plugins.iter().map(|&(name, version)| (name.plugin(), version)).collect();
     Command::Configuration(Configuration {
-        agent: agent.map(|version| AgentConfig {
+        agent: agent.map(|version| AgentEntry {
             version: version.number().to_string(),
-            sha256: Sha256([0; 32]),
-            signature: None,
-            urls: Vec::new(),
+            package: Ok(AgentConfig {
+                version: version.number().to_string(),
+                sha256: Sha256([0; 32]),
+                signature: None,
+                urls: Vec::new(),
+            }),
         }),
         plugins: plugins
             .into_iter()

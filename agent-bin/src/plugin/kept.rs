@@ -72,9 +72,9 @@ pub fn decode_kept(bytes: &[u8]) -> Result<Vec<PluginConfig>, String> {
     }
     match Command::decode(command).map_err(|error| error.to_string())? {
         Command::Nothing => Ok(Vec::new()),
-        Command::Configuration(configuration) if configuration.refused.is_empty() && configuration.agent.is_none() => {
-            Ok(configuration.plugins)
-        }
+        // There may be more than a configuration has when an entry that was refused has left its plugin running. The rest is
+        // started when a server names it.
+        Command::Configuration(configuration) if configuration.agent.is_none() => Ok(configuration.plugins),
         _ => Err("it holds something else than plugins".to_owned()),
     }
 }

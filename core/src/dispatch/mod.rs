@@ -276,7 +276,8 @@ impl Dispatch {
     fn configure(&mut self, configuration: Configuration, now: Millis) {
         let Configuration { agent, plugins, refused } = configuration;
         self.state_details.clear();
-        let update = agent.filter(|agent| agent.version != self.agent_version);
+        let other = agent.filter(|agent| agent.version != self.agent_version);
+        let update = other.and_then(|agent| agent.package.map_err(|reason| self.degrade(reason)).ok());
         if self.updating || update.is_some() {
             self.updating = update.is_some();
             self.actions.push_back(update.map_or(Action::KeepAgent, Action::UpdateAgent));

@@ -36,6 +36,9 @@ pub const STAND_IN_MS: u64 = 3_600_000;
 /// Deaths in a row from which on a plugin is said to crash in a loop.
 const LOOP_DEATHS: u32 = 3;
 
+/// Deaths in a row from which on a version does not stand in for its successor.
+const STAND_IN_DEATHS: u32 = 2;
+
 #[derive(Debug)]
 pub(super) struct Plugin {
     wanted: Wanted,
@@ -96,6 +99,10 @@ impl Plugin {
     pub(super) fn want(&mut self, config: PluginConfig) -> bool {
         let is_new = self.wanted() != Some(&config);
         if is_new {
+            // One that died twice in a row would only do so again until its successor is there.
+            if self.deaths >= STAND_IN_DEATHS && !self.has_process() {
+                self.previous = None;
+            }
             (self.failures, self.deaths) = (0, 0);
             self.not_before = None;
             self.stand_in = None;
@@ -316,6 +323,10 @@ impl Plugin {
         let Prepared::Ready(id, config) = mem::replace(&mut self.preparation, Prepared::No) else { return true };
         actions.push_back(Action::Spawn(id, config.clone()));
         let is_wanted = self.wanted() == Some(&config);
+        if is_wanted && self.previous.as_ref().is_some_and(|previous| *previous != config) {
+            // Failures so far were the other version's, or those of getting here.
+            (self.failures, self.deaths) = (0, 0);
+        }
         self.process = Process::Running { config, since: now };
         if is_wanted && self.deaths == 0 {
             self.trouble = None;

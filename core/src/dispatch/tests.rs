@@ -11,7 +11,7 @@ use core::slice;
 use proptest::prelude::*;
 
 use super::*;
-use crate::command::{Packing, RefusedConfig, Sha256};
+use crate::command::{AgentEntry, Packing, RefusedConfig, Sha256};
 use crate::limits::MAX_PLUGINS;
 
 fn config(name: &str, version: u8) -> PluginConfig {
@@ -321,13 +321,71 @@ fn an_entry_that_is_refused_leaves_its_plugin_as_it_is() {
 fn another_version_of_the_agent_is_an_update_and_the_own_one_is_not() {
     let mut dispatch = Dispatch::new("1".into());
     for (version, updates) in [("1", 0), ("2", 1)] {
-        let agent =
-            Some(AgentConfig { version: version.into(), sha256: Sha256([0; 32]), signature: None, urls: Vec::new() });
+        let package =
+            AgentConfig { version: version.into(), sha256: Sha256([0; 32]), signature: None, urls: Vec::new() };
+        let agent = Some(AgentEntry { version: version.into(), package: Ok(package) });
         let configuration = Configuration { agent, ..Configuration::default() };
         dispatch.handle_command(Command::Configuration(configuration), Millis(0));
         let steps = settle(&mut dispatch, Millis(0));
         assert_eq!(steps.iter().filter(|step| matches!(step, Action::UpdateAgent(_))).count(), updates);
     }
+}
+
+#[test]
+fn only_another_version_of_the_agent_has_to_say_how_to_become_it() {
+    let mut dispatch = Dispatch::new("1".into());
+    for (version, complaints) in [("1", vec![]), ("2", vec!["no hash"])] {
+        let agent = Some(AgentEntry { version: version.into(), package: Err("no hash".into()) });
+        let configuration = Configuration { agent, ..Configuration::default() };
+        dispatch.handle_command(Command::Configuration(configuration), Millis(0));
+        assert!(!settle(&mut dispatch, Millis(0)).iter().any(|step| matches!(step, Action::UpdateAgent(_))));
+        assert_eq!(dispatch.state_details(Millis(0)), complaints);
+    }
+}
+
+#[test]
+fn a_version_that_crashes_in_a_loop_is_not_started_once_more_when_its_successor_comes() {
+    let mut dispatch = Dispatch::new("1".into());
+    let name = config("a", 1).name;
+    configure(&mut dispatch, vec![config("a", 1)], Millis(0));
+    settle(&mut dispatch, Millis(0));
+    let mut now = Millis(0);
+    for _ in 0..3 {
+        dispatch.handle_exited(&name, "exited with code 1", now);
+        now = now.max(dispatch.poll_timeout().expect("it is started again"));
+        dispatch.handle_timeout(now);
+        settle(&mut dispatch, now);
+    }
+    dispatch.handle_exited(&name, "exited with code 1", now);
+    assert!(dispatch.state_details(now)[0].contains("crashes in a loop"));
+    while dispatch.poll_action().is_some() {}
+    configure(&mut dispatch, vec![config("a", 2)], now);
+    let steps = settle(&mut dispatch, now);
+    assert!(matches!(&steps[..], [Action::Prepare(_, new), Action::Spawn(..)] if *new == config("a", 2)), "{steps:?}");
+    assert!(dispatch.state_details(now).is_empty(), "what was wrong was the other version's");
+}
+
+#[test]
+fn a_successor_is_not_blamed_for_the_version_that_stood_in_for_it() {
+    let mut dispatch = Dispatch::new("1".into());
+    let name = config("a", 1).name;
+    configure(&mut dispatch, vec![config("a", 1)], Millis(0));
+    settle(&mut dispatch, Millis(0));
+    configure(&mut dispatch, vec![config("a", 2)], Millis(1));
+    let mut download = None;
+    while let Some(action) = dispatch.poll_action() {
+        if let Action::Prepare(id, _) = action {
+            download = Some(id);
+        }
+    }
+    dispatch.handle_exited(&name, "was killed by signal 9", Millis(2));
+    assert_eq!(dispatch.state_details(Millis(2)).len(), 1);
+    dispatch.handle_prepared(&name, download.expect("it is fetched"), Millis(3));
+    settle(&mut dispatch, Millis(3));
+    assert_eq!((running(&dispatch), dispatch.state_details(Millis(3))), (vec![config("a", 2)], vec![]));
+    // Its own first death is its first.
+    dispatch.handle_exited(&name, "exited with code 1", Millis(4));
+    assert_eq!(dispatch.poll_timeout(), Some(Millis(4) + RESTART_BASE_MS));
 }
 
 #[test]
