@@ -145,6 +145,7 @@ impl Beat {
                 name: name.as_str(),
                 version: &running.version,
                 pid: running.pid,
+                began_ms: running.since.0,
                 dir: &plugins.directory(name),
                 traffic: Traffic {
                     rx_bytes: tasks.bytes,

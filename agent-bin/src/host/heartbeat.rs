@@ -21,7 +21,7 @@ use super::usage::{
 };
 
 /// Of how many plugins the last sample is kept. More than a configuration has; one more takes the place of the one that
-/// was reported least recently, whose next rates are then 0.
+/// was reported least recently, whose next rates are then those since its start.
 const PLUGIN_LIMIT: usize = 128;
 
 /// What only the rest of the agent knows for record 1000.
@@ -51,6 +51,8 @@ pub(crate) struct PluginFacts<'a> {
     pub(crate) version: &'a str,
     /// Its process.
     pub(crate) pid: u32,
+    /// When its process was started, in monotonic milliseconds: its rates count from then.
+    pub(crate) began_ms: u64,
     /// Its directory, whose size is reported.
     pub(crate) dir: &'a Path,
     /// What went over its pipes, as the plugin sees it: `tx` is from the plugin to the agent.
@@ -125,7 +127,7 @@ impl Heartbeat {
         out.put("net_mode", facts.net_mode);
         self.traffic.put(now_ms, facts.traffic, out);
         let system = self.system.sample(&self.host);
-        let process = self.process.sample(&self.host, self.pid, system.boot_time, now_ms).unwrap_or_default();
+        let process = self.process.sample(&self.host, self.pid, system.boot_time, None, now_ms).unwrap_or_default();
         put_process(self.pid, &process, out);
         out.put("ngr", process.threads);
         out.put("du", self.sizes.bytes(&self.workdir));
@@ -148,8 +150,9 @@ impl Heartbeat {
     pub(crate) fn plugin_fields(&mut self, now_ms: u64, facts: &PluginFacts<'_>, out: &mut Fields) -> bool {
         out.clear();
         let boot_time = self.system.boot_time(&self.host);
-        let mut meter = self.take_plugin(facts.name);
-        let Some(process) = meter.process.sample(&self.host, facts.pid, boot_time, now_ms) else { return false };
+        let mut meter = self.take_plugin(facts);
+        let began_ms = Some(facts.began_ms);
+        let Some(process) = meter.process.sample(&self.host, facts.pid, boot_time, began_ms, now_ms) else { return false };
         out.put("name", facts.name);
         out.put("pversion", facts.version);
         meter.traffic.put(now_ms, facts.traffic, out);
@@ -165,14 +168,18 @@ impl Heartbeat {
     }
 
     /// Takes the meter of a plugin out of the list, or makes one, and leaves room to put it back at the end.
-    fn take_plugin(&mut self, name: &str) -> PluginMeter {
-        if let Some(at) = self.plugins.iter().position(|meter| meter.name == name) {
+    fn take_plugin(&mut self, facts: &PluginFacts<'_>) -> PluginMeter {
+        if let Some(at) = self.plugins.iter().position(|meter| meter.name == facts.name) {
             return self.plugins.remove(at);
         }
         if self.plugins.len() == PLUGIN_LIMIT {
             self.plugins.remove(0);
         }
-        PluginMeter { name: name.to_owned(), process: ProcessMeter::new(), traffic: TrafficMeter::new() }
+        PluginMeter {
+            name: facts.name.to_owned(),
+            process: ProcessMeter::new(),
+            traffic: TrafficMeter(Rates::since(facts.began_ms)),
+        }
     }
 }
 
@@ -360,7 +367,7 @@ mod tests {
     }
 
     fn plugin<'a>(name: &'a str, dir: &'a Path, traffic: Traffic) -> PluginFacts<'a> {
-        PluginFacts { name, version: "1.0.0.1", pid: 42, dir, traffic }
+        PluginFacts { name, version: "1.0.0.1", pid: 42, began_ms: 0, dir, traffic }
     }
 
     #[test]
@@ -508,10 +515,10 @@ mod tests {
         report(&mut heartbeat, 10_000, "one more", 0);
         assert_eq!(heartbeat.plugins.len(), PLUGIN_LIMIT);
         assert_eq!(report(&mut heartbeat, 20_000, "0", 300), "20.00000000");
-        assert_eq!(report(&mut heartbeat, 20_000, "1", 300), "0.00000000", "its sample made room");
+        assert_eq!(report(&mut heartbeat, 20_000, "1", 300), "15.00000000", "its sample made room");
         heartbeat.forget("0");
         heartbeat.forget("none");
         assert_eq!(heartbeat.plugins.len(), PLUGIN_LIMIT - 1);
-        assert_eq!(report(&mut heartbeat, 30_000, "0", 900), "0.00000000");
+        assert_eq!(report(&mut heartbeat, 30_000, "0", 900), "30.00000000");
     }
 }

@@ -69,17 +69,20 @@ impl ProcessMeter {
     }
 
     /// Samples the process `pid`, or gives `None` when it has gone (a zombie has gone too). `boot_time` is in unix
-    /// seconds, `now_ms` is monotonic.
+    /// seconds, `now_ms` is monotonic, and so is `began_ms`, when the process began: a process that is new here has rates since
+    /// then, or zeros where that is not known.
     pub(in crate::host) fn sample(
         &mut self,
         host: &HostRoot,
         pid: u32,
         boot_time: u64,
+        began_ms: Option<u64>,
         now_ms: u64,
     ) -> Option<ProcessUsage> {
         let stat = Stat::parse(&host.text(&format!("/proc/{pid}/stat"), FILE_LIMIT))?;
         if self.process != Some((pid, stat.start_ticks)) {
-            *self = Self { process: Some((pid, stat.start_ticks)), ..Self::new() };
+            let rates = began_ms.map_or_else(Rates::new, Rates::since);
+            *self = Self { process: Some((pid, stat.start_ticks)), rates };
         }
         let io = Io::parse(&host.text(&format!("/proc/{pid}/io"), FILE_LIMIT));
         let [ticks_per_second, read_speed, write_speed] =
@@ -175,7 +178,7 @@ mod tests {
         let tree = Tree::new(&[("/proc/42/stat", &stat('S', 100, 3 * hz)), ("/proc/42/io", IO), ("/proc/42/fd/0", "")]);
         tree.write("/proc/42/fd/1", "");
         let mut meter = ProcessMeter::new();
-        let first = meter.sample(tree.host(), 42, 1_700_000_000, 10_000).unwrap();
+        let first = meter.sample(tree.host(), 42, 1_700_000_000, None, 10_000).unwrap();
         let expected = ProcessUsage {
             rss: 250 * page_size() as u64,
             nfd: 2,
@@ -186,27 +189,35 @@ mod tests {
         assert_eq!(first, expected);
         tree.write("/proc/42/stat", stat('R', 100 + hz, 3 * hz));
         tree.write("/proc/42/io", "read_bytes: 14096\nwrite_bytes: 8192\n");
-        let second = meter.sample(tree.host(), 42, 1_700_000_000, 14_000).unwrap();
+        let second = meter.sample(tree.host(), 42, 1_700_000_000, None, 14_000).unwrap();
         assert_eq!([second.cpu, second.read_speed, second.write_speed], [0.25, 2500.0, 0.0]);
+    }
+
+    #[test]
+    fn a_process_whose_beginning_is_known_is_measured_from_there() {
+        let hz = clock_ticks_per_second();
+        let tree = Tree::new(&[("/proc/42/stat", &stat('S', 2 * hz, 5)), ("/proc/42/io", IO)]);
+        let usage = ProcessMeter::new().sample(tree.host(), 42, 0, Some(6_000), 10_000).unwrap();
+        assert_eq!([usage.cpu, usage.read_speed, usage.write_speed], [0.5, 1024.0, 2048.0]);
     }
 
     #[test]
     fn another_process_starts_from_nothing() {
         let tree = Tree::new(&[("/proc/42/stat", &stat('S', 100, 5)), ("/proc/43/stat", &stat('S', 9_000, 5))]);
         let mut meter = ProcessMeter::new();
-        meter.sample(tree.host(), 42, 0, 0).unwrap();
-        assert_eq!(meter.sample(tree.host(), 43, 0, 60_000).unwrap().cpu, 0.0, "another pid");
+        meter.sample(tree.host(), 42, 0, None, 0).unwrap();
+        assert_eq!(meter.sample(tree.host(), 43, 0, None, 60_000).unwrap().cpu, 0.0, "another pid");
         tree.write("/proc/43/stat", stat('S', 90_000, 6));
-        assert_eq!(meter.sample(tree.host(), 43, 0, 120_000).unwrap().cpu, 0.0, "the pid is in use again");
+        assert_eq!(meter.sample(tree.host(), 43, 0, None, 120_000).unwrap().cpu, 0.0, "the pid is in use again");
         tree.write("/proc/43/stat", stat('S', 96_000, 6));
-        assert!(meter.sample(tree.host(), 43, 0, 180_000).unwrap().cpu > 0.0);
+        assert!(meter.sample(tree.host(), 43, 0, None, 180_000).unwrap().cpu > 0.0);
     }
 
     #[test]
     fn a_process_that_has_gone_is_none() {
         let tree = Tree::new(&[("/proc/42/stat", &stat('Z', 100, 5))]);
-        assert_eq!(ProcessMeter::new().sample(tree.host(), 42, 0, 0), None);
-        assert_eq!(ProcessMeter::new().sample(tree.host(), 43, 0, 0), None);
+        assert_eq!(ProcessMeter::new().sample(tree.host(), 42, 0, None, 0), None);
+        assert_eq!(ProcessMeter::new().sample(tree.host(), 43, 0, None, 0), None);
     }
 
     #[test]
@@ -223,7 +234,7 @@ mod tests {
 
     #[test]
     fn this_process_is_plausible() {
-        let usage = ProcessMeter::new().sample(&HostRoot::live(), std::process::id(), 1, 0).unwrap();
+        let usage = ProcessMeter::new().sample(&HostRoot::live(), std::process::id(), 1, None, 0).unwrap();
         assert!(usage.rss > 0 && usage.nfd > 2 && usage.threads > 0 && usage.start_time > 0);
     }
 }

@@ -19,8 +19,13 @@ impl<const N: usize> Rates<N> {
         Self { last: None, per_second: [0.0; N] }
     }
 
+    /// Counters that were 0 at `began_ms`: the first sample gives the rates since then.
+    pub(in crate::host) fn since(began_ms: u64) -> Self {
+        Self { last: Some((began_ms, [0; N])), ..Self::new() }
+    }
+
     /// The rates since the last sample, given the counters' totals at `now_ms`, which is monotonic. The first sample
-    /// gives zeros; one that comes less than a second after the last gives the rates that the last gave.
+    /// gives zeros unless it is known when the counters began; one that comes less than a second after the last gives the rates that the last gave.
     pub(in crate::host) fn sample(&mut self, now_ms: u64, totals: [u64; N]) -> [f64; N] {
         let elapsed_ms = self.last.and_then(|(then_ms, _)| now_ms.checked_sub(then_ms));
         match (self.last, elapsed_ms) {
@@ -48,6 +53,14 @@ mod tests {
         assert_eq!(rates.sample(5_000, [100, 0]), [0.0, 0.0]);
         assert_eq!(rates.sample(7_000, [300, 5]), [100.0, 2.5]);
         assert_eq!(rates.sample(67_000, [300, 65]), [0.0, 1.0]);
+    }
+
+    #[test]
+    fn counters_whose_beginning_is_known_have_rates_from_the_first_sample_on() {
+        assert_eq!(Rates::since(5_000).sample(9_000, [100]), [25.0]);
+        let mut rates = Rates::since(5_000);
+        assert_eq!(rates.sample(5_000, [100]), [0.0], "there was no time yet");
+        assert_eq!(rates.sample(7_000, [100]), [50.0]);
     }
 
     #[test]
