@@ -655,14 +655,16 @@ mod tests {
     #[test]
     fn an_entry_that_cannot_be_read_is_refused_by_name_and_leaves_the_others() {
         let many_urls = grpc::Config { download_urls: vec![String::new(); 17], ..config("urls") };
-        let mut command = grpc::Command { configs: vec![config("first"), many_urls], ..grpc::Command::default() }.encode_to_vec();
+        let mut command =
+            grpc::Command { configs: vec![config("first"), many_urls], ..grpc::Command::default() }.encode_to_vec();
         // A version that is no text, and an entry that ends inside a field.
         command.extend([0x1a, 10, 0x0a, 4, b't', b'e', b'x', b't', 0x1a, 2, 0xff, 0xfe]);
         command.extend([0x1a, 7, 0x0a, 3, b'c', b'u', b't', 0x1a, 9]);
         command.extend(grpc::Command { configs: vec![config("last")], ..grpc::Command::default() }.encode_to_vec());
         let Ok(Command::Configuration(got)) = Command::decode(&command) else { panic!("it is one") };
         assert_eq!(got.plugins.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["first", "last"]);
-        let refused: Vec<_> = got.refused.iter().map(|r| (r.name.as_ref().map(PluginName::as_str), &*r.reason)).collect();
+        let refused: Vec<_> =
+            got.refused.iter().map(|r| (r.name.as_ref().map(PluginName::as_str), &*r.reason)).collect();
         assert_eq!(refused[0], (Some("urls"), "plugin \"urls\": it has 17 download addresses, the limit is 16"));
         assert_eq!((refused[1].0, refused[2]), (Some("text"), (Some("cut"), "plugin \"cut\": it ends inside a field")));
     }

@@ -228,6 +228,27 @@ pub const TASK_QUEUE_BYTES: usize = 2 << 20;
 /// Tasks that wait for one plugin at most; one more is answered with a failure.
 pub const TASK_QUEUE_LEN: usize = 1024;
 
+/// Bytes of the file that has a plugin's standard error, and of the one before it, which is kept beside it.
+pub const STDERR_FILE_BYTES: usize = 1 << 20;
+
+/// Bytes of a plugin's standard error that are written to it at once: a crash with all its threads, or the start of a talkative one.
+pub const STDERR_BURST_BYTES: usize = 512 << 10;
+
+/// Bytes of it that are written in each further second. A plugin that complains without end costs a flash 1.4 GB a day.
+pub const STDERR_BYTES_PER_SECOND: usize = 16 << 10;
+
+/// The same for plugins whose file cannot be written: the log has room for others.
+pub const STDERR_LOG_BURST_BYTES: usize = 4 << 10;
+
+/// And in each further second.
+pub const STDERR_LOG_BYTES_PER_SECOND: usize = 64;
+
+/// Bytes of a plugin's standard error that are looked at for its last words.
+pub const MAX_LAST_WORDS_BYTES: usize = 1 << 10;
+
+/// Characters of these words that are told: there is more to say in [`MAX_REPORT_CHARS`].
+pub const MAX_LAST_WORDS_CHARS: usize = 320;
+
 /// Bytes of a task's token that an answer carries back at most.
 pub const MAX_TOKEN_BYTES: usize = 1024;
 

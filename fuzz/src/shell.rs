@@ -209,7 +209,7 @@ impl Shell {
 
     fn end_process_of(&mut self, name: PluginName) {
         self.processes.remove(&name);
-        self.dispatch.handle_exited(&name, "exited with code 0", self.now);
+        self.dispatch.handle_exited(&name, "exited with code 0", "", self.now);
         self.gone.insert(name);
     }
 

@@ -156,6 +156,7 @@ impl Beat {
             };
             if self.heartbeat.plugin_fields(now.0, &facts, &mut self.fields) {
                 put(&mut self.fields, &counts::of_frames(&tally));
+                put(&mut self.fields, &[counts::stderr_left_out(running.stats.stderr_left_out())]);
                 if let Some(plugin) = dispatch.plugins().find(|plugin| plugin.name == name) {
                     self.fields.put("restarts", plugin.restarts);
                 }

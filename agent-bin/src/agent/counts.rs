@@ -56,6 +56,7 @@ pub(super) fn of_agent(
         count("reports_suppressed", reports::suppressed(), "warnings and errors that were logged and not reported"),
         count("plugin_deaths", plugins.deaths(), "processes of plugins that ended without being asked to"),
         count("starts_refused", blocking::refused(), "threads and processes that could not be started"),
+        stderr_left_out(plugins.stderr_left_out()),
         count("log_lines_lost", log.lines_lost, "lines of the log that could not be written"),
         count("log_lines_left_out", log.lines_left_out, "lines of the log beyond what one place may write"),
         count("stderr_lines_lost", log.stderr_lines_lost, "lines that standard error did not take"),
@@ -64,6 +65,11 @@ pub(super) fn of_agent(
     ];
     counts.extend(of_frames(&frames));
     counts
+}
+
+/// What a plugin, or all of them, said beyond what is written.
+pub(super) fn stderr_left_out(bytes: u64) -> Count {
+    count("stderr_bytes_left_out", bytes, "bytes of plugins' standard error that were not written")
 }
 
 /// What is wrong with the frames of a plugin, or of all.

@@ -210,7 +210,7 @@ impl Agent {
         let pump =
             insist(start_pump).map_err(|error| Failure::System(format!("the pump cannot be started: {error}")))?;
         let (events, net_events) = mpsc::channel(EVENTS_AHEAD);
-        let (plugins, plugin_events) = Plugins::new(&settings);
+        let (plugins, plugin_events) = Plugins::new(&settings, clock);
         let beat = Beat::new(id, &settings);
         let (mut delivery, spool_events) = Delivery::new(intake.clone(), &settings, clock.now());
         delivery.set_sender(beat.sender());
@@ -397,7 +397,7 @@ impl Agent {
     }
 
     fn handle_plugin(&mut self, event: PluginEvent) {
-        if let PluginEvent::Exited(name, _) = &event {
+        if let PluginEvent::Exited(name, ..) = &event {
             self.beat.handle_plugin_ended(name.as_str());
         }
         let now = self.clock.now();

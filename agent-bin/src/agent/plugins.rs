@@ -19,11 +19,11 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use crate::blocking::{self, Chores};
 use crate::children::Own;
-use crate::clock;
+use crate::clock::{self, Clock};
 use crate::config::Settings;
 use crate::fetch::{Cancel, Fetcher};
 use crate::logging::{self, Event, Kind};
-use crate::plugin::{self, Applied, Confiner, Group, Kin, Newest, Prepared, Preparer, Spawned};
+use crate::plugin::{self, Applied, Confiner, Group, Kin, Newest, Prepared, Preparer, Spawned, Stderr};
 use crate::pump::{PlugId, PluginStats, PumpHandle};
 use crate::remove::remove_tree;
 use crate::status::Meter;
@@ -43,8 +43,8 @@ pub(super) enum PluginEvent {
     Kept,
     /// What was to be deleted is, but for these.
     Deleted(Vec<PathBuf>),
-    /// A process has ended; the text completes "plugin x ...".
-    Exited(PluginName, String),
+    /// A process has ended; the first text completes "plugin x ...", the second is the end of what it said.
+    Exited(PluginName, String, String),
 }
 
 /// A plugin's process.
@@ -91,6 +91,7 @@ impl Open {
 
 #[derive(Debug)]
 pub(super) struct Plugins {
+    clock: Clock,
     preparer: Arc<Preparer>,
     confiner: Confiner,
     kin: Kin,
@@ -118,6 +119,7 @@ pub(super) struct Plugins {
     open: HashMap<PlugId, Open>,
     /// The counts of those that it has.
     past: Tally,
+    past_stderr: u64,
     /// Processes that have ended without being asked to.
     deaths: u64,
     events: UnboundedSender<PluginEvent>,
@@ -134,9 +136,10 @@ fn preparer(settings: &Settings, newest: Arc<Newest>) -> Preparer {
 }
 
 impl Plugins {
-    pub(super) fn new(settings: &Settings) -> (Self, UnboundedReceiver<PluginEvent>) {
+    pub(super) fn new(settings: &Settings, clock: Clock) -> (Self, UnboundedReceiver<PluginEvent>) {
         let (events, receiver) = mpsc::unbounded_channel();
         let plugins = Self {
+            clock,
             preparer: Arc::new(preparer(settings, Arc::new(Newest::read(&settings.workdir)))),
             confiner: Confiner::new(settings),
             kin: Kin::new(&settings.workdir),
@@ -154,6 +157,7 @@ impl Plugins {
             deleting: false,
             open: HashMap::new(),
             past: Tally::default(),
+            past_stderr: 0,
             deaths: 0,
             events,
         };
@@ -267,13 +271,14 @@ impl Plugins {
             logging::audit(&Event { sha256: &sha256, ..Event::new(Kind::Plugin, &what, &result) });
         }
         match spawned {
-            Ok(Spawned { mut child, pid, pipes, limits, groups }) => {
+            Ok(Spawned { mut child, pid, pipes, stderr, limits, groups }) => {
                 let own = Own::plugin(pid);
                 self.kin.join(mark, pid);
                 log::info!("plugin {} version {} started as process {pid}", config.name, config.version);
                 self.to_note |= self.preparer.note_started(config);
                 self.write_kept(now);
                 let stats = Arc::new(PluginStats::default());
+                let stderr = Stderr::new(stderr, config.name.clone(), Arc::clone(&stats), self.clock);
                 let plug = pump.plug(config.name.clone(), origin, pipes, Arc::clone(&stats));
                 self.open.insert(plug, Open::new(config.name.clone(), Arc::clone(&stats)));
                 let running = Running {
@@ -291,12 +296,13 @@ impl Plugins {
                 self.running.insert(config.name.clone(), running);
                 let (name, events) = (config.name.clone(), self.events.clone());
                 tokio::spawn(async move {
-                    let how = match child.wait().await {
+                    let (ended, last_words) = stderr.follow(child.wait()).await;
+                    let how = match ended {
                         Ok(status) => plugin::describe(status),
                         Err(error) => format!("was lost sight of ({error})"),
                     };
                     drop(own);
-                    let _ = events.send(PluginEvent::Exited(name, how));
+                    let _ = events.send(PluginEvent::Exited(name, how, last_words));
                 });
             }
             Err(error) => {
@@ -395,7 +401,7 @@ impl Plugins {
                     self.delete(came_meanwhile);
                 }
             }
-            PluginEvent::Exited(name, how) => {
+            PluginEvent::Exited(name, how, last_words) => {
                 if let Some(running) = self.running.remove(&name) {
                     // Of one that was not asked to end the dispatch complains.
                     match running.stopping {
@@ -408,7 +414,7 @@ impl Plugins {
                     self.confiner.release(running.groups, now);
                     pump.finish(running.plug);
                 }
-                dispatch.handle_exited(&name, &how, now);
+                dispatch.handle_exited(&name, &how, &last_words, now);
             }
         }
     }
@@ -417,6 +423,7 @@ impl Plugins {
     pub(super) fn handle_closed(&mut self, plug: PlugId) {
         if let Some(open) = self.open.remove(&plug) {
             self.past += open.stats.tally();
+            self.past_stderr += open.stats.stderr_left_out();
         }
     }
 
@@ -446,6 +453,11 @@ impl Plugins {
         let mut tally = self.past;
         self.open.values().for_each(|open| tally += open.stats.tally());
         tally
+    }
+
+    /// Bytes of standard error that were not written, of all plugins since the agent started.
+    pub(super) fn stderr_left_out(&self) -> u64 {
+        self.past_stderr + self.open.values().map(|open| open.stats.stderr_left_out()).sum::<u64>()
     }
 
     /// Processes that have ended without being asked to, since the agent started.

@@ -167,6 +167,7 @@ impl Agent {
                     Count { name: "tasks", help: "tasks that the plugin has taken", value: tasks.count },
                 ];
                 counters.extend(counts::of_frames(&tally));
+                counters.push(counts::stderr_left_out(process.stats.stderr_left_out()));
                 Process {
                     pid: process.pid,
                     uptime_seconds: now.since(process.since) / 1000,

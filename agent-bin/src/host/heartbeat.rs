@@ -152,7 +152,9 @@ impl Heartbeat {
         let boot_time = self.system.boot_time(&self.host);
         let mut meter = self.take_plugin(facts);
         let began_ms = Some(facts.began_ms);
-        let Some(process) = meter.process.sample(&self.host, facts.pid, boot_time, began_ms, now_ms) else { return false };
+        let Some(process) = meter.process.sample(&self.host, facts.pid, boot_time, began_ms, now_ms) else {
+            return false;
+        };
         out.put("name", facts.name);
         out.put("pversion", facts.version);
         meter.traffic.put(now_ms, facts.traffic, out);

@@ -9,6 +9,7 @@ mod newest;
 mod prepare;
 mod process;
 mod stage;
+mod stderr;
 mod trust;
 
 pub use self::archive::unpack;
@@ -21,4 +22,5 @@ pub(crate) use self::newest::Newest;
 pub(crate) use self::prepare::{Prepared, Preparer};
 pub(crate) use self::process::{Spawned, describe, reserve_descriptors, spawn};
 pub(crate) use self::stage::{recover, take_away};
+pub(crate) use self::stderr::Stderr;
 pub(crate) use self::trust::PublicKey;

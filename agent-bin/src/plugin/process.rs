@@ -2,18 +2,17 @@
 //!
 //! The plugin reads tasks from descriptor 3 and writes records to 4; 5 is its high-priority lane, and
 //! `ELKEID_PLUGIN_HIGH_PRIORITY_PIPE` says so. It has a process group and its own directory as working directory; its
-//! standard input and output are /dev/null, its standard error is `NAME.stderr` beside the executable. Without `detail` it
+//! standard input and output are /dev/null, its standard error is a pipe (`stderr`). Without `detail` it
 //! inherits the agent's environment, else it gets only `DETAIL`; unlike with the reference, `PATH` is always set.
 
 use std::env;
 use std::ffi::{CString, OsStr};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::ptr;
 use std::sync::{Arc, OnceLock};
@@ -47,6 +46,8 @@ pub(crate) struct Spawned {
     pub(crate) child: Child,
     pub(crate) pid: u32,
     pub(crate) pipes: PipeEnds,
+    /// The reading end of its standard error, and the file that the text goes to.
+    pub(crate) stderr: (OwnedFd, PathBuf),
     /// The limits that it has, and how they are kept.
     pub(crate) limits: Vec<Applied>,
     /// What is to be released when it has ended.
@@ -91,9 +92,9 @@ pub(crate) fn spawn(
     });
     let confining = Arc::into_inner(confining).ok_or_else(|| io::Error::other("somebody holds its confinement"))?;
     match started {
-        Ok((child, pid, pipes)) => {
+        Ok(started) => {
             let (limits, groups) = confining.finish(&config.name);
-            Ok(Spawned { child, pid, pipes, limits, groups })
+            Ok(Spawned { limits, groups, ..started })
         }
         Err(error) => {
             confiner.release(confining.abandon(), now);
@@ -107,33 +108,26 @@ fn start(
     config: &PluginConfig,
     mark: &Mark,
     confining: &Arc<Confining>,
-) -> io::Result<(Child, u32, PipeEnds)> {
+) -> io::Result<Spawned> {
     let (tasks_read, tasks_write) = io::pipe()?;
     let (records_read, records_write) = io::pipe()?;
     let (urgent_read, urgent_write) = io::pipe()?;
     // Who may not have a larger one is served by the usual one.
     let _ = rustix::pipe::fcntl_setpipe_size(&records_read, RECORDS_PIPE_BYTES);
     let pipes = PipeEnds { records: records_read.into(), urgent: urgent_read.into(), tasks: tasks_write.into() };
-    for end in [&pipes.records, &pipes.urgent, &pipes.tasks] {
+    let (stderr_read, stderr_write) = io::pipe()?;
+    let stderr_read = OwnedFd::from(stderr_read);
+    for end in [&pipes.records, &pipes.urgent, &pipes.tasks, &stderr_read] {
         rustix::io::ioctl_fionbio(end, true)?;
     }
     let theirs = [(raised(tasks_read)?, TASKS), (raised(records_write)?, RECORDS), (raised(urgent_write)?, URGENT)];
 
     let mut stderr = executable.path().as_os_str().to_owned();
     stderr.push(".stderr");
-    let _ = fs::remove_file(&stderr);
-    let stderr = match File::options().write(true).create_new(true).mode(0o600).open(&stderr) {
-        Ok(file) => Stdio::from(file),
-        // As on a file system that has become read-only. A plugin that is in place runs all the same.
-        Err(error) => {
-            log::warn!("{}: {error}; what the plugin says on its standard error is lost", Path::new(&stderr).display());
-            Stdio::null()
-        }
-    };
 
     let path = executable.path();
     let mut command = Command::new(path);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr_write).process_group(0);
     command.current_dir(path.parent().unwrap_or(path));
     let exec = Exec::new(executable, config, mark)?;
     let confining = Arc::clone(confining);
@@ -155,7 +149,8 @@ fn start(
     unsafe { command.pre_exec(install) };
     let child = tokio::process::Command::from(command).spawn()?;
     let pid = child.id().ok_or_else(|| io::Error::other("it ended before it had begun"))?;
-    Ok((child, pid, pipes))
+    let stderr = (stderr_read, stderr.into());
+    Ok(Spawned { child, pid, pipes, stderr, limits: Vec::new(), groups: Vec::new() })
 }
 
 /// Another descriptor of the same, above those that mean something in a plugin.
@@ -250,7 +245,9 @@ pub(crate) fn describe(status: ExitStatus) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::{Read, Write};
+    use std::path::Path;
 
     use elklet_core::command::{Packing, Sha256};
 
@@ -296,7 +293,7 @@ mod tests {
                       echo urgent >&5\necho complaint >&2\nps -o pgid= -p $$ >/dev/null 2>&1\necho $(cut -d' ' -f5 /proc/$$/stat) $$ >&4\n";
         let config = plugin(workdir.path(), script, "some detail");
         let mut executable = prepared(workdir.path(), &config).expect("verified");
-        let Spawned { mut child, pid, pipes, .. } =
+        let Spawned { mut child, pid, pipes, stderr, .. } =
             spawn(&mut executable, &config, &mark(workdir.path(), &config), &mut confiner(), Millis(0))
                 .expect("started");
         for end in [&pipes.tasks, &pipes.records, &pipes.urgent] {
@@ -313,7 +310,10 @@ mod tests {
         let expected =
             format!("a task|some detail|{}|{path}||5\n{pid} {pid}\n", dir.canonicalize().expect("it exists").display());
         assert_eq!((records, urgent), (expected, "urgent\n".to_owned()));
-        assert_eq!(fs::read_to_string(dir.join("probe.stderr")).expect("written"), "complaint\n");
+        let mut complaint = String::new();
+        rustix::io::ioctl_fionbio(&stderr.0, false).expect("a pipe");
+        File::from(stderr.0).read_to_string(&mut complaint).expect("text");
+        assert_eq!((complaint.as_str(), stderr.1), ("complaint\n", dir.join("probe.stderr")));
     }
 
     #[tokio::test]

@@ -384,6 +384,7 @@ impl Pump {
                 Ok(Order::CloseTasks(plug)) => self.close_tasks(plug),
                 Ok(Order::Finish(plug)) => {
                     self.close_tasks(plug);
+                    self.finish_tasks(plug);
                     if let Some(plugin) = self.plugs.get_mut(&plug) {
                         plugin.finishing = true;
                     }
@@ -510,6 +511,16 @@ impl Pump {
         if let Err(error) = written {
             log::warn!("plugin {} takes no tasks any more: {error}", plugin.name);
             self.close_tasks(plug);
+            // It has closed its end, so that what is in the pipe is not read any more.
+            self.finish_tasks(plug);
+        }
+    }
+
+    /// Nobody reads tasks any more: those that are in the pipe are answered.
+    fn finish_tasks(&mut self, plug: PlugId) {
+        let Some(plugin) = self.plugs.get_mut(&plug) else { return };
+        for token in plugin.tasks.finish() {
+            self.refuse(token, "the plugin ended before it read the task");
         }
     }
 

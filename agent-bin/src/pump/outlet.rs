@@ -1,12 +1,20 @@
 //! The pipe that tasks go into: a queue bounded in number and in bytes, and a pipe that takes what it can.
+//!
+//! A task that is in the pipe has not reached the plugin: one that dies leaves it there. The outlet therefore remembers the tokens
+//! of what the plugin has not read yet, which the pipe tells (FIONREAD), and gives them back at the end.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 
 use elklet_core::limits::{TASK_QUEUE_BYTES, TASK_QUEUE_LEN};
 use mio::unix::pipe::Sender;
 use mio::{Interest, Registry, Token};
+use rustix::fs::OFlags;
+use rustix::io::ioctl_fionread;
 
 use super::stats::Tasks;
 
@@ -14,11 +22,15 @@ use super::stats::Tasks;
 pub(super) struct Outlet {
     /// `None` when it is closed.
     pipe: Option<Sender>,
+    /// The other end, opened when this one was closed: the plugin may go on reading what is in the pipe, and this tells how far.
+    closed: Option<File>,
     queue: VecDeque<Task>,
     queued_bytes: usize,
     /// Bytes of the first task that are in the pipe already.
     first_written: usize,
     written: Tasks,
+    /// Tasks in the pipe that the plugin had not read when that was looked at: the bytes of each, and its token.
+    unread: VecDeque<(usize, String)>,
 }
 
 #[derive(Debug)]
@@ -31,10 +43,12 @@ impl Outlet {
     pub(super) fn new(pipe: OwnedFd) -> Self {
         Self {
             pipe: Some(Sender::from(pipe)),
+            closed: None,
             queue: VecDeque::new(),
             queued_bytes: 0,
             first_written: 0,
             written: Tasks::default(),
+            unread: VecDeque::new(),
         }
     }
 
@@ -60,7 +74,7 @@ impl Outlet {
 
     /// Writes as many tasks as the pipe takes.
     pub(super) fn write(&mut self) -> io::Result<()> {
-        while let (Some(pipe), Some(first)) = (&mut self.pipe, self.queue.front()) {
+        while let (Some(pipe), Some(first)) = (&mut self.pipe, self.queue.front_mut()) {
             match pipe.write(&first.frame[self.first_written..]) {
                 Ok(n) => self.first_written += n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -72,7 +86,9 @@ impl Outlet {
                 self.first_written = 0;
                 self.written.count += 1;
                 self.written.bytes += first.frame.len() as u64;
+                self.unread.push_back((first.frame.len(), mem::take(&mut first.token)));
                 self.queue.pop_front();
+                self.forget_read();
             }
         }
         Ok(())
@@ -83,13 +99,83 @@ impl Outlet {
         self.written
     }
 
-    /// Closes the pipe; the tokens of tasks that the plugin did not get are given back.
+    /// Forgets the tasks of which the plugin has read the last byte.
+    fn forget_read(&mut self) {
+        let Some(mut left) = self.left_in_pipe() else { return };
+        // The task that is being written lies behind them.
+        left = left.saturating_sub(self.first_written);
+        let whole = self.unread.iter().rev().take_while(|(bytes, _)| {
+            let is_there = left > 0;
+            left = left.saturating_sub(*bytes);
+            is_there
+        });
+        let whole = whole.count();
+        self.unread.drain(..self.unread.len() - whole);
+    }
+
+    /// Bytes in the pipe, as far as that can be told.
+    fn left_in_pipe(&self) -> Option<usize> {
+        let pipe = match (&self.pipe, &self.closed) {
+            (Some(pipe), _) => pipe.as_fd(),
+            (None, Some(closed)) => closed.as_fd(),
+            (None, None) => return None,
+        };
+        usize::try_from(ioctl_fionread(pipe).ok()?).ok()
+    }
+
+    /// Nobody reads any more: gives the tokens of tasks that are in the pipe still.
+    pub(super) fn finish(&mut self) -> Vec<String> {
+        self.forget_read();
+        self.closed = None;
+        mem::take(&mut self.unread).into_iter().map(|(_, token)| token).collect()
+    }
+
+    /// Closes the pipe; the tokens of tasks that have not gone into it are given back.
     pub(super) fn close(&mut self, registry: &Registry) -> Vec<String> {
         if let Some(mut pipe) = self.pipe.take() {
             let _ = registry.deregister(&mut pipe);
+            self.closed = reading_end(&pipe).ok();
         }
         self.queued_bytes = 0;
-        self.first_written = 0;
         self.queue.drain(..).map(|task| task.token).collect()
+    }
+}
+
+/// The end of a pipe that the plugin reads from, by the one that the agent writes to.
+fn reading_end(pipe: &impl AsRawFd) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    File::options().read(true).custom_flags(flags).open(format!("/proc/self/fd/{}", pipe.as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn tasks_that_nobody_has_read_are_known_before_and_after_the_pipe_is_closed() {
+        let (mut plugin, pipe) = io::pipe().expect("a pipe");
+        let registry = mio::Poll::new().expect("a poll");
+        rustix::io::ioctl_fionbio(&pipe, true).expect("a pipe");
+        let mut outlet = Outlet::new(pipe.into());
+        outlet.register(registry.registry(), Token(0)).expect("a pipe can be watched");
+        for token in ["one", "two", "three"] {
+            outlet.push(vec![0; 100], token.to_owned()).expect("there is room");
+        }
+        // More than a pipe takes.
+        outlet.push(vec![0; 1 << 20], "half".to_owned()).expect("there is room");
+        outlet.push(vec![0; 100], "queued".to_owned()).expect("there is room");
+        outlet.write().expect("the pipe takes what it can");
+        assert_eq!(outlet.unread.len(), 3);
+        // One whole task, and the first byte of the next.
+        plugin.read_exact(&mut [0; 101]).expect("they are there");
+        outlet.forget_read();
+        assert_eq!(outlet.unread.len(), 2, "a task is read when its last byte is");
+        assert_eq!(outlet.close(registry.registry()), ["half", "queued"]);
+        plugin.read_exact(&mut [0; 99]).expect("they are there");
+        drop(plugin);
+        assert_eq!(outlet.finish(), ["three"]);
+        assert!(outlet.finish().is_empty(), "once");
     }
 }

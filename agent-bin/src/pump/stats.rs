@@ -1,5 +1,6 @@
 //! What the pump counts for each plugin, where the net thread can read it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use elklet_core::frame::Tally;
@@ -9,6 +10,7 @@ use elklet_core::intake::Lane;
 #[derive(Debug, Default)]
 pub(crate) struct PluginStats {
     counts: Mutex<Counts>,
+    stderr_left_out: AtomicU64,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -36,6 +38,16 @@ impl PluginStats {
 
     pub(super) fn publish_tasks(&self, written: Tasks) {
         self.change(|counts| counts.tasks = written);
+    }
+
+    /// Bytes of its standard error are not written anywhere.
+    pub(crate) fn leave_out_stderr(&self, bytes: u64) {
+        self.stderr_left_out.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// How many these are.
+    pub(crate) fn stderr_left_out(&self) -> u64 {
+        self.stderr_left_out.load(Ordering::Relaxed)
     }
 
     /// Both lanes together.

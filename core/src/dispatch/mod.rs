@@ -191,9 +191,10 @@ impl Dispatch {
         self.complain_if(what);
     }
 
-    /// A plugin's process has ended; `how` completes the sentence "plugin x ...".
-    pub fn handle_exited(&mut self, name: &PluginName, how: &str, now: Millis) {
-        let what = self.with_plugin(name, now, |plugin| plugin.exited(name, how, now));
+    /// A plugin's process has ended; `how` completes the sentence "plugin x ...", and `last_words` is the end of what it wrote to
+    /// its standard error, if it wrote any.
+    pub fn handle_exited(&mut self, name: &PluginName, how: &str, last_words: &str, now: Millis) {
+        let what = self.with_plugin(name, now, |plugin| plugin.exited(name, how, last_words, now));
         if !self.shutting_down {
             self.complain_if(what.flatten());
         }

@@ -16,7 +16,7 @@ use core::mem;
 
 use super::{Action, Preparation};
 use crate::command::{PluginConfig, PluginName};
-use crate::limits::MAX_REPORT_CHARS;
+use crate::limits::{MAX_LAST_WORDS_CHARS, MAX_REPORT_CHARS};
 use crate::printable;
 use crate::time::Millis;
 
@@ -231,7 +231,7 @@ impl Plugin {
     }
 
     /// The process has ended; gives what there is to say about it when nobody had asked it to.
-    pub(super) fn exited(&mut self, name: &PluginName, how: &str, now: Millis) -> Option<String> {
+    pub(super) fn exited(&mut self, name: &PluginName, how: &str, last_words: &str, now: Millis) -> Option<String> {
         match mem::replace(&mut self.process, Process::None) {
             Process::Running { since, config } => {
                 if now.since(since) >= RESTART_FORGIVEN_MS {
@@ -245,7 +245,16 @@ impl Plugin {
                     ..LOOP_DEATHS => String::new(),
                     deaths => format!(", {deaths} times in a row: it crashes in a loop"),
                 };
-                Some(self.troubled(format!("plugin {name} {how} unexpectedly{loops}")))
+                let last_words = match last_words {
+                    "" => String::new(),
+                    words => {
+                        // Of a long text the end says most.
+                        let skipped = words.chars().count().saturating_sub(MAX_LAST_WORDS_CHARS);
+                        let kept: String = words.chars().skip(skipped).collect();
+                        format!("; its last words: {kept}")
+                    }
+                };
+                Some(self.troubled(format!("plugin {name} {how} unexpectedly{loops}{last_words}")))
             }
             Process::Stopping | Process::None => None,
         }

@@ -41,7 +41,7 @@ fn settle(dispatch: &mut Dispatch, now: Millis) -> Vec<Action> {
     while let Some(action) = dispatch.poll_action() {
         match &action {
             Action::Prepare(id, config) => dispatch.handle_prepared(&config.name, *id, now),
-            Action::Stop(name) => dispatch.handle_exited(name, "exited with code 0", now),
+            Action::Stop(name) => dispatch.handle_exited(name, "exited with code 0", "", now),
             Action::Keep(_) => continue,
             _ => {}
         }
@@ -119,7 +119,7 @@ fn an_old_version_that_dies_before_its_successor_is_ready_is_started_again() {
     settle(&mut dispatch, Millis(0));
     let name = config("a", 1).name;
     configure(&mut dispatch, vec![config("a", 2)], Millis(1));
-    dispatch.handle_exited(&name, "was killed by signal 9", Millis(2));
+    dispatch.handle_exited(&name, "was killed by signal 9", "", Millis(2));
     let orders: Vec<_> = core::iter::from_fn(|| dispatch.poll_action()).collect();
     let [Action::Keep(_), Action::Prepare(download, _), Action::Complain(_)] = &orders[..] else {
         panic!("{orders:?}")
@@ -139,7 +139,7 @@ fn an_old_version_that_dies_before_its_successor_is_ready_is_started_again() {
 
     // Where the new one cannot be had, the old one is started again as well.
     dispatch.handle_preparation_failed(&name, download, "no such host", due);
-    dispatch.handle_exited(&name, "was killed by signal 9", due + 1);
+    dispatch.handle_exited(&name, "was killed by signal 9", "", due + 1);
     let due = dispatch.poll_timeout().expect("it is started again");
     while dispatch.poll_action().is_some() {}
     dispatch.handle_timeout(due);
@@ -204,7 +204,7 @@ fn plugins_for_which_others_have_to_end_first_wait_for_that() {
     stopping.extend(start(&mut dispatch, many("c")));
     assert_eq!((stopping.len(), dispatch.plugins().count()), (2 * MAX_PLUGINS, 2 * MAX_PLUGINS));
     for name in stopping {
-        dispatch.handle_exited(&name, "exited with code 0", Millis(1));
+        dispatch.handle_exited(&name, "exited with code 0", "", Millis(1));
         settle(&mut dispatch, Millis(1));
     }
     let mut expected = many("c");
@@ -253,7 +253,7 @@ fn a_plugin_that_dies_is_started_again_after_doubling_waits_and_a_long_life_is_f
     configure(&mut dispatch, vec![config("a", 1)], now);
     settle(&mut dispatch, now);
     for (before, wait) in [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000].into_iter().enumerate() {
-        dispatch.handle_exited(&a, "was killed by signal 9", now);
+        dispatch.handle_exited(&a, "was killed by signal 9", "", now);
         let mut obituary = "plugin a was killed by signal 9 unexpectedly".to_owned();
         if before >= 2 {
             obituary.push_str(&format!(", {} times in a row: it crashes in a loop", before + 1));
@@ -270,11 +270,23 @@ fn a_plugin_that_dies_is_started_again_after_doubling_waits_and_a_long_life_is_f
     assert_eq!(dispatch.state_details(now).len(), 1);
     now = now + RESTART_FORGIVEN_MS;
     assert_eq!(dispatch.state_details(now).len(), 0);
-    dispatch.handle_exited(&a, "exited with code 0", now);
+    dispatch.handle_exited(&a, "exited with code 0", "", now);
     settle(&mut dispatch, now);
     assert_eq!(dispatch.poll_timeout(), Some(now + RESTART_BASE_MS));
     assert_eq!(dispatch.plugins().map(|p| p.restarts).collect::<Vec<_>>(), [9]);
     assert_eq!(dispatch.state_details(now), ["plugin a exited with code 0 unexpectedly"]);
+}
+
+#[test]
+fn the_last_words_of_a_plugin_are_told_with_its_death() {
+    let mut dispatch = Dispatch::new("1".into());
+    configure(&mut dispatch, vec![config("a", 1)], Millis(0));
+    settle(&mut dispatch, Millis(0));
+    let words = format!("{} out of memory", "x".repeat(1000));
+    dispatch.handle_exited(&config("a", 1).name, "exited with code 1", &words, Millis(1));
+    let told = dispatch.state_details(Millis(1))[0];
+    assert!(told.starts_with("plugin a exited with code 1 unexpectedly; its last words: xxx"), "{told}");
+    assert!(told.ends_with("x out of memory") && told.len() < 400, "{told}");
 }
 
 #[test]
@@ -351,12 +363,12 @@ fn a_version_that_crashes_in_a_loop_is_not_started_once_more_when_its_successor_
     settle(&mut dispatch, Millis(0));
     let mut now = Millis(0);
     for _ in 0..3 {
-        dispatch.handle_exited(&name, "exited with code 1", now);
+        dispatch.handle_exited(&name, "exited with code 1", "", now);
         now = now.max(dispatch.poll_timeout().expect("it is started again"));
         dispatch.handle_timeout(now);
         settle(&mut dispatch, now);
     }
-    dispatch.handle_exited(&name, "exited with code 1", now);
+    dispatch.handle_exited(&name, "exited with code 1", "", now);
     assert!(dispatch.state_details(now)[0].contains("crashes in a loop"));
     while dispatch.poll_action().is_some() {}
     configure(&mut dispatch, vec![config("a", 2)], now);
@@ -378,13 +390,13 @@ fn a_successor_is_not_blamed_for_the_version_that_stood_in_for_it() {
             download = Some(id);
         }
     }
-    dispatch.handle_exited(&name, "was killed by signal 9", Millis(2));
+    dispatch.handle_exited(&name, "was killed by signal 9", "", Millis(2));
     assert_eq!(dispatch.state_details(Millis(2)).len(), 1);
     dispatch.handle_prepared(&name, download.expect("it is fetched"), Millis(3));
     settle(&mut dispatch, Millis(3));
     assert_eq!((running(&dispatch), dispatch.state_details(Millis(3))), (vec![config("a", 2)], vec![]));
     // Its own first death is its first.
-    dispatch.handle_exited(&name, "exited with code 1", Millis(4));
+    dispatch.handle_exited(&name, "exited with code 1", "", Millis(4));
     assert_eq!(dispatch.poll_timeout(), Some(Millis(4) + RESTART_BASE_MS));
 }
 
@@ -492,7 +504,7 @@ impl Shell {
             }
         } else if let Some(name) = self.stopping.iter().nth(which - self.preparing.len()).cloned() {
             self.stopping.remove(&name);
-            dispatch.handle_exited(&name, "exited with code 0", now);
+            dispatch.handle_exited(&name, "exited with code 0", "", now);
         }
         self.obey(dispatch);
     }
@@ -515,7 +527,7 @@ proptest! {
                 Event::Die(which) => {
                     if let Some(name) = which.checked_rem(shell.running.len()).and_then(|n| shell.running.keys().nth(n)).cloned() {
                         shell.running.remove(&name);
-                        dispatch.handle_exited(&name, "exited with code 1", now);
+                        dispatch.handle_exited(&name, "exited with code 1", "", now);
                     }
                 }
                 Event::Wait(time) => {

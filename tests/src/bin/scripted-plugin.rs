@@ -22,6 +22,7 @@
 //! | `deaf`, `deaf=FILE` | does nothing and reads no tasks, for ever or until FILE exists, which it removes |
 //! | `eat=MIB` | takes so much memory and keeps it |
 //! | `stderr=TEXT` | a line on standard error |
+//! | `complain=MIB` | so many MiB of lines on standard error |
 //! | `exit=CODE`, `abort` | ends at once, with a code or by SIGABRT |
 //!
 //! After the last word it takes tasks and tells of each in a record, and at their end says goodbye in another.
@@ -139,6 +140,7 @@ impl Plugin {
                 "orphan" => self.orphan(value == "bare"),
                 "deaf" => sleep_until(|| !value.is_empty() && fs::remove_file(value).is_ok()),
                 "eat" => self.eaten.extend(vec![1; count::<usize>(value) << 20]),
+                "complain" => complain(count(value)),
                 "stderr" => eprintln!("{value}"),
                 "exit" => process::exit(count(value)),
                 "abort" => process::abort(),
@@ -231,6 +233,14 @@ fn read_tasks() -> Receiver<Task> {
         }
     });
     receiver
+}
+
+/// Says a lot.
+fn complain(mib: usize) {
+    let lines = "this cannot be done, and is tried again at once\n".repeat((1 << 20) / 48);
+    for _ in 0..mib {
+        io::stderr().write_all(lines.as_bytes()).unwrap();
+    }
 }
 
 /// Leaves processes behind that end by themselves.

@@ -7,6 +7,105 @@ use prost::Message;
 use std::collections::BTreeSet;
 use std::fs;
 
+#[test]
+fn complaints_without_end_fill_no_disk_and_hold_nobody_up() {
+    let site = Site::new();
+    let setup = site.eager();
+    let script = "stderr=first complain=30 hello deaf=go stderr=last abort";
+    site.center().set_configs(Some(vec![setup.workdir().install("loud", PLUGIN, script)]));
+    let agent = setup.start();
+    site.wait_records("plugin behind its complaints", &agent, |records| records.of_type(types::HELLO).count() == 1);
+    let directory = agent.workdir().plugin_dir("loud");
+    let bytes = |name: &str| fs::metadata(directory.join(name)).map_or(0, |metadata| metadata.len());
+    wait_until("complaints on the disk", || bytes("loud.stderr") > 0);
+    let kept = bytes("loud.stderr") + bytes("loud.stderr.1");
+    assert!(kept <= 2 << 20, "{kept} bytes");
+    assert!(fs::read_to_string(directory.join("loud.stderr")).unwrap().starts_with("first\n"));
+    let heartbeats = site.fresh_heartbeats(&agent);
+    let left_out = heartbeats.count("stderr_bytes_left_out");
+    assert!((20 << 20..30 << 20).contains(&left_out), "{left_out}");
+    assert_eq!(heartbeats.plugin_count("loud", "stderr_bytes_left_out"), left_out);
+
+    fs::write(directory.join("go"), "").unwrap();
+    let line = agent.wait_for_log("plugin loud was killed by signal 6 unexpectedly");
+    assert!(line.contains("; its last words: ") && line.ends_with(" | last"), "{line}");
+    let detail = &site.fresh_heartbeats(&agent).agent["state_detail"];
+    assert!(detail.contains("its last words: ") && detail.contains(" | last"), "{detail}");
+}
+
+#[test]
+fn a_plugin_whose_complaints_cannot_be_kept_starts_and_the_log_has_them() {
+    let site = Site::new();
+    let setup = site.eager();
+    site.center().set_configs(Some(vec![setup.workdir().install(
+        "probe",
+        PLUGIN,
+        "hello stderr=\u{1b}[2Jwords complain=1",
+    )]));
+    for name in ["probe.stderr", "probe.stderr.1"] {
+        // Neither can make way for the other.
+        fs::create_dir_all(setup.workdir().plugin_dir("probe").join(name).join("full")).unwrap();
+    }
+    let agent = setup.start();
+    site.wait_records("plugin", &agent, |records| records.of_type(types::HELLO).count() == 1);
+    let line = agent.wait_for_log("its standard error goes to the log");
+    assert!(line.contains(" WARN ") && line.contains("probe.stderr"), "{line}");
+    agent.wait_for_log("plugin probe says: ?[2Jwords");
+    wait_until("count of the rest", || site.fresh_heartbeats(&agent).count("stderr_bytes_left_out") > 500_000);
+    assert!(agent.log_lines("this cannot be done").len() < 200, "{}", agent.log());
+}
+
+#[test]
+fn a_crash_loop_ends_when_its_successor_comes() {
+    let site = Site::new();
+    let setup = site.eager();
+    let mut config = setup.workdir().install("probe", PLUGIN, "run=first hello exit=3");
+    site.center().set_configs(Some(vec![config.clone()]));
+    let agent = setup.start();
+    agent.wait_for_log("3 times in a row: it crashes in a loop");
+    let deaths = agent.log_lines("plugin probe exited with code 3 unexpectedly").len();
+    (config.version, config.detail) = ("2.0".into(), "run=second n=1".into());
+    site.center().set_configs(Some(vec![config.clone()]));
+    site.configure(&agent, &[config]);
+    site.wait_records("successor", &agent, |records| records.run("second").received == 1);
+    assert_eq!(agent.log_lines("plugin probe version 1.0 started").len(), deaths, "{}", agent.log());
+    assert_eq!(site.fresh_heartbeats(&agent).agent["state"], "running");
+}
+
+#[test]
+fn tasks_that_a_plugin_had_not_read_when_it_ended_are_answered() {
+    let site = Site::new();
+    let setup = site.eager();
+    // They read nothing: one dies by itself, one is asked to end and is killed.
+    let dies = setup.workdir().install("dies", PLUGIN, "hello deaf=die abort");
+    let stays = setup.workdir().install("stays", PLUGIN, "hello deaf");
+    site.center().set_configs(Some(vec![dies.clone(), stays]));
+    let agent = setup.start();
+    site.wait_records("plugins", &agent, |records| records.of_type(types::HELLO).count() == 2);
+    for token in ["a", "b"] {
+        site.task(&agent, "dies", 1, "", &format!("dies-{token}"));
+        site.task(&agent, "stays", 1, "", &format!("stays-{token}"));
+    }
+    // More than the pipe holds: the last one waits in the agent.
+    site.task(&agent, "dies", 1, &"x".repeat(100_000), "dies-c");
+    wait_until("tasks in the pipes", || {
+        let heartbeats = site.fresh_heartbeats(&agent);
+        heartbeats.plugins.values().all(|plugin| plugin["rx_tps"] != "0.00000000")
+    });
+    fs::write(agent.workdir().plugin_dir("dies").join("die"), "").unwrap();
+    let answered = |plugin: &'static str, count: usize| {
+        site.wait_records("answers", &agent, |records| {
+            let tokens = records.values(5100, "token");
+            tokens.iter().filter(|token| token.starts_with(plugin)).collect::<BTreeSet<_>>().len() == count
+        });
+    };
+    answered("dies", 3);
+    site.configure(&agent, &[dies]);
+    answered("stays", 2);
+    let line = agent.wait_for_log("the plugin ended before it read the task");
+    assert!(line.contains("(token \"dies-a\")"), "{line}");
+}
+
 /// Bytes of the longest record that the agent takes: 4 MiB, and 4 KiB around them.
 const LONGEST: usize = (4 << 20) + (4 << 10);
 
