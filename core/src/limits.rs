@@ -212,8 +212,12 @@ pub const fn free_inodes_floor(all: u64) -> u64 {
 /// Bytes at most of what an archive says about an entry's name: Linux takes no longer path than 4 KiB.
 pub const MAX_ARCHIVE_NAME_BYTES: u64 = 8 << 10;
 
-/// Plugins that are fetched and verified at the same time, each on a thread of its own; others wait. Elkeid has seven.
-pub const MAX_PREPARATIONS: usize = 8;
+/// Plugins that are fetched at the same time, each on a thread of its own; others wait. Elkeid has seven.
+pub const MAX_DOWNLOADS: usize = 8;
+
+/// Plugins that are verified in their places at the same time, likewise. They do not wait for downloads, and two keep disk and
+/// processor busy.
+pub const MAX_VERIFICATIONS: usize = 2;
 
 /// Threads at most that do what blocks, beside the pump and the net thread: preparations, and about ten of which there is
 /// one each (the spool, an upload, an update, service discovery). The rest is for names whose lookup hangs.

@@ -10,7 +10,7 @@ use elklet_core::command::{PluginConfig, PluginName};
 use elklet_core::dispatch::{Dispatch, Preparation};
 use elklet_core::frame::{self, Tally};
 use elklet_core::intake::Origin;
-use elklet_core::limits::MAX_PREPARATIONS;
+use elklet_core::limits::{MAX_DOWNLOADS, MAX_VERIFICATIONS};
 use elklet_core::losses::Cause;
 use elklet_core::time::Millis;
 use elklet_proto::grpc::Task;
@@ -37,14 +37,42 @@ const MAX_LITTER: usize = 1_000;
 /// What happens to plugins without being asked for.
 #[derive(Debug)]
 pub(super) enum PluginEvent {
-    /// A preparation is over.
-    Prepared(PluginName, Preparation, Result<Prepared, String>),
+    /// A step of a preparation is over; `None` means that another has to follow.
+    Prepared { id: Preparation, config: PluginConfig, step: Step, result: Result<Option<Prepared>, String> },
     /// The list of plugins was written to the disk, or was not.
     Kept,
     /// What was to be deleted is, but for these.
     Deleted(Vec<PathBuf>),
     /// A process has ended; the first text completes "plugin x ...", the second is the end of what it said.
     Exited(PluginName, String, String),
+}
+
+/// A step of a preparation. The steps have threads apart, so that what is in its place does not wait for slow downloads of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Looking whether the plugin is in its place already.
+    Verify,
+    /// Fetching it.
+    Download,
+}
+
+impl Step {
+    /// How often it is taken at the same time.
+    fn at_once(self) -> usize {
+        match self {
+            Self::Verify => MAX_VERIFICATIONS,
+            Self::Download => MAX_DOWNLOADS,
+        }
+    }
+}
+
+/// The preparations at one step.
+#[derive(Debug, Default)]
+struct Lane {
+    /// Those that have not begun it.
+    waiting: VecDeque<(Preparation, PluginConfig)>,
+    /// Threads that work on it, whether what they prepare is still wanted or not.
+    at_work: usize,
 }
 
 /// A plugin's process.
@@ -96,13 +124,11 @@ pub(super) struct Plugins {
     confiner: Confiner,
     kin: Kin,
     running: BTreeMap<PluginName, Running>,
-    /// Preparations that have not begun, those that have not come back and are wanted, and those whose executable waits to be
-    /// started.
-    waiting: VecDeque<(Preparation, PluginConfig)>,
+    verifications: Lane,
+    downloads: Lane,
+    /// Preparations that have not come back and are wanted, and those whose executable waits to be started.
     preparing: HashMap<Preparation, Arc<Cancel>>,
     ready: HashMap<Preparation, Prepared>,
-    /// Threads that prepare, whether what they prepare is wanted still or not.
-    at_work: usize,
     /// Whether a list is being written, and the one that is to be written after it.
     keeping: bool,
     to_keep: Option<Vec<PluginConfig>>,
@@ -144,10 +170,10 @@ impl Plugins {
             confiner: Confiner::new(settings),
             kin: Kin::new(&settings.workdir),
             running: BTreeMap::new(),
-            waiting: VecDeque::new(),
+            verifications: Lane::default(),
+            downloads: Lane::default(),
             preparing: HashMap::new(),
             ready: HashMap::new(),
-            at_work: 0,
             keeping: false,
             to_keep: None,
             keep_at: None,
@@ -171,32 +197,49 @@ impl Plugins {
     }
 
     pub(super) fn prepare(&mut self, id: Preparation, config: PluginConfig) {
-        self.waiting.push_back((id, config));
-        self.set_to_work();
+        self.verifications.waiting.push_back((id, config));
+        self.set_to_work(Step::Verify);
     }
 
-    /// Begins as many preparations as there may be at once.
-    fn set_to_work(&mut self) {
-        while self.at_work < MAX_PREPARATIONS
-            && let Some((id, config)) = self.waiting.pop_front()
+    fn lane(&mut self, step: Step) -> &mut Lane {
+        match step {
+            Step::Verify => &mut self.verifications,
+            Step::Download => &mut self.downloads,
+        }
+    }
+
+    /// Begins as many preparations as may be at this step at once.
+    fn set_to_work(&mut self, step: Step) {
+        while self.lane(step).at_work < step.at_once()
+            && let Some((id, config)) = self.lane(step).waiting.pop_front()
         {
-            self.at_work += 1;
+            self.lane(step).at_work += 1;
             let cancel = Arc::new(Cancel::default());
             self.preparing.insert(id, Arc::clone(&cancel));
             let (preparer, events) = (Arc::clone(&self.preparer), self.events.clone());
             let tell = events.clone();
             let started = blocking::start(config, move |config| {
-                let result = preparer.prepare(&config, &cancel);
-                let _ = events.send(PluginEvent::Prepared(config.name, id, result));
+                let result = match step {
+                    // It is fetched, then.
+                    Step::Verify => match preparer.verify(&config, &cancel) {
+                        Err(_) if !config.urls.is_empty() => Ok(None),
+                        verified => verified.map(Some),
+                    },
+                    Step::Download => preparer.download(&config, &cancel).map(Some),
+                };
+                let _ = events.send(PluginEvent::Prepared { id, config, step, result });
             });
             if let Err(refused) = started {
-                let _ = tell.send(PluginEvent::Prepared(refused.input.name, id, Err(refused.error.to_string())));
+                let (config, result) = (refused.input, Err(refused.error.to_string()));
+                let _ = tell.send(PluginEvent::Prepared { id, config, step, result });
             }
         }
     }
 
     pub(super) fn forget(&mut self, id: Preparation) {
-        self.waiting.retain(|(waiting, _)| *waiting != id);
+        for step in [Step::Verify, Step::Download] {
+            self.lane(step).waiting.retain(|(waiting, _)| *waiting != id);
+        }
         if let Some(cancel) = self.preparing.remove(&id) {
             cancel.cancel();
         }
@@ -373,20 +416,24 @@ impl Plugins {
 
     pub(super) fn handle_event(&mut self, event: PluginEvent, pump: &PumpHandle, dispatch: &mut Dispatch, now: Millis) {
         match event {
-            PluginEvent::Prepared(name, id, result) => {
-                self.at_work -= 1;
-                self.set_to_work();
+            PluginEvent::Prepared { id, config, step, result } => {
+                self.lane(step).at_work -= 1;
+                self.set_to_work(step);
                 if self.preparing.remove(&id).is_none() {
-                    return result.into_iter().for_each(|prepared| self.drop_aside(prepared));
+                    return result.into_iter().flatten().for_each(|prepared| self.drop_aside(prepared));
                 }
                 match result {
-                    Ok(prepared) => {
+                    Ok(Some(prepared)) => {
                         self.ready.insert(id, prepared);
-                        dispatch.handle_prepared(&name, id, now);
+                        dispatch.handle_prepared(&config.name, id, now);
+                    }
+                    Ok(None) => {
+                        self.downloads.waiting.push_back((id, config));
+                        self.set_to_work(Step::Download);
                     }
                     Err(reason) => {
-                        logging::audit(&Event::new(Kind::Refused, &format!("plugin {name}"), &reason));
-                        dispatch.handle_preparation_failed(&name, id, &reason, now);
+                        logging::audit(&Event::new(Kind::Refused, &format!("plugin {}", config.name), &reason));
+                        dispatch.handle_preparation_failed(&config.name, id, &reason, now);
                     }
                 }
             }

@@ -43,27 +43,32 @@ pub(crate) struct Prepared {
 }
 
 impl Preparer {
-    /// Verifies the plugin's executable, downloading it if there is none or another one. Blocks.
+    /// Verifies the plugin's executable as it lies in its place. Blocks, but not for long.
+    ///
+    /// # Errors
+    /// When there is none or another one, or nobody vouches for it who has to; the text says why.
+    pub(crate) fn verify(&self, config: &PluginConfig, cancel: &Cancel) -> Result<Prepared, String> {
+        self.check_signature(config)?;
+        let place = directory(&self.workdir, &config.name);
+        let executable = verify(&place.join(config.name.as_str()), config.executable_sha256, cancel)?;
+        check_origin(&place, config)?;
+        Ok(Prepared { executable, staged: None })
+    }
+
+    fn check_signature(&self, config: &PluginConfig) -> Result<(), String> {
+        let Some(key) = &self.public_key else { return Ok(()) };
+        key.verify(config)?;
+        if self.allow_downgrade { Ok(()) } else { self.newest.check(&config.name, &config.version) }
+    }
+
+    /// Downloads the plugin and verifies it, beside what lies in its place. Blocks for as long as the download takes.
     ///
     /// # Errors
     /// When it cannot be had, is not what was configured, or nobody vouches for it who has to; the text says why.
-    pub(crate) fn prepare(&self, config: &PluginConfig, cancel: &Cancel) -> Result<Prepared, String> {
-        if let Some(key) = &self.public_key {
-            key.verify(config)?;
-            if !self.allow_downgrade {
-                self.newest.check(&config.name, &config.version)?;
-            }
-        }
+    pub(crate) fn download(&self, config: &PluginConfig, cancel: &Cancel) -> Result<Prepared, String> {
+        self.check_signature(config)?;
         let place = directory(&self.workdir, &config.name);
         let name = config.name.as_str();
-        let here = verify(&place.join(name), config.executable_sha256, cancel);
-        let why = match here.and_then(|executable| check_origin(&place, config).map(|()| executable)) {
-            Ok(executable) => return Ok(Prepared { executable, staged: None }),
-            Err(why) => why,
-        };
-        if config.urls.is_empty() {
-            return Err(why);
-        }
         let mut stage = Stage::beside(&place)?;
         let download = stage.path().join("download");
         let order = Order { urls: &config.urls, sha256: config.download_sha256, max_bytes: MAX_DOWNLOAD_BYTES };
@@ -168,6 +173,6 @@ pub(super) mod tests {
         let newest = Arc::new(Newest::read(workdir));
         let workdir = workdir.to_owned();
         let preparer = Preparer { workdir, fetcher, public_key: None, allow_downgrade: false, newest };
-        preparer.prepare(config, &Cancel::default())
+        preparer.verify(config, &Cancel::default())
     }
 }

@@ -406,3 +406,22 @@ fn a_plugin_that_is_removed_while_it_is_fetched_leaves_nothing() {
     let setup = agent.into_setup();
     assert!(!setup.workdir().path().join("tmp").exists());
 }
+
+#[test]
+fn a_plugin_in_its_place_does_not_wait_for_slow_downloads() {
+    let site = Site::new();
+    let files = Files::start();
+    let setup = site.eager();
+    let slow = (0..12).map(|i| {
+        let url = files.serve(&format!("slow{i}"), program(), How::Slow(10));
+        plain(&format!("slow{i}"), &program(), &[url], "")
+    });
+    let here = setup.workdir().install("zhere", PLUGIN, "hello");
+    site.center().set_configs(Some(slow.chain([here]).collect()));
+    let agent = setup.start();
+    wait_hellos(&site, &agent, 1);
+    // Fetching is bounded as before.
+    let requests = || (0..12).filter(|i| files.requests(&format!("slow{i}")) > 0).count();
+    wait_until("eight downloads", || requests() == 8);
+    assert_eq!(staged(&agent).len(), 8);
+}
