@@ -33,20 +33,23 @@ pub struct GrpcMessage {
 
 /// Takes a stream of DATA apart into messages.
 ///
-/// After an error the stream cannot be understood any more: the caller ends it.
+/// After an error the stream cannot be understood any more: the caller ends it, or reads past a message that is too long with
+/// [`MessageReader::skip`].
 #[derive(Debug)]
 pub struct MessageReader {
     head: [u8; PREFIX],
     head_len: usize,
     body: Vec<u8>,
     limit: usize,
+    /// Bytes of a message beyond the limit that were read past.
+    skipped: usize,
 }
 
 impl MessageReader {
     /// A reader at the start of a stream that refuses messages of more than `limit` bytes.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { head: [0; PREFIX], head_len: 0, body: Vec::new(), limit }
+        Self { head: [0; PREFIX], head_len: 0, body: Vec::new(), limit, skipped: 0 }
     }
 
     /// The next whole message, and moves `input` past what was read. `None` means that `input` is used up.
@@ -79,6 +82,29 @@ impl MessageReader {
         }
         self.head_len = 0;
         Ok(Some(GrpcMessage { compressed: flag == 1, bytes: mem::take(&mut self.body) }))
+    }
+
+    /// After [`BadMessage::TooLong`]: the next bytes of that message, past which `input` is moved, and whether they are its last.
+    #[must_use]
+    pub fn skip<'a>(&mut self, input: &mut &'a [u8]) -> (&'a [u8], bool) {
+        let [_, length @ ..] = self.head;
+        let left = u32::from_be_bytes(length) as usize - self.skipped;
+        let (piece, rest) = input.split_at(left.min(input.len()));
+        *input = rest;
+        let is_last = piece.len() == left;
+        if is_last {
+            self.head_len = 0;
+            self.skipped = 0;
+        } else {
+            self.skipped += piece.len();
+        }
+        (piece, is_last)
+    }
+
+    /// Whether the message that is too long is compressed.
+    #[must_use]
+    pub fn skips_compressed(&self) -> bool {
+        self.head[0] == 1
     }
 
     /// Whether the stream may end here: nothing of a further message has arrived.
@@ -222,6 +248,35 @@ mod tests {
             MessageReader::new(1000).next(&mut &[b'H', b'T', b'T', b'P', b'/'][..]),
             Err(BadMessage::Flag(b'H'))
         );
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_can_be_read_past() {
+        let long = [7; 50];
+        let stream = [&prefix(true, 50)[..], &long, &prefix(false, 2), b"ok"].concat();
+        for pieces in 1..60 {
+            let mut reader = MessageReader::new(10);
+            let (mut skipped, mut read) = (Vec::new(), Vec::new());
+            for mut piece in stream.chunks(pieces) {
+                loop {
+                    match reader.next(&mut piece) {
+                        Ok(Some(message)) => read.push(message.bytes),
+                        Ok(None) => break,
+                        Err(_) => {
+                            assert!(reader.skips_compressed());
+                            skipped.extend_from_slice(reader.skip(&mut piece).0);
+                            if piece.is_empty() {
+                                break;
+                            }
+                        }
+                    }
+                }
+            }
+            assert_eq!(
+                (skipped, read, reader.is_between_messages()),
+                (long.to_vec(), alloc::vec![b"ok".to_vec()], true)
+            );
+        }
     }
 
     #[test]

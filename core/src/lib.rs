@@ -29,6 +29,7 @@ pub mod intake;
 pub mod limits;
 pub mod losses;
 pub mod manifest;
+pub mod oversized;
 pub mod printable;
 pub mod proxy;
 pub mod race;

@@ -153,6 +153,10 @@ pub const LOSS_REPORT_INTERVAL_MS: u64 = 10_000;
 /// Bytes of one command at most, before and after decompression: the limit of grpc-go's clients, hence of the reference.
 pub const MAX_COMMAND_BYTES: usize = 4 << 20;
 
+/// Bytes of a command that is too long and is read past all the same, so that its task can be answered. What announces more is
+/// no gRPC message, and ends the stream.
+pub const MAX_OVERSIZED_COMMAND_BYTES: usize = 16 << 20;
+
 /// Plugins at most. Elkeid has seven; each costs the agent two descriptors and a process slot.
 pub const MAX_PLUGINS: usize = 64;
 

@@ -38,7 +38,7 @@ const MAX_LITTER: usize = 1_000;
 #[derive(Debug)]
 pub(super) enum PluginEvent {
     /// A step of a preparation is over; `None` means that another has to follow.
-    Prepared { id: Preparation, config: PluginConfig, step: Step, result: Result<Option<Prepared>, String> },
+    Prepared { id: Preparation, config: Box<PluginConfig>, step: Step, result: Result<Option<Prepared>, String> },
     /// The list of plugins was written to the disk, or was not.
     Kept,
     /// What was to be deleted is, but for these.
@@ -227,10 +227,11 @@ impl Plugins {
                     },
                     Step::Download => preparer.download(&config, &cancel).map(Some),
                 };
+                let config = Box::new(config);
                 let _ = events.send(PluginEvent::Prepared { id, config, step, result });
             });
             if let Err(refused) = started {
-                let (config, result) = (refused.input, Err(refused.error.to_string()));
+                let (config, result) = (Box::new(refused.input), Err(refused.error.to_string()));
                 let _ = tell.send(PluginEvent::Prepared { id, config, step, result });
             }
         }
@@ -428,7 +429,7 @@ impl Plugins {
                         dispatch.handle_prepared(&config.name, id, now);
                     }
                     Ok(None) => {
-                        self.downloads.waiting.push_back((id, config));
+                        self.downloads.waiting.push_back((id, *config));
                         self.set_to_work(Step::Download);
                     }
                     Err(reason) => {

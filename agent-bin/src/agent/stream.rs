@@ -10,7 +10,7 @@ use super::Agent;
 use crate::blocking;
 use crate::config::Address;
 use crate::logging;
-use crate::net::{self, Connector, End, Event, Transfer};
+use crate::net::{self, BadCommand, Connector, End, Event, Transfer};
 
 impl Agent {
     pub(super) fn carry_out_session(&mut self, action: Action) {
@@ -110,9 +110,12 @@ impl Agent {
                             self.warn_of_sections();
                         }
                     }
-                    Err(what) => {
+                    Err(BadCommand { what, token }) => {
                         self.net.bad_commands += 1;
                         log::warn!("the server sent {what}; it is passed over");
+                        if let Some(token) = token {
+                            self.refuse(token, &what);
+                        }
                     }
                 }
             }

@@ -7,6 +7,7 @@ mod dial;
 mod discovery;
 mod half_open;
 mod http;
+mod incoming;
 mod key;
 mod names;
 mod observed;
@@ -27,6 +28,7 @@ pub(crate) use self::dial::{DialError, Ends};
 pub(crate) use self::discovery::discover;
 pub(crate) use self::half_open::HalfOpen;
 pub(crate) use self::http::http_agent;
+pub(crate) use self::incoming::BadCommand;
 pub(crate) use self::snappy::Compressor;
 pub use self::snappy::decompress;
 pub(crate) use self::tls::{Certificates, Tls, WARNED_DAYS, reason as tls_reason};
@@ -51,7 +53,7 @@ pub(crate) enum Event {
         /// Bytes that it took, gRPC prefix included.
         bytes: usize,
         /// What it says, or what is wrong with it.
-        command: Result<Command, String>,
+        command: Result<Command, BadCommand>,
     },
     /// The server has returned the credit that was wanted.
     Credit,

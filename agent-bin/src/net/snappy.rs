@@ -97,6 +97,49 @@ pub fn decompress(bytes: &[u8], limit: usize) -> io::Result<Vec<u8>> {
     }
 }
 
+/// Bytes of a chunk at most, its checksum included.
+const MAX_CHUNK: usize = 4 + (32 + CHUNK + CHUNK / 6);
+
+/// Decompresses frames that come in pieces, one chunk after another; nothing longer than a chunk is kept. Checksums are not looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Pieces {
+    /// Of a chunk that is not whole yet, its head included.
+    chunk: Vec<u8>,
+    failed: bool,
+}
+
+impl Pieces {
+    /// Takes the next bytes and hands on what they stand for. Bytes that are no frames end it.
+    pub(crate) fn take(&mut self, mut bytes: &[u8], mut each: impl FnMut(&[u8])) {
+        const HEAD: usize = 4;
+        while !bytes.is_empty() && !self.failed {
+            let length = match *self.chunk {
+                [_, a, b, c, ..] => u32::from_le_bytes([a, b, c, 0]) as usize,
+                _ => 0,
+            };
+            self.failed = length > MAX_CHUNK;
+            let missing = (HEAD + length).saturating_sub(self.chunk.len()).min(bytes.len());
+            let (piece, rest) = bytes.split_at(missing);
+            self.chunk.extend_from_slice(piece);
+            bytes = rest;
+            let [kind, a, b, c, content @ ..] = &*self.chunk else { continue };
+            if content.len() < u32::from_le_bytes([*a, *b, *c, 0]) as usize {
+                continue;
+            }
+            match (*kind, content.get(4..)) {
+                (COMPRESSED, Some(data)) => match snap::raw::Decoder::new().decompress_vec(data) {
+                    Ok(content) if content.len() <= CHUNK => each(&content),
+                    _ => self.failed = true,
+                },
+                (UNCOMPRESSED, Some(data)) => each(data),
+                // A stream identifier or padding.
+                _ => {}
+            }
+            self.chunk.clear();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -114,12 +157,19 @@ mod tests {
             let (prefix, body) = message.split_at(PREFIX);
             prop_assert_eq!(prefix, &grpc::prefix(true, body.len())[..]);
             prop_assert_eq!(decompress(body, usize::MAX).expect("valid frames"), parts.concat());
+            let (mut pieces, mut content) = (Pieces::default(), Vec::new());
+            body.chunks(1000).for_each(|piece| pieces.take(piece, |part| content.extend_from_slice(part)));
+            prop_assert_eq!(content, parts.concat());
         }
 
         #[test]
         fn any_bytes_are_answered(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = decompress(&bytes, 1000);
             let _ = decompress(&[STREAM_IDENTIFIER, &bytes[..]].concat(), 1000);
+            bytes.chunks(7).fold(Pieces::default(), |mut pieces, piece| {
+                pieces.take(piece, |part| assert!(part.len() <= MAX_CHUNK));
+                pieces
+            });
         }
     }
 

@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use elklet_core::command::Command;
-use elklet_core::grpc::{BadMessage, GrpcMessage, MessageReader, PREFIX, Status};
+use elklet_core::grpc::{BadMessage, GrpcMessage, Status};
 use elklet_core::limits::MAX_COMMAND_BYTES;
 use elklet_core::session::Attempt;
 use h2::client::{self, ResponseFuture, SendRequest};
@@ -26,6 +25,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::dial::{DialError, Ends, dial};
 use super::half_open::HalfOpen;
+use super::incoming::Incoming;
 use super::observed::{Flow, Observed};
 use super::tls::{self, Tls};
 use super::{Event, snappy};
@@ -406,17 +406,15 @@ async fn read_commands(response: ResponseFuture, events: &mpsc::Sender<Event>) -
         return Ok(End::Status(status));
     }
     let encoding = head.headers.get("grpc-encoding").map(|value| value.as_bytes().to_vec());
-    let mut reader = MessageReader::new(MAX_COMMAND_BYTES);
+    let mut incoming = Incoming::new(encoding);
     while let Some(data) = next_data(&mut body).await? {
         let mut rest = &data[..];
-        while let Some(message) = reader.next(&mut rest)? {
-            let bytes = PREFIX + message.bytes.len();
-            let command = decoded(message, encoding.as_deref());
+        while let Some((bytes, command)) = incoming.next(&mut rest)? {
             let _ = events.send(Event::Message { bytes, command }).await;
         }
     }
     let trailers = body.trailers().await?.unwrap_or_default();
-    if !reader.is_between_messages() {
+    if !incoming.is_between_messages() {
         return Err(End::Center("a message that ends early".to_owned()));
     }
     Ok(End::Status(status(&trailers).unwrap_or_else(|| Status::parse(None, Some(b"no grpc-status in the trailers")))))
@@ -427,10 +425,6 @@ pub(super) async fn next_data(body: &mut RecvStream) -> Result<Option<Bytes>, h2
     // What is taken here is small and bounded by the message reader, so that the window opens at once.
     body.flow_control().release_capacity(data.len())?;
     Ok(Some(data))
-}
-
-fn decoded(message: GrpcMessage, encoding: Option<&[u8]>) -> Result<Command, String> {
-    Command::decode(&content(message, encoding)?).map_err(|error| error.to_string())
 }
 
 /// What a message says, as far as its compression goes.

@@ -3,10 +3,11 @@
 use crate::PLUGIN;
 use elklet_proto::grpc::{Command, Task};
 use elklet_tests::center::{Fault, Pace, Status};
-use elklet_tests::harness::{Agent, Setup, Site, all_at_once, holds_within, types, wait_until};
+use elklet_tests::harness::{Agent, AgentRecords, Setup, Site, all_at_once, holds_within, types, wait_until};
 use h2::Reason;
 use http::StatusCode;
 use prost::Message;
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener;
 use std::time::Duration;
@@ -129,8 +130,22 @@ fn the_longest_commands_are_taken() {
     assert!(site.center().inject(agent.id(), Fault::message(&plain)));
     site.wait_records("answers", &agent, |records| records.of_type(5100).count() == 3);
     assert_eq!(site.records(&agent, |records| records.values(5100, "token")), ["a", "b", "c"]);
-    assert_works(&site, &agent, "after");
+    assert_works(&site, &agent, "between");
     assert_eq!(site.fresh_heartbeats(&agent).count("bad_commands"), 0);
+
+    // Longer ones are no commands, but their tasks are answered: plain, compressed, and compressed to less than the limit.
+    let plain = of_length(&noise.repeat(2), LONGEST + 1, "d").encode_to_vec();
+    assert!(site.center().inject(agent.id(), Fault::message(&plain)));
+    site.command(&agent, of_length(&noise.repeat(2), 2 * LONGEST, "e"));
+    site.command(&agent, of_length(&"x".repeat(2 * LONGEST), 2 * LONGEST, "f"));
+    let answered = |records: &AgentRecords| -> BTreeSet<String> {
+        records.values(5100, "token").into_iter().filter(|token| token.as_str() > "c").collect()
+    };
+    site.wait_records("answers", &agent, |records| answered(records).len() == 3);
+    let line = agent.wait_for_log("a message of 4194305 bytes, the limit is 4194304; it is passed over");
+    assert!(line.contains(" WARN "), "{line}");
+    assert_works(&site, &agent, "after");
+    assert_eq!(site.fresh_heartbeats(&agent).count("bad_commands"), 3);
 }
 
 /// When something goes wrong on a stream.
@@ -149,7 +164,10 @@ fn a_stream_that_ends_badly_is_followed_by_another() {
     use When::{First, Later};
     let cases = [
         ("flag", (Later, vec![bytes(&[7, 0, 0, 0, 0])], "the server sent a message with the flag byte 0x07", 1)),
-        ("length", (Later, vec![Fault::prefix((4 << 20) + 1)], "a message of 4194305 bytes, the limit is 4194304", 1)),
+        (
+            "length",
+            (Later, vec![Fault::prefix((16 << 20) + 1)], "a message of 16777217 bytes, the limit is 4194304", 1),
+        ),
         ("longest length", (First, vec![Fault::prefix(u32::MAX)], "a message of 4294967295 bytes", 1)),
         ("half", (Later, vec![Fault::prefix(100), status(0, "")], "the server sent a message that ends early", 1)),
         ("end", (Later, vec![status(0, "")], "the server ended the stream", 0)),

@@ -1,0 +1,97 @@
+//! From a message to a command, or to what is wrong with it and whom that concerns.
+
+use std::mem;
+
+use elklet_core::command::Command;
+use elklet_core::grpc::{BadMessage, GrpcMessage, MessageReader, PREFIX};
+use elklet_core::limits::{MAX_COMMAND_BYTES, MAX_OVERSIZED_COMMAND_BYTES};
+use elklet_core::oversized::TokenFinder;
+
+use super::snappy::{self, Pieces};
+use super::transfer::content;
+
+/// A message that is no command, or one that is too long.
+#[derive(Debug)]
+pub(crate) struct BadCommand {
+    /// Completes the sentence "the server sent ...".
+    pub(crate) what: String,
+    /// The token of the task in it, where that can be told.
+    pub(crate) token: Option<String>,
+}
+
+/// Takes the stream of DATA apart into commands.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    reader: MessageReader,
+    encoding: Option<Vec<u8>>,
+    /// What is looked for in a message that is too long.
+    search: Search,
+}
+
+impl Incoming {
+    /// At the start of a stream whose messages are compressed in this way, if at all.
+    pub(super) fn new(encoding: Option<Vec<u8>>) -> Self {
+        Self { reader: MessageReader::new(MAX_COMMAND_BYTES), encoding, search: Search::default() }
+    }
+
+    /// The next command with the bytes that it took, and moves `input` past it. `None` means that `input` is used up.
+    ///
+    /// # Errors
+    /// When the stream cannot be understood any more.
+    #[expect(clippy::type_complexity, reason = "the parts of one event")]
+    pub(super) fn next(
+        &mut self,
+        input: &mut &[u8],
+    ) -> Result<Option<(usize, Result<Command, BadCommand>)>, BadMessage> {
+        match self.reader.next(input) {
+            Ok(message) => Ok(message.map(|message| (PREFIX + message.bytes.len(), self.decode(message)))),
+            Err(bad @ BadMessage::TooLong { length, .. }) if length <= MAX_OVERSIZED_COMMAND_BYTES => {
+                let is_compressed = self.reader.skips_compressed();
+                let (piece, is_last) = self.reader.skip(input);
+                self.search.take(piece, is_compressed);
+                let token = is_last.then(|| mem::take(&mut self.search).finder.token());
+                Ok(token.map(|token| (PREFIX + length, Err(BadCommand { what: bad.to_string(), token }))))
+            }
+            Err(bad) => Err(bad),
+        }
+    }
+
+    /// Whether the stream may end here.
+    pub(super) fn is_between_messages(&self) -> bool {
+        self.reader.is_between_messages()
+    }
+
+    fn decode(&self, message: GrpcMessage) -> Result<Command, BadCommand> {
+        let bad = |what: String, token| BadCommand { what, token };
+        if let (true, Some(b"snappy")) = (message.compressed, self.encoding.as_deref()) {
+            let bytes = snappy::decompress(&message.bytes, MAX_COMMAND_BYTES).map_err(|error| {
+                // What decompresses to too much is read past as well.
+                let mut search = Search::default();
+                search.take(&message.bytes, true);
+                let what = format!("a compressed message of {} bytes: {error}", message.bytes.len());
+                bad(what, search.finder.token())
+            })?;
+            return Command::decode(&bytes).map_err(|error| bad(error.to_string(), None));
+        }
+        let bytes = content(message, self.encoding.as_deref()).map_err(|what| bad(what, None))?;
+        Command::decode(&bytes).map_err(|error| bad(error.to_string(), None))
+    }
+}
+
+/// Looks for the token in a command that is read past.
+#[derive(Debug, Default)]
+struct Search {
+    frames: Pieces,
+    finder: TokenFinder,
+}
+
+impl Search {
+    fn take(&mut self, piece: &[u8], is_compressed: bool) {
+        let Self { frames, finder } = self;
+        if is_compressed {
+            frames.take(piece, |content| finder.take(content));
+        } else {
+            finder.take(piece);
+        }
+    }
+}
