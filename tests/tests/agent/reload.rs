@@ -150,7 +150,7 @@ fn a_wrong_file_changes_nothing_and_is_told_with_its_place() {
     let filed = Filed::start(&site, site.setup(), site.certs(), &good);
     let agent = &filed.agent;
     for (text, says) in [
-        (format!("{good}[log]\nloud = true\n"), "elklet.toml:6: log.loud: unknown field `loud`"),
+        (format!("{good}[log]\nloud = true\n"), "elklet.toml:6: log.loud: unknown key `loud`"),
         (format!("{good}[buffer]\narena_kib = 7\n"), "elklet.toml:6: buffer.arena_kib: 7 is out of bounds"),
         ("[server]\nprivate = []\n".to_owned(), "no server: name one"),
         ("[server\n".to_owned(), "elklet.toml:2: "),

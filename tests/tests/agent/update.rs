@@ -272,7 +272,7 @@ fn a_version_that_cannot_run_here_is_taken_back_at_once() {
     site.wait_connected(&agent);
     site.configure(&agent, &[web.offer(NEXT_VERSION, version_that(&does))]);
     wait_until("return", || agent.stderr().contains("version 9.9.9 is taken back, 0.1.0 comes again: it cannot run: "));
-    assert!(agent.stderr().contains("bad.toml:1: later: unknown field"), "{}", agent.stderr());
+    assert!(agent.stderr().contains("bad.toml:1: later: unknown key"), "{}", agent.stderr());
     // This new version had other arguments, which the previous one has now as well; the service manager knows the right ones.
     assert_eq!(agent.wait_for_exit().code(), Some(2));
     let agent = agent.kill().start();
