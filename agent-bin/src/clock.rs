@@ -20,6 +20,11 @@ impl Clock {
         Millis(u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
+    /// How long it is until a moment; nothing if it has passed.
+    pub(crate) fn until(self, moment: Millis) -> Duration {
+        self.instant(moment).saturating_duration_since(Instant::now())
+    }
+
     /// The moment as tokio's timers take it.
     pub(crate) fn instant(self, moment: Millis) -> Instant {
         self.origin.checked_add(Duration::from_millis(moment.0)).unwrap_or(self.origin)

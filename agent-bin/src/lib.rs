@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test that cannot start a thread may as well fail"))]
 
 mod agent;
+mod alarm;
 mod blocking;
 mod children;
 mod cli;

@@ -18,7 +18,7 @@
 use alloc::collections::VecDeque;
 
 use crate::backoff::{Backoff, RECONNECT_SPREAD_MS};
-use crate::limits::MAX_PING_INTERVAL_MS;
+use crate::limits::{MAX_PING_INTERVAL_MS, PING_INTERVAL_MS};
 use crate::time::Millis;
 
 /// A stream that lived as long as this was a success: the next round waits for the agent's turn and begins with the first
@@ -35,9 +35,9 @@ pub const CONNECT_TIMEOUT_MS: u64 = 15_000;
 pub const OPEN_TIMEOUT_MS: u64 = 10_000;
 
 /// A PING goes out when the last answer to one is this old, unless configured otherwise. Balancers and NATs forget a connection
-/// on which nothing has passed for a while, some after 30 s already. Only a PING passes in both directions, so that other traffic
-/// does not put it off. AgentCenter tolerates one in 5 s.
-pub const KEEPALIVE_MS: u64 = 25_000;
+/// on which nothing has passed for a while, seldom before 50 s are over. Only a PING passes in both directions, so that other traffic
+/// does not put it off. Every second one goes out with a heartbeat. AgentCenter tolerates one in 5 s.
+pub const KEEPALIVE_MS: u64 = 30_000;
 
 /// A PING without an answer for this long ends the connection.
 pub const PONG_TIMEOUT_MS: u64 = 10_000;
@@ -258,6 +258,15 @@ impl Session {
         if let State::Streaming { liveness: liveness @ Liveness::Heard(_), .. } = &mut self.state {
             *liveness = Liveness::Pinged { deadline: now + PONG_TIMEOUT_MS };
             self.actions.push_back(Action::Ping);
+        }
+    }
+
+    /// Something is about to be sent anyway. A keepalive that is due before long goes along, which spares an idle host a wake-up
+    /// of its own for it.
+    pub fn handle_sending(&mut self, now: Millis) {
+        let soon = PING_INTERVAL_MS.max(self.keepalive_ms / 4 * 3);
+        if matches!(self.state, State::Streaming { liveness: Liveness::Heard(at), .. } if at + soon <= now) {
+            self.handle_ping_wanted(now);
         }
     }
 
@@ -646,6 +655,19 @@ mod tests {
             [Action::Abandon { attempt, reason: Abandoned::TimedOut("the answer to a ping") }]
         );
         assert!(session.waits_until().is_some());
+    }
+
+    #[test]
+    fn a_keepalive_that_is_due_soon_goes_along_with_what_is_sent() {
+        let mut session = Session::new(ONE_PRIVATE, Timing { keepalive_ms: 8_000, ..Timing::default() }, 7);
+        let attempt = streaming(&mut session, Millis(0));
+        session.handle_sending(Millis(PING_INTERVAL_MS - 1));
+        assert_eq!(actions(&mut session), [], "AgentCenter would find it too frequent");
+        session.handle_sending(Millis(PING_INTERVAL_MS));
+        session.handle_sending(Millis(PING_INTERVAL_MS));
+        assert_eq!(actions(&mut session), [Action::Ping], "one at a time is out");
+        session.handle_pong(attempt, Millis(PING_INTERVAL_MS + 5));
+        assert_eq!(session.poll_timeout(), Some(Millis(PING_INTERVAL_MS + 5 + 8_000)));
     }
 
     #[test]

@@ -14,7 +14,6 @@ mod update;
 mod watch;
 
 use std::fmt;
-use std::future::pending;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 use std::time::Duration;
@@ -28,13 +27,13 @@ use elklet_core::update::Trial;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
 
 use self::beat::{Beat, NetCounters};
 use self::delivery::{Delivery, SpoolEvent};
 use self::ending::Ending;
 use self::plugins::{PluginEvent, Plugins};
 use self::watch::Watch;
+use crate::alarm::Alarm;
 use crate::clock::Clock;
 use crate::config::{Address, Environment, Flags, Settings};
 use crate::host::{AgentId, HostRoot, agent_id};
@@ -148,6 +147,7 @@ fn with_kept_plugins(mut dispatch: Dispatch, workdir: &Path, now: Millis) -> Dis
 
 struct Agent {
     clock: Clock,
+    alarm: Alarm,
     session: Session,
     dispatch: Dispatch,
     delivery: Delivery,
@@ -194,6 +194,7 @@ struct Agent {
 impl Agent {
     fn new(flags: Flags, environment: Environment, settings: Settings, is_on_trial: bool) -> Result<Self, Failure> {
         let clock = Clock::start();
+        let alarm = Alarm::new(clock).map_err(|error| Failure::System(format!("the timer cannot be made: {error}")))?;
         let AgentId { id, source, not_stored } =
             agent_id(&HostRoot::live(), &settings.workdir, settings.agent_id.as_deref())
                 .map_err(|error| Failure::Settings(error.to_string()))?;
@@ -218,6 +219,7 @@ impl Agent {
         let tls = certificates.tls().clone();
         let mut agent = Self {
             clock,
+            alarm,
             session: Session::new(reload::endpoints(&settings.server), settings.server.timing(), seed),
             dispatch: with_kept_plugins(Dispatch::new(version().to_owned()), &settings.workdir, clock.now()),
             delivery,
@@ -271,13 +273,7 @@ impl Agent {
             if self.ending == Ending::Done {
                 return Ok(self.after);
             }
-            let timeout = self.poll_timeout().map(|moment| Instant::from_std(self.clock.instant(moment)));
-            let wait = async {
-                match timeout {
-                    Some(moment) => sleep_until(moment).await,
-                    None => pending().await,
-                }
-            };
+            self.alarm.set(self.poll_timeout());
             tokio::select! {
                 Some(event) = self.net_events.recv() => self.handle_net(event),
                 Some(event) = self.plugin_events.recv() => self.handle_plugin(event),
@@ -293,7 +289,7 @@ impl Agent {
                 _ = interrupt.recv() => self.handle_signal("SIGINT"),
                 _ = hangup.recv() => self.reload(),
                 _ = child.recv() => children::reap(),
-                () = wait => {}
+                () = self.alarm.rung() => {}
             }
         }
     }
@@ -306,6 +302,9 @@ impl Agent {
         self.plugins.handle_timeout(now);
         if self.delivery.wants_ping(now) {
             self.session.handle_ping_wanted(now);
+        }
+        if self.beat_is_due(now) {
+            self.session.handle_sending(now);
         }
         loop {
             if let Some(action) = self.session.poll_action() {
@@ -321,7 +320,7 @@ impl Agent {
         self.advance_trial(now);
         self.advance_ending(now);
         self.report_errors();
-        if self.session.streaming_to().is_some() && self.beat_at.is_some_and(|moment| moment <= now) {
+        if self.beat_is_due(now) {
             self.beat(now);
         }
         self.deliver(now);
@@ -333,6 +332,10 @@ impl Agent {
         // While plugins end, what they still write waits for company as always.
         let all = !matches!(self.ending, Ending::No | Ending::Plugins { .. });
         self.delivery.advance(transfer, &self.pump, now, all);
+    }
+
+    fn beat_is_due(&self, now: Millis) -> bool {
+        self.session.streaming_to().is_some() && self.beat_at.is_some_and(|moment| moment <= now)
     }
 
     fn beat(&mut self, now: Millis) {
