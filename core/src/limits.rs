@@ -285,7 +285,7 @@ pub const MAX_REPORTS_WAITING: usize = 64;
 /// Addresses of one name that are tried at most. With a quarter of a second between them, all have begun after 2.3 s.
 pub const MAX_ADDRESSES: usize = 10;
 
-/// Questions for addresses that are being asked at most, each by a thread: two for each of [`MAX_PREPARATIONS`] downloads, the
+/// Questions for addresses that are being asked at most, each by a thread: two for each of [`MAX_DOWNLOADS`] downloads, the
 /// stream, an upload and service discovery, and as many that a resolver has left without an answer.
 pub const MAX_LOOKUPS: usize = 32;
 

@@ -115,8 +115,12 @@ async fn examine(flags: &Flags, report: &mut Report) -> io::Result<()> {
     let server = &settings.server;
     let (servers, hosts) = (server.private.len() + server.public.len(), server.discovery.len());
     let found = format!("servers: {servers}, service discovery hosts: {hosts}");
-    let found = [found].into_iter().chain(settings.warnings.iter().cloned()).collect::<Vec<_>>();
-    report.ok(None, "configuration", found.join("; "))?;
+    if settings.warnings.is_empty() {
+        report.ok(None, "configuration", found)?;
+    } else {
+        let advice = "what is not understood is passed over: mend it, or take it away";
+        report.warned(None, "configuration", settings.warnings.join("; "), advice)?;
+    }
     work_directory(&settings.workdir, report)?;
     let id = match find_id(&HostRoot::live(), &settings.workdir, settings.agent_id.as_deref()) {
         Ok((id, source)) => {

@@ -22,6 +22,7 @@ use elklet_core::limits::{
     MAX_LAST_WORDS_BYTES, STDERR_BURST_BYTES, STDERR_BYTES_PER_SECOND, STDERR_FILE_BYTES, STDERR_LOG_BURST_BYTES,
     STDERR_LOG_BYTES_PER_SECOND,
 };
+use elklet_core::printable::Printable;
 use elklet_core::time::Millis;
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::oneshot;
@@ -232,7 +233,7 @@ impl Stderr {
 
     fn log(&self, text: &[u8]) {
         for line in String::from_utf8_lossy(text).lines().filter(|line| !line.trim().is_empty()) {
-            log::info!("plugin {} says: {}", self.name, printable(line));
+            log::info!("plugin {} says: {line}", self.name);
         }
     }
 }
@@ -322,20 +323,11 @@ fn last_words(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
-    printable(&last.join(" | "))
+    Printable(last.join(" | ")).to_string()
 }
 
 /// Lines that are told of a plugin that has died.
 const LAST_LINES: usize = 4;
-
-/// Text with nothing in it that a terminal would obey, or that changes the direction of what stands around it.
-fn printable(text: &str) -> String {
-    let is_harmful = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().map(|c| if is_harmful(c) { '?' } else { c }).collect()
-}
 
 #[cfg(test)]
 mod tests {
@@ -380,7 +372,10 @@ mod tests {
     #[test]
     fn last_words_are_the_last_lines_and_harmless() {
         let text = "a line\n\nthread 'main' panicked\n\u{1b}[2Jat\u{9b}x\r\n\u{202e}gnp\n  caused by\n";
-        assert_eq!(last_words(text.as_bytes()), "thread 'main' panicked | ?[2Jat?x | ?gnp | caused by");
+        assert_eq!(
+            last_words(text.as_bytes()),
+            "thread 'main' panicked | \u{fffd}[2Jat\u{fffd}x | \u{fffd}gnp | caused by"
+        );
         assert_eq!(last_words(b""), "");
     }
 }

@@ -24,7 +24,8 @@ const FRACTIONS: &str =
 
 /// Elklet's own counters beside them, in the agent's.
 const COUNTERS: &str = "records records_replayed streams connect_failures tls_failures bad_commands protocol_errors refused_tasks \
-    lost_poison own_records_lost log_lines_lost frames_too_long frames_invalid frames_truncated records_refused_type records_refused_payload frame_bytes_skipped \
+    starts_refused lost_poison own_records_lost log_lines_lost frames_too_long frames_invalid frames_truncated \
+    records_refused_type records_refused_payload frame_bytes_skipped \
     records_without_payload records_without_timestamp";
 
 #[test]
