@@ -2,7 +2,7 @@
 
 use crate::load::{RATE, assert_whole_at, start_at};
 use elklet_tests::center::{Fault, Pace, Status};
-use elklet_tests::harness::{Agent, AgentRecords, Site, holds_within};
+use elklet_tests::harness::{Agent, AgentRecords, Site, holds_within, wait_until};
 use h2::Reason;
 use http::StatusCode;
 use std::net::TcpListener;
@@ -108,6 +108,8 @@ fn a_server_that_takes_connections_and_never_answers() {
     let options = site.stop();
     // The first server refuses, the second hangs for the 15 s that TLS may take.
     agent.wait_for_log("no answer in time: TCP and TLS");
+    let behind_it = || agent.log().split("no answer in time").nth(1).map(str::to_owned).unwrap_or_default();
+    wait_until("a word on when it tries again", || behind_it().contains("the next attempt is in "));
     site.start(options);
     assert_whole_at(&site, &agent, "15 s at a server that never answers", 25, 1);
 }
