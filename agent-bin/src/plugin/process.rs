@@ -16,6 +16,8 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::ptr;
 use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
 
 use elklet_core::command::PluginConfig;
 use elklet_core::time::Millis;
@@ -37,6 +39,10 @@ const URGENT: RawFd = 5;
 /// Bytes that the kernel keeps of records: a burst goes in without a switch to the agent for each 64 KiB, which is what a
 /// pipe holds otherwise. It takes the memory when it is full only.
 const RECORDS_PIPE_BYTES: usize = 256 << 10;
+
+/// How often and how long the net thread waits for whoever has an executable open for writing: twenty milliseconds in all.
+const BUSY_RETRIES: u32 = 10;
+const BUSY_PAUSE: Duration = Duration::from_millis(2);
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -84,7 +90,7 @@ pub(crate) fn spawn(
 ) -> io::Result<Spawned> {
     let confining = Arc::new(confiner.confine(&config.name)?);
     let started = prepared.install().and_then(|()| {
-        start(&prepared.executable, config, mark, &confining).inspect_err(|_| {
+        start_patiently(&prepared.executable, config, mark, &confining).inspect_err(|_| {
             if let Err(error) = prepared.put_back() {
                 log::error!("plugin {}: what was there before cannot be put back: {error}", config.name);
             }
@@ -101,6 +107,23 @@ pub(crate) fn spawn(
             Err(error)
         }
     }
+}
+
+/// Starts a plugin although its executable may be open for writing for a moment longer: what another thread writes is inherited by
+/// whatever is forked meanwhile, and closed there only as the last step of exec, after the start has been reported.
+fn start_patiently(
+    executable: &Executable,
+    config: &PluginConfig,
+    mark: &Mark,
+    confining: &Arc<Confining>,
+) -> io::Result<Spawned> {
+    for _ in 0..BUSY_RETRIES {
+        match start(executable, config, mark, confining) {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => thread::sleep(BUSY_PAUSE),
+            other => return other,
+        }
+    }
+    start(executable, config, mark, confining)
 }
 
 fn start(
