@@ -1,4 +1,4 @@
-//! HTTP/1.1, one request a connection: enough to ask the center something.
+//! HTTP/1.0, one request a connection: enough to ask the center something. No server may answer in chunks then.
 
 use serde_json::Value;
 use std::io::{self, Read, Write};
@@ -41,7 +41,7 @@ fn try_request(
     let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let length = body.len();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: center\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
+        "{method} {path} HTTP/1.0\r\nhost: center\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
     );
     tcp.write_all(head.as_bytes())?;
     tcp.write_all(body.as_bytes())?;
