@@ -234,9 +234,15 @@ impl FrameDecoder {
 }
 
 /// The record that a frame's body is, if a plugin may send it.
+#[inline]
 fn check(body: &[u8]) -> Result<Record<'_>, BadFrame> {
-    let record = Record::parse(body).map_err(|why| BadFrame::Invalid { length: body.len(), why })?;
-    record.refusal().map_or(Ok(record), |why| Err(BadFrame::Refused(why)))
+    match Record::parse(body) {
+        Ok(record) => match record.refusal() {
+            None => Ok(record),
+            Some(why) => Err(BadFrame::Refused(why)),
+        },
+        Err(why) => Err(BadFrame::Invalid { length: body.len(), why }),
+    }
 }
 
 impl Tally {

@@ -78,6 +78,7 @@ impl<'a> Record<'a> {
 
     /// Why a plugin may not send this record, if it may not. Most records are judged by their data type alone.
     #[must_use]
+    #[inline]
     pub fn refusal(&self) -> Option<Refusal> {
         let data_type = self.data_type;
         match data_type {
