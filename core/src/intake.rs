@@ -156,7 +156,8 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Intake<B> {
         Self { filling: buffers, full: false, ripe: false }
     }
 
-    /// Appends a plugin's record. An urgent one that finds no room in its lane travels with the bulk.
+    /// Appends a plugin's record. An urgent one that finds no room in its lane travels with the bulk, where later urgent ones may
+    /// overtake it.
     ///
     /// # Errors
     /// When there is no room: whoever wrote the record is to wait until [`Intake::swap`] says that there is.

@@ -6,9 +6,11 @@ use elklet_tests::harness::{Agent, Setup, Site, types, wait_until};
 /// Bytes of padding of a record that is close to 4 MiB.
 const LARGE: usize = (4 << 20) - 100;
 
-/// Bytes that an agent may keep of the 32 MiB that have gone through it. The C library of development builds gives memory back
-/// late; the static one does so at once.
+/// Bytes that an agent may keep of the 32 MiB that have gone through it.
 const KEPT: u64 = 20 << 20;
+
+/// Has glibc, which development builds are linked with, give large blocks back at once, as musl does in what ships.
+const GIVES_BACK: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "131072");
 
 fn started(site: &Site, setup: Setup, script: &str) -> Agent {
     site.center().set_configs(Some(vec![setup.workdir().install("probe", PLUGIN, script)]));
@@ -28,17 +30,20 @@ fn records_of_4_mib_arrive_on_both_lanes_and_their_memory_is_given_back() {
     let script = format!(
         "hello deaf=go run=bulk n=50 size={LARGE} n=5 size=10 n=50 urgent run=urgent n=20 size={LARGE} n=3 size=10 n=20 bulk run=end n=10"
     );
-    let agent = started(&site, site.eager(), &script);
+    let setup = site.eager().variable(GIVES_BACK.0, GIVES_BACK.1);
+    let agent = started(&site, setup, &script);
     let idle = agent.rss();
     go(&agent);
+    // What is too long for the urgent lane travels with the bulk, so that shorter urgent ones behind it may overtake it.
     let expected = [("bulk", 105), ("urgent", 43), ("end", 10)];
     site.wait_records("all records", &agent, |records| {
-        expected.iter().all(|(run, count)| records.run(run).received >= *count)
+        expected.iter().all(|(run, count)| records.run(run).received + records.run(run).misplaced >= *count)
     });
     site.records(&agent, |records| {
-        for (run, count) in expected {
+        for (run, count) in [expected[0], expected[2]] {
             assert!(records.run(run).is_whole(count), "{run}: {:?}", records.run(run));
         }
+        assert_eq!(records.run("urgent").repeated, 0);
     });
     // What was confirmed a moment ago is let go of when something happens.
     wait_until("memory that is given back", || {
