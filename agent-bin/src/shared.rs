@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use elklet_core::intake::{Buffers, Intake, Wake};
 use elklet_core::limits::URGENT_ARENA_BYTES;
+use elklet_core::record::intake::{Buffers, Intake, Wake};
 use tokio::sync::Notify;
 
 /// A pair of record buffers with arenas of their own.

@@ -1,13 +1,15 @@
 //! What Elklet decides, without doing any of it.
 //!
-//! This crate holds the fixed record buffer, every byte format that the agent reads or writes, and the two state machines
-//! that drive it: [`session`] (where to connect and when) and [`dispatch`] (what the server's commands come to). It has no
-//! clock, no thread and no IO, and builds for a bare target. The shell (package `elklet`) tells it what happened and what
-//! time it is, and carries out the [`session::Action`]s and [`dispatch::Action`]s that it answers with.
+//! This crate has no clock, no thread and no IO, and builds for a bare target. The shell (package `elklet`) tells it what happened
+//! and what time it is, and carries out the actions that it answers with.
 //!
-//! The way of a record: a plugin's bytes go through [`frame::FrameDecoder`], which checks them as a [`record::Record`];
-//! [`intake::Intake`] appends the record to a [`buffer::RecordBuffer`], whose bytes are already those of a `PackagedData`
-//! message; with the [`envelope::Envelope`] behind them they are a batch.
+//! - [`record`]: the fixed record buffer, and every byte of a record's way from a plugin's pipe to a batch.
+//! - [`command`]: what a server asks of the agent, checked once.
+//! - [`dispatch`]: the state machine between commands and plugins.
+//! - [`link`]: the state machine of the connection, and what is said on it.
+//! - [`delivery`]: what waits for the server until it is known to have it, in memory and on disk.
+//! - [`update`], [`reports`], [`flood`]: the agent's own update, its reports to the server, and the bounds of its log.
+//! - [`limits`]: every capacity, with its reason.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -16,28 +18,15 @@ extern crate alloc;
 #[cfg(test)]
 extern crate self as elklet_core;
 
-pub mod backoff;
-pub mod buffer;
 pub mod command;
 pub mod delivery;
 pub mod dispatch;
-pub mod envelope;
 pub mod flood;
-pub mod frame;
-pub mod grpc;
-pub mod intake;
 pub mod limits;
-pub mod losses;
-pub mod manifest;
-pub mod oversized;
+pub mod link;
 pub mod printable;
-pub mod proxy;
-pub mod race;
 pub mod record;
 pub mod reports;
-pub mod session;
 pub mod similar;
 pub mod time;
 pub mod update;
-pub mod wire;
-pub mod x509;

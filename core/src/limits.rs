@@ -128,8 +128,8 @@ pub const TRIAL_MS: u64 = 1_000;
 pub const CAREFUL_GAP_MS: u64 = 200;
 
 /// Milliseconds that a stream has to live before it is tried with a suspected batch: what others have is taken first, and the
-/// stream counts as stable by then (see [`STABLE_MS`](crate::session::STABLE_MS)), so that the agent is soon back.
-pub const PROBE_AFTER_MS: u64 = crate::session::STABLE_MS + 500;
+/// stream counts as stable by then (see [`STABLE_MS`](crate::link::session::STABLE_MS)), so that the agent is soon back.
+pub const PROBE_AFTER_MS: u64 = crate::link::session::STABLE_MS + 500;
 
 /// Trials in a row that a single record has to end before it is given up.
 pub const POISON_STRIKES: u32 = 3;

@@ -7,11 +7,11 @@
 use std::mem;
 
 use arbitrary::Arbitrary;
-use elklet_core::buffer::{Full, RecordBuffer};
-use elklet_core::envelope::{Envelope, Sender};
-use elklet_core::intake::{Buffers, Due, Intake, Lane, Origin, Wake};
 use elklet_core::limits::{SLOTS, URGENT_SLOTS};
-use elklet_core::manifest::Source;
+use elklet_core::record::buffer::{Full, RecordBuffer};
+use elklet_core::record::envelope::{Envelope, Sender};
+use elklet_core::record::intake::{Buffers, Due, Intake, Lane, Origin, Wake};
+use elklet_core::record::manifest::Source;
 use elklet_core::record::{OwnRecord, Record};
 use elklet_proto::grpc::{EncodedRecord, PackagedData};
 use libfuzzer_sys::fuzz_target;

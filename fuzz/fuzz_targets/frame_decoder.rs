@@ -4,7 +4,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use elklet_core::frame::{BadFrame, FrameDecoder, Tally};
+use elklet_core::record::frame::{BadFrame, FrameDecoder, Tally};
 use elklet_core::record::{Record, Refusal};
 use elklet_fuzz::{heap, stream::pieces};
 use elklet_proto::grpc::EncodedRecord;

@@ -4,8 +4,8 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use elklet_core::grpc::{BadMessage, GrpcMessage, MessageReader, PREFIX, Status, prefix};
 use elklet_core::limits::MAX_STATUS_MESSAGE_BYTES;
+use elklet_core::link::grpc::{BadMessage, GrpcMessage, MessageReader, PREFIX, Status, prefix};
 use elklet_fuzz::{heap, stream::pieces};
 use libfuzzer_sys::fuzz_target;
 

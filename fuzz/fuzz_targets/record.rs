@@ -4,8 +4,8 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
+use elklet_core::record::wire::Malformed;
 use elklet_core::record::{InvalidRecord, OwnRecord, Record};
-use elklet_core::wire::Malformed;
 use elklet_proto::grpc::{EncodedRecord, Payload};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;

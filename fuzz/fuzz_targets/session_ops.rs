@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 
 use arbitrary::Arbitrary;
-use elklet_core::backoff::BACKOFF_CAP_MS;
-use elklet_core::session::{
+use elklet_core::link::backoff::BACKOFF_CAP_MS;
+use elklet_core::link::session::{
     Abandoned, Action, Attempt, DRAIN_TIMEOUT_MS, Endpoints, PONG_TIMEOUT_MS, STABLE_MS, Session, Target, Timing,
 };
 use elklet_core::time::Millis;

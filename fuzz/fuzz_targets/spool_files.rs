@@ -10,7 +10,7 @@ use arbitrary::Arbitrary;
 use elklet_agent::Store;
 use elklet_core::delivery::spool::format::{SEGMENT_HEAD_BYTES, batch_head, segment_head};
 use elklet_core::delivery::spool::{Done, Found, Op, Place, Write};
-use elklet_core::manifest::{Row, Source, Sources};
+use elklet_core::record::manifest::{Row, Source, Sources};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]

@@ -8,11 +8,11 @@ use std::path::{Component, Path};
 
 use elklet_core::command::{Command, PluginConfig, PluginName};
 use elklet_core::dispatch::{Action, Dispatch, Preparation, Report};
-use elklet_core::frame::task_frame;
 use elklet_core::limits::{
     MAX_PLUGIN_NAME_BYTES, MAX_PLUGINS, MAX_PLUGINS_KNOWN, MAX_REPORT_CHARS, MAX_STATE_DETAILS, MAX_TASK_BYTES,
     MAX_TOKEN_BYTES,
 };
+use elklet_core::record::frame::task_frame;
 use elklet_core::time::Millis;
 use elklet_proto::grpc::Task;
 use prost::Message;

@@ -1,7 +1,7 @@
 //! Heartbeats: what the agent says of itself and its plugins once a minute, and first on every stream.
 
 use elklet_core::dispatch::Dispatch;
-use elklet_core::envelope::Sender;
+use elklet_core::record::envelope::Sender;
 use elklet_core::record::{AGENT_HEARTBEAT, PLUGIN_HEARTBEAT};
 use elklet_core::time::Millis;
 

@@ -2,8 +2,8 @@
 //! under the same names.
 
 use elklet_core::delivery::Counters;
-use elklet_core::frame::Tally;
-use elklet_core::losses::{Cause, Losses};
+use elklet_core::delivery::losses::{Cause, Losses};
+use elklet_core::record::frame::Tally;
 
 use super::beat::NetCounters;
 use super::plugins::Plugins;

@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 use elklet_core::delivery::{Batch, Kind};
-use elklet_core::grpc::PREFIX;
 use elklet_core::limits::MAX_BATCH_BYTES;
-use elklet_core::manifest::{Manifest, Row, Source};
+use elklet_core::link::grpc::PREFIX;
+use elklet_core::record::manifest::{Manifest, Row, Source};
+use elklet_core::record::wire::{Value, take_field};
 use elklet_core::record::{Record, Refusal};
-use elklet_core::wire::{Value, take_field};
 
 use super::delivery::batch;
 use crate::net::{Compressor, decompress};
@@ -87,8 +87,8 @@ fn row(whole: &Batch<Bytes>, body: &[u8]) -> Row {
 
 #[cfg(test)]
 mod tests {
-    use elklet_core::buffer::RecordBuffer;
     use elklet_core::record::OwnRecord;
+    use elklet_core::record::buffer::RecordBuffer;
     use elklet_proto::grpc::PackagedData;
     use prost::Message;
 

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use elklet_core::buffer::RecordBuffer;
 use elklet_core::command::PluginName;
+use elklet_core::delivery::losses::{Cause, Losses};
 use elklet_core::delivery::spool::{Done, Op};
 use elklet_core::delivery::{Batch, Bounds, Counters, Kind, Outbox, Unconfirmed};
-use elklet_core::envelope::{Envelope, Sender};
 use elklet_core::limits::{FLUSH_INTERVAL_MS, LEDGER_BYTES, LEDGER_WAIT_MS, MAX_PLUGINS, OFFLINE_FLUSH_INTERVAL_MS};
-use elklet_core::losses::{Cause, Losses};
-use elklet_core::manifest::{Row, Source, Sources};
+use elklet_core::record::buffer::RecordBuffer;
+use elklet_core::record::envelope::{Envelope, Sender};
+use elklet_core::record::manifest::{Row, Source, Sources};
 use elklet_core::record::{LOSS, OwnRecord};
 use elklet_core::time::Millis;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
@@ -405,7 +405,7 @@ impl Delivery {
 
     /// Whether the intake is to be emptied onto a stream that has room.
     fn is_due(&mut self, now: Millis, all: bool) -> bool {
-        use elklet_core::intake::Due;
+        use elklet_core::record::intake::Due;
         let due = self.intake.lock().due();
         if due == Due::Nothing {
             self.waiting_since = None;

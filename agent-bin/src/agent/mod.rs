@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use elklet_core::command::PluginName;
 use elklet_core::dispatch::{self, Dispatch};
-use elklet_core::intake::Origin;
-use elklet_core::session::{Attempt, Session};
+use elklet_core::link::session::{Attempt, Session};
+use elklet_core::record::intake::Origin;
 use elklet_core::time::Millis;
 use elklet_core::update::Trial;
 use tokio::runtime;

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use elklet_core::command::{PluginConfig, PluginName};
+use elklet_core::delivery::losses::Cause;
 use elklet_core::dispatch::{Dispatch, Preparation};
-use elklet_core::frame::{self, Tally};
-use elklet_core::intake::Origin;
 use elklet_core::limits::{MAX_DOWNLOADS, MAX_VERIFICATIONS};
-use elklet_core::losses::Cause;
+use elklet_core::record::frame::{self, Tally};
+use elklet_core::record::intake::Origin;
 use elklet_core::time::Millis;
 use elklet_proto::grpc::Task;
 use rustix::process::{Pid, Signal};

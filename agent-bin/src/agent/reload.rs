@@ -3,7 +3,7 @@
 //! Settings that cannot be read change nothing, and so do certificates. A stream that the new settings do not lead to, or
 //! that was opened with other certificates, ends in order before the next one is opened: the plugins' records wait for that.
 
-use elklet_core::session::{Endpoints, Target};
+use elklet_core::link::session::{Endpoints, Target};
 use elklet_core::time::Millis;
 
 use super::Agent;

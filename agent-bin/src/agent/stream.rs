@@ -1,8 +1,8 @@
 //! The way to a server: attempts, the stream that one of them becomes, and what comes on it.
 
 use elklet_core::command::Command;
-use elklet_core::grpc::Status;
-use elklet_core::session::{Abandoned, Action, Attempt, Target};
+use elklet_core::link::grpc::Status;
+use elklet_core::link::session::{Abandoned, Action, Attempt, Target};
 use elklet_core::time::Millis;
 use elklet_core::update::Trial;
 

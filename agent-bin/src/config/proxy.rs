@@ -1,6 +1,6 @@
 //! `[proxy]`, and the environment's proxies: the way to servers that are not reached directly.
 
-use elklet_core::proxy::{Credentials, Exceptions, Kind};
+use elklet_core::link::proxy::{Credentials, Exceptions, Kind};
 use serde::Deserialize;
 
 use super::server::Address;

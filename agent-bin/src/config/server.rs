@@ -6,9 +6,9 @@ use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use elklet_core::backoff::RECONNECT_SPREAD_MS;
 use elklet_core::command::Sha256;
-use elklet_core::session::{KEEPALIVE_MS, Timing};
+use elklet_core::link::backoff::RECONNECT_SPREAD_MS;
+use elklet_core::link::session::{KEEPALIVE_MS, Timing};
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
 

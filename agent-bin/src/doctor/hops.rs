@@ -4,8 +4,8 @@ use std::io;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use elklet_core::grpc::Status;
-use elklet_core::session::{CONNECT_TIMEOUT_MS, DRAIN_TIMEOUT_MS};
+use elklet_core::link::grpc::Status;
+use elklet_core::link::session::{CONNECT_TIMEOUT_MS, DRAIN_TIMEOUT_MS};
 use rustls::{AlertDescription, CertificateError};
 
 use super::visit::{Outcome, Reached};

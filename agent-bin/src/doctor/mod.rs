@@ -14,8 +14,8 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use elklet_core::envelope::{Envelope, Sender};
 use elklet_core::printable::{Printable, PrintableJson};
+use elklet_core::record::envelope::{Envelope, Sender};
 use rustix::fs::{Access, access, statvfs};
 use rustix::process::geteuid;
 use serde::Serialize;

@@ -1,7 +1,7 @@
 //! One attempt to reach a server, as the agent makes it, which ends in order as soon as the stream is open.
 
 use bytes::Bytes;
-use elklet_core::session::{Action, Endpoints, Session, Timing};
+use elklet_core::link::session::{Action, Endpoints, Session, Timing};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 

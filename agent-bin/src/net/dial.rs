@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use elklet_core::race::Race;
+use elklet_core::link::race::Race;
 use rustix::net::sockopt;
 use tokio::net::TcpStream;
 use tokio::runtime;

@@ -6,7 +6,7 @@
 use std::io::Read;
 use std::time::Duration;
 
-use elklet_core::session::RESOLVE_TIMEOUT_MS;
+use elklet_core::link::session::RESOLVE_TIMEOUT_MS;
 use serde::Deserialize;
 use ureq::http::header;
 

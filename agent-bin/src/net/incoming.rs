@@ -3,9 +3,9 @@
 use std::mem;
 
 use elklet_core::command::Command;
-use elklet_core::grpc::{BadMessage, GrpcMessage, MessageReader, PREFIX};
+use elklet_core::command::oversized::TokenFinder;
 use elklet_core::limits::{MAX_COMMAND_BYTES, MAX_OVERSIZED_COMMAND_BYTES};
-use elklet_core::oversized::TokenFinder;
+use elklet_core::link::grpc::{BadMessage, GrpcMessage, MessageReader, PREFIX};
 
 use super::snappy::{self, Pieces};
 use super::transfer::content;

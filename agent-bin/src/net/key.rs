@@ -2,7 +2,7 @@
 
 use std::io;
 
-use elklet_core::x509;
+use elklet_core::link::x509;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer};
 
 use crate::pem::{self, Section};

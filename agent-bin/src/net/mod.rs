@@ -20,7 +20,7 @@ mod trust;
 mod upload;
 
 use elklet_core::command::Command;
-use elklet_core::session::Attempt;
+use elklet_core::link::session::Attempt;
 
 use crate::config::Address;
 

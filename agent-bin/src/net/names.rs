@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use elklet_core::limits::MAX_LOOKUPS;
-use elklet_core::race::Family;
+use elklet_core::link::race::Family;
 use tokio::sync::mpsc;
 
 use crate::blocking;

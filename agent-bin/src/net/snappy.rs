@@ -7,7 +7,7 @@
 use std::hint::black_box;
 use std::io::{self, Read};
 
-use elklet_core::grpc::{self, PREFIX};
+use elklet_core::link::grpc::{self, PREFIX};
 
 const STREAM_IDENTIFIER: &[u8; 10] = b"\xff\x06\x00\x00sNaPpY";
 

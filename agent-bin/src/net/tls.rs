@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use elklet_core::x509;
+use elklet_core::link::x509;
 use ring::digest;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::ring::{default_provider, sign};

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use elklet_core::grpc::{BadMessage, GrpcMessage, Status};
 use elklet_core::limits::MAX_COMMAND_BYTES;
-use elklet_core::session::Attempt;
+use elklet_core::link::grpc::{BadMessage, GrpcMessage, Status};
+use elklet_core::link::session::Attempt;
 use h2::client::{self, ResponseFuture, SendRequest};
 use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, StatusCode, Version};

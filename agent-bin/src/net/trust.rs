@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use elklet_core::x509;
+use elklet_core::link::x509;
 use ring::digest;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use elklet_core::grpc::MessageReader;
+use elklet_core::link::grpc::MessageReader;
 use elklet_proto::grpc::{FileUploadRequest, FileUploadResponse, file_upload_response::StatusCode};
 use h2::SendStream;
 use h2::client::{self, ResponseFuture};

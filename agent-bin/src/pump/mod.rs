@@ -22,7 +22,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use elklet_core::command::PluginName;
-use elklet_core::intake::{Lane, Origin, Wake};
+use elklet_core::record::intake::{Lane, Origin, Wake};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use tokio::sync::mpsc::UnboundedSender;

@@ -5,9 +5,9 @@ use std::io::{self, Read};
 use std::mem;
 use std::os::fd::OwnedFd;
 
-use elklet_core::frame::{BadFrame, FrameDecoder, Tally};
-use elklet_core::intake::{Lane, Origin, Wake};
 use elklet_core::limits::MAX_RECORD_BYTES;
+use elklet_core::record::frame::{BadFrame, FrameDecoder, Tally};
+use elklet_core::record::intake::{Lane, Origin, Wake};
 use elklet_core::time::Millis;
 use mio::unix::pipe::Receiver;
 
@@ -211,14 +211,14 @@ impl Complaints {
 mod tests {
     use std::io::Write;
 
-    use elklet_core::intake::{Buffers, Due};
     use elklet_core::record::OwnRecord;
+    use elklet_core::record::intake::{Buffers, Due};
 
     use super::*;
     use crate::shared::empty_buffers;
     use crate::testing::allocations;
 
-    const ORIGIN: Origin = Origin { source: elklet_core::manifest::Source::OTHER, may_drop: true };
+    const ORIGIN: Origin = Origin { source: elklet_core::record::manifest::Source::OTHER, may_drop: true };
 
     fn frame(timestamp: i64) -> Vec<u8> {
         let value = "x".repeat(800);

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use elklet_core::frame::Tally;
-use elklet_core::intake::Lane;
+use elklet_core::record::frame::Tally;
+use elklet_core::record::intake::Lane;
 
 /// A plugin's counts; they live as long as its process.
 #[derive(Debug, Default)]

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use elklet_core::delivery::spool::format::read_manifest;
-use elklet_core::manifest::{Manifest, Row, Sources};
+use elklet_core::record::manifest::{Manifest, Row, Sources};
 
 use super::segment::Segment;
 use super::{numbers, path};

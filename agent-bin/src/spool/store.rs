@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use elklet_core::delivery::spool::format::{SEGMENT_HEAD_BYTES, batch_head, read_manifest, segment_head};
 use elklet_core::delivery::spool::{Done, Failed, Found, Op, Place, Replay, Write};
-use elklet_core::manifest::{Manifest, Row, Sources};
+use elklet_core::record::manifest::{Manifest, Row, Sources};
 
 use super::segment::{BatchAt, Segment};
 use super::{numbers, path};
@@ -321,7 +321,7 @@ impl Drop for Store {
 
 #[cfg(test)]
 mod tests {
-    use elklet_core::manifest::Source;
+    use elklet_core::record::manifest::Source;
     use proptest::prelude::*;
 
     use super::*;

@@ -65,7 +65,7 @@ pub(crate) struct Identity<'a> {
 #[derive(Debug, Serialize)]
 pub(crate) struct Connection<'a> {
     pub(crate) connected: bool,
-    /// See `elklet_core::session::Session::phase`.
+    /// See `elklet_core::link::session::Session::phase`.
     pub(crate) state: &'static str,
     /// How long there has been a stream, or none.
     pub(crate) for_seconds: u64,

@@ -5,7 +5,7 @@ use alloc::boxed::Box;
 use super::spool::Place;
 use super::spool::format::{BATCH_HEAD_BYTES, MAX_ROW_BYTES};
 use crate::limits::MANIFEST_ROWS;
-use crate::manifest::Row;
+use crate::record::manifest::Row;
 
 /// What a batch is, which decides how it is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

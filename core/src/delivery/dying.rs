@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::tests::{cut, sized};
 use super::{Batch, Bounds, Outbox};
-use crate::losses::Cause;
+use crate::delivery::losses::Cause;
 use crate::time::Millis;
 
 /// Milliseconds between two looks at everything.

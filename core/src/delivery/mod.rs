@@ -15,6 +15,7 @@ mod credit;
 #[cfg(test)]
 mod dying;
 mod ledger;
+pub mod losses;
 mod outbox;
 pub mod spool;
 mod suspects;

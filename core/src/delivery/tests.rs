@@ -9,10 +9,10 @@ use proptest::prelude::*;
 use super::spool::{Done, Failed, Op, Replay};
 use super::world::{FORGOTTEN_MS, Step, World, rows};
 use super::{Batch, Bounds, Kind, Outbox};
+use crate::delivery::losses::Cause;
 use crate::limits::{
     MAX_UNCONFIRMED_BATCHES, MIN_REFUSED_BYTES, REFUSAL_PATIENCE, SPOOL_AFTER_MS, SPOOL_RETRY_MS, SPOOL_SYNC_MS,
 };
-use crate::losses::Cause;
 use crate::time::Millis;
 
 /// A batch of one record.

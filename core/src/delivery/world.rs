@@ -12,7 +12,7 @@ use elklet_core::delivery::spool::format::SEGMENT_HEAD_BYTES;
 use elklet_core::delivery::spool::{Done, Failed, Found, Op, Place, Replay};
 use elklet_core::delivery::{Batch, Bounds, Kind, Outbox};
 use elklet_core::limits::SPOOL_RETRY_MS;
-use elklet_core::manifest::{Row, Source};
+use elklet_core::record::manifest::{Row, Source};
 use elklet_core::time::Millis;
 
 /// A batch's contents in short.

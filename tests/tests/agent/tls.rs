@@ -1,7 +1,7 @@
 //! TLS as it should be and as it should not: whom the agent trusts, who trusts the agent, and what it says where either fails.
 
 use crate::PLUGIN;
-use elklet_core::x509;
+use elklet_core::link::x509;
 use elklet_tests::center::Options;
 use elklet_tests::harness::{RawServer, Setup, Signal, Site, all_at_once, skipped, types};
 use elklet_tests::pki::{self, Ca, SERVER_NAME, Set, Validity};

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use elklet_core::session::{Action, Attempt, CONNECT_TIMEOUT_MS, Endpoints, Session, Timing};
+use elklet_core::link::session::{Action, Attempt, CONNECT_TIMEOUT_MS, Endpoints, Session, Timing};
 use elklet_core::time::Millis;
 
 /// Agents, and the nodes of AgentCenter among which they are shared out evenly.

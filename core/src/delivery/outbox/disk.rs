@@ -6,10 +6,10 @@ use alloc::vec::Vec;
 use super::{Outbox, Stream};
 use crate::delivery::batch::{Batch, Kind, Stored};
 use crate::delivery::ledger::{Ledger, Room};
+use crate::delivery::losses::Cause;
 use crate::delivery::spool::{Done, Failed, Op, Place, Plan, Replay, Write};
 use crate::limits::{SPOOL_AFTER_MS, SPOOL_RETRY_MS, SPOOL_SYNC_MS, SPOOL_WRITE_BYTES};
-use crate::losses::Cause;
-use crate::manifest::{Row, Source};
+use crate::record::manifest::{Row, Source};
 use crate::record::needs_fields;
 use crate::time::Millis;
 

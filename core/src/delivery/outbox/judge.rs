@@ -4,10 +4,10 @@ use alloc::vec::Vec;
 
 use super::Outbox;
 use crate::delivery::batch::{Batch, Kind, Stored};
+use crate::delivery::losses::Cause;
 use crate::delivery::suspects::Verdict;
 use crate::limits::{MIN_REFUSED_BYTES, REFUSALS, SUSPECT_PARTS};
-use crate::losses::Cause;
-use crate::manifest::Row;
+use crate::record::manifest::Row;
 use crate::time::Millis;
 
 impl<M: Clone> Outbox<M> {

@@ -12,9 +12,9 @@ use super::batch::{Batch, Identity, Kind, Stored};
 use super::ledger::{Ledger, Room};
 use super::spool::{Place, Plan};
 use super::suspects::Suspects;
+use crate::delivery::losses::{Cause, Losses};
 use crate::limits::{REFUSAL_PATIENCE, SPOOL_AFTER_MS};
-use crate::losses::{Cause, Losses};
-use crate::manifest::{Row, Source};
+use crate::record::manifest::{Row, Source};
 use crate::time::Millis;
 
 /// How much is kept, and where.

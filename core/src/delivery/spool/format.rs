@@ -18,7 +18,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use crate::limits::{MANIFEST_ROWS, MAX_BATCH_BYTES, MAX_PLUGIN_NAME_BYTES};
-use crate::manifest::{Row, Sources};
+use crate::record::manifest::{Row, Sources};
 
 /// Computes a CRC-32C.
 pub type Checksum = fn(&[u8]) -> u32;
@@ -190,7 +190,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::manifest::Source;
+    use crate::record::manifest::Source;
 
     fn sum(bytes: &[u8]) -> u32 {
         bytes.iter().fold(7, |sum: u32, &byte| sum.rotate_left(5) ^ u32::from(byte))

@@ -10,7 +10,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 pub(super) use self::plan::Plan;
-use crate::manifest::Row;
+use crate::record::manifest::Row;
 
 /// A position in the spool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]

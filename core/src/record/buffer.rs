@@ -1,14 +1,14 @@
 //! The fixed record buffer, which is the message that it will be sent as.
 //!
 //! Records lie one after another in a byte arena, each behind the key and length of `PackagedData.records` (field 1), so
-//! that the arena's used part followed by an [envelope](crate::envelope) *is* a `PackagedData`. Bytes and slots are bounded
+//! that the arena's used part followed by an [envelope](crate::record::envelope) *is* a `PackagedData`. Bytes and slots are bounded
 //! apart. Appending a record copies its bytes once and allocates nothing.
 
 use heapless::Vec;
 
 use crate::limits::SLOTS;
 use crate::record::OwnRecord;
-use crate::wire::{Writer, bytes_field_len, take_varint, varint_len};
+use crate::record::wire::{Writer, bytes_field_len, take_varint, varint_len};
 
 /// `PackagedData.records`.
 pub(crate) const RECORDS: u8 = 1;

@@ -17,8 +17,8 @@
 
 use alloc::collections::VecDeque;
 
-use crate::backoff::{Backoff, RECONNECT_SPREAD_MS};
 use crate::limits::{MAX_PING_INTERVAL_MS, PING_INTERVAL_MS};
+use crate::link::backoff::{Backoff, RECONNECT_SPREAD_MS};
 use crate::time::Millis;
 
 /// A stream that lived as long as this was a success: the next round waits for the agent's turn and begins with the first
@@ -134,7 +134,7 @@ pub enum Abandoned {
 /// What a site may set about the session's times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
-    /// The time over which a fleet that loses its server comes back; see [`backoff`](crate::backoff).
+    /// The time over which a fleet that loses its server comes back; see [`backoff`](crate::link::backoff).
     pub spread_ms: u64,
     /// A PING goes out when the last answer to one is this old.
     pub keepalive_ms: u64,
@@ -512,7 +512,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::backoff::{BACKOFF_BASE_MS, BACKOFF_CAP_MS, RECONNECT_SPREAD_MS};
+    use crate::link::backoff::{BACKOFF_BASE_MS, BACKOFF_CAP_MS, RECONNECT_SPREAD_MS};
 
     const ONE_PRIVATE: Endpoints = Endpoints { discovery: 0, private: 1, public: 0 };
 

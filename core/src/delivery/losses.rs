@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::mem;
 
 use crate::limits::{LOSS_REPORT_INTERVAL_MS, LOSS_ROWS};
-use crate::manifest::{Row, Source};
+use crate::record::manifest::{Row, Source};
 use crate::time::Millis;
 
 /// Why records were lost.

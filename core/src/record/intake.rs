@@ -8,11 +8,11 @@ use alloc::boxed::Box;
 use alloc::vec;
 use core::mem;
 
-use crate::buffer::{Full, RECORDS, RecordBuffer};
 use crate::limits::{SLOTS, URGENT_SLOTS};
-use crate::manifest::{Manifest, Row, Source};
+use crate::record::buffer::{Full, RECORDS, RecordBuffer};
+use crate::record::manifest::{Manifest, Row, Source};
+use crate::record::wire::{Writer, bytes_field_len};
 use crate::record::{OwnRecord, Record};
-use crate::wire::{Writer, bytes_field_len};
 
 /// Which of the two buffers a record goes into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -3,8 +3,19 @@
 //! A plugin's `bridge.Record` and the server's `grpc.EncodedRecord` are the same bytes: data type (field 1, int32), timestamp
 //! (field 2, int64, seconds), payload (field 3, a serialized `Payload`). The agent therefore checks a body and passes it on
 //! as it is.
+//!
+//! The modules are a record's way through the agent. [`frame`] finds records in a plugin's bytes, [`intake`] takes them in, a
+//! [`buffer`] holds them as they will travel while a [`manifest`] counts them by plugin and data type, and the [`envelope`] says
+//! who sends them. [`wire`] is the protobuf encoding that all of them share.
 
-use crate::wire::{Malformed, Value, Writer, bytes_field_len, take_field, varint_len};
+pub mod buffer;
+pub mod envelope;
+pub mod frame;
+pub mod intake;
+pub mod manifest;
+pub mod wire;
+
+use self::wire::{Malformed, Value, Writer, bytes_field_len, take_field, varint_len};
 
 const DATA_TYPE: u8 = 1;
 const TIMESTAMP: u8 = 2;

@@ -82,7 +82,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::buffer::RecordBuffer;
+    use crate::record::buffer::RecordBuffer;
 
     proptest! {
         #[test]

@@ -3,6 +3,8 @@
 //! A `Command` is bytes from outside: names become path components, hashes decide what is executed, texts go into logs and
 //! answers. What does not pass is refused entry by entry, with a reason that can be sent back.
 
+pub mod oversized;
+
 use alloc::borrow::{Cow, ToOwned};
 use alloc::boxed::Box;
 use alloc::format;
@@ -21,7 +23,7 @@ use crate::limits::{
     MAX_DETAIL_BYTES, MAX_DOWNLOAD_URLS, MAX_PLUGIN_NAME_BYTES, MAX_PLUGINS, MAX_REFUSED_ENTRIES, MAX_REPORT_CHARS,
     MAX_TOKEN_BYTES, MAX_VERSION_BYTES,
 };
-use crate::wire::{Value, take_field};
+use crate::record::wire::{Value, take_field};
 
 /// The name under which the server addresses the agent itself, and its product name in every batch.
 pub const AGENT_NAME: &str = "elkeid-agent";
