@@ -17,7 +17,7 @@ use std::process::{Command, ExitCode};
 
 use elklet_core::command;
 use elklet_core::delivery::{Batch, Bounds, Kind, Outbox};
-use elklet_core::dispatch::{Action, Dispatch};
+use elklet_core::dispatch::{Action, PluginAction, Dispatch};
 use elklet_core::limits::{ARENA_BYTES, FLUSH_INTERVAL_MS, LEDGER_BYTES, MAX_RECORD_BYTES, URGENT_ARENA_BYTES};
 use elklet_core::link::grpc;
 use elklet_core::record::envelope::{Envelope, Sender};
@@ -206,10 +206,9 @@ fn confirm_batches() {
     let confirmed = measured(|| {
         for number in 0..BATCHES as u64 {
             let now = Millis(number * FLUSH_INTERVAL_MS);
-            black_box(outbox.has_room(true, now));
+            black_box(outbox.make_room(true, now));
             outbox.push(Batch::new(Kind::Bulk, (), BYTES, 0, rows.clone()));
-            black_box(outbox.waiting(Millis(0)));
-            outbox.handle_handed(Millis(0));
+            black_box(outbox.poll_send(Millis(0)));
             outbox.handle_written(now);
             outbox.handle_credit(number * BYTES as u64, Millis(0));
             black_box((outbox.wanted_credit(), outbox.wants_ping(now), outbox.poll_timeout(now)));
@@ -241,7 +240,7 @@ fn dispatch_command() {
         for bytes in [&configuration, &task] {
             dispatch.handle_command(command::Command::decode(bytes).expect("it is a command"), Millis(5));
             while let Some(action) = dispatch.poll_action() {
-                if let Action::Prepare(preparation, config) = &action {
+                if let Action::Plugin(PluginAction::Prepare(preparation, config)) = &action {
                     dispatch.handle_prepared(&config.name, *preparation, Millis(5));
                 }
                 assert!(!matches!(action, Action::Report(_)), "{action:?}");

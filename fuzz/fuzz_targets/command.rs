@@ -118,7 +118,8 @@ fn check(command: &Command, message: &Wire<'_>) {
             assert_ne!(task.object_name, AGENT_NAME);
             assert!(task.token.len() <= MAX_TOKEN_BYTES);
         }
-        Command::AgentTask { token, .. } => assert!(token.len() <= MAX_TOKEN_BYTES),
+        Command::AgentTask(task) => assert!(task.token().len() <= MAX_TOKEN_BYTES),
+        Command::RefusedTask(task) => assert!(task.token.len() <= MAX_TOKEN_BYTES),
         Command::Configuration(configuration) => {
             let names: Vec<_> = configuration.plugins.iter().map(|plugin| &plugin.name).collect();
             assert!(names.len() <= MAX_PLUGINS);

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use arbitrary::Arbitrary;
 use elklet_core::command::{
     AgentConfig, AgentEntry, AgentTask, Command, Configuration, Packing, PluginConfig, PluginName, RefusedConfig,
-    Sha256,
+    RefusedTask, SetMetadata, Sha256,
 };
 use elklet_fuzz::shell::Shell;
 use elklet_proto::grpc::Task;
@@ -55,9 +55,12 @@ fuzz_target!(|events: Vec<(Event, bool)>| {
                 token: token.to_string(),
             })),
             Event::AgentTask { token, known } => {
-                let metadata = AgentTask::SetMetadata { idc: None, region: None };
-                let task = if known { Ok(metadata) } else { Err("unheard of".to_owned()) };
-                shell.command(Command::AgentTask { token: token.to_string(), task });
+                let token = token.to_string();
+                shell.command(if known {
+                    Command::AgentTask(AgentTask::SetMetadata(SetMetadata { token, idc: None, region: None }))
+                } else {
+                    Command::RefusedTask(RefusedTask { token, reason: "unheard of".to_owned() })
+                });
             }
             Event::Prepared { which } => drop(shell.end_preparation(which, true)),
             Event::NotPrepared { which } => drop(shell.end_preparation(which, false)),

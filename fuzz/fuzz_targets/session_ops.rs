@@ -294,6 +294,10 @@ impl Shell {
             assert!(!self.finished, "nothing comes after the end");
             self.take(action);
         }
+        if self.session.is_ended() {
+            assert!(self.shutting_down && self.alive.is_none());
+            self.finished = true;
+        }
         self.ping_wanted = false;
         self.check();
     }
@@ -325,10 +329,6 @@ impl Shell {
                 Some((_, Phase::Moving { .. })) => {}
                 other => panic!("a half-close of {other:?}"),
             },
-            Action::Finish => {
-                assert!(self.shutting_down && self.alive.is_none());
-                self.finished = true;
-            }
         }
     }
 

@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
-use elklet_core::command::{Command, PluginConfig, PluginName};
-use elklet_core::dispatch::{Action, Dispatch, Preparation, Report};
+use elklet_core::command::{AgentTask, Command, PluginConfig, PluginName, Upload};
+use elklet_core::dispatch::{Action, Dispatch, PluginAction, Preparation, Report};
 use elklet_core::limits::{
     MAX_PLUGIN_NAME_BYTES, MAX_PLUGINS, MAX_PLUGINS_KNOWN, MAX_REPORT_CHARS, MAX_STATE_DETAILS, MAX_TASK_BYTES,
     MAX_TOKEN_BYTES,
@@ -83,11 +83,9 @@ impl Shell {
         match &command {
             Command::Nothing => {}
             Command::PluginTask(task) => self.unanswered.push(task.token.clone()),
-            Command::AgentTask { token, task } => {
-                if !matches!(task, Ok(elklet_core::command::AgentTask::Shutdown)) {
-                    self.unanswered.push(token.clone());
-                }
-            }
+            Command::AgentTask(AgentTask::Shutdown { .. }) => {}
+            Command::AgentTask(task) => self.unanswered.push(task.token().to_owned()),
+            Command::RefusedTask(task) => self.unanswered.push(task.token.clone()),
             Command::Configuration(_) if self.shutting_down => {}
             Command::Configuration(configuration) => {
                 let before = std::mem::take(&mut self.wanted);
@@ -215,16 +213,18 @@ impl Shell {
 
     fn take(&mut self, action: Action) {
         match action {
-            Action::Prepare(id, config) => {
+            Action::Plugin(PluginAction::Prepare(id, config)) => {
                 check_name(&config.name);
                 assert_eq!(self.orders_for(&config.name), 0, "one preparation a plugin");
                 assert!(self.preparing.insert(id, config).is_none(), "a number names one preparation");
             }
-            Action::Forget(id) => match self.preparing.remove(&id).or_else(|| self.prepared.remove(&id)) {
-                Some(config) => self.forgotten.push((id, config.name)),
-                None => assert!(self.failed.contains(&id), "what is forgotten was ordered and not used up"),
-            },
-            Action::Spawn(id, config) => {
+            Action::Plugin(PluginAction::Forget(id)) => {
+                match self.preparing.remove(&id).or_else(|| self.prepared.remove(&id)) {
+                    Some(config) => self.forgotten.push((id, config.name)),
+                    None => assert!(self.failed.contains(&id), "what is forgotten was ordered and not used up"),
+                }
+            }
+            Action::Plugin(PluginAction::Spawn(id, config)) => {
                 let prepared = self.prepared.remove(&id);
                 assert_eq!(prepared.as_ref(), Some(&config), "only what was prepared is started");
                 assert!(!self.processes.contains_key(&config.name), "one process a plugin");
@@ -236,20 +236,23 @@ impl Shell {
                     self.processes.insert(config.name.clone(), Process::Running(config));
                 }
             }
-            Action::Stop(name) => match self.processes.get_mut(&name) {
+            Action::Plugin(PluginAction::Stop(name)) => match self.processes.get_mut(&name) {
                 Some(process @ Process::Running(_)) => *process = Process::Stopping,
                 Some(Process::Stopping) => panic!("{name} is stopped twice"),
                 None => assert!(self.gone.contains(&name), "{name} has no process to stop"),
             },
-            Action::Remove(name) => {
+            Action::Plugin(PluginAction::Kill(name)) => {
+                assert!(matches!(self.processes.get(&name), Some(Process::Stopping) | None), "{name} was to end first");
+            }
+            Action::Plugin(PluginAction::Remove(name)) => {
                 assert!(!self.shutting_down, "a shutdown deletes nothing");
                 assert!(!self.processes.contains_key(&name), "nothing runs from what is deleted");
                 assert_eq!(self.orders_for(&name), 0, "nothing is prepared in what is deleted");
             }
-            Action::Keep(list) => {
+            Action::Plugin(PluginAction::Keep(list)) => {
                 self.kept = list.into_iter().map(|config| (config.name.clone(), config)).collect();
             }
-            Action::ForwardTask(name, task) => {
+            Action::Plugin(PluginAction::ForwardTask(name, task)) => {
                 assert_eq!(name.as_str(), task.object_name);
                 self.answered(&task.token);
                 check_frame(&task);
@@ -259,15 +262,17 @@ impl Shell {
                     None => {
                         assert!(self.gone.contains(&name), "{name} has no process to take a task");
                         self.unanswered.push(task.token.clone());
-                        self.dispatch.handle_task_refused(task.token, "its process is gone");
+                        self.dispatch.handle_task_failed(task.token, "its process is gone");
                     }
                 }
             }
-            Action::Upload { token, buf_size, .. } => {
-                assert!(buf_size > 0, "an upload comes forward");
-                self.answered(&token);
+            Action::Task(AgentTask::Shutdown { .. }) => {}
+            Action::Task(task) => {
+                if let AgentTask::Upload(Upload { buf_size, .. }) = task {
+                    assert!(buf_size > 0, "an upload comes forward");
+                }
+                self.answered(task.token());
             }
-            Action::SetMetadata { token, .. } => self.answered(&token),
             Action::Report(Report { token, message }) => {
                 self.answered(&token);
                 assert!(token.len() <= MAX_TOKEN_BYTES);
@@ -276,7 +281,6 @@ impl Shell {
             Action::KeepAgent => {}
             Action::UpdateAgent(agent) => assert_ne!(agent.version, AGENT_VERSION),
             Action::Complain(what) => assert!(what.chars().count() <= MAX_COMPLAINT_CHARS, "a line for a log: {what}"),
-            Action::Shutdown => {}
         }
     }
 

@@ -10,6 +10,8 @@
 
 extern crate alloc;
 
+pub mod data_type;
+
 /// The stream between an agent and AgentCenter, and the upload of files (`proto/transfer.proto`, `proto/file_ext.proto`).
 #[rustfmt::skip]
 #[path = "generated/grpc.rs"]

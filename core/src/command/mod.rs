@@ -1,28 +1,26 @@
 //! What a server asks of the agent, parsed once into types that need no further checks.
 //!
 //! A `Command` is bytes from outside: names become path components, hashes decide what is executed, texts go into logs and
-//! answers. What does not pass is refused entry by entry, with a reason that can be sent back.
+//! answers. The parser refuses what does not pass entry by entry, with a reason that can be sent back. [`AgentTask`] stands in
+//! `task`, [`Configuration`] in `configuration`, and the small checked texts of both in `checked`.
 
+mod checked;
+mod configuration;
 pub mod oversized;
+mod task;
 
-use alloc::borrow::{Cow, ToOwned};
-use alloc::boxed::Box;
-use alloc::format;
+use alloc::borrow::ToOwned;
 use alloc::string::{String, ToString};
-use alloc::vec::Vec;
 use core::fmt;
-use core::str::FromStr;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use elklet_proto::grpc::{self, Task};
+use elklet_proto::grpc::Task;
 use prost::Message;
-use serde::Deserialize;
 
-use crate::limits::{
-    MAX_DETAIL_BYTES, MAX_DOWNLOAD_URLS, MAX_PLUGIN_NAME_BYTES, MAX_PLUGINS, MAX_REFUSED_ENTRIES, MAX_REPORT_CHARS,
-    MAX_TOKEN_BYTES, MAX_VERSION_BYTES,
-};
+pub use self::checked::{PluginName, Sha256, Signature};
+use self::configuration::Checking;
+pub use self::configuration::{AgentConfig, AgentEntry, Configuration, Packing, PluginConfig, RefusedConfig};
+pub use self::task::{AgentTask, RefusedTask, SetMetadata, Upload};
+use crate::limits::MAX_TOKEN_BYTES;
 use crate::record::wire::{Value, take_field};
 
 /// The name under which the server addresses the agent itself, and its product name in every batch.
@@ -36,120 +34,11 @@ pub enum Command {
     /// Something to do once, by a plugin.
     PluginTask(Task),
     /// Something to do once, by the agent.
-    AgentTask {
-        /// Comes back in the answer.
-        token: String,
-        /// What to do, or why that is not possible.
-        task: Result<AgentTask, String>,
-    },
+    AgentTask(AgentTask),
+    /// A task for the agent that it cannot do.
+    RefusedTask(RefusedTask),
     /// Everything that should be running.
     Configuration(Configuration),
-}
-
-/// What the agent itself can be asked to do once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AgentTask {
-    /// Data type 1050: send a file to the server.
-    Upload {
-        /// The file.
-        path: String,
-        /// Bytes of one piece; one piece is sent each second.
-        buf_size: u64,
-    },
-    /// Data type 1051: remember where this host is.
-    SetMetadata {
-        /// The data centre, if it is to change.
-        idc: Option<String>,
-        /// The region, if it is to change.
-        region: Option<String>,
-    },
-    /// Data type 1060: end.
-    Shutdown,
-}
-
-/// The whole list of what should be running.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Configuration {
-    /// The version that the agent should have, if the list names the agent.
-    pub agent: Option<AgentEntry>,
-    /// The plugins that should be running; each name once.
-    pub plugins: Vec<PluginConfig>,
-    /// Entries that cannot be carried out. A plugin that one of them names is neither started nor stopped.
-    pub refused: Vec<RefusedConfig>,
-}
-
-/// The agent's own entry: nothing but the version counts as long as that is the one that runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AgentEntry {
-    /// The version that the agent should have.
-    pub version: String,
-    /// How it becomes that, or why it cannot.
-    pub package: Result<AgentConfig, String>,
-}
-
-/// Another version of the agent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AgentConfig {
-    /// The version that the agent should have.
-    pub version: String,
-    /// SHA-256 of the package.
-    pub sha256: Sha256,
-    /// Who vouches for it, if somebody does.
-    pub signature: Option<Signature>,
-    /// Where the package is to be had, tried in order.
-    pub urls: Vec<String>,
-}
-
-/// A plugin's entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PluginConfig {
-    /// Its name, which is also that of its directory and of the executable in it.
-    pub name: PluginName,
-    /// Its version; compared for equality only.
-    pub version: String,
-    /// How the download is packed.
-    pub packing: Packing,
-    /// SHA-256 of the download.
-    pub download_sha256: Sha256,
-    /// SHA-256 of the executable.
-    pub executable_sha256: Sha256,
-    /// Who vouches for all of the above, if somebody does.
-    pub signature: Option<Signature>,
-    /// Where the download is to be had, tried in order.
-    pub urls: Vec<String>,
-    /// Goes into the plugin's environment as DETAIL; empty means that the plugin gets no DETAIL.
-    pub detail: String,
-}
-
-/// How a download is packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Packing {
-    /// A gzipped tar archive that holds the executable, by the plugin's name.
-    TarGz,
-    /// The executable itself; every type that is not `tar.gz` means this, as it does to the reference.
-    Plain,
-}
-
-/// An entry of a configuration that cannot be carried out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RefusedConfig {
-    /// The plugin that it names, where that is a possible name.
-    pub name: Option<PluginName>,
-    /// What is wrong with it, name included.
-    pub reason: String,
-}
-
-impl fmt::Display for AgentTask {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Upload { path, buf_size } => write!(f, "upload {path:?} at {buf_size} bytes/s"),
-            Self::SetMetadata { idc, region } => {
-                let or_as_it_is = |name: &Option<String>| name.clone().unwrap_or_else(|| "as it is".to_owned());
-                write!(f, "set idc to {}, region to {}", or_as_it_is(idc), or_as_it_is(region))
-            }
-            Self::Shutdown => f.write_str("end"),
-        }
-    }
 }
 
 impl Command {
@@ -178,7 +67,7 @@ impl Command {
             (Some(mut task), _) => {
                 truncate(&mut task.token, MAX_TOKEN_BYTES);
                 if task.object_name == AGENT_NAME {
-                    Self::AgentTask { task: agent_task(task.data_type, &task.data), token: task.token }
+                    AgentTask::parse(task).map_or_else(Self::RefusedTask, Self::AgentTask)
                 } else {
                     Self::PluginTask(task)
                 }
@@ -205,329 +94,6 @@ impl fmt::Display for NotACommand {
 
 impl core::error::Error for NotACommand {}
 
-fn agent_task(data_type: i32, data: &str) -> Result<AgentTask, String> {
-    #[derive(Deserialize)]
-    struct Upload {
-        path: String,
-        buf_size: u64,
-    }
-    #[derive(Deserialize)]
-    struct Metadata {
-        idc: Option<String>,
-        region: Option<String>,
-    }
-    fn json<'a, T: Deserialize<'a>>(data_type: i32, data: &'a str) -> Result<T, String> {
-        serde_json::from_str(data).map_err(|error| {
-            let why = format!("data of task {data_type} is not as expected: {error}");
-            // What is wrong is quoted, and may be long.
-            why.chars().take(MAX_REPORT_CHARS).collect()
-        })
-    }
-
-    match data_type {
-        1050 => {
-            let Upload { path, buf_size } = json(data_type, data)?;
-            match buf_size {
-                0 => Err("buf_size of task 1050 is 0, expected at least 1".to_owned()),
-                _ => Ok(AgentTask::Upload { path, buf_size }),
-            }
-        }
-        1051 => {
-            let Metadata { idc, region } = json(data_type, data)?;
-            Ok(AgentTask::SetMetadata { idc, region })
-        }
-        1060 => Ok(AgentTask::Shutdown),
-        _ => Err(format!("unknown task {data_type}: the agent knows 1050, 1051 and 1060")),
-    }
-}
-
-impl Configuration {
-    /// The bytes of a command that asks for these plugins.
-    #[must_use]
-    pub fn encode(plugins: &[PluginConfig]) -> Vec<u8> {
-        let configs = plugins.iter().map(PluginConfig::to_entry).collect();
-        grpc::Command { configs, ..grpc::Command::default() }.encode_to_vec()
-    }
-}
-
-/// A configuration whose entries are checked one by one, as they come off the message: a few bytes can announce many, and
-/// nothing is made of those beyond the limits.
-#[derive(Debug, Default)]
-struct Checking {
-    checked: Configuration,
-    /// Entries that are refused without a word of their own.
-    passed_over: usize,
-}
-
-impl Checking {
-    fn add(&mut self, entry: &[u8]) {
-        let name = entry_name(entry);
-        let known = name.parse::<PluginName>();
-        let decoded = decode_entry(entry);
-        if name == AGENT_NAME {
-            return match decoded.and_then(AgentEntry::check) {
-                Ok(_) if self.checked.agent.is_some() => {
-                    self.refuse(None, || format!("{AGENT_NAME}: configured twice, the first counts"));
-                }
-                Ok(agent) => self.checked.agent = Some(agent),
-                Err(reason) => self.refuse(None, || format!("{AGENT_NAME}: {reason}")),
-            };
-        }
-        let checked = known.clone().and_then(|_| decoded.and_then(PluginConfig::check));
-        let reason = match checked {
-            Ok(plugin) if self.checked.plugins.iter().any(|other| other.name == plugin.name) => {
-                "configured twice, the first counts".to_owned()
-            }
-            Ok(_) if self.checked.plugins.len() == MAX_PLUGINS => {
-                format!("{MAX_PLUGINS} plugins are configured before it, which is the limit")
-            }
-            Ok(plugin) => return self.checked.plugins.push(plugin),
-            Err(reason) => reason,
-        };
-        self.refuse(known.ok(), || format!("plugin {:?}: {reason}", shortened(&name)));
-    }
-
-    fn refuse(&mut self, name: Option<PluginName>, reason: impl FnOnce() -> String) {
-        if self.checked.refused.len() < MAX_REFUSED_ENTRIES {
-            self.checked.refused.push(RefusedConfig { name, reason: reason() });
-        } else {
-            self.passed_over += 1;
-        }
-    }
-
-    fn finish(mut self) -> Configuration {
-        if self.passed_over > 0 {
-            let reason = format!("{} more entries of the configuration are refused as well", self.passed_over);
-            self.checked.refused.push(RefusedConfig { name: None, reason });
-        }
-        self.checked
-    }
-}
-
-/// The name that an entry has, whatever else is wrong with it.
-fn entry_name(mut entry: &[u8]) -> Cow<'_, str> {
-    const NAME: u32 = 1;
-    let mut name = Cow::Borrowed("");
-    while let Ok((field, value)) = take_field(&mut entry) {
-        if let (NAME, Value::Bytes(bytes)) = (field, value) {
-            name = String::from_utf8_lossy(bytes);
-        }
-    }
-    name
-}
-
-/// Decodes an entry, unless it has so many addresses that this would cost more memory than it is worth.
-fn decode_entry(entry: &[u8]) -> Result<grpc::Config, String> {
-    const DOWNLOAD_URLS: u32 = 6;
-    let mut rest = entry;
-    let mut urls = 0;
-    while !rest.is_empty() {
-        let (field, _) = take_field(&mut rest).map_err(|why| why.to_string())?;
-        urls += usize::from(field == DOWNLOAD_URLS);
-    }
-    if urls > MAX_DOWNLOAD_URLS {
-        return Err(format!("it has {urls} download addresses, the limit is {MAX_DOWNLOAD_URLS}"));
-    }
-    grpc::Config::decode(entry).map_err(|error| error.to_string())
-}
-
-impl AgentEntry {
-    fn check(entry: grpc::Config) -> Result<Self, String> {
-        let version = checked_version(entry.version.clone())?;
-        Ok(Self { version, package: AgentConfig::check(entry) })
-    }
-}
-
-impl AgentConfig {
-    fn check(entry: grpc::Config) -> Result<Self, String> {
-        let sha256 = entry
-            .sha256
-            .parse()
-            .map_err(|why| format!("agent update to {:?}: sha256 {why}", shortened(&entry.version)))?;
-        // As with plugins, it stands behind what the reference has there.
-        let signature = match entry.signature.split_once(':') {
-            Some((_, signature)) => Some(signature.parse().map_err(|why| format!("agent update: {why}"))?),
-            None => None,
-        };
-        Ok(Self { version: checked_version(entry.version)?, sha256, signature, urls: entry.download_urls })
-    }
-
-    /// What a signature of this version signs.
-    ///
-    /// ```text
-    /// elklet agent
-    /// VERSION
-    /// SHA-256 of the download in lower-case hexadecimal
-    /// ```
-    #[must_use]
-    pub fn signed_text(&self) -> String {
-        format!("elklet agent\n{}\n{}\n", self.version, self.sha256)
-    }
-}
-
-impl PluginConfig {
-    fn check(entry: grpc::Config) -> Result<Self, String> {
-        let name = entry.name.parse()?;
-        // The reference's field has the executable's hash alone.
-        let (executable, signature) = match entry.signature.split_once(':') {
-            Some((executable, signature)) => (executable, Some(signature.parse()?)),
-            None => (&*entry.signature, None),
-        };
-        let download_sha256 = match &*entry.sha256 {
-            // A plugin that is on the disk already can be named by its executable's hash alone.
-            "" => executable.parse().map_err(|why| format!("signature {why}"))?,
-            given => given.parse().map_err(|why| format!("sha256 {why}"))?,
-        };
-        let executable_sha256 = match executable {
-            "" => download_sha256,
-            given => given.parse().map_err(|why| format!("signature {why}"))?,
-        };
-        let detail = entry.detail;
-        if detail.len() > MAX_DETAIL_BYTES {
-            return Err(format!("detail of {} bytes, the limit is {MAX_DETAIL_BYTES}", detail.len()));
-        }
-        if detail.contains('\0') {
-            return Err("detail has a zero byte, which no environment variable can hold".to_owned());
-        }
-        Ok(Self {
-            name,
-            version: checked_version(entry.version)?,
-            packing: if entry.r#type == "tar.gz" { Packing::TarGz } else { Packing::Plain },
-            download_sha256,
-            executable_sha256,
-            signature,
-            urls: entry.download_urls,
-            detail,
-        })
-    }
-
-    /// The entry that parses to this.
-    fn to_entry(&self) -> grpc::Config {
-        let packing = match self.packing {
-            Packing::TarGz => "tar.gz",
-            Packing::Plain => "exec",
-        };
-        let mut signature = self.executable_sha256.to_string();
-        if let Some(vouched) = &self.signature {
-            signature.push(':');
-            signature.push_str(&BASE64.encode(*vouched.0));
-        }
-        grpc::Config {
-            name: self.name.to_string(),
-            r#type: packing.to_owned(),
-            version: self.version.clone(),
-            sha256: self.download_sha256.to_string(),
-            signature,
-            download_urls: self.urls.clone(),
-            detail: self.detail.clone(),
-        }
-    }
-
-    /// What a signature of this plugin signs: lines for its name, its version, and both its hashes.
-    ///
-    /// ```text
-    /// elklet plugin
-    /// NAME
-    /// VERSION
-    /// SHA-256 of the download in lower-case hexadecimal
-    /// SHA-256 of the executable, likewise
-    /// ```
-    #[must_use]
-    pub fn signed_text(&self) -> String {
-        let Self { name, version, download_sha256, executable_sha256, .. } = self;
-        format!("elklet plugin\n{name}\n{version}\n{download_sha256}\n{executable_sha256}\n")
-    }
-}
-
-fn checked_version(version: String) -> Result<String, String> {
-    match version.len() {
-        0..=MAX_VERSION_BYTES => Ok(version),
-        long => Err(format!("version of {long} bytes, the limit is {MAX_VERSION_BYTES}")),
-    }
-}
-
-/// A plugin's name: 1 to 64 ASCII letters, digits, `_` and `-`, hence safe as a path component.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PluginName(Box<str>);
-
-impl PluginName {
-    /// The name as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for PluginName {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-        match name.len() {
-            0 => Err("a plugin without a name".to_owned()),
-            1..=MAX_PLUGIN_NAME_BYTES if name.chars().all(allowed) => Ok(Self(name.into())),
-            1..=MAX_PLUGIN_NAME_BYTES => Err("a name has only letters, digits, _ and -".to_owned()),
-            long => Err(format!("a name of {long} bytes, the limit is {MAX_PLUGIN_NAME_BYTES}")),
-        }
-    }
-}
-
-impl fmt::Display for PluginName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// A SHA-256 digest.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Sha256(pub [u8; 32]);
-
-impl FromStr for Sha256 {
-    type Err = String;
-
-    fn from_str(hex: &str) -> Result<Self, String> {
-        let not_hex = || format!("{:?} is not 64 hexadecimal digits", shortened(hex));
-        let digits = <&[u8; 64]>::try_from(hex.as_bytes()).map_err(|_| not_hex())?;
-        let mut digest = [0; 32];
-        for (byte, pair) in digest.iter_mut().zip(digits.chunks_exact(2)) {
-            let digit = |d: u8| char::from(d).to_digit(16).and_then(|d| u8::try_from(d).ok());
-            *byte = digit(pair[0]).zip(digit(pair[1])).map(|(high, low)| high << 4 | low).ok_or_else(not_hex)?;
-        }
-        Ok(Self(digest))
-    }
-}
-
-impl fmt::Display for Sha256 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Sha256 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// An ed25519 signature; written as Base64.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Signature(pub Box<[u8; 64]>);
-
-impl FromStr for Signature {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bytes = BASE64.decode(text).ok().and_then(|bytes| Box::try_from(bytes).ok());
-        let why = || format!("signature {:?} is not the Base64 of 64 bytes", shortened(text));
-        bytes.map(Self).ok_or_else(why)
-    }
-}
-
-/// Enough of a peer's text to recognise it in a log.
-fn shortened(text: &str) -> String {
-    text.chars().take(80).collect()
-}
-
 /// Cuts `text` to at most `limit` bytes, between two characters.
 fn truncate(text: &mut String, limit: usize) {
     let mut end = limit.min(text.len());
@@ -539,11 +105,18 @@ fn truncate(text: &mut String, limit: usize) {
 
 #[cfg(test)]
 mod tests {
-    use alloc::vec;
+    use alloc::boxed::Box;
+    use alloc::vec::Vec;
+    use alloc::{format, vec};
 
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD as BASE64;
     use proptest::prelude::*;
 
+    use elklet_proto::grpc;
+
     use super::*;
+    use crate::limits::*;
 
     const HASH: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
@@ -562,7 +135,8 @@ mod tests {
     fn agent_task_of(data_type: i32, data: &str) -> Result<AgentTask, String> {
         let task = Task { data_type, object_name: AGENT_NAME.into(), data: data.into(), token: "t".into() };
         match Command::decode(&grpc::Command { task: Some(task), ..grpc::Command::default() }.encode_to_vec()) {
-            Ok(Command::AgentTask { token, task }) if token == "t" => task,
+            Ok(Command::AgentTask(task)) => Ok(task),
+            Ok(Command::RefusedTask(RefusedTask { token, reason })) if token == "t" => Err(reason),
             other => panic!("{other:?}"),
         }
     }
@@ -576,10 +150,10 @@ mod tests {
 
     #[test]
     fn the_agents_tasks_are_read_and_wrong_ones_say_why() {
-        assert_eq!(agent_task_of(1060, ""), Ok(AgentTask::Shutdown));
-        let upload = AgentTask::Upload { path: "/etc/hosts".into(), buf_size: 10 };
+        assert_eq!(agent_task_of(1060, ""), Ok(AgentTask::Shutdown { token: "t".into() }));
+        let upload = AgentTask::Upload(Upload { token: "t".into(), path: "/etc/hosts".into(), buf_size: 10 });
         assert_eq!(agent_task_of(1050, r#"{"path":"/etc/hosts","buf_size":10}"#), Ok(upload));
-        let region = AgentTask::SetMetadata { idc: None, region: Some("eu".into()) };
+        let region = AgentTask::SetMetadata(SetMetadata { token: "t".into(), idc: None, region: Some("eu".into()) });
         assert_eq!(agent_task_of(1051, r#"{"region":"eu"}"#), Ok(region));
         for (data_type, data, why) in [
             (1051, "{not json", "1051"),

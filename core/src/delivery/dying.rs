@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use proptest::prelude::*;
 
 use super::tests::{cut, sized};
-use super::{Batch, Bounds, Outbox};
+use super::{Bounds, Outbox, Outgoing};
 use crate::delivery::losses::Cause;
 use crate::time::Millis;
 
@@ -74,14 +74,14 @@ impl Scene {
     /// Hands over what may go; false when the server has died of it.
     fn send(&mut self, dies_of: &mut impl FnMut(&[usize]) -> bool) -> bool {
         loop {
-            self.outbox.prepare(self.now);
-            if let Some((whole, limit)) = self.outbox.to_cut() {
-                let parts = cut(whole.message().expect("it waits"), limit);
-                self.outbox.handle_cut(parts, &[]);
-                continue;
-            }
-            let Some(records) = self.outbox.waiting(self.now).and_then(Batch::message).cloned() else { break };
-            self.outbox.handle_handed(self.now);
+            let records = match self.outbox.poll_send(self.now) {
+                Some(Outgoing::Send(records)) => records,
+                Some(Outgoing::Cut { whole, limit }) => {
+                    self.outbox.handle_cut(cut(whole.message().expect("it waits"), limit), &[]);
+                    continue;
+                }
+                None => break,
+            };
             self.outbox.handle_written(self.now);
             if dies_of(&records) {
                 return false;

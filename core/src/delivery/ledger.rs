@@ -200,11 +200,16 @@ impl<M> Ledger<M> {
         self.remove(0)
     }
 
-    /// Whether another batch may be added now.
-    pub(super) fn room(&mut self, now: Millis) -> Room {
+    /// Returns true while another batch may be added.
+    pub(super) fn is_free(&self) -> bool {
         // The next one may be as large as the largest.
         let next = usize::try_from(self.stream.largest).unwrap_or(usize::MAX).min(self.budget / 8);
-        if self.memory + next < self.budget && self.entries.len() < MAX_UNCONFIRMED_BATCHES {
+        self.memory + next < self.budget && self.entries.len() < MAX_UNCONFIRMED_BATCHES
+    }
+
+    /// Looks whether another batch may be added, and remembers since when none may.
+    pub(super) fn watch_room(&mut self, now: Millis) -> Room {
+        if self.is_free() {
             self.full = None;
             return Room::Free;
         }
@@ -393,14 +398,14 @@ mod tests {
     fn a_full_ledger_waits_and_then_may_let_the_oldest_go() {
         let mut ledger = Ledger::new(150);
         sent(&mut ledger, bulk(1, 100), Millis(0));
-        assert_eq!(ledger.room(Millis(0)), Room::Free);
+        assert_eq!(ledger.watch_room(Millis(0)), Room::Free);
         sent(&mut ledger, bulk(2, 100), Millis(0));
-        assert_eq!(ledger.room(Millis(10)), Room::None);
+        assert_eq!(ledger.watch_room(Millis(10)), Room::None);
         assert_eq!(ledger.wanted_credit(), Some(201));
         assert_eq!(ledger.poll_timeout(), Some(Millis(10 + LEDGER_WAIT_MS)));
-        assert_eq!(ledger.room(Millis(10 + LEDGER_WAIT_MS)), Room::Overdue);
+        assert_eq!(ledger.watch_room(Millis(10 + LEDGER_WAIT_MS)), Room::Overdue);
         assert_eq!(ledger.let_go(), Some(1));
-        assert_eq!(ledger.room(Millis(10 + LEDGER_WAIT_MS)), Room::Free);
+        assert_eq!(ledger.watch_room(Millis(10 + LEDGER_WAIT_MS)), Room::Free);
         ledger.handle_credit(201);
         assert_eq!(ledger.pop_confirmed().map(|batch| (batch.bytes(), batch.is_gone())), Some((100, true)));
     }

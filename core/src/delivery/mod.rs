@@ -26,4 +26,4 @@ mod world;
 
 pub use self::batch::{Batch, Kind};
 pub use self::credit::{CreditObserver, DataObserver};
-pub use self::outbox::{Bounds, Counters, Outbox, Unconfirmed};
+pub use self::outbox::{Bounds, Counters, Outbox, Outgoing, Shed, Unconfirmed};

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::spool::{Done, Failed, Op, Replay};
 use super::world::{FORGOTTEN_MS, Step, World, rows};
-use super::{Batch, Bounds, Kind, Outbox};
+use super::{Batch, Bounds, Kind, Outbox, Outgoing};
 use crate::delivery::losses::Cause;
 use crate::limits::{
     MAX_UNCONFIRMED_BATCHES, MIN_REFUSED_BYTES, REFUSAL_PATIENCE, SPOOL_AFTER_MS, SPOOL_RETRY_MS, SPOOL_SYNC_MS,
@@ -385,14 +385,15 @@ fn serve(outbox: &mut Outbox<Vec<usize>>, limit: usize) -> BTreeSet<usize> {
         outbox.handle_opened(Millis(0));
         let mut end = 0;
         loop {
-            outbox.prepare(Millis(0));
-            if let Some((batch, limit)) = outbox.to_cut() {
-                let parts = cut(batch.message().expect("it waits"), limit);
-                outbox.handle_cut(parts, &[]);
-            }
-            let Some(batch) = outbox.waiting(Millis(0)) else { return taken };
-            let (records, bytes) = (batch.message().expect("it waits").clone(), batch.bytes());
-            outbox.handle_handed(Millis(0));
+            let records = match outbox.poll_send(Millis(0)) {
+                Some(Outgoing::Send(records)) => records,
+                Some(Outgoing::Cut { whole, limit }) => {
+                    outbox.handle_cut(cut(whole.message().expect("it waits"), limit), &[]);
+                    continue;
+                }
+                None => return taken,
+            };
+            let bytes = records.iter().sum::<usize>();
             outbox.handle_written(Millis(0));
             if bytes > limit {
                 outbox.handle_broken(true, Millis(0));
@@ -433,13 +434,13 @@ fn a_refused_record_that_is_being_written_to_the_disk_is_not_given_up_yet() {
     outbox.push(batch(Kind::Bulk, 1, 100));
     for _ in 0..2 {
         outbox.handle_opened(Millis(0));
-        outbox.handle_handed(Millis(0));
+        outbox.hand_over(Millis(0));
         outbox.handle_broken(true, Millis(0));
         outbox.handle_ended(Millis(0));
     }
     let Some(Op::Append { place, .. }) = outbox.poll_op(Millis(SPOOL_AFTER_MS)) else { panic!("it is written") };
     outbox.handle_opened(Millis(0));
-    outbox.prepare(Millis(SPOOL_AFTER_MS));
+    assert_eq!(outbox.poll_send(Millis(SPOOL_AFTER_MS)), None);
     assert_eq!(outbox.losses().sum(), 0);
     outbox.handle_done(Done::Appended(vec![place.offset + 200]), Millis(SPOOL_AFTER_MS));
     // Read back, it is known again.
@@ -448,7 +449,7 @@ fn a_refused_record_that_is_being_written_to_the_disk_is_not_given_up_yet() {
     let replay =
         Replay { message: 1, bytes: 100, fingerprint: 0, content_bytes: 0, begin, end, first_record: 0, rows: rows(1) };
     outbox.handle_done(Done::Read(Some(replay)), Millis(SPOOL_AFTER_MS));
-    outbox.prepare(Millis(SPOOL_AFTER_MS));
+    assert_eq!(outbox.poll_send(Millis(SPOOL_AFTER_MS)), None);
     assert_eq!((outbox.losses().total(Cause::Refused), outbox.unconfirmed().disk_records), (1, 0));
     assert!(matches!(outbox.poll_op(Millis(SPOOL_AFTER_MS)), Some(Op::Delete(_))));
 }
@@ -459,7 +460,7 @@ fn offer(outbox: &mut Outbox<u32>, content_bytes: u32, end: Option<bool>) {
     if outbox.unconfirmed().batches == 0 {
         outbox.push(Batch::new(Kind::Bulk, 1, 100, content_bytes, rows(2)));
     }
-    outbox.handle_handed(Millis(0));
+    outbox.hand_over(Millis(0));
     outbox.handle_written(Millis(0));
     match end {
         Some(says_so) => outbox.handle_broken(says_so, Millis(0)),

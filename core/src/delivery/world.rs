@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 
 use elklet_core::delivery::spool::format::SEGMENT_HEAD_BYTES;
 use elklet_core::delivery::spool::{Done, Failed, Found, Op, Place, Replay};
-use elklet_core::delivery::{Batch, Bounds, Kind, Outbox};
+use elklet_core::delivery::{Batch, Bounds, Kind, Outbox, Outgoing};
 use elklet_core::limits::SPOOL_RETRY_MS;
 use elklet_core::record::manifest::{Row, Source};
 use elklet_core::time::Millis;
@@ -222,22 +222,26 @@ impl World {
     pub(crate) fn act(&mut self, step: &Step) {
         match *step {
             Step::New { bytes, records, kind } => {
-                if self.outbox.has_room(self.may_drop, self.now) {
+                let shed = self.outbox.make_room(self.may_drop, self.now);
+                assert!(shed.lost == 0 || (self.may_drop && !self.is_up), "nobody allowed it to lose {shed:?}");
+                if self.outbox.has_room() {
                     let id = self.make(bytes, Made { kind, records });
                     self.outbox.push(Batch::new(kind, id, bytes, 0, rows(records)).with_fingerprint(id));
                 }
             }
             Step::Hand if self.is_up => {
-                self.outbox.prepare(self.now);
-                while let Some(id) = self.outbox.to_cut().map(|(batch, _)| *batch.message().expect("it waits")) {
-                    let parts = self.cut(id);
-                    self.outbox.handle_cut(parts, &[]);
-                }
-                if let Some(batch) = self.outbox.waiting(self.now) {
-                    let id = *batch.message().expect("what waits is in memory");
-                    let start = self.stream.last().map_or(0, |(_, end, _)| *end);
-                    self.stream.push((id, start + batch.bytes() as u64, false));
-                    self.outbox.handle_handed(self.now);
+                while let Some(next) = self.outbox.poll_send(self.now) {
+                    match next {
+                        Outgoing::Cut { whole, .. } => {
+                            let parts = self.cut(*whole.message().expect("it waits"));
+                            self.outbox.handle_cut(parts, &[]);
+                        }
+                        Outgoing::Send(id) => {
+                            let start = self.stream.last().map_or(0, |(_, end, _)| *end);
+                            self.stream.push((id, start + self.sizes[&id] as u64, false));
+                            break;
+                        }
+                    }
                 }
             }
             Step::Write => {

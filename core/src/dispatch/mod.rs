@@ -14,15 +14,32 @@ use alloc::vec::Vec;
 use elklet_proto::grpc::Task;
 
 use self::plugin::Plugin;
-pub use self::plugin::{RESTART_BASE_MS, RESTART_CAP_MS, RESTART_FORGIVEN_MS, STAND_IN_MS};
-use crate::command::{AgentConfig, AgentTask, Command, Configuration, PluginConfig, PluginName};
+pub use self::plugin::{RESTART_BASE_MS, RESTART_CAP_MS, RESTART_FORGIVEN_MS, STAND_IN_MS, STOP_TIMEOUT_MS};
+use crate::command::{AgentConfig, AgentTask, Command, Configuration, PluginConfig, PluginName, RefusedTask};
 use crate::limits::{MAX_PLUGINS_KNOWN, MAX_REPORT_CHARS, MAX_STATE_DETAILS};
 use crate::printable;
 use crate::time::Millis;
 
-/// What the shell is to do.
+/// What a command, or what became of a plugin, comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
+    /// Do this with a plugin.
+    Plugin(PluginAction),
+    /// Carry out a task of the agent's own; answer a failure with [`Dispatch::handle_task_failed`].
+    Task(AgentTask),
+    /// Replace the agent by another version; what is done about an earlier one of these is given up.
+    UpdateAgent(AgentConfig),
+    /// The agent is to be what it is: what is done about an [`Action::UpdateAgent`] is given up.
+    KeepAgent,
+    /// Tell the server that a task has failed (data type 5100).
+    Report(Report),
+    /// Tell people: something is not as it should be.
+    Complain(String),
+}
+
+/// What is to be done with a plugin's files and process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PluginAction {
     /// Verify the plugin's executable, fetching it if need be, beside whatever is running; answer with
     /// [`Dispatch::handle_prepared`] or [`Dispatch::handle_preparation_failed`].
     Prepare(Preparation, PluginConfig),
@@ -31,42 +48,22 @@ pub enum Action {
     /// Start what was prepared; answer with [`Dispatch::handle_spawn_failed`] if that fails, and with
     /// [`Dispatch::handle_exited`] when the process has ended.
     Spawn(Preparation, PluginConfig),
-    /// Close the plugin's task pipe, let it finish, kill it if it does not; answer with [`Dispatch::handle_exited`].
+    /// Close the plugin's task pipe and let it finish; answer with [`Dispatch::handle_exited`].
     Stop(PluginName),
+    /// Kill the process: it was to finish [`STOP_TIMEOUT_MS`] ago.
+    Kill(PluginName),
     /// Delete the plugin's directory.
     Remove(PluginName),
     /// Keep this list over the agent's end, for [`Dispatch::handle_kept`]: it is what is to run from now on.
     Keep(Vec<PluginConfig>),
-    /// Hand a task to a running plugin; answer with [`Dispatch::handle_task_refused`] if it cannot be.
+    /// Hand a task to a running plugin; answer with [`Dispatch::handle_task_failed`] if it cannot be.
     ForwardTask(PluginName, Task),
-    /// Send a file to the server; failures are reported with the token.
-    Upload {
-        /// The task's token.
-        token: String,
-        /// The file.
-        path: String,
-        /// Bytes of one piece; one piece is sent each second.
-        buf_size: u64,
-    },
-    /// Remember where this host is; failures are reported with the token.
-    SetMetadata {
-        /// The task's token.
-        token: String,
-        /// The data centre, if it is to change.
-        idc: Option<String>,
-        /// The region, if it is to change.
-        region: Option<String>,
-    },
-    /// Replace the agent by another version; what is done about an earlier one of these is given up.
-    UpdateAgent(AgentConfig),
-    /// The agent is to be what it is: what is done about an [`Action::UpdateAgent`] is given up.
-    KeepAgent,
-    /// End: stop the plugins, send what there is, leave.
-    Shutdown,
-    /// Tell the server that a task has failed (data type 5100).
-    Report(Report),
-    /// Tell people: something is not as it should be.
-    Complain(String),
+}
+
+impl From<PluginAction> for Action {
+    fn from(action: PluginAction) -> Self {
+        Self::Plugin(action)
+    }
 }
 
 /// Names one preparation of a plugin.
@@ -151,16 +148,8 @@ impl Dispatch {
         match command {
             Command::Nothing => {}
             Command::PluginTask(task) => self.forward(task),
-            Command::AgentTask { token, task } => match task {
-                Ok(AgentTask::Upload { path, buf_size }) => {
-                    self.actions.push_back(Action::Upload { token, path, buf_size })
-                }
-                Ok(AgentTask::SetMetadata { idc, region }) => {
-                    self.actions.push_back(Action::SetMetadata { token, idc, region });
-                }
-                Ok(AgentTask::Shutdown) => self.actions.push_back(Action::Shutdown),
-                Err(reason) => self.report(token, &reason),
-            },
+            Command::AgentTask(task) => self.actions.push_back(Action::Task(task)),
+            Command::RefusedTask(RefusedTask { token, reason }) => self.report(token, &reason),
             Command::Configuration(configuration) if !self.shutting_down => self.configure(configuration, now),
             Command::Configuration(_) => {
                 self.complain("a configuration came while the agent ends: passed over".to_string())
@@ -200,8 +189,8 @@ impl Dispatch {
         }
     }
 
-    /// A task could not be handed to its plugin.
-    pub fn handle_task_refused(&mut self, token: String, reason: &str) {
+    /// A task could not be carried out, or could not be handed to its plugin.
+    pub fn handle_task_failed(&mut self, token: String, reason: &str) {
         self.report(token, reason);
     }
 
@@ -244,7 +233,7 @@ impl Dispatch {
             running: plugin.running(),
             config: plugin.config(),
             phase: plugin.phase(),
-            retry_at: plugin.timeout(),
+            retry_at: plugin.retry_at(),
             restarts: plugin.restarts(),
         })
     }
@@ -267,7 +256,7 @@ impl Dispatch {
         let name = task.object_name.parse::<PluginName>();
         let running = name.as_ref().ok().and_then(|name| self.plugins.get(name)).map(Plugin::is_running);
         match (name, running) {
-            (Ok(name), Some(true)) => self.actions.push_back(Action::ForwardTask(name, task)),
+            (Ok(name), Some(true)) => self.actions.push_back(PluginAction::ForwardTask(name, task).into()),
             (Ok(name), Some(false)) => self.report(task.token, &format!("plugin {name} is not running")),
             (Ok(name), None) => self.report(task.token, &format!("no plugin {name} is configured")),
             (Err(why), _) => self.report(task.token, &format!("no plugin can have this name: {why}")),
@@ -303,7 +292,7 @@ impl Dispatch {
         }
         if changed {
             let wanted = self.plugins.values().filter_map(Plugin::wanted).chain(&self.postponed);
-            self.actions.push_back(Action::Keep(wanted.cloned().collect()));
+            self.actions.push_back(PluginAction::Keep(wanted.cloned().collect()).into());
         }
         for entry in refused {
             self.degrade(entry.reason);

@@ -14,7 +14,7 @@ use alloc::format;
 use alloc::string::String;
 use core::mem;
 
-use super::{Action, Preparation};
+use super::{Action, PluginAction, Preparation};
 use crate::command::{PluginConfig, PluginName};
 use crate::limits::{MAX_LAST_WORDS_CHARS, MAX_REPORT_CHARS};
 use crate::printable;
@@ -32,6 +32,9 @@ pub const RESTART_FORGIVEN_MS: u64 = 300_000;
 /// A version that could not be started in place of the one before is tried again after this: each attempt interrupts the one
 /// that stands in for it.
 pub const STAND_IN_MS: u64 = 3_600_000;
+
+/// A plugin that was asked to end is killed after this; the reference's time.
+pub const STOP_TIMEOUT_MS: u64 = 10_000;
 
 /// Deaths in a row from which on a plugin is said to crash in a loop.
 const LOOP_DEATHS: u32 = 3;
@@ -74,8 +77,14 @@ enum Prepared {
 #[derive(Debug)]
 enum Process {
     None,
-    Running { config: PluginConfig, since: Millis },
-    Stopping,
+    Running {
+        config: PluginConfig,
+        since: Millis,
+    },
+    /// It is to finish, and is killed at `kill_at`; `None` once it was.
+    Stopping {
+        kill_at: Option<Millis>,
+    },
 }
 
 impl Plugin {
@@ -133,7 +142,7 @@ impl Plugin {
             Process::Running { config, since } => {
                 self.wanted() == Some(config) && now.since(*since) >= RESTART_FORGIVEN_MS
             }
-            Process::None | Process::Stopping => false,
+            Process::None | Process::Stopping { .. } => false,
         };
         self.trouble.as_deref().filter(|_| !is_well)
     }
@@ -170,7 +179,7 @@ impl Plugin {
     pub(super) fn phase(&self) -> &'static str {
         match (&self.process, &self.preparation) {
             (Process::Running { .. }, _) => "running",
-            (Process::Stopping, _) => "stopping",
+            (Process::Stopping { .. }, _) => "stopping",
             (Process::None, Prepared::UnderWay(..)) => "preparing",
             (Process::None, Prepared::Ready(..)) => "starting",
             (Process::None, Prepared::No) => "waiting",
@@ -179,6 +188,15 @@ impl Plugin {
 
     /// When [`Plugin::reconcile`] is to be called although nothing has happened.
     pub(super) fn timeout(&self) -> Option<Millis> {
+        let kill_at = match self.process {
+            Process::Stopping { kill_at } => kill_at,
+            Process::None | Process::Running { .. } => None,
+        };
+        self.retry_at().into_iter().chain(kill_at).min()
+    }
+
+    /// When another attempt to start it begins.
+    pub(super) fn retry_at(&self) -> Option<Millis> {
         let stand_in = self.stand_in.as_ref().map(|(_, until)| *until);
         self.not_before.into_iter().chain(stand_in).min()
     }
@@ -256,7 +274,7 @@ impl Plugin {
                 };
                 Some(self.troubled(format!("plugin {name} {how} unexpectedly{loops}{last_words}")))
             }
-            Process::Stopping | Process::None => None,
+            Process::Stopping { .. } | Process::None => None,
         }
     }
 
@@ -284,13 +302,18 @@ impl Plugin {
         if self.stand_in.as_ref().is_some_and(|(_, until)| *until <= now) {
             self.stand_in = None;
         }
+        if let Process::Stopping { kill_at } = &mut self.process
+            && kill_at.take_if(|moment| *moment <= now).is_some()
+        {
+            actions.push_back(PluginAction::Kill(name.clone()).into());
+        }
         let Wanted::Run(wanted) = &self.wanted else {
             self.not_before = None;
             self.stand_in = None;
             self.drop_preparation(actions);
-            self.stop(name, actions);
+            self.stop(name, now, actions);
             if matches!((&self.wanted, &self.process), (Wanted::Remove, Process::None)) {
-                actions.push_back(Action::Remove(name.clone()));
+                actions.push_back(PluginAction::Remove(name.clone()).into());
                 return false;
             }
             return true;
@@ -305,8 +328,8 @@ impl Plugin {
             Prepared::UnderWay(_, config) if config == target => {}
             Prepared::Ready(_, config) if config == target => match &self.process {
                 Process::None => return self.start(name, now, next_preparation, actions),
-                Process::Running { .. } => self.stop(name, actions),
-                Process::Stopping => {}
+                Process::Running { .. } => self.stop(name, now, actions),
+                Process::Stopping { .. } => {}
             },
             _ if self.not_before.is_some() => {}
             _ => {
@@ -314,7 +337,7 @@ impl Plugin {
                 self.drop_preparation(actions);
                 *next_preparation += 1;
                 let id = Preparation(*next_preparation);
-                actions.push_back(Action::Prepare(id, target.clone()));
+                actions.push_back(PluginAction::Prepare(id, target.clone()).into());
                 self.preparation = Prepared::UnderWay(id, target);
             }
         }
@@ -330,7 +353,7 @@ impl Plugin {
         actions: &mut VecDeque<Action>,
     ) -> bool {
         let Prepared::Ready(id, config) = mem::replace(&mut self.preparation, Prepared::No) else { return true };
-        actions.push_back(Action::Spawn(id, config.clone()));
+        actions.push_back(PluginAction::Spawn(id, config.clone()).into());
         let is_wanted = self.wanted() == Some(&config);
         if is_wanted && self.previous.as_ref().is_some_and(|previous| *previous != config) {
             // Failures so far were the other version's, or those of getting here.
@@ -361,17 +384,17 @@ impl Plugin {
         self.previous.as_ref().filter(|_| may_stand_in).unwrap_or(wanted)
     }
 
-    fn stop(&mut self, name: &PluginName, actions: &mut VecDeque<Action>) {
+    fn stop(&mut self, name: &PluginName, now: Millis, actions: &mut VecDeque<Action>) {
         if let Process::Running { config, .. } = &self.process {
             self.previous = Some(config.clone());
-            actions.push_back(Action::Stop(name.clone()));
-            self.process = Process::Stopping;
+            actions.push_back(PluginAction::Stop(name.clone()).into());
+            self.process = Process::Stopping { kill_at: Some(now + STOP_TIMEOUT_MS) };
         }
     }
 
     fn drop_preparation(&mut self, actions: &mut VecDeque<Action>) {
         if let Prepared::UnderWay(id, _) | Prepared::Ready(id, _) = mem::replace(&mut self.preparation, Prepared::No) {
-            actions.push_back(Action::Forget(id));
+            actions.push_back(PluginAction::Forget(id).into());
         }
     }
 }

@@ -40,14 +40,32 @@ fn settle(dispatch: &mut Dispatch, now: Millis) -> Vec<Action> {
     let mut done = Vec::new();
     while let Some(action) = dispatch.poll_action() {
         match &action {
-            Action::Prepare(id, config) => dispatch.handle_prepared(&config.name, *id, now),
-            Action::Stop(name) => dispatch.handle_exited(name, "exited with code 0", "", now),
-            Action::Keep(_) => continue,
+            Action::Plugin(PluginAction::Prepare(id, config)) => dispatch.handle_prepared(&config.name, *id, now),
+            Action::Plugin(PluginAction::Stop(name)) => dispatch.handle_exited(name, "exited with code 0", "", now),
+            Action::Plugin(PluginAction::Keep(_)) => continue,
             _ => {}
         }
         done.push(action);
     }
     done
+}
+
+#[test]
+fn a_plugin_that_does_not_end_is_killed_once() {
+    let mut dispatch = Dispatch::new("1".into());
+    configure(&mut dispatch, vec![config("a", 1)], Millis(0));
+    settle(&mut dispatch, Millis(0));
+    dispatch.handle_shutdown(Millis(5));
+    let a = config("a", 1).name;
+    assert_eq!(dispatch.poll_action(), Some(PluginAction::Stop(a.clone()).into()));
+    assert_eq!(dispatch.poll_timeout(), Some(Millis(5 + STOP_TIMEOUT_MS)));
+    dispatch.handle_timeout(Millis(4 + STOP_TIMEOUT_MS));
+    assert_eq!(dispatch.poll_action(), None);
+    dispatch.handle_timeout(Millis(5 + STOP_TIMEOUT_MS));
+    assert_eq!(dispatch.poll_action(), Some(PluginAction::Kill(a.clone()).into()));
+    assert_eq!((dispatch.poll_timeout(), dispatch.is_quiet()), (None, false));
+    dispatch.handle_exited(&a, "was killed", "", Millis(6 + STOP_TIMEOUT_MS));
+    assert!(dispatch.is_quiet() && dispatch.poll_action().is_none());
 }
 
 #[test]
@@ -59,7 +77,10 @@ fn a_configured_plugin_is_prepared_then_started_and_an_unnamed_one_stopped_and_r
 
     configure(&mut dispatch, vec![config("b", 1)], Millis(1));
     let a: PluginName = "a".parse().expect("valid");
-    assert_eq!(settle(&mut dispatch, Millis(1)), [Action::Stop(a.clone()), Action::Remove(a)]);
+    assert_eq!(
+        settle(&mut dispatch, Millis(1)),
+        [Action::Plugin(PluginAction::Stop(a.clone())), Action::Plugin(PluginAction::Remove(a))]
+    );
 }
 
 #[test]
@@ -68,8 +89,10 @@ fn a_new_version_is_prepared_while_the_old_one_runs_and_a_failed_one_leaves_it_r
     configure(&mut dispatch, vec![config("a", 1)], Millis(0));
     settle(&mut dispatch, Millis(0));
     configure(&mut dispatch, vec![config("a", 2)], Millis(1));
-    assert_eq!(dispatch.poll_action(), Some(Action::Keep(vec![config("a", 2)])));
-    let Some(Action::Prepare(id, wanted)) = dispatch.poll_action() else { panic!("a new version is prepared first") };
+    assert_eq!(dispatch.poll_action(), Some(Action::Plugin(PluginAction::Keep(vec![config("a", 2)]))));
+    let Some(Action::Plugin(PluginAction::Prepare(id, wanted))) = dispatch.poll_action() else {
+        panic!("a new version is prepared first")
+    };
     assert_eq!(dispatch.poll_action(), None);
     dispatch.handle_preparation_failed(&wanted.name, id, "no such file", Millis(2));
     let complaint = "plugin a cannot be started: no such file; version 1 runs on";
@@ -81,7 +104,17 @@ fn a_new_version_is_prepared_while_the_old_one_runs_and_a_failed_one_leaves_it_r
     assert_eq!(due, Millis(2 + RESTART_BASE_MS));
     dispatch.handle_timeout(due);
     let steps = settle(&mut dispatch, due);
-    assert!(matches!(&steps[..], [Action::Prepare(..), Action::Stop(_), Action::Spawn(..)]), "{steps:?}");
+    assert!(
+        matches!(
+            &steps[..],
+            [
+                Action::Plugin(PluginAction::Prepare(..)),
+                Action::Plugin(PluginAction::Stop(_)),
+                Action::Plugin(PluginAction::Spawn(..))
+            ]
+        ),
+        "{steps:?}"
+    );
     assert_eq!((running(&dispatch), dispatch.state_details(due)), (vec![config("a", 2)], vec![]));
 }
 
@@ -97,7 +130,7 @@ fn a_new_version_that_cannot_be_started_leaves_the_old_one_standing_in() {
     let complaint = "plugin a cannot be started: exec format error; version 1 is started again";
     let steps = settle(&mut dispatch, Millis(1));
     assert!(
-        matches!(&steps[..], [Action::Prepare(..), Action::Complain(_), Action::Spawn(_, old)] if *old == config("a", 1)),
+        matches!(&steps[..], [Action::Plugin(PluginAction::Prepare(..)), Action::Complain(_), Action::Plugin(PluginAction::Spawn(_, old))] if *old == config("a", 1)),
         "{steps:?}"
     );
     assert_eq!((running(&dispatch), dispatch.state_details(Millis(1))), (vec![config("a", 1)], vec![complaint]));
@@ -121,7 +154,12 @@ fn an_old_version_that_dies_before_its_successor_is_ready_is_started_again() {
     configure(&mut dispatch, vec![config("a", 2)], Millis(1));
     dispatch.handle_exited(&name, "was killed by signal 9", "", Millis(2));
     let orders: Vec<_> = core::iter::from_fn(|| dispatch.poll_action()).collect();
-    let [Action::Keep(_), Action::Prepare(download, _), Action::Complain(_)] = &orders[..] else {
+    let [
+        Action::Plugin(PluginAction::Keep(_)),
+        Action::Plugin(PluginAction::Prepare(download, _)),
+        Action::Complain(_),
+    ] = &orders[..]
+    else {
         panic!("{orders:?}")
     };
 
@@ -129,12 +167,16 @@ fn an_old_version_that_dies_before_its_successor_is_ready_is_started_again() {
     let due = dispatch.poll_timeout().expect("it is started again");
     assert_eq!(due, Millis(2 + RESTART_BASE_MS));
     dispatch.handle_timeout(due);
-    assert_eq!(dispatch.poll_action(), Some(Action::Forget(*download)));
-    let Some(Action::Prepare(old, prepared)) = dispatch.poll_action() else { panic!("the old one is verified") };
+    assert_eq!(dispatch.poll_action(), Some(Action::Plugin(PluginAction::Forget(*download))));
+    let Some(Action::Plugin(PluginAction::Prepare(old, prepared))) = dispatch.poll_action() else {
+        panic!("the old one is verified")
+    };
     assert_eq!(prepared, config("a", 1));
     dispatch.handle_prepared(&name, old, due);
-    assert_eq!(dispatch.poll_action(), Some(Action::Spawn(old, config("a", 1))));
-    let Some(Action::Prepare(download, wanted)) = dispatch.poll_action() else { panic!("the new one is next") };
+    assert_eq!(dispatch.poll_action(), Some(Action::Plugin(PluginAction::Spawn(old, config("a", 1)))));
+    let Some(Action::Plugin(PluginAction::Prepare(download, wanted))) = dispatch.poll_action() else {
+        panic!("the new one is next")
+    };
     assert_eq!(wanted, config("a", 2));
 
     // Where the new one cannot be had, the old one is started again as well.
@@ -143,7 +185,9 @@ fn an_old_version_that_dies_before_its_successor_is_ready_is_started_again() {
     let due = dispatch.poll_timeout().expect("it is started again");
     while dispatch.poll_action().is_some() {}
     dispatch.handle_timeout(due);
-    let Some(Action::Prepare(old, prepared)) = dispatch.poll_action() else { panic!("the old one is verified") };
+    let Some(Action::Plugin(PluginAction::Prepare(old, prepared))) = dispatch.poll_action() else {
+        panic!("the old one is verified")
+    };
     assert_eq!(prepared, config("a", 1));
     // If it is not there any more, it is the new one's turn at once.
     dispatch.handle_preparation_failed(&name, old, "no such file", due);
@@ -160,8 +204,10 @@ fn what_is_to_run_is_kept_whenever_it_changes_and_started_without_a_server() {
         let mut kept = Vec::new();
         while let Some(action) = dispatch.poll_action() {
             match action {
-                Action::Keep(list) => kept.push(list),
-                Action::Prepare(id, config) => dispatch.handle_prepared(&config.name, id, Millis(0)),
+                Action::Plugin(PluginAction::Keep(list)) => kept.push(list),
+                Action::Plugin(PluginAction::Prepare(id, config)) => {
+                    dispatch.handle_prepared(&config.name, id, Millis(0))
+                }
                 _ => {}
             }
         }
@@ -191,8 +237,10 @@ fn plugins_for_which_others_have_to_end_first_wait_for_that() {
         let mut stopping = Vec::new();
         while let Some(action) = dispatch.poll_action() {
             match action {
-                Action::Prepare(id, config) => dispatch.handle_prepared(&config.name, id, Millis(0)),
-                Action::Stop(name) => stopping.push(name),
+                Action::Plugin(PluginAction::Prepare(id, config)) => {
+                    dispatch.handle_prepared(&config.name, id, Millis(0))
+                }
+                Action::Plugin(PluginAction::Stop(name)) => stopping.push(name),
                 _ => {}
             }
         }
@@ -222,11 +270,11 @@ fn plugins_for_which_others_have_to_end_first_wait_for_that() {
 fn the_newest_configuration_does_not_wait_for_the_one_before() {
     let mut dispatch = Dispatch::new("1".into());
     configure(&mut dispatch, vec![config("slow", 1)], Millis(0));
-    assert!(matches!(dispatch.poll_action(), Some(Action::Keep(_))));
-    let Some(Action::Prepare(slow, _)) = dispatch.poll_action() else { panic!("it is prepared") };
+    assert!(matches!(dispatch.poll_action(), Some(Action::Plugin(PluginAction::Keep(_)))));
+    let Some(Action::Plugin(PluginAction::Prepare(slow, _))) = dispatch.poll_action() else { panic!("it is prepared") };
     configure(&mut dispatch, vec![config("quick", 1)], Millis(1));
     let steps = settle(&mut dispatch, Millis(1));
-    assert!(steps.contains(&Action::Forget(slow)), "{steps:?}");
+    assert!(steps.contains(&Action::Plugin(PluginAction::Forget(slow))), "{steps:?}");
     assert_eq!(running(&dispatch), [config("quick", 1)]);
 
     // What the forgotten preparation still reports changes nothing.
@@ -308,12 +356,12 @@ fn tasks_reach_running_plugins_and_all_others_are_answered() {
     assert!(steps.contains(&Action::Report(Report::new("t".into(), "plugin a is not running"))), "{steps:?}");
 
     dispatch.handle_command(task("a"), Millis(1));
-    assert!(matches!(dispatch.poll_action(), Some(Action::ForwardTask(..))));
+    assert!(matches!(dispatch.poll_action(), Some(Action::Plugin(PluginAction::ForwardTask(..)))));
     for name in ["b", "../a", ""] {
         dispatch.handle_command(task(name), Millis(1));
         assert!(matches!(dispatch.poll_action(), Some(Action::Report(report)) if report.token == "t"), "{name}");
     }
-    let unknown = Command::AgentTask { token: "u".into(), task: Err("unknown task 4242".into()) };
+    let unknown = Command::RefusedTask(RefusedTask { token: "u".into(), reason: "unknown task 4242".into() });
     dispatch.handle_command(unknown, Millis(1));
     assert_eq!(dispatch.poll_action(), Some(Action::Report(Report::new("u".into(), "unknown task 4242"))));
 }
@@ -373,7 +421,10 @@ fn a_version_that_crashes_in_a_loop_is_not_started_once_more_when_its_successor_
     while dispatch.poll_action().is_some() {}
     configure(&mut dispatch, vec![config("a", 2)], now);
     let steps = settle(&mut dispatch, now);
-    assert!(matches!(&steps[..], [Action::Prepare(_, new), Action::Spawn(..)] if *new == config("a", 2)), "{steps:?}");
+    assert!(
+        matches!(&steps[..], [Action::Plugin(PluginAction::Prepare(_, new)), Action::Plugin(PluginAction::Spawn(..))] if *new == config("a", 2)),
+        "{steps:?}"
+    );
     assert!(dispatch.state_details(now).is_empty(), "what was wrong was the other version's");
 }
 
@@ -386,7 +437,7 @@ fn a_successor_is_not_blamed_for_the_version_that_stood_in_for_it() {
     configure(&mut dispatch, vec![config("a", 2)], Millis(1));
     let mut download = None;
     while let Some(action) = dispatch.poll_action() {
-        if let Action::Prepare(id, _) = action {
+        if let Action::Plugin(PluginAction::Prepare(id, _)) = action {
             download = Some(id);
         }
     }
@@ -408,7 +459,10 @@ fn a_shutdown_stops_every_plugin_and_deletes_none() {
     dispatch.handle_shutdown(Millis(1));
     assert!(!dispatch.is_quiet());
     let steps = settle(&mut dispatch, Millis(1));
-    assert!(steps.iter().all(|step| matches!(step, Action::Stop(_))) && steps.len() == 2, "{steps:?}");
+    assert!(
+        steps.iter().all(|step| matches!(step, Action::Plugin(PluginAction::Stop(_)))) && steps.len() == 2,
+        "{steps:?}"
+    );
     assert!(dispatch.is_quiet());
     configure(&mut dispatch, vec![config("c", 1)], Millis(2));
     assert!(matches!(settle(&mut dispatch, Millis(2))[..], [Action::Complain(_)]));
@@ -455,33 +509,36 @@ impl Shell {
     fn obey(&mut self, dispatch: &mut Dispatch) {
         while let Some(action) = dispatch.poll_action() {
             match action {
-                Action::Prepare(id, config) => {
+                Action::Plugin(PluginAction::Prepare(id, config)) => {
                     self.directories.insert(config.name.clone());
                     assert!(self.preparing.insert(id, config).is_none(), "a preparation has its own number");
                 }
-                Action::Forget(id) => {
+                Action::Plugin(PluginAction::Forget(id)) => {
                     assert!(
                         self.preparing.remove(&id).or(self.ready.remove(&id)).is_some(),
                         "it was not forgotten before"
                     );
                 }
-                Action::Spawn(id, config) => {
+                Action::Plugin(PluginAction::Spawn(id, config)) => {
                     assert_eq!(self.ready.remove(&id).as_ref(), Some(&config), "what is started was prepared");
                     assert!(!self.stopping.contains(&config.name), "the old process has ended");
                     self.ran.insert(config.name.clone(), config.clone());
                     assert!(self.running.insert(config.name.clone(), config).is_none(), "one process a plugin");
                 }
-                Action::Stop(name) => {
+                Action::Plugin(PluginAction::Stop(name)) => {
                     assert!(self.running.remove(&name).is_some(), "only what runs is stopped");
                     self.stopping.insert(name);
                 }
-                Action::Remove(name) => {
+                Action::Plugin(PluginAction::Kill(name)) => {
+                    assert!(self.stopping.contains(&name), "only what does not end is killed");
+                }
+                Action::Plugin(PluginAction::Remove(name)) => {
                     assert!(!self.running.contains_key(&name) && !self.stopping.contains(&name), "nothing runs there");
                     assert!(!self.preparing.values().any(|config| config.name == name), "nothing is prepared there");
                     self.directories.remove(&name);
                     self.ran.remove(&name);
                 }
-                Action::Complain(_) | Action::Keep(_) => {}
+                Action::Complain(_) | Action::Plugin(PluginAction::Keep(_)) => {}
                 other => panic!("nobody asked for {other:?}"),
             }
         }

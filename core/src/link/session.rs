@@ -116,8 +116,6 @@ pub enum Action {
     Ping,
     /// End the sending side of the stream once everything is written.
     HalfClose,
-    /// The session is over.
-    Finish,
 }
 
 /// Why an attempt is given up.
@@ -399,6 +397,19 @@ impl Session {
         matches!(self.state, State::Moving { .. } | State::Draining { .. })
     }
 
+    /// Returns true once the agent's end has closed the last connection. Nothing begins after that.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        matches!(self.state, State::Ended)
+    }
+
+    /// Returns true while this attempt is the one that is alive. What another one still reports comes too late.
+    #[must_use]
+    pub fn is_alive(&self, attempt: Attempt) -> bool {
+        let is_over = matches!(self.state, State::Idle | State::Backoff { .. } | State::Ended);
+        attempt.0 == self.attempt && !is_over
+    }
+
     /// How long the session waits before it tries again, if it does wait.
     #[must_use]
     pub fn waits_until(&self) -> Option<Millis> {
@@ -500,7 +511,6 @@ impl Session {
             self.actions.push_back(Action::Abandon { attempt: Attempt(self.attempt), reason });
         }
         self.state = State::Ended;
-        self.actions.push_back(Action::Finish);
     }
 }
 
@@ -699,18 +709,22 @@ mod tests {
         session.handle_shutdown(Millis(5));
         assert_eq!(actions(&mut session), [Action::HalfClose]);
         session.handle_failed(attempt, Millis(6));
-        assert_eq!(actions(&mut session).last(), Some(&Action::Finish));
+        assert!(matches!(actions(&mut session)[..], [Action::Abandon { reason: Abandoned::Failed, .. }]));
+        assert!(session.is_ended());
 
         let mut unanswered = Session::new(ONE_PRIVATE, Timing::default(), 7);
         streaming(&mut unanswered, Millis(0));
         unanswered.handle_shutdown(Millis(5));
         unanswered.handle_timeout(Millis(5 + DRAIN_TIMEOUT_MS));
-        assert_eq!(actions(&mut unanswered).last(), Some(&Action::Finish));
+        let last = actions(&mut unanswered).pop();
+        assert!(matches!(last, Some(Action::Abandon { reason: Abandoned::TimedOut(_), .. })));
+        assert!(unanswered.is_ended());
 
         let mut connecting = Session::new(ONE_PRIVATE, Timing::default(), 7);
         connecting.handle_start(Millis(0));
         connecting.handle_shutdown(Millis(1));
-        assert_eq!(actions(&mut connecting).last(), Some(&Action::Finish));
+        assert!(matches!(actions(&mut connecting).last(), Some(Action::Abandon { reason: Abandoned::Shutdown, .. })));
+        assert!(connecting.is_ended());
     }
 
     proptest! {
@@ -749,7 +763,7 @@ mod tests {
                         Action::Open { attempt } => prop_assert_eq!(Some(attempt), alive),
                         Action::Abandon { attempt, .. } => prop_assert_eq!(alive.take(), Some(attempt)),
                         Action::Ping => prop_assert!(session.streaming_to().is_some()),
-                        Action::HalfClose | Action::Finish => prop_assert!(false, "nobody asked for the end"),
+                        Action::HalfClose => prop_assert!(false, "nobody asked for the end"),
                     }
                 }
                 prop_assert!(session.poll_timeout().is_some());

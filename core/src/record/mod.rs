@@ -15,6 +15,8 @@ pub mod intake;
 pub mod manifest;
 pub mod wire;
 
+use elklet_proto::data_type::{AGENT_HEARTBEAT, LOSS, PLUGIN_HEARTBEAT, needs_fields};
+
 use self::wire::{Malformed, Value, Writer, bytes_field_len, take_field, varint_len};
 
 const DATA_TYPE: u8 = 1;
@@ -100,22 +102,6 @@ impl<'a> Record<'a> {
             _ => None,
         }
     }
-}
-
-/// Data type of the agent's heartbeat.
-pub const AGENT_HEARTBEAT: i32 = 1000;
-
-/// Data type of the heartbeats that the agent sends for its plugins.
-pub const PLUGIN_HEARTBEAT: i32 = 1001;
-
-/// Data type of the agent's reports of lost records. AgentCenter does not know it, and passes on what it does not know.
-pub const LOSS: i32 = 1012;
-
-/// Whether AgentCenter panics over a record of this type that brings no field: these go to the manager as results of tasks.
-/// (AgentCenter: `rawdata_worker.go`.)
-#[must_use]
-pub const fn needs_fields(data_type: i32) -> bool {
-    matches!(data_type, 2001 | 2003 | 5100 | 5101 | 6000 | 8010)
 }
 
 /// Why the agent does not pass on a well-formed record of a plugin.

@@ -3,6 +3,8 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use elklet_proto::data_type::needs_fields;
+
 use super::{Outbox, Stream};
 use crate::delivery::batch::{Batch, Kind, Stored};
 use crate::delivery::ledger::{Ledger, Room};
@@ -10,7 +12,6 @@ use crate::delivery::losses::Cause;
 use crate::delivery::spool::{Done, Failed, Op, Place, Plan, Replay, Write};
 use crate::limits::{SPOOL_AFTER_MS, SPOOL_RETRY_MS, SPOOL_SYNC_MS, SPOOL_WRITE_BYTES};
 use crate::record::manifest::{Row, Source};
-use crate::record::needs_fields;
 use crate::time::Millis;
 
 #[derive(Debug)]
@@ -117,7 +118,7 @@ impl<M: Clone> Outbox<M> {
         {
             return Some((Pending::Read(place), Op::Read(place)));
         }
-        let room = self.ledger.room(now);
+        let room = self.ledger.watch_room(now);
         let has_memory = room == Room::Free;
         let is_wanted = match self.stream {
             Stream::Down { since } => self.is_ending || now.since(since) >= SPOOL_AFTER_MS || !has_memory,
@@ -180,7 +181,7 @@ impl<M: Clone> Outbox<M> {
             }
             (Pending::Sync, Done::Synced) => self.unsynced = None,
             (Pending::Read(place), Done::Read(None)) => self.handle_unreadable(place),
-            (Pending::Read(place), Done::Read(Some(replay))) => self.handle_read(place, replay, now),
+            (Pending::Read(place), Done::Read(Some(replay))) => self.handle_read(place, replay),
             (Pending::Drop, Done::Dropped(rows)) => self.handle_dropped(&rows),
             (Pending::Delete, Done::Deleted) => self.handle_dropped(&[]),
             (Pending::Mark, Done::Marked) => {
@@ -220,9 +221,9 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    fn handle_read(&mut self, place: Place, replay: Replay<M>, now: Millis) {
+    fn handle_read(&mut self, place: Place, replay: Replay<M>) {
         self.unread = None;
-        let has_memory = self.ledger.room(now) == Room::Free;
+        let has_memory = self.ledger.is_free();
         let doubles_end = self.doubles_end;
         let Replay { message, bytes, fingerprint, content_bytes, begin, end, first_record, rows } = replay;
         let is_up = matches!(self.stream, Stream::Up);

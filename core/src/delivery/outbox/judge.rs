@@ -12,8 +12,8 @@ use crate::time::Millis;
 
 impl<M: Clone> Outbox<M> {
     /// Gives up the next record if the server does not take it, and lets others go before a batch that is suspected of ending
-    /// streams. To be called before [`Outbox::to_cut`] and [`Outbox::waiting`] are asked.
-    pub fn prepare(&mut self, now: Millis) {
+    /// streams.
+    pub(super) fn prepare(&mut self, now: Millis) {
         if self.refused.is_none() && self.suspects.is_empty() {
             return;
         }
@@ -59,10 +59,9 @@ impl<M: Clone> Outbox<M> {
         if is_free { Some(Millis(0)) } else { self.suspects.gate(next.identity(), self.ledger.is_writing()) }
     }
 
-    /// The next batch and how many bytes of content its parts should have at most, if it is to be cut into several by
-    /// [`Outbox::handle_cut`] before anything is handed to the stream.
-    #[must_use]
-    pub fn to_cut(&self) -> Option<(&Batch<M>, usize)> {
+    /// The next batch and how many bytes of content its parts should have at most, if it is to be cut into several before anything
+    /// is handed to the stream.
+    pub(super) fn to_cut(&self) -> Option<(&Batch<M>, usize)> {
         let next = self.next().filter(|next| next.kind() != Kind::Heartbeat)?;
         let content = next.content_bytes();
         let limit = match () {
@@ -81,7 +80,7 @@ impl<M: Clone> Outbox<M> {
         self.content_limit
     }
 
-    /// The batch of [`Outbox::to_cut`] is these, and `refused` counts records of it that plugins may not send. Neither parts nor
+    /// The batch of [`Outgoing::Cut`](super::Outgoing::Cut) is these, and `refused` counts records of it that plugins may not send. Neither parts nor
     /// refused ones mean that it could not be read, and is lost.
     pub fn handle_cut(&mut self, parts: Vec<Batch<M>>, refused: &[Row]) {
         let Some(whole) = self.ledger.pop_next() else { return };

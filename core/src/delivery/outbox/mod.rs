@@ -96,6 +96,31 @@ pub struct Outbox<M> {
     counters: Counters,
 }
 
+/// What [`Outbox::poll_send`] asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outgoing<M> {
+    /// Hand this message to the stream, and tell [`Outbox::handle_written`] when its last byte has left.
+    Send(M),
+    /// Cut a batch that the server does not take as it is, and answer with [`Outbox::handle_cut`] before anything else.
+    Cut {
+        /// The batch.
+        whole: Batch<M>,
+        /// Bytes of content that each part should have at most.
+        limit: usize,
+    },
+}
+
+/// What [`Outbox::make_room`] has let go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Shed {
+    /// Batches that the server had taken once.
+    pub doubles: u64,
+    /// Records that are on a stream, and are lost if it breaks before the server has taken them.
+    pub let_go: u64,
+    /// Records that are lost.
+    pub lost: u64,
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Stream {
     Up,
@@ -143,40 +168,56 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    /// Whether another batch may be added; `may_drop` says whether the oldest may be dropped for it while there is no stream.
-    pub fn has_room(&mut self, may_drop: bool, now: Millis) -> bool {
+    /// Returns true while another batch may be added.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.ledger.is_free()
+    }
+
+    /// Makes room for another batch, if something may be let go for it, and says what it let go. [`Outbox::has_room`] says afterwards
+    /// whether there is room now; where there is none, waiting makes it, or writing to the disk.
+    ///
+    /// Batches that the server had taken once go first, because losing them is no loss. What the server has been sent goes next, when
+    /// it has not confirmed it for a while and there is no disk to keep it on. Without a stream and without a disk, the oldest of all
+    /// go, if `may_drop` allows that.
+    pub fn make_room(&mut self, may_drop: bool, now: Millis) -> Shed {
         self.may_drop = may_drop;
         self.expire(now);
+        let mut shed = Shed::default();
         loop {
-            match (self.ledger.room(now), self.stream) {
-                (Room::Free, _) => return true,
-                _ if self.ledger.drop_double() => {}
-                // Writing it to the disk makes room, or waiting does.
-                _ if self.can_spool(now) => return false,
-                (Room::Overdue, Stream::Up) if !self.has_spool(now) => match self.ledger.let_go() {
-                    Some(records) => self.counters.let_go += records,
-                    None => return false,
-                },
+            match (self.ledger.watch_room(now), self.stream) {
+                (Room::Free, _) => break,
+                _ if self.ledger.drop_double() => shed.doubles += 1,
+                _ if self.can_spool(now) => break,
+                (Room::Overdue, Stream::Up) if !self.has_spool(now) => {
+                    let Some(records) = self.ledger.let_go() else { break };
+                    self.counters.let_go += records;
+                    shed.let_go += records;
+                }
                 (_, Stream::Down { .. }) if !self.has_spool(now) && (may_drop || self.is_ending) => {
                     match self.ledger.pop_waiting() {
-                        Some(batch) if batch.is_double => {}
-                        Some(batch) => self.lose(Cause::MemoryFull, batch.rows()),
-                        None => return false,
+                        Some(batch) if batch.is_double => shed.doubles += 1,
+                        Some(batch) => {
+                            shed.lost += batch.records();
+                            self.lose(Cause::MemoryFull, batch.rows());
+                        }
+                        None => break,
                     }
                 }
-                _ => return false,
+                _ => break,
             }
         }
+        shed
     }
 
-    /// Whether nothing can be added until something is dropped, or a stream is there.
+    /// Returns true when nothing can be added until something is dropped, or a stream is there.
     #[must_use]
-    pub fn is_full(&mut self, now: Millis) -> bool {
+    pub fn is_full(&self, now: Millis) -> bool {
         let is_down = matches!(self.stream, Stream::Down { .. });
-        is_down && self.disk_is_full(now) && self.ledger.room(now) != Room::Free
+        is_down && self.disk_is_full(now) && !self.has_room()
     }
 
-    /// What waits that is not known to be on the disk, or is there and was not sent: records will go behind it.
+    /// Returns true while an unsent batch is queued, in memory or on disk. New records then queue behind it, which keeps the order.
     #[must_use]
     pub fn has_backlog(&self) -> bool {
         self.ledger.waiting().is_some() || self.has_more_on_disk()
@@ -186,11 +227,33 @@ impl<M: Clone> Outbox<M> {
         !self.is_open() || self.plan().is_some_and(|plan| plan.backlog().is_some())
     }
 
-    /// The batch that is to be handed to the stream next, if one waits and may go.
-    #[must_use]
-    pub fn waiting(&self, now: Millis) -> Option<&Batch<M>> {
-        let next = self.next().filter(|_| self.to_cut().is_none())?;
-        self.gate(next).is_some_and(|moment| moment <= now).then_some(next)
+    /// The next thing to do for the stream, which has room for a message. A message counts as handed over once it is returned here.
+    ///
+    /// Ask again after each of the two, and at [`Outbox::poll_timeout`].
+    pub fn poll_send(&mut self, now: Millis) -> Option<Outgoing<M>> {
+        self.prepare(now);
+        if let Some((whole, limit)) = self.to_cut() {
+            return Some(Outgoing::Cut { whole: whole.clone(), limit });
+        }
+        let message = self.waiting(now)?.message()?.clone();
+        self.hand_over(now);
+        Some(Outgoing::Send(message))
+    }
+
+    /// The batch that may be handed to the stream now.
+    pub(super) fn waiting(&self, now: Millis) -> Option<&Batch<M>> {
+        self.next().filter(|next| self.gate(next).is_some_and(|moment| moment <= now))
+    }
+
+    /// The next batch is on the stream.
+    pub(super) fn hand_over(&mut self, now: Millis) {
+        let Some(batch) = self.ledger.waiting() else { return };
+        if batch.kind() != Kind::Heartbeat {
+            self.suspects.handle_handed(batch.identity(), now);
+        }
+        self.counters.sent += batch.records();
+        self.counters.sent_bytes += batch.bytes() as u64;
+        self.ledger.handle_handed();
     }
 
     fn next(&self) -> Option<&Batch<M>> {
@@ -198,18 +261,6 @@ impl<M: Clone> Outbox<M> {
         let overtakes = next.kind() != Kind::Bulk || next.stored.is_some();
         let is_moving = matches!(&self.pending, Some(Pending::Append { written, .. }) if written.iter().any(|(id, _)| *id == next.id));
         (!is_moving && (overtakes || !self.has_more_on_disk())).then_some(next)
-    }
-
-    /// The waiting batch was handed to the stream.
-    pub fn handle_handed(&mut self, now: Millis) {
-        if let Some(batch) = self.ledger.waiting() {
-            if batch.kind() != Kind::Heartbeat {
-                self.suspects.handle_handed(batch.identity(), now);
-            }
-            self.counters.sent += batch.records();
-            self.counters.sent_bytes += batch.bytes() as u64;
-            self.ledger.handle_handed();
-        }
     }
 
     /// There is a stream.
