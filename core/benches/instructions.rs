@@ -17,7 +17,7 @@ use std::process::{Command, ExitCode};
 
 use elklet_core::command;
 use elklet_core::delivery::{Batch, Bounds, Kind, Outbox};
-use elklet_core::dispatch::{Action, PluginAction, Dispatch};
+use elklet_core::dispatch::{Action, Dispatch, PluginAction};
 use elklet_core::limits::{ARENA_BYTES, FLUSH_INTERVAL_MS, LEDGER_BYTES, MAX_RECORD_BYTES, URGENT_ARENA_BYTES};
 use elklet_core::link::grpc;
 use elklet_core::record::envelope::{Envelope, Sender};

@@ -18,6 +18,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate self as elklet_core;
 
+pub mod agent;
 pub mod command;
 pub mod delivery;
 pub mod dispatch;

@@ -103,11 +103,18 @@ pub const OFFLINE_FLUSH_INTERVAL_MS: u64 = 400;
 /// Bytes that are written to the spool at once, unless a single batch is larger.
 pub const SPOOL_WRITE_BYTES: usize = 1 << 20;
 
+/// Milliseconds after which an operation on the spool, for which there was no thread, is tried again.
+pub const SPOOL_THREAD_RETRY_MS: u64 = 1_000;
+
 /// Milliseconds after which what was written to the spool is made to survive a loss of power.
 pub const SPOOL_SYNC_MS: u64 = 5_000;
 
 /// Milliseconds after which a spool that could not be used is tried again.
 pub const SPOOL_RETRY_MS: u64 = 10_000;
+
+/// Batches that a stream is given before it has written them: it writes one while another waits, so that it never runs dry. More
+/// would only grow old on the way.
+pub const STREAM_AHEAD: usize = 2;
 
 /// Batches that may be on their way at once, wherever they are kept: each takes some hundred bytes of memory.
 pub const MAX_UNCONFIRMED_BATCHES: usize = 2048;

@@ -14,6 +14,7 @@ mod batch;
 mod credit;
 #[cfg(test)]
 mod dying;
+pub mod feed;
 mod ledger;
 pub mod losses;
 mod outbox;

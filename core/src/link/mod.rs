@@ -10,3 +10,50 @@ pub mod proxy;
 pub mod race;
 pub mod session;
 pub mod x509;
+
+/// How an attempt or its stream has ended, as far as decisions depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The address could not be reached.
+    Unreachable,
+    /// TLS was not agreed on, by either side's judgement, or there was no HTTP/2 behind it.
+    Tls,
+    /// The server sent what cannot be understood.
+    Protocol,
+    /// The server ended the call with status OK.
+    Ok,
+    /// The server says that a message was too large.
+    TooLarge,
+    /// The server ended the connection because PINGs came too close.
+    TooManyPings,
+    /// The server gives a reason that no batch has to do with.
+    Refused,
+    /// The connection died unanswered.
+    Silent,
+    /// The stream or the connection broke without a reason. The server may have ended over what it was sent.
+    Unexplained,
+}
+
+/// What has become of attempts and streams, since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LinkCounters {
+    /// Attempts that did not come to a stream for want of a TCP connection, by timeout, or by a failed discovery.
+    pub connect_failures: u64,
+    /// Attempts that failed at TLS, by either side's judgement.
+    pub tls_failures: u64,
+    /// Streams that were opened.
+    pub streams: u64,
+    /// Streams that ended because the server sent what cannot be understood.
+    pub protocol_errors: u64,
+}
+
+impl LinkCounters {
+    pub(crate) fn count(&mut self, end: End) {
+        match end {
+            End::Unreachable => self.connect_failures += 1,
+            End::Tls => self.tls_failures += 1,
+            End::Protocol => self.protocol_errors += 1,
+            End::Ok | End::TooLarge | End::TooManyPings | End::Refused | End::Silent | End::Unexplained => {}
+        }
+    }
+}

@@ -264,6 +264,12 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Intake<B> {
         }
     }
 
+    /// What the agent decides by: how much is held, and when it should leave.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        Level { due: self.due(), records: self.len(), is_half_full: self.is_half_full(), may_drop: self.may_drop() }
+    }
+
     /// The buffers that are filling, to look at.
     #[must_use]
     pub fn buffers(&self) -> &Buffers<B> {
@@ -292,6 +298,27 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Intake<B> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.filling.is_empty()
+    }
+}
+
+/// What an [`Intake`] holds at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Level {
+    /// When it should be sent.
+    pub due: Due,
+    /// Records of both lanes.
+    pub records: usize,
+    /// See [`Intake::is_half_full`].
+    pub is_half_full: bool,
+    /// See [`Intake::may_drop`].
+    pub may_drop: bool,
+}
+
+impl Level {
+    /// Returns true when no record is held.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.due == Due::Nothing
     }
 }
 

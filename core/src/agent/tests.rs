@@ -1,0 +1,1 @@
+//! The agent around its parts.
