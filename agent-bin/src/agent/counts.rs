@@ -1,11 +1,11 @@
 //! Everything that is counted since the agent's start, by cause: heartbeats, `elklet status` and the metrics show all of it,
 //! under the same names.
 
-use elklet_core::delivery::Counters;
-use elklet_core::delivery::losses::{Cause, Losses};
+use bytes::Bytes;
+use elklet_core::agent::Agent;
+use elklet_core::delivery::losses::Cause;
 use elklet_core::record::frame::Tally;
 
-use super::beat::NetCounters;
 use super::plugins::Plugins;
 use crate::status::Count;
 use crate::{blocking, logging, reports};
@@ -15,13 +15,9 @@ const fn count(name: &'static str, value: u64, help: &'static str) -> Count {
 }
 
 /// The agent's, those of all plugins included.
-pub(super) fn of_agent(
-    net: &NetCounters,
-    plugins: &Plugins,
-    delivered: &Counters,
-    losses: &Losses,
-    log: &logging::State,
-) -> Vec<Count> {
+pub(super) fn of_agent(agent: &Agent<Bytes>, plugins: &Plugins, log: &logging::State) -> Vec<Count> {
+    let (own, link, delivered, losses) =
+        (agent.counters(), agent.link_counters(), agent.delivery_counters(), agent.losses());
     let frames = plugins.tally();
     let mut counts = vec![
         count("records", frames.records, "records that plugins have sent"),
@@ -47,12 +43,12 @@ pub(super) fn of_agent(
             "records over each of which the server ended stream after stream",
         ),
         count("own_records_lost", losses.total(Cause::OwnNoRoom), "records of the agent itself that found no room"),
-        count("streams", net.streams, "streams to the server that were opened"),
-        count("connect_failures", net.connect_failures, "attempts that did not reach a server"),
-        count("tls_failures", net.tls_failures, "attempts that failed at TLS"),
-        count("protocol_errors", net.protocol_errors, "streams that ended because the server broke the protocol"),
-        count("bad_commands", net.bad_commands, "messages of the server that were no commands"),
-        count("refused_tasks", net.refused_tasks, "tasks that were answered with a failure"),
+        count("streams", link.streams, "streams to the server that were opened"),
+        count("connect_failures", link.connect_failures, "attempts that did not reach a server"),
+        count("tls_failures", link.tls_failures, "attempts that failed at TLS"),
+        count("protocol_errors", link.protocol_errors, "streams that ended because the server broke the protocol"),
+        count("bad_commands", own.bad_commands, "messages of the server that were no commands"),
+        count("refused_tasks", own.refused_tasks, "tasks that were answered with a failure"),
         count("reports_suppressed", reports::suppressed(), "warnings and errors that were logged and not reported"),
         count("plugin_deaths", plugins.deaths(), "processes of plugins that ended without being asked to"),
         count("starts_refused", blocking::refused(), "threads and processes that could not be started"),

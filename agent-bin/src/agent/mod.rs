@@ -1,52 +1,59 @@
-//! The net thread: one loop that hears of everything that happens and carries out what the core decides.
+//! The net thread: one loop that tells the core's [`Agent`] what happens, and has its rooms carry out what the agent decides.
+//!
+//! Each room does one kind of IO and reports back: [`link`] (the connection), [`plugins`] (processes and their files), [`records`]
+//! (the intake and the compressor), [`spool`] (files of records), and beside them uploads and updates. [`facts`] gathers what is known of
+//! all of them, for heartbeats and for whoever asks on the host.
 
 mod beat;
 mod counts;
-mod cut;
-mod delivery;
-mod ending;
+mod facts;
+mod link;
 mod plugins;
+mod records;
 mod reload;
-mod reports;
-mod stream;
+mod spool;
 mod tasks;
-mod update;
-mod watch;
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use elklet_core::command::PluginName;
-use elklet_core::dispatch::{self, Dispatch};
-use elklet_core::link::session::{Attempt, Session};
+use bytes::Bytes;
+use elklet_core::agent::{Action, After as End, Agent, Setup, Termination, UpdateAction};
+use elklet_core::command::{PluginConfig, PluginName};
+use elklet_core::delivery::losses::Loss;
+use elklet_core::delivery::{Bounds, Unconfirmed, feed};
+use elklet_core::dispatch::{PluginAction, Report};
+use elklet_core::limits::LEDGER_BYTES;
 use elklet_core::record::intake::Origin;
+use elklet_core::record::manifest::Row;
 use elklet_core::time::Millis;
 use elklet_core::update::Trial;
+use elklet_proto::data_type::{LOG, LOSS, TASK_RESULT};
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use self::beat::{Beat, NetCounters};
-use self::delivery::{Delivery, SpoolEvent};
-use self::ending::Ending;
-use self::plugins::{PluginEvent, Plugins};
-use self::watch::Watch;
+use self::beat::Beat;
+use self::facts::{Facts, Rooms};
+use self::link::Link;
+use self::plugins::{Outcome, PluginEvent, Plugins};
+use self::records::Records;
+use self::spool::{SpoolEvent, SpoolFiles};
 use crate::alarm::Alarm;
 use crate::clock::Clock;
-use crate::config::{Address, Environment, Flags, Settings};
+use crate::config::{Environment, Flags, Settings};
 use crate::host::{AgentId, HostRoot, agent_id};
-use crate::net::{Certificates, Connector, Ends, Event, HalfOpen, Transfer};
+use crate::logging::{Event, Kind};
+use crate::net::{self, Certificates};
 use crate::pump::{PumpEvent, PumpHandle};
 use crate::shared::SharedIntake;
-use crate::update::{After, Updates};
-use crate::upload::{Order, Uploads};
+use crate::status::Inquiry;
+use crate::update::{After, Updated, Updates};
+use crate::upload::Uploads;
 use crate::workdir::{self, WorkdirLock};
-use crate::{blocking, children, inherited, logging, plugin, version};
-
-/// Events of one attempt that may wait for the loop; commands beyond that stay with the server.
-const EVENTS_AHEAD: usize = 32;
+use crate::{blocking, children, clock, inherited, logging, plugin, reports, version};
 
 /// At the end, threads that write or fetch something are waited for this long.
 const END_OF_THREADS: Duration = Duration::from_secs(2);
@@ -100,8 +107,8 @@ pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> 
         .map_err(system("the runtime cannot be started"))
         .and_then(|runtime| {
             runtime.block_on(async {
-                let agent = Agent::new(flags, environment, settings, is_on_trial)?;
-                agent.run().await.map_err(system("signals cannot be caught"))
+                let shell = Shell::new(flags, environment, settings, is_on_trial)?;
+                shell.run().await.map_err(system("signals cannot be caught"))
             })
         });
     // What is still being resolved, fetched or deleted then is not waited for.
@@ -132,68 +139,57 @@ fn insist(start: impl Fn() -> std::io::Result<PumpHandle>) -> std::io::Result<Pu
     }
 }
 
-/// Begins with the plugins that ran last: a server may be long in coming.
-fn with_kept_plugins(mut dispatch: Dispatch, workdir: &Path, now: Millis) -> Dispatch {
+/// The plugins that ran last.
+fn kept_plugins(workdir: &Path) -> Vec<PluginConfig> {
     match plugin::read_kept(workdir) {
-        Ok(plugins) if plugins.is_empty() => {}
         Ok(plugins) => {
-            log::info!("{} plugins of the last configuration are started", plugins.len());
-            dispatch.handle_kept(plugins, now);
+            if !plugins.is_empty() {
+                log::info!("{} plugins of the last configuration are started", plugins.len());
+            }
+            plugins
         }
-        Err(why) => log::error!("{why}; plugins are started when a server names them"),
+        Err(why) => {
+            log::error!("{why}; plugins are started when a server names them");
+            Vec::new()
+        }
     }
-    dispatch
 }
 
-struct Agent {
+/// The agent's decisions, and the rooms that carry them out.
+struct Shell {
     clock: Clock,
     alarm: Alarm,
-    session: Session,
-    dispatch: Dispatch,
-    delivery: Delivery,
+    agent: Agent<Bytes>,
+    link: Link,
     plugins: Plugins,
     pump: PumpHandle,
+    records: Records,
+    spool: SpoolFiles,
+    uploads: Uploads,
+    updates: Updates,
+    facts: Facts,
     beat: Beat,
-    net: NetCounters,
-    intake: SharedIntake,
-    connector: Connector,
     flags: Flags,
     environment: Environment,
     settings: Settings,
-    certificates: Certificates,
-    /// When the certificates are looked at again if nothing else asks for it.
-    certificates_due: Millis,
-    discovered: Vec<Address>,
-    /// The attempt that is alive, from its TCP connection to its stream.
-    transfer: Option<Transfer>,
-    /// What is being asked or connected to, and the number of that attempt.
-    address: String,
-    current: Option<Attempt>,
-    /// The ends of its connection.
-    ends: Option<Ends>,
-    /// The moment of the next attempt, once the log has told it.
-    told_wait: Option<Millis>,
-    net_mode: &'static str,
-    /// The server has sent something on this stream.
-    heard: bool,
-    /// When heartbeats are due; only while there is a stream.
-    beat_at: Option<Millis>,
-    uploads: Uploads,
-    updates: Updates,
-    /// Only while this version has not stood it.
-    trial: Option<Trial>,
-    after: After,
-    ending: Ending,
-    watch: Watch,
-    net_events: mpsc::Receiver<Event>,
-    pump_events: mpsc::UnboundedReceiver<PumpEvent>,
-    plugin_events: mpsc::UnboundedReceiver<PluginEvent>,
-    spool_events: mpsc::UnboundedReceiver<SpoolEvent>,
+    /// What an update has brought in place.
+    program: Option<PathBuf>,
+    inbox: Inbox,
 }
 
-impl Agent {
+/// What the rooms report through.
+struct Inbox {
+    net: mpsc::Receiver<net::Event>,
+    pump: mpsc::UnboundedReceiver<PumpEvent>,
+    plugins: mpsc::UnboundedReceiver<PluginEvent>,
+    spool: mpsc::UnboundedReceiver<SpoolEvent>,
+    inquiries: mpsc::Receiver<Inquiry>,
+}
+
+impl Shell {
     fn new(flags: Flags, environment: Environment, settings: Settings, is_on_trial: bool) -> Result<Self, Failure> {
         let clock = Clock::start();
+        let now = clock.now();
         let alarm = Alarm::new(clock).map_err(|error| Failure::System(format!("the timer cannot be made: {error}")))?;
         let AgentId { id, source, not_stored } =
             agent_id(&HostRoot::live(), &settings.workdir, settings.agent_id.as_deref())
@@ -210,54 +206,44 @@ impl Agent {
         let start_pump = || PumpHandle::start(intake.clone(), clock, pump_sender.clone());
         let pump =
             insist(start_pump).map_err(|error| Failure::System(format!("the pump cannot be started: {error}")))?;
-        let (events, net_events) = mpsc::channel(EVENTS_AHEAD);
+        let mut records = Records::new(intake, settings.buffer.arena_bytes());
+        records.set_sender(beat::sender(&id));
+        let spool_directory = settings.workdir.join(crate::spool::DIRECTORY);
+        let (spool, spool_events) = SpoolFiles::new(spool_directory, records.sources().clone());
         let (plugins, plugin_events) = Plugins::new(&settings, clock);
-        let beat = Beat::new(id, &settings);
-        let (mut delivery, spool_events) = Delivery::new(intake.clone(), &settings, clock.now());
-        delivery.set_sender(beat.sender());
-        let seed = RandomState::new().build_hasher().finish();
-        let tls = certificates.tls().clone();
-        let mut agent = Self {
+        let (link, net_events) = Link::new(certificates, &settings, now);
+        let (facts, inquiries) = Facts::new(id, &settings, now);
+        let setup = Setup {
+            version: version().to_owned(),
+            endpoints: reload::endpoints(&settings.server),
+            timing: settings.server.timing(),
+            bounds: Bounds { memory: LEDGER_BYTES, spool: settings.spool.bytes() },
+            replay_ms: settings.buffer.replay_ms(),
+            trial: is_on_trial.then(|| Trial::new(now, settings.update.hold_ms(), settings.update.trial_ms())),
+            seed: RandomState::new().build_hasher().finish(),
+        };
+        let mut shell = Self {
             clock,
             alarm,
-            session: Session::new(reload::endpoints(&settings.server), settings.server.timing(), seed),
-            dispatch: with_kept_plugins(Dispatch::new(version().to_owned()), &settings.workdir, clock.now()),
-            delivery,
+            agent: Agent::new(setup, now),
+            link,
             plugins,
             pump,
-            beat,
-            net: NetCounters::default(),
-            intake,
-            connector: Connector { tls, proxies: settings.proxies.clone(), half_open: HalfOpen::default(), events },
-            flags,
-            environment,
-            certificates,
-            certificates_due: clock.now() + reload::CERTIFICATES_INTERVAL_MS,
-            discovered: Vec::new(),
-            transfer: None,
-            address: String::new(),
-            current: None,
-            ends: None,
-            told_wait: None,
-            net_mode: "unknown",
-            heard: false,
-            beat_at: None,
+            records,
+            spool,
             uploads: Uploads::default(),
             updates: Updates::new(&settings),
-            trial: is_on_trial.then(|| Trial::new(clock.now(), settings.update.hold_ms(), settings.update.trial_ms())),
-            after: After::Exit,
-            ending: Ending::No,
-            watch: Watch::start(&settings.workdir, clock.now()),
+            facts,
+            beat: Beat::new(&settings),
+            flags,
+            environment,
             settings,
-            net_events,
-            pump_events,
-            plugin_events,
-            spool_events,
+            program: None,
+            inbox: Inbox { net: net_events, pump: pump_events, plugins: plugin_events, spool: spool_events, inquiries },
         };
-        agent.warn_of_certificates();
         // The last end may have come too suddenly for it.
-        agent.plugins.delete(workdir::leftovers(&agent.settings.workdir));
-        Ok(agent)
+        shell.plugins.delete(workdir::leftovers(&shell.settings.workdir));
+        Ok(shell)
     }
 
     async fn run(mut self) -> std::io::Result<After> {
@@ -267,26 +253,28 @@ impl Agent {
         let mut child = signal(SignalKind::child())?;
         inherited::take_signals();
         children::reap();
-        self.session.handle_start(self.clock.now());
+        self.agent.handle_start(kept_plugins(&self.settings.workdir), self.clock.now());
         loop {
-            self.carry_out();
-            if self.ending == Ending::Done {
-                return Ok(self.after);
+            if let Some(after) = self.carry_out() {
+                return Ok(after);
             }
             self.alarm.set(self.poll_timeout());
             tokio::select! {
-                Some(event) = self.net_events.recv() => self.handle_net(event),
-                Some(event) = self.plugin_events.recv() => self.handle_plugin(event),
-                Some(event) = self.pump_events.recv() => self.handle_pump(event),
-                Some(event) = self.spool_events.recv() => self.delivery.handle_spool(event, self.clock.now()),
-                Some(inquiry) = self.watch.inquiries.recv() => self.handle_inquiry(inquiry),
-                // What is due is looked at before the next wait in any case.
-                () = self.intake.woken() => {}
-                () = crate::reports::news() => {}
-                (token, result) = self.uploads.ended() => self.handle_uploaded(token, result),
+                Some(event) = self.inbox.net.recv() => self.handle_net(event),
+                Some(event) = self.inbox.plugins.recv() => self.handle_plugin(event),
+                Some(event) = self.inbox.pump.recv() => self.handle_pump(event),
+                Some(event) = self.inbox.spool.recv() => {
+                    let done = self.spool.handle_event(event);
+                    self.agent.handle_spool(done, self.clock.now());
+                }
+                Some(inquiry) = self.inbox.inquiries.recv() => self.handle_inquiry(inquiry),
+                // The agent looks at what is due before the next wait in any case.
+                () = self.records.woken() => {}
+                () = reports::news() => {}
+                result = self.uploads.ended() => self.agent.handle_uploaded(result),
                 updated = self.updates.ended(&self.settings) => self.handle_updated(updated),
-                _ = terminate.recv() => self.handle_signal("SIGTERM"),
-                _ = interrupt.recv() => self.handle_signal("SIGINT"),
+                _ = terminate.recv() => self.handle_terminate("SIGTERM"),
+                _ = interrupt.recv() => self.handle_terminate("SIGINT"),
                 _ = hangup.recv() => self.reload(),
                 _ = child.recv() => children::reap(),
                 () = self.alarm.rung() => {}
@@ -294,117 +282,135 @@ impl Agent {
         }
     }
 
-    /// Lets time pass, does all that the core asks for, and sends what is due.
-    fn carry_out(&mut self) {
+    /// Lets time pass, and does all that the agent asks for; what is to become of the process, once it has ended.
+    fn carry_out(&mut self) -> Option<After> {
         let now = self.clock.now();
-        self.session.handle_timeout(now);
-        self.dispatch.handle_timeout(now);
+        self.link.tell_credit(&mut self.agent, now);
         self.plugins.handle_timeout(now);
-        if self.delivery.wants_ping(now) {
-            self.session.handle_ping_wanted(now);
-        }
-        if self.beat_is_due(now) {
-            self.session.handle_sending(now);
-        }
-        loop {
-            if let Some(action) = self.session.poll_action() {
-                self.carry_out_session(action);
-            } else if let Some(action) = self.dispatch.poll_action() {
-                self.carry_out_dispatch(action, now);
-            } else {
-                break;
+        self.agent.handle_timeout(now);
+        self.report_errors();
+        while let Some(action) = self.agent.poll_action(self.records.level(), now) {
+            match action {
+                Action::Link(action) => self.link.carry_out(action, &self.settings, &mut self.agent, now),
+                Action::Plugin(action) => self.carry_out_plugin(action, now),
+                Action::Delivery(action) => self.carry_out_delivery(action, now),
+                Action::Beat => self.beat(now),
+                Action::Task(task) => self.carry_out_task(task, now),
+                Action::AbortUpload => self.uploads.abort(),
+                Action::Update(action) => self.carry_out_update(action),
+                Action::Report(report) => self.report(&report),
+                Action::Complain(what) => log::warn!("{what}"),
+                Action::Exit(end) => return Some(self.leave(end)),
             }
         }
-        self.tell_wait(now);
-        self.start_upload();
-        self.advance_trial(now);
-        self.advance_ending(now);
-        self.report_errors();
-        if self.beat_is_due(now) {
-            self.beat(now);
+        self.link.want_credit(self.agent.wanted_credit());
+        self.link.tell_wait(self.agent.session().waits_until(), now);
+        None
+    }
+
+    fn poll_timeout(&self) -> Option<Millis> {
+        let due = self.agent.poll_timeout(self.records.level(), self.clock.now());
+        due.into_iter().chain(self.plugins.poll_timeout()).min()
+    }
+
+    fn carry_out_plugin(&mut self, action: PluginAction, now: Millis) {
+        match action {
+            PluginAction::Prepare(id, config) => self.plugins.prepare(id, config),
+            PluginAction::Forget(id) => self.plugins.forget(id),
+            PluginAction::Spawn(id, config) => {
+                let origin = self.origin(&config.name);
+                if let Err(why) = self.plugins.spawn(id, &config, origin, &mut self.pump, now) {
+                    self.agent.handle_spawn_failed(&config.name, &why, now);
+                }
+            }
+            PluginAction::Stop(name) => self.plugins.stop(&name, &self.pump),
+            PluginAction::Kill(name) => self.plugins.kill(&name),
+            PluginAction::Remove(name) => self.plugins.remove(&name),
+            PluginAction::Keep(plugins) => self.plugins.keep(plugins, now),
+            PluginAction::ForwardTask(name, task) => {
+                if let Err((token, why)) = self.plugins.forward(&name, task, &self.pump) {
+                    self.agent.handle_task_failed(token, &why);
+                }
+            }
         }
-        self.deliver(now);
     }
 
-    /// Moves records on, to the stream if there is one.
-    fn deliver(&mut self, now: Millis) {
-        let transfer = self.session.streaming_to().and(self.transfer.as_ref());
-        // While plugins end, what they still write waits for company as always.
-        let all = !matches!(self.ending, Ending::No | Ending::Plugins { .. });
-        self.delivery.advance(transfer, &self.pump, now, all);
+    fn carry_out_delivery(&mut self, action: feed::Action<Bytes>, now: Millis) {
+        match action {
+            feed::Action::Take { apart } => {
+                let taken = self.records.take(apart);
+                if taken.somebody_waits {
+                    self.pump.resume();
+                }
+                taken.batches.into_iter().for_each(|batch| self.agent.handle_batch(batch));
+            }
+            feed::Action::Send(message) => self.link.send(message),
+            feed::Action::Cut { whole, limit } => {
+                let (parts, refused) = self.records.cut(&whole, limit);
+                self.agent.handle_cut(parts, &refused);
+            }
+            feed::Action::Spool { op, at_once } => {
+                if let Err(op) = self.spool.begin(op, at_once) {
+                    self.agent.handle_no_thread(op, now);
+                }
+            }
+            feed::Action::Tell(losses) => losses.iter().for_each(|loss| self.tell_loss(loss)),
+            feed::Action::Hold(hold) => {
+                self.records.hold(hold);
+                if !hold {
+                    self.pump.resume();
+                }
+            }
+        }
     }
 
-    fn beat_is_due(&self, now: Millis) -> bool {
-        self.session.streaming_to().is_some() && self.beat_at.is_some_and(|moment| moment <= now)
-    }
-
+    /// Makes a round of heartbeats, and does what is worth doing once a minute.
     fn beat(&mut self, now: Millis) {
         self.lose_frames();
         // What could not be deleted the last time.
         self.plugins.delete(Vec::new());
         self.updates.retry_put_back();
         self.sample_rates(now);
-        self.net.uploaded_bytes = self.uploads.sent_bytes();
-        self.look_after_certificates(now);
-        self.connector.half_open.tell();
-        self.beat.beat(now, self.net_mode, &self.net, &self.dispatch, &self.plugins, &mut self.delivery);
-        self.beat_at = Some(now + beat::INTERVAL_MS);
+        self.link.look_after(&self.settings, now);
+        self.records.set_sender(beat::sender(self.facts.agent_id()));
+        let Self { agent, link, records, plugins, uploads, settings, facts, beat, .. } = self;
+        let snapshot = facts.gather(Rooms { agent, link, records, plugins, uploads, settings }, now);
+        let lost = beat.write(&snapshot, records, now);
+        lost.into_iter().for_each(|row| self.agent.handle_own_lost(row));
+        self.agent.handle_batch(self.records.take_heartbeats());
     }
 
-    fn poll_timeout(&self) -> Option<Millis> {
-        let transfer = self.session.streaming_to().and(self.transfer.as_ref());
-        [
-            self.session.poll_timeout(),
-            self.dispatch.poll_timeout(),
-            self.plugins.poll_timeout(),
-            self.beat_at.filter(|_| transfer.is_some()),
-            self.delivery.poll_timeout(transfer, self.clock.now()),
-            self.ending.deadline(),
-            self.trial.as_ref().filter(|_| self.ending == Ending::No).map(Trial::poll_timeout),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+    fn handle_inquiry(&mut self, inquiry: Inquiry) {
+        let now = self.clock.now();
+        self.sample_rates(now);
+        let Self { agent, link, records, plugins, uploads, settings, facts, .. } = self;
+        inquiry.answer(&facts.gather(Rooms { agent, link, records, plugins, uploads, settings }, now));
     }
 
-    fn carry_out_dispatch(&mut self, action: dispatch::Action, now: Millis) {
-        use dispatch::Action;
-        match action {
-            Action::Prepare(id, config) => self.plugins.prepare(id, config),
-            Action::Forget(id) => self.plugins.forget(id),
-            Action::Spawn(id, config) => {
-                let origin = self.origin(&config.name);
-                self.plugins.spawn(id, &config, origin, &mut self.pump, &mut self.dispatch, now);
-            }
-            Action::Stop(name) => self.plugins.stop(&name, &self.pump, now),
-            Action::Remove(name) => self.plugins.remove(&name),
-            Action::Keep(plugins) => self.plugins.keep(plugins, now),
-            Action::ForwardTask(name, task) => self.plugins.forward(&name, task, &self.pump, &mut self.dispatch),
-            Action::Upload { token, path, buf_size } => self.queue_upload(Order { token, path, buf_size }),
-            Action::SetMetadata { token, idc, region } => self.set_metadata(token, idc, region),
-            Action::UpdateAgent(config) => self.update_to(config),
-            Action::KeepAgent => self.updates.keep(),
-            Action::Shutdown => {
-                log::info!("the server asks the agent to end");
-                logging::audit(&logging::Event::new(logging::Kind::Shutdown, "the agent", "it ends"));
-                self.after = After::Exit;
-                self.begin_ending(now);
-            }
-            Action::Report(report) => self.report(&report),
-            Action::Complain(what) => log::warn!("{what}"),
+    fn sample_rates(&mut self, now: Millis) {
+        self.facts.sample_rates(&self.agent, &self.plugins, now);
+        self.plugins.sample_rates(now);
+    }
+
+    fn handle_net(&mut self, event: net::Event) {
+        let configures = event.configures();
+        self.link.handle_event(event, &mut self.agent, self.clock.now());
+        if configures {
+            self.facts.warn_of_sections(&self.agent, &self.settings);
         }
-    }
-
-    fn refuse(&mut self, token: String, reason: &str) {
-        self.dispatch.handle_task_refused(token, reason);
     }
 
     fn handle_plugin(&mut self, event: PluginEvent) {
-        if let PluginEvent::Exited(name, ..) = &event {
-            self.beat.handle_plugin_ended(name.as_str());
-        }
         let now = self.clock.now();
-        self.plugins.handle_event(event, &self.pump, &mut self.dispatch, now);
+        match self.plugins.handle_event(event, &self.pump, now) {
+            None => {}
+            Some(Outcome::Prepared(name, id)) => self.agent.handle_prepared(&name, id, now),
+            Some(Outcome::NotPrepared(name, id, why)) => self.agent.handle_preparation_failed(&name, id, &why, now),
+            Some(Outcome::Exited { name, how, last_words }) => {
+                self.beat.handle_plugin_ended(name.as_str());
+                self.agent.handle_exited(&name, &how, &last_words, now);
+            }
+        }
     }
 
     fn handle_pump(&mut self, event: PumpEvent) {
@@ -412,21 +418,151 @@ impl Agent {
             PumpEvent::Closed(plug) => {
                 self.lose_frames();
                 self.plugins.handle_closed(plug);
+                self.agent.handle_pipes_closed();
             }
-            PumpEvent::TaskRefused { token, reason } => self.refuse(token, &reason),
+            PumpEvent::TaskRefused { token, reason } => self.agent.handle_task_failed(token, &reason),
         }
+    }
+
+    fn handle_terminate(&mut self, signal: &str) {
+        match self.agent.handle_terminate(self.clock.now()) {
+            Termination::InOrder => log::info!("{signal}: the agent ends in order"),
+            Termination::AtOnce => {
+                log::warn!("{signal} again: the agent ends at once");
+                self.plugins.kill_all();
+            }
+        }
+    }
+
+    fn carry_out_update(&mut self, action: UpdateAction) {
+        match action {
+            UpdateAction::Install(config) => {
+                let (what, sha256) = (format!("version {}", config.version), config.sha256.to_string());
+                logging::audit(&Event { sha256: &sha256, ..Event::new(Kind::Update, &what, "asked for") });
+                if let Err(why) = self.updates.want(config, &self.settings) {
+                    self.agent.handle_update_refused(why);
+                }
+            }
+            UpdateAction::Keep => self.updates.keep(),
+            UpdateAction::Commit => {
+                log::info!("version {} has held a stream: it stays", version());
+                self.updates.handle_stays();
+            }
+            UpdateAction::Reject => {
+                let what = format!("version {}", version());
+                logging::audit(&Event::new(Kind::Update, &what, "put back: it held no stream"));
+                log::error!("{what} has not held a stream: the previous one comes again");
+            }
+        }
+    }
+
+    fn handle_updated(&mut self, updated: Updated) {
+        let result = match updated {
+            Updated::Cancelled => return,
+            Updated::InPlace(program) => {
+                if !self.agent.is_ending() {
+                    let what = program.display().to_string();
+                    logging::audit(&Event::new(Kind::Update, &what, "in place, and executed next"));
+                    log::info!("{what} is another version now: the agent ends in order and becomes it");
+                }
+                self.program = Some(program);
+                Ok(())
+            }
+            Updated::Failed(why) => {
+                logging::audit(&Event::new(Kind::Refused, "update of the agent", &why));
+                Err(why)
+            }
+        };
+        self.agent.handle_updated(result, self.clock.now());
     }
 
     /// Whose records a plugin's are, and what may become of them.
     fn origin(&self, name: &PluginName) -> Origin {
         let own = self.settings.plugin.get(name.as_str());
-        Origin { source: self.delivery.source(name), may_drop: self.settings.plugins.may_drop(own) }
+        Origin { source: self.records.source(name), may_drop: self.settings.plugins.may_drop(own) }
     }
 
     /// Counts what plugins sent that was no record.
     fn lose_frames(&mut self) {
         for (name, cause, frames, since) in self.plugins.take_lost_frames() {
-            self.delivery.lose_frames(&name, cause, frames, since);
+            let (source, last) = (self.records.source(&name), clock::unix_seconds());
+            let row = Row { source, data_type: 0, records: frames, first: since, last };
+            self.agent.handle_lost_frames(cause, row);
+        }
+    }
+
+    /// Hands over what was logged as a warning or an error.
+    fn report_errors(&mut self) {
+        if !self.agent.takes_reports() {
+            return;
+        }
+        while let Some(report) = reports::take() {
+            let suppressed = report.suppressed.to_string();
+            let fields = [
+                ("level", report.level),
+                ("source", &report.source),
+                ("msg", &report.text),
+                ("suppressed", &suppressed),
+            ];
+            let told = if report.suppressed == 0 { &fields[..3] } else { &fields };
+            self.push_own(LOG, report.timestamp, told.iter().copied());
+        }
+    }
+
+    /// Answers a task that failed.
+    fn report(&mut self, Report { token, message }: &Report) {
+        log::warn!(target: reports::TOLD_OTHERWISE, "a task failed: {message} (token {token:?})");
+        logging::audit(&Event { token, ..Event::new(Kind::Refused, "task", message) });
+        let fields = [("token", &**token), ("status", "failed"), ("msg", message)];
+        self.push_own(TASK_RESULT, clock::unix_seconds(), fields.into_iter());
+    }
+
+    /// Reports in the stream what was lost.
+    fn tell_loss(&mut self, loss: &Loss) {
+        let Row { source, data_type, records, first, last } = loss.row;
+        let (plugin, cause) = (self.records.source_name(source), loss.cause.name());
+        log::warn!(target: reports::TOLD_OTHERWISE, "lost: {records} records of {plugin:?}, data type {data_type}: {cause}");
+        let numbers = [data_type.to_string(), records.to_string(), first.to_string(), last.to_string()];
+        let [data_type, records, first, last] = numbers.each_ref().map(String::as_str);
+        let fields = [
+            ("cause", cause),
+            ("plugin", &plugin),
+            ("lost_data_type", data_type),
+            ("records", records),
+            ("first", first),
+            ("last", last),
+        ];
+        self.push_own(LOSS, clock::unix_seconds(), fields.into_iter());
+    }
+
+    fn push_own<'f>(
+        &mut self,
+        data_type: i32,
+        timestamp: i64,
+        fields: impl Iterator<Item = (&'f str, &'f str)> + Clone,
+    ) {
+        if let Err(row) = self.records.push_own(data_type, timestamp, fields) {
+            self.agent.handle_own_lost(row);
+        }
+    }
+
+    /// The end is over: says what is left, and what becomes of the process.
+    fn leave(&self, end: End) -> After {
+        let records = self.plugins.tally().records;
+        let Unconfirmed { memory_records, disk_records, .. } = self.agent.unconfirmed(self.records.level());
+        match (memory_records, disk_records) {
+            (0, 0) => log::info!("the agent ends; the server has taken all {records} records"),
+            (0, kept) => log::info!("the agent ends; {kept} records wait on the disk for the next start"),
+            (lost, kept) => log::warn!(
+                "the agent ends; {lost} of {records} records are not known to have arrived, {kept} wait on the disk"
+            ),
+        }
+        match (end, &self.program) {
+            (End::BecomeUpdate, Some(program)) => After::Execute(program.clone()),
+            (End::Exit | End::BecomeUpdate, _) => After::Exit,
+            (End::PutBack, _) => {
+                After::PutBack(format!("it held no stream within {} s", self.settings.update.trial_ms() / 1000))
+            }
         }
     }
 }

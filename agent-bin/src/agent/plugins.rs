@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use elklet_core::command::{PluginConfig, PluginName};
 use elklet_core::delivery::losses::Cause;
-use elklet_core::dispatch::{Dispatch, Preparation};
-use elklet_core::limits::{MAX_DOWNLOADS, MAX_VERIFICATIONS};
+use elklet_core::dispatch::{Preparation, STOP_TIMEOUT_MS};
+use elklet_core::limits::{MAX_DOWNLOADS, MAX_TASK_BYTES, MAX_VERIFICATIONS};
 use elklet_core::record::frame::{self, Tally};
 use elklet_core::record::intake::Origin;
 use elklet_core::time::Millis;
@@ -28,9 +28,6 @@ use crate::pump::{PlugId, PluginStats, PumpHandle};
 use crate::remove::remove_tree;
 use crate::status::Meter;
 
-/// A plugin that was asked to end is killed after this; the reference's time.
-const STOP_TIMEOUT_MS: u64 = 10_000;
-
 /// Paths that wait to be deleted at most; each is tried again at every heartbeat.
 const MAX_LITTER: usize = 1_000;
 
@@ -45,6 +42,23 @@ pub(super) enum PluginEvent {
     Deleted(Vec<PathBuf>),
     /// A process has ended; the first text completes "plugin x ...", the second is the end of what it said.
     Exited(PluginName, String, String),
+}
+
+/// What has become of a plugin, for the agent to decide what follows.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// What was to be prepared is ready to be started.
+    Prepared(PluginName, Preparation),
+    /// It could not be prepared, for this reason.
+    NotPrepared(PluginName, Preparation, String),
+    /// Its process has ended.
+    Exited {
+        name: PluginName,
+        /// Completes "plugin x ...".
+        how: String,
+        /// The end of what it said.
+        last_words: String,
+    },
 }
 
 /// A step of a preparation. The steps have threads apart, so that what is in its place does not wait for slow downloads of others.
@@ -88,7 +102,6 @@ pub(super) struct Running {
     pub(super) limits: Vec<Applied>,
     groups: Vec<Group>,
     plug: PlugId,
-    kill_at: Option<Millis>,
     /// It was asked to end.
     stopping: bool,
 }
@@ -291,18 +304,19 @@ impl Plugins {
         }
     }
 
+    /// Starts what was prepared.
+    ///
+    /// # Errors
+    /// Why that cannot be; nothing runs then.
     pub(super) fn spawn(
         &mut self,
         id: Preparation,
         config: &PluginConfig,
         origin: Origin,
         pump: &mut PumpHandle,
-        dispatch: &mut Dispatch,
         now: Millis,
-    ) {
-        let Some(mut prepared) = self.ready.remove(&id) else {
-            return dispatch.handle_spawn_failed(&config.name, "it was not prepared", now);
-        };
+    ) -> Result<(), String> {
+        let mut prepared = self.ready.remove(&id).ok_or("it was not prepared")?;
         let mark = self.kin.mark(&config.name);
         let is_new = prepared.is_staged();
         let spawned = plugin::spawn(&mut prepared, config, &mark, &mut self.confiner, now);
@@ -334,7 +348,6 @@ impl Plugins {
                     limits,
                     groups,
                     plug,
-                    kill_at: None,
                     stopping: false,
                 };
                 self.running.insert(config.name.clone(), running);
@@ -348,6 +361,7 @@ impl Plugins {
                     drop(own);
                     let _ = events.send(PluginEvent::Exited(name, how, last_words));
                 });
+                Ok(())
             }
             Err(error) => {
                 // Of a program that cannot be executed there is another kind of error.
@@ -355,16 +369,25 @@ impl Plugins {
                     blocking::count_refused();
                 }
                 let program = self.directory(&config.name).join(config.name.as_str());
-                dispatch.handle_spawn_failed(&config.name, &plugin::explain(&error, &program), now);
+                Err(plugin::explain(&error, &program))
             }
         }
     }
 
-    pub(super) fn stop(&mut self, name: &PluginName, pump: &PumpHandle, now: Millis) {
+    /// Asks a plugin to end, by closing its task pipe.
+    pub(super) fn stop(&mut self, name: &PluginName, pump: &PumpHandle) {
         if let Some(running) = self.running.get_mut(name) {
             pump.close_tasks(running.plug);
-            running.kill_at = Some(now + STOP_TIMEOUT_MS);
             running.stopping = true;
+        }
+    }
+
+    /// Kills a plugin that was asked to end and did not.
+    pub(super) fn kill(&self, name: &PluginName) {
+        if let Some(running) = self.running.get(name) {
+            let seconds = STOP_TIMEOUT_MS / 1000;
+            log::warn!("plugin {name} (process {}) did not end within {seconds} s and is killed", running.pid);
+            kill(running.pid);
         }
     }
 
@@ -404,43 +427,30 @@ impl Plugins {
         });
     }
 
-    pub(super) fn forward(&self, name: &PluginName, task: Task, pump: &PumpHandle, dispatch: &mut Dispatch) {
-        match (self.running.get(name), frame::task_frame(&task)) {
-            (Some(running), Ok(frame)) => pump.task(running.plug, frame, task.token),
-            (None, _) => dispatch.handle_task_refused(task.token, &format!("plugin {name} is not running")),
-            (_, Err(bytes)) => {
-                let limit = elklet_core::limits::MAX_TASK_BYTES;
-                dispatch.handle_task_refused(task.token, &format!("a task of {bytes} bytes, the limit is {limit}"));
+    /// Hands a task to a plugin.
+    ///
+    /// # Errors
+    /// Gives the task's token back, and why it cannot be handed over. One that the pump cannot hand over comes back from there.
+    pub(super) fn forward(&self, name: &PluginName, task: Task, pump: &PumpHandle) -> Result<(), (String, String)> {
+        let why = match (self.running.get(name), frame::task_frame(&task)) {
+            (Some(running), Ok(frame)) => {
+                pump.task(running.plug, frame, task.token);
+                return Ok(());
             }
-        }
+            (None, _) => format!("plugin {name} is not running"),
+            (_, Err(bytes)) => format!("a task of {bytes} bytes, the limit is {MAX_TASK_BYTES}"),
+        };
+        Err((task.token, why))
     }
 
-    pub(super) fn handle_event(&mut self, event: PluginEvent, pump: &PumpHandle, dispatch: &mut Dispatch, now: Millis) {
+    /// Takes note of what has happened, and says what has become of a plugin by it.
+    pub(super) fn handle_event(&mut self, event: PluginEvent, pump: &PumpHandle, now: Millis) -> Option<Outcome> {
         match event {
-            PluginEvent::Prepared { id, config, step, result } => {
-                self.lane(step).at_work -= 1;
-                self.set_to_work(step);
-                if self.preparing.remove(&id).is_none() {
-                    return result.into_iter().flatten().for_each(|prepared| self.drop_aside(prepared));
-                }
-                match result {
-                    Ok(Some(prepared)) => {
-                        self.ready.insert(id, prepared);
-                        dispatch.handle_prepared(&config.name, id, now);
-                    }
-                    Ok(None) => {
-                        self.downloads.waiting.push_back((id, *config));
-                        self.set_to_work(Step::Download);
-                    }
-                    Err(reason) => {
-                        logging::audit(&Event::new(Kind::Refused, &format!("plugin {}", config.name), &reason));
-                        dispatch.handle_preparation_failed(&config.name, id, &reason, now);
-                    }
-                }
-            }
+            PluginEvent::Prepared { id, config, step, result } => self.handle_step(id, *config, step, result),
             PluginEvent::Kept => {
                 self.keeping = false;
                 self.write_kept(now);
+                None
             }
             PluginEvent::Deleted(failed) => {
                 self.deleting = false;
@@ -448,10 +458,11 @@ impl Plugins {
                 if !came_meanwhile.is_empty() {
                     self.delete(came_meanwhile);
                 }
+                None
             }
             PluginEvent::Exited(name, how, last_words) => {
                 if let Some(running) = self.running.remove(&name) {
-                    // Of one that was not asked to end the dispatch complains.
+                    // The agent complains of one that was not asked to end.
                     match running.stopping {
                         true => log::info!("plugin {name} (process {}) {how}", running.pid),
                         false => self.deaths += 1,
@@ -462,7 +473,39 @@ impl Plugins {
                     self.confiner.release(running.groups, now);
                     pump.finish(running.plug);
                 }
-                dispatch.handle_exited(&name, &how, &last_words, now);
+                Some(Outcome::Exited { name, how, last_words })
+            }
+        }
+    }
+
+    /// A step of a preparation is over.
+    fn handle_step(
+        &mut self,
+        id: Preparation,
+        config: PluginConfig,
+        step: Step,
+        result: Result<Option<Prepared>, String>,
+    ) -> Option<Outcome> {
+        self.lane(step).at_work -= 1;
+        self.set_to_work(step);
+        if self.preparing.remove(&id).is_none() {
+            // Nobody wants it any more.
+            result.into_iter().flatten().for_each(|prepared| self.drop_aside(prepared));
+            return None;
+        }
+        match result {
+            Ok(Some(prepared)) => {
+                self.ready.insert(id, prepared);
+                Some(Outcome::Prepared(config.name, id))
+            }
+            Ok(None) => {
+                self.downloads.waiting.push_back((id, config));
+                self.set_to_work(Step::Download);
+                None
+            }
+            Err(reason) => {
+                logging::audit(&Event::new(Kind::Refused, &format!("plugin {}", config.name), &reason));
+                Some(Outcome::NotPrepared(config.name, id, reason))
             }
         }
     }
@@ -518,34 +561,17 @@ impl Plugins {
         self.running.values().for_each(|running| kill(running.pid));
     }
 
-    /// Kills those that were asked to end and did not.
+    /// Goes on with what was put off.
     pub(super) fn handle_timeout(&mut self, now: Millis) {
         self.confiner.handle_timeout(now);
         self.kin.handle_timeout(now);
         self.chores.handle_timeout(now);
         self.write_kept(now);
-        for (name, running) in &mut self.running {
-            if running.kill_at.is_some_and(|moment| moment <= now) {
-                log::warn!(
-                    "plugin {name} (process {}) did not end within {} s and is killed",
-                    running.pid,
-                    STOP_TIMEOUT_MS / 1000
-                );
-                kill(running.pid);
-                running.kill_at = None;
-            }
-        }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Millis> {
-        let kills = self.running.values().filter_map(|running| running.kill_at);
-        let others = [self.confiner.poll_timeout(), self.kin.poll_timeout(), self.chores.poll_timeout(), self.keep_at];
-        kills.chain(others.into_iter().flatten()).min()
-    }
-
-    /// Whether all processes have ended and their pipes are read.
-    pub(super) fn is_quiet(&self) -> bool {
-        self.running.is_empty() && self.open.is_empty()
+        let due = [self.confiner.poll_timeout(), self.kin.poll_timeout(), self.chores.poll_timeout(), self.keep_at];
+        due.into_iter().flatten().min()
     }
 
     pub(super) fn get(&self, name: &PluginName) -> Option<&Running> {
@@ -556,10 +582,6 @@ impl Plugins {
         for running in self.running.values_mut() {
             running.meter.sample(now, running.sent());
         }
-    }
-
-    pub(super) fn running(&self) -> impl Iterator<Item = (&PluginName, &Running)> {
-        self.running.iter()
     }
 
     pub(super) fn directory(&self, name: &PluginName) -> PathBuf {

@@ -6,18 +6,14 @@
 use elklet_core::link::session::{Endpoints, Target};
 use elklet_core::time::Millis;
 
-use super::Agent;
-use super::ending::Ending;
+use super::Shell;
 use crate::config::{Address, Scheme, Server, Settings};
-use crate::{clock, logging};
+use crate::logging;
 
-/// How often certificates are looked at while nothing else asks for it.
-pub(super) const CERTIFICATES_INTERVAL_MS: u64 = 24 * 60 * 60 * 1000;
-
-impl Agent {
+impl Shell {
     /// SIGHUP: reads file, environment and certificates again.
     pub(super) fn reload(&mut self) {
-        if self.ending != Ending::No {
+        if self.agent.is_ending() {
             return;
         }
         match Settings::load(&self.flags, &self.environment) {
@@ -38,18 +34,18 @@ impl Agent {
             log::warn!("SIGHUP: whether there is a spool takes effect at the next start only");
             new.spool.clone_from(&old.spool);
         }
-        let keeps_stream = self.session.streaming_to().is_some_and(|target| leads_to(&new, old, target, &self.address));
+        let keeps_stream =
+            self.agent.streaming_to().is_some_and(|target| leads_to(&new, old, target, self.link.address()));
         let old = std::mem::replace(&mut self.settings, new);
 
         logging::configure(&self.settings.log);
         let news = self.settings.warnings.iter().filter(|warning| !old.warnings.contains(warning));
         news.for_each(|warning| log::warn!("{warning}"));
-        self.beat.set_place(&self.settings);
         self.plugins.configure(&self.settings);
-        self.delivery.set_spool_bytes(self.settings.spool.bytes());
-        let has_new_certificates = self.refresh_certificates();
+        self.agent.set_spool_bytes(self.settings.spool.bytes());
+        let has_new_certificates = self.link.refresh_certificates(&self.settings);
         let new = &self.settings;
-        self.connector.proxies.clone_from(&new.proxies);
+        self.link.connector.proxies.clone_from(&new.proxies);
         let changes = [
             ("servers", old.server != new.server),
             ("proxies", old.proxies != new.proxies),
@@ -62,64 +58,29 @@ impl Agent {
             ("idc and region", (&old.idc, &old.region) != (&new.idc, &new.region)),
         ];
         let names: Vec<_> = changes.iter().filter(|(_, changed)| *changed).map(|(name, _)| *name).collect();
-        if self.dispatch.plugins().next().is_some() {
-            self.warn_of_sections();
+        if self.agent.plugins().next().is_some() {
+            self.facts.warn_of_sections(&self.agent, &self.settings);
         }
         let new = &self.settings;
         log::info!("SIGHUP: changed: {}", if names.is_empty() { "nothing".to_owned() } else { names.join(", ") });
         if old.server != new.server || old.proxies != new.proxies || has_new_certificates {
             let (endpoints, timing) = (endpoints(&new.server), new.server.timing());
             let keeps_stream = keeps_stream && !has_new_certificates;
-            self.session.handle_reconfigured(endpoints, timing, keeps_stream, self.clock.now());
+            self.agent.handle_reconfigured(endpoints, timing, keeps_stream, self.clock.now());
         }
     }
 
     /// The host is in another region: the next stream goes to that one's servers. The one that is open stays, as it does in
     /// the reference.
-    pub(super) fn follow_region(&mut self) {
+    pub(super) fn follow_region(&mut self, now: Millis) {
         if let Ok(Settings { server, .. }) = Settings::load(&self.flags, &self.environment)
             && server != self.settings.server
         {
             self.settings.server = server;
             let server = &self.settings.server;
             let (endpoints, timing) = (endpoints(server), server.timing());
-            self.session.handle_reconfigured(endpoints, timing, true, self.clock.now());
+            self.agent.handle_reconfigured(endpoints, timing, true, now);
         }
-    }
-
-    /// Reads the certificates again if they have changed, and tells whether they are new.
-    pub(super) fn refresh_certificates(&mut self) -> bool {
-        match self.certificates.reread(&self.settings.certs, &self.settings.server, clock::unix_seconds()) {
-            None => false,
-            Some(Ok(())) => {
-                log::info!("new certificates in {}", self.certificates.directory().display());
-                self.connector.tls = self.certificates.tls().clone();
-                self.warn_of_certificates();
-                true
-            }
-            Some(Err(error)) => {
-                log::warn!("the certificates stay as they were: {error}");
-                false
-            }
-        }
-    }
-
-    /// Says in the log which certificates are near their end.
-    pub(super) fn warn_of_certificates(&self) {
-        for warning in self.certificates.warnings(clock::unix_seconds()) {
-            log::warn!("{warning}");
-        }
-    }
-
-    /// A heartbeat is due: it tells how long the certificates are good for, and once a day they are looked at.
-    pub(super) fn look_after_certificates(&mut self, now: Millis) {
-        if now >= self.certificates_due {
-            self.certificates_due = now + CERTIFICATES_INTERVAL_MS;
-            if !self.refresh_certificates() {
-                self.warn_of_certificates();
-            }
-        }
-        self.beat.set_days_left(self.certificates.days_left(clock::unix_seconds()));
     }
 }
 

@@ -1,40 +1,36 @@
 //! The server's tasks for the agent itself.
 
-use super::Agent;
-use super::ending::Ending;
+use elklet_core::command::{AgentTask, SetMetadata, Upload};
+use elklet_core::time::Millis;
+
+use super::Shell;
 use crate::logging::{self, Event, Kind};
 use crate::specified::{self, Key};
-use crate::upload::Order;
 
-impl Agent {
-    /// Queues a file for the server.
-    pub(super) fn queue_upload(&mut self, order: Order) {
-        if let Err((token, why)) = self.uploads.push(order) {
-            self.refuse(token, &why);
+impl Shell {
+    pub(super) fn carry_out_task(&mut self, task: AgentTask, now: Millis) {
+        match task {
+            AgentTask::Upload(upload) => self.upload(upload),
+            AgentTask::SetMetadata(metadata) => self.set_metadata(metadata, now),
+            AgentTask::Shutdown { .. } => {
+                log::info!("the server asks the agent to end");
+                logging::audit(&Event::new(Kind::Shutdown, "the agent", "it ends"));
+                self.agent.handle_shutdown(now);
+            }
         }
     }
 
-    /// Starts the next upload, to the server that the stream is open to.
-    pub(super) fn start_upload(&mut self) {
+    /// Starts an upload, to the server that the stream is open to.
+    fn upload(&mut self, upload: Upload) {
         // The address and not the target: settings that were read meanwhile may have other lists.
-        if self.session.streaming_to().is_some()
-            && self.ending == Ending::No
-            && self.uploads.wants_start()
-            && let Ok(address) = self.address.parse()
-        {
-            self.uploads.start(&self.connector, &address, &self.settings.upload);
-        }
-    }
-
-    /// An upload has ended; of one that succeeded the server knows.
-    pub(super) fn handle_uploaded(&mut self, token: String, result: Result<(), String>) {
-        if let Err(why) = result {
-            self.refuse(token, &format!("upload of {why}"));
+        match self.link.address().parse() {
+            Ok(address) => self.uploads.start(upload, &self.link.connector, &address, &self.settings.upload),
+            Err(error) => self.agent.handle_uploaded(Err(format!("{}: {error}", upload.path))),
         }
     }
 
     /// Remembers where this host is, for the next heartbeat and for later starts.
-    pub(super) fn set_metadata(&mut self, token: String, idc: Option<String>, region: Option<String>) {
+    fn set_metadata(&mut self, SetMetadata { token, idc, region }: SetMetadata, now: Millis) {
         let done = match &region {
             Some(region) if !self.settings.has_region(region) => {
                 Err(format!("no server is configured for region {region:?}"))
@@ -49,19 +45,11 @@ impl Agent {
             Ok(()) => {
                 self.settings.idc = idc.unwrap_or_else(|| self.settings.idc.clone());
                 self.settings.region = region.unwrap_or_else(|| self.settings.region.clone());
-                self.beat.set_place(&self.settings);
-                self.follow_region();
+                self.follow_region(now);
                 let what = format!("idc {}, region {}", self.settings.idc, self.settings.region);
                 logging::audit(&Event { token: &token, ..Event::new(Kind::Metadata, &what, "done") });
             }
-            Err(why) => self.refuse(token, &why),
-        }
-    }
-
-    /// The agent ends: nothing is uploaded any more.
-    pub(super) fn give_up_uploads(&mut self) {
-        for token in self.uploads.give_up() {
-            self.refuse(token, "the agent ends before the file is uploaded");
+            Err(why) => self.agent.handle_task_failed(token, &why),
         }
     }
 }

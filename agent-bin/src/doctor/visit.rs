@@ -53,7 +53,7 @@ pub(super) async fn visit(
                 }
                 Action::Open { .. } => transfer.iter().for_each(Transfer::open),
                 Action::HalfClose => transfer.iter_mut().for_each(Transfer::half_close),
-                Action::Abandon { .. } | Action::Finish => return (reached, Outcome::Late),
+                Action::Abandon { .. } => return (reached, Outcome::Late),
                 Action::Resolve { .. } | Action::Ping => {}
             }
         }

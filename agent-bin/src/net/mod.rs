@@ -62,3 +62,10 @@ pub(crate) enum Event {
     /// The attempt is over.
     Ended(Attempt, End),
 }
+
+impl Event {
+    /// Returns true for a command that says which plugins should be running.
+    pub(crate) fn configures(&self) -> bool {
+        matches!(self, Self::Message { command: Ok(Command::Configuration(_)), .. })
+    }
+}

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use elklet_core::limits::MAX_COMMAND_BYTES;
+use elklet_core::limits::{MAX_COMMAND_BYTES, STREAM_AHEAD};
+use elklet_core::link;
 use elklet_core::link::grpc::{BadMessage, GrpcMessage, Status};
 use elklet_core::link::session::Attempt;
 use h2::client::{self, ResponseFuture, SendRequest};
@@ -41,9 +42,6 @@ const RECEIVE_WINDOW_BYTES: u32 = 64 << 10;
 /// What h2 lets small DATA frames cost before it takes them for an attack, in its own unit: 256 less a frame's bytes. A burst
 /// of small commands is none; the receive window is what bounds them.
 const DATA_FRAME_BUDGET: usize = 256 * RECEIVE_WINDOW_BYTES as usize;
-
-/// Batches that wait for the stream beside the one that is being written.
-const BATCHES_AHEAD: usize = 1;
 
 /// Reaches servers, with what all attempts have in common.
 #[derive(Debug, Clone)]
@@ -100,7 +98,7 @@ pub(crate) struct Transfer {
 impl Transfer {
     /// Starts the attempt; it sets up TCP and TLS to `address` and waits for [`Transfer::open`] then.
     pub(crate) fn start(connector: &Connector, attempt: Attempt, address: Address) -> Self {
-        let (sender, batches) = mpsc::channel(BATCHES_AHEAD);
+        let (sender, batches) = mpsc::channel(STREAM_AHEAD);
         let (go, ping, flow) = (Arc::<Notify>::default(), Arc::<Notify>::default(), Arc::<Flow>::default());
         let call = Call {
             attempt,
@@ -124,12 +122,7 @@ impl Transfer {
         self.go.notify_one();
     }
 
-    /// Whether a batch would be taken now.
-    pub(crate) fn has_room(&self) -> bool {
-        self.batches.as_ref().is_some_and(|batches| batches.capacity() > 0)
-    }
-
-    /// Hands over a batch; false when the stream has no room or has ended.
+    /// Hands over a batch, for which there is room while fewer than [`STREAM_AHEAD`] are not written; false when the stream has ended.
     pub(crate) fn send(&self, message: Bytes) -> bool {
         self.batches.as_ref().is_some_and(|batches| batches.try_send(message).is_ok())
     }
@@ -224,18 +217,25 @@ impl End {
         io.is_some_and(|error| matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable))
     }
 
-    /// Whether the server may have ended the stream, or itself, over what it was sent: it gives no reason that is another one.
-    /// AgentCenter gives none either when a message is too large for it.
-    pub(crate) fn may_be_over_a_batch(&self) -> bool {
+    /// What the agent decides by.
+    pub(crate) fn class(&self) -> link::End {
         match self {
-            Self::Http2(_) => !self.is_silence() && !self.is_too_many_pings(),
-            Self::Status(status) => !status.is_about_the_agent(),
-            Self::Dial(_) | Self::Tls(_) | Self::NoHttp2 | Self::Http(_) | Self::Center(_) | Self::NoAnswer(_) => false,
+            Self::Dial(_) => link::End::Unreachable,
+            Self::Tls(_) | Self::NoHttp2 => link::End::Tls,
+            Self::Center(_) => link::End::Protocol,
+            Self::Http2(_) if self.is_silence() => link::End::Silent,
+            Self::Http2(_) if self.is_too_many_pings() => link::End::TooManyPings,
+            Self::Status(Status { code: 0, .. }) => link::End::Ok,
+            Self::Status(status) if status.is_too_large() => link::End::TooLarge,
+            Self::Status(status) if status.is_about_the_agent() => link::End::Refused,
+            // AgentCenter gives no reason either when a message is too large for it.
+            Self::Http2(_) | Self::Status(_) => link::End::Unexplained,
+            Self::Http(_) | Self::NoAnswer(_) => link::End::Refused,
         }
     }
 
     /// Whether the server ended the connection because PINGs came too close.
-    pub(crate) fn is_too_many_pings(&self) -> bool {
+    fn is_too_many_pings(&self) -> bool {
         matches!(self, Self::Http2(error) if error.is_go_away() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM))
     }
 }

@@ -11,10 +11,13 @@ mod server;
 mod socket;
 mod text;
 
+use std::path::PathBuf;
+
+use elklet_core::time::Millis;
 use serde::{Serialize, Serializer};
 
 use crate::clock;
-use crate::host::Footprint;
+use crate::host::{Footprint, Traffic};
 
 pub(crate) use self::client::{ask, ask_itself};
 pub(crate) use self::meter::Meter;
@@ -60,6 +63,14 @@ pub(crate) struct Identity<'a> {
     /// What went wrong since the last configuration came.
     pub(crate) state_detail: Vec<&'a str>,
     pub(crate) footprint: Footprint,
+    /// The data centre's name, and the region, that were set for the host; only heartbeats tell them.
+    #[serde(skip)]
+    pub(crate) idc: &'a str,
+    #[serde(skip)]
+    pub(crate) region: &'a str,
+    /// What went over the connections; heartbeats tell its rates.
+    #[serde(skip)]
+    pub(crate) traffic: Traffic,
 }
 
 #[derive(Debug, Serialize)]
@@ -184,6 +195,18 @@ pub(crate) struct Process {
     pub(crate) limits: Vec<String>,
     #[serde(serialize_with = "as_map")]
     pub(crate) counters: Vec<Count>,
+    /// The index of the first of them that heartbeats tell under the same name; the ones before are in `traffic`.
+    #[serde(skip)]
+    pub(crate) troubles: usize,
+    /// When the process was started.
+    #[serde(skip)]
+    pub(crate) began: Millis,
+    /// Where its files are.
+    #[serde(skip)]
+    pub(crate) directory: PathBuf,
+    /// What went over its pipes; heartbeats tell its rates.
+    #[serde(skip)]
+    pub(crate) traffic: Traffic,
 }
 
 fn as_map<S: Serializer>(counts: &[Count], serializer: S) -> Result<S::Ok, S::Error> {

@@ -5,100 +5,64 @@
 
 mod source;
 
-use std::collections::VecDeque;
 use std::future::pending;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use elklet_core::limits::{MAX_UPLOADS_WAITING, UPLOAD_BYTES_PER_SECOND, UPLOAD_PIECE_BYTES, UPLOAD_SECONDS};
+use elklet_core::command::Upload;
+use elklet_core::limits::{UPLOAD_BYTES_PER_SECOND, UPLOAD_PIECE_BYTES, UPLOAD_SECONDS};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::source::Source;
 use crate::blocking::blocking;
-use crate::config::{Address, Upload};
+use crate::config::{Address, Upload as Rules};
 use crate::logging::{self, Event, Kind};
 use crate::net::{Connector, UploadCall};
 
 /// What connecting, a slow server and the last answer may take beyond the file's own time.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// A file that the server wants.
-#[derive(Debug)]
-pub(crate) struct Order {
-    pub(crate) token: String,
-    pub(crate) path: String,
-    /// Bytes a second.
-    pub(crate) buf_size: u64,
-}
-
-/// The upload that is under way, and those that wait.
+/// The upload that is under way. The agent decides when the next one begins.
 #[derive(Debug, Default)]
 pub(crate) struct Uploads {
-    running: Option<Running>,
-    waiting: VecDeque<Order>,
+    running: Option<JoinHandle<Result<(), String>>>,
     sent_bytes: Arc<AtomicU64>,
 }
 
-#[derive(Debug)]
-struct Running {
-    token: String,
-    task: JoinHandle<Result<(), String>>,
-}
-
 impl Uploads {
-    /// Queues an upload, or gives its token back with the reason why not.
-    pub(crate) fn push(&mut self, order: Order) -> Result<(), (String, String)> {
-        if self.waiting.len() == MAX_UPLOADS_WAITING {
-            let why = format!("{MAX_UPLOADS_WAITING} uploads wait already: {}", order.path);
-            return Err((order.token, why));
-        }
-        self.waiting.push_back(order);
-        Ok(())
-    }
-
-    /// Whether one could be started now.
-    pub(crate) fn wants_start(&self) -> bool {
-        self.running.is_none() && !self.waiting.is_empty()
-    }
-
-    /// Starts the oldest that waits.
-    pub(crate) fn start(&mut self, connector: &Connector, address: &Address, rules: &Upload) {
-        let Some(order) = self.waiting.pop_front() else { return };
-        let token = order.token.clone();
+    /// Starts an upload; there is none under way.
+    pub(crate) fn start(&mut self, upload: Upload, connector: &Connector, address: &Address, rules: &Rules) {
         let job = Job {
             connector: connector.clone(),
             address: address.clone(),
             rules: rules.clone(),
             sent_bytes: Arc::clone(&self.sent_bytes),
         };
-        let task = tokio::spawn(async move {
+        self.running = Some(tokio::spawn(async move {
             let seconds = Duration::from_secs(UPLOAD_SECONDS) + GRACE;
-            match timeout(seconds, job.run(order)).await {
-                Ok(result) => result,
-                Err(_) => Err(format!("the upload did not end within {} s", seconds.as_secs())),
+            match timeout(seconds, job.run(upload)).await {
+                Ok(result) => result.map_err(|why| format!("upload of {why}")),
+                Err(_) => Err(format!("upload of the file did not end within {} s", seconds.as_secs())),
             }
-        });
-        self.running = Some(Running { token, task });
+        }));
     }
 
-    /// Waits until the running upload has ended; its token, and what went wrong.
-    pub(crate) async fn ended(&mut self) -> (String, Result<(), String>) {
+    /// Waits until the upload under way has ended; what went wrong.
+    pub(crate) async fn ended(&mut self) -> Result<(), String> {
         let Some(running) = &mut self.running else { return pending().await };
-        let result = (&mut running.task).await.unwrap_or_else(|error| Err(error.to_string()));
-        let token = self.running.take().map(|running| running.token).unwrap_or_default();
-        (token, result)
+        let result = running.await.unwrap_or_else(|error| Err(error.to_string()));
+        self.running = None;
+        result
     }
 
-    /// Gives up; the tokens of all that will not be uploaded any more.
-    pub(crate) fn give_up(&mut self) -> Vec<String> {
-        let running = self.running.take().map(|running| {
-            running.task.abort();
-            running.token
-        });
-        running.into_iter().chain(self.waiting.drain(..).map(|order| order.token)).collect()
+    /// Gives the upload up.
+    pub(crate) fn abort(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.abort();
+        }
     }
 
     /// Bytes of messages that went out since the start, gRPC prefixes included.
@@ -111,12 +75,12 @@ impl Uploads {
 struct Job {
     connector: Connector,
     address: Address,
-    rules: Upload,
+    rules: Rules,
     sent_bytes: Arc<AtomicU64>,
 }
 
 impl Job {
-    async fn run(self, Order { token, path, buf_size }: Order) -> Result<(), String> {
+    async fn run(self, Upload { token, path, buf_size }: Upload) -> Result<(), String> {
         // The reference checks the size against `buf_size` and sends no more than this, so that such a file could not
         // arrive in time.
         let rate = buf_size.min(UPLOAD_BYTES_PER_SECOND);

@@ -12,6 +12,7 @@
 
 mod batch;
 mod credit;
+pub mod cut;
 #[cfg(test)]
 mod dying;
 pub mod feed;

@@ -1,0 +1,291 @@
+//! The way to a server: carrying out what the session asks for, and telling the agent what came of it.
+
+use bytes::Bytes;
+use elklet_core::agent::Agent;
+use elklet_core::command::Command;
+use elklet_core::link::session::{Abandoned, Action, Attempt, Target};
+use elklet_core::time::Millis;
+use tokio::sync::mpsc;
+
+use crate::config::{Address, Server, Settings};
+use crate::net::{self, BadCommand, Certificates, Connector, End, Ends, Event, HalfOpen, Transfer};
+use crate::{blocking, clock, logging};
+
+/// Events of one attempt that may wait for the loop; commands beyond that stay with the server.
+const EVENTS_AHEAD: usize = 32;
+
+/// How often certificates are looked at while nothing else asks for it.
+const CERTIFICATES_INTERVAL_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// The connection of the attempt that is alive, and what all attempts need.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) connector: Connector,
+    certificates: Certificates,
+    /// When the certificates are looked at again if nothing else asks for it.
+    certificates_due: Millis,
+    /// What service discovery named last.
+    discovered: Vec<Address>,
+    /// The attempt that is alive, from its TCP connection to its stream.
+    transfer: Option<Transfer>,
+    /// The attempt that is alive, and the ends of its connection.
+    current: Option<Attempt>,
+    ends: Option<Ends>,
+    /// What is being asked or connected to, or was last.
+    address: String,
+    net_mode: &'static str,
+    /// The moment of the next attempt, once the log has told it.
+    told_wait: Option<Millis>,
+    /// The last thing that went wrong on the way to the server.
+    last_error: Option<(Millis, String)>,
+}
+
+impl Link {
+    pub(super) fn new(certificates: Certificates, settings: &Settings, now: Millis) -> (Self, mpsc::Receiver<Event>) {
+        let (events, receiver) = mpsc::channel(EVENTS_AHEAD);
+        let tls = certificates.tls().clone();
+        let connector = Connector { tls, proxies: settings.proxies.clone(), half_open: HalfOpen::default(), events };
+        let link = Self {
+            connector,
+            certificates,
+            certificates_due: now + CERTIFICATES_INTERVAL_MS,
+            discovered: Vec::new(),
+            transfer: None,
+            current: None,
+            ends: None,
+            address: String::new(),
+            net_mode: "unknown",
+            told_wait: None,
+            last_error: None,
+        };
+        link.warn_of_certificates();
+        (link, receiver)
+    }
+
+    pub(super) fn carry_out(&mut self, action: Action, settings: &Settings, agent: &mut Agent<Bytes>, now: Millis) {
+        match action {
+            Action::Resolve { attempt, host } => self.resolve(attempt, &settings.server.discovery[host], agent, now),
+            Action::Connect { attempt, target } => {
+                let address = self.address_of(target, &settings.server).clone();
+                self.begin(attempt, address.to_string());
+                self.net_mode = target.net_mode();
+                self.refresh_certificates(settings);
+                log::debug!("connecting to {} ({})", self.address, self.net_mode);
+                self.transfer = Some(Transfer::start(&self.connector, attempt, address));
+            }
+            Action::Open { .. } => self.transfer.iter().for_each(Transfer::open),
+            Action::Abandon { attempt, reason } => {
+                // Another attempt may be under way already.
+                if !self.is_current(attempt) {
+                    return;
+                }
+                if let Abandoned::TimedOut(what) = reason {
+                    self.fail(format!("{}: no answer in time: {what}", self.address), now);
+                    self.lose_connection();
+                }
+                (self.current, self.ends, self.transfer) = (None, None, None);
+            }
+            Action::Ping => self.transfer.iter().for_each(Transfer::ping),
+            Action::HalfClose => self.transfer.iter_mut().for_each(Transfer::half_close),
+        }
+    }
+
+    fn resolve(&mut self, attempt: Attempt, host: &Address, agent: &mut Agent<Bytes>, now: Millis) {
+        let Connector { proxies, events, .. } = self.connector.clone();
+        self.begin(attempt, host.to_string());
+        let started = blocking::start(host.clone(), move |host| {
+            let _ = events.blocking_send(Event::Resolved(attempt, net::discover(&host, &proxies)));
+        });
+        if let Err(refused) = started {
+            let why = format!("{}: {}", refused.input, refused.error);
+            self.handle_event(Event::Resolved(attempt, Err(why)), agent, now);
+        }
+    }
+
+    /// Tells the agent what an attempt has come to; gives the command that has come, if one has.
+    pub(super) fn handle_event(&mut self, event: Event, agent: &mut Agent<Bytes>, now: Millis) {
+        match event {
+            Event::Resolved(attempt, Ok(addresses)) => {
+                let count = addresses.len();
+                if self.is_current(attempt) {
+                    self.discovered = addresses;
+                }
+                agent.handle_resolved(attempt, count, now);
+            }
+            Event::Resolved(attempt, Err(error)) => {
+                if self.is_current(attempt) {
+                    self.fail(format!("service discovery failed: {error}"), now);
+                }
+                agent.handle_not_resolved(attempt, now);
+            }
+            Event::Dialled | Event::Credit => {}
+            Event::Connected(attempt, ends) => {
+                if self.is_current(attempt) {
+                    self.ends = Some(ends);
+                }
+                agent.handle_connected(attempt, now);
+            }
+            Event::Opened(attempt) => {
+                if self.is_current(attempt) {
+                    log::info!("connected to {} ({})", self.address, self.net_mode);
+                    logging::set_server(&self.address);
+                }
+                agent.handle_opened(attempt, now);
+            }
+            Event::Written(attempt) => agent.handle_written(attempt, now),
+            Event::Message { bytes, command: Ok(command) } => {
+                log_command(&command);
+                agent.handle_command(command, bytes, now);
+            }
+            Event::Message { bytes, command: Err(BadCommand { what, token }) } => {
+                log::warn!("the server sent {what}; it is passed over");
+                agent.handle_bad_command(bytes, token, &what);
+            }
+            Event::Pong(attempt) => agent.handle_pong(attempt, now),
+            Event::Ended(attempt, end) => {
+                if self.is_current(attempt) {
+                    self.tell_end(&end, agent.session().is_half_closed(), now);
+                }
+                agent.handle_ended(attempt, end.class(), now);
+            }
+        }
+    }
+
+    fn tell_end(&mut self, end: &End, is_half_closed: bool, now: Millis) {
+        if end.is_silence() {
+            self.lose_connection();
+        }
+        if matches!(end, End::Status(_)) && is_half_closed {
+            log::debug!("{}: {end}", self.address);
+        } else {
+            self.fail(format!("{}: {end}", self.address), now);
+        }
+    }
+
+    /// Something went wrong on the way to the server.
+    fn fail(&mut self, what: String, now: Millis) {
+        log::warn!("{what}");
+        self.last_error = Some((now, what));
+    }
+
+    fn begin(&mut self, attempt: Attempt, address: String) {
+        self.current = Some(attempt);
+        self.address = address;
+    }
+
+    fn is_current(&self, attempt: Attempt) -> bool {
+        self.current == Some(attempt)
+    }
+
+    fn address_of<'a>(&'a self, target: Target, server: &'a Server) -> &'a Address {
+        match target {
+            Target::Discovered(i) => &self.discovered[i],
+            Target::Private(i) => &server.private[i],
+            Target::Public(i) => &server.public[i],
+        }
+    }
+
+    /// The connection, if there is one, has died without the server's knowledge.
+    fn lose_connection(&mut self) {
+        if let Some(ends) = self.ends.take() {
+            self.connector.half_open.add(ends);
+        }
+    }
+
+    /// Hands over a message, for which the agent knows that there is room.
+    pub(super) fn send(&self, message: Bytes) {
+        if let Some(transfer) = &self.transfer
+            && !transfer.send(message)
+        {
+            // Its end is on the way to the loop, and says why. The batch stays unconfirmed, and is sent again.
+            log::debug!("{}: the stream takes nothing any more", self.address);
+        }
+    }
+
+    /// Tells the agent how much credit the server has returned.
+    pub(super) fn tell_credit(&self, agent: &mut Agent<Bytes>, now: Millis) {
+        if let Some(transfer) = &self.transfer {
+            agent.handle_credit(transfer.credit(), now);
+        }
+    }
+
+    /// Has the loop woken when the server has returned this much.
+    pub(super) fn want_credit(&self, credit: Option<u64>) {
+        self.transfer.iter().for_each(|transfer| transfer.want_credit(credit));
+    }
+
+    /// Says in the log when the next attempt is, once for each wait, whatever it was that has led to it.
+    pub(super) fn tell_wait(&mut self, until: Option<Millis>, now: Millis) {
+        if let Some(moment) = until.filter(|_| until != self.told_wait) {
+            log::info!("the next attempt is in {:.1} s", moment.since(now) as f64 / 1000.0);
+        }
+        self.told_wait = until;
+    }
+
+    /// Reads the certificates again if they have changed, and tells whether they are new.
+    pub(super) fn refresh_certificates(&mut self, settings: &Settings) -> bool {
+        match self.certificates.reread(&settings.certs, &settings.server, clock::unix_seconds()) {
+            None => false,
+            Some(Ok(())) => {
+                log::info!("new certificates in {}", self.certificates.directory().display());
+                self.connector.tls = self.certificates.tls().clone();
+                self.warn_of_certificates();
+                true
+            }
+            Some(Err(error)) => {
+                log::warn!("the certificates stay as they were: {error}");
+                false
+            }
+        }
+    }
+
+    /// Says in the log which certificates are near their end.
+    fn warn_of_certificates(&self) {
+        for warning in self.certificates.warnings(clock::unix_seconds()) {
+            log::warn!("{warning}");
+        }
+    }
+
+    /// What is done once a minute: servers that may still believe in a dead connection are told, and once a day the certificates are
+    /// looked at.
+    pub(super) fn look_after(&mut self, settings: &Settings, now: Millis) {
+        self.connector.half_open.tell();
+        if now >= self.certificates_due {
+            self.certificates_due = now + CERTIFICATES_INTERVAL_MS;
+            if !self.refresh_certificates(settings) {
+                self.warn_of_certificates();
+            }
+        }
+    }
+
+    /// What is being asked or connected to, or was last.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(super) fn net_mode(&self) -> &'static str {
+        self.net_mode
+    }
+
+    pub(super) fn certificates(&self) -> &Certificates {
+        &self.certificates
+    }
+
+    pub(super) fn last_error(&self) -> Option<&(Millis, String)> {
+        self.last_error.as_ref()
+    }
+}
+
+fn log_command(command: &Command) {
+    match command {
+        Command::Nothing => log::info!("the server sent a command with nothing in it: nothing changes"),
+        Command::PluginTask(task) => log::debug!("task {} for {:.80}", task.data_type, task.object_name),
+        Command::AgentTask(task) => log::info!("task for the agent: {task}"),
+        Command::RefusedTask(_) => {}
+        Command::Configuration(configuration) => {
+            let versions: Vec<_> =
+                configuration.plugins.iter().map(|plugin| format!("{} {:.40}", plugin.name, plugin.version)).collect();
+            log::info!("configuration of {} plugins: {}", versions.len(), versions.join(", "));
+        }
+    }
+}
