@@ -61,8 +61,6 @@ impl ProxyError {
 
 /// Asks the proxy at the other end of `stream` to open the way to a target.
 ///
-/// When it does not, or not in time.
-///
 /// # Errors
 /// When it does not, or not in time.
 pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
