@@ -1,33 +1,33 @@
-//! How much each source of lines may write, so that a flood from one of them washes out nothing of the others.
+//! Bounds how much each source of lines may write, so that a flood from one does not wash out the others.
 //!
-//! Each key (a place in the source that logs, or a kind of audited event) has a bucket of bytes that refills with time. A
-//! line that the bucket cannot pay for is left out and counted. Once lines are left out, the key stays silent until a
-//! quarter of its bucket has come back: a flood then shows as a few readable stretches with counts between them.
+//! Each key (a place in the source that logs, or a kind of audited event) has a token bucket of bytes. A line that the
+//! bucket cannot pay for is left out and counted. Once it leaves lines out, the key stays silent until a quarter of its
+//! bucket has refilled, so that a flood shows as a few readable stretches with counts between them.
 
 use crate::time::Millis;
 
-/// What a key may write.
+/// How much a key may write.
 #[derive(Debug, Clone, Copy)]
 pub struct Rate {
-    /// Bytes at once, after a long silence.
+    /// Bytes at once after a long silence: the bucket's size.
     pub burst_bytes: u32,
-    /// Bytes a minute from then on.
+    /// Bytes a minute from then on: the bucket's refill.
     pub bytes_per_minute: u32,
 }
 
 const MINUTE_MS: u64 = 60_000;
 
-/// What becomes of a line.
+/// What to do with a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is written; so many lines of the same key were left out since the last one that was.
+    /// Write it.
     Write {
-        /// Lines that were left out.
+        /// Lines of the same key that were left out since the last one that was written.
         left_out: u64,
     },
-    /// It is left out, and is the first: this is worth a line of its own.
+    /// Leave it out. It is the first, which is worth a line of its own.
     Announce,
-    /// It is left out.
+    /// Leave it out.
     LeaveOut,
 }
 
@@ -42,22 +42,22 @@ pub struct Flood<K, const N: usize> {
 #[derive(Debug)]
 struct Known<K> {
     key: K,
-    /// When the credit was counted.
+    /// When `credit` was last updated.
     at: Millis,
-    /// Bytes times milliseconds of a minute, so that nothing is rounded.
+    /// Bytes, multiplied by the milliseconds of a minute so that nothing is rounded.
     credit: u64,
-    /// Since the last line that was written.
+    /// Lines left out since the last one that was written.
     left_out: u64,
 }
 
 impl<K: Copy + PartialEq, const N: usize> Flood<K, N> {
-    /// No key is known, and each may write as much at once as `rate` says.
+    /// Knows no key yet. Each may write a full burst at once.
     #[must_use]
     pub const fn new(rate: Rate) -> Self {
         Self { rate, known: heapless::Vec::new(), left_out: 0 }
     }
 
-    /// A line of so many bytes is to be written.
+    /// Decides about a line of `bytes` bytes.
     pub fn handle_line(&mut self, key: K, bytes: usize, now: Millis) -> Verdict {
         let full = u64::from(self.rate.burst_bytes) * MINUTE_MS;
         let refill = u64::from(self.rate.bytes_per_minute);
@@ -79,13 +79,13 @@ impl<K: Copy + PartialEq, const N: usize> Flood<K, N> {
         if is_first { Verdict::Announce } else { Verdict::LeaveOut }
     }
 
-    /// Lines of all keys that were left out.
+    /// Number of lines left out, of all keys.
     #[must_use]
     pub fn left_out(&self) -> u64 {
         self.left_out
     }
 
-    /// The key's bucket. A new key takes the place of the one that was silent for longest where there is no room.
+    /// Finds the key's bucket. If there is no room for a new key, it replaces the one that has been silent for longest.
     fn known(&mut self, key: K, now: Millis, full: u64) -> Option<&mut Known<K>> {
         let index = match self.known.iter().position(|known| known.key == key) {
             Some(index) => index,
@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(verdicts.next(), Some(Verdict::Announce));
         assert!(verdicts.all(|verdict| verdict == Verdict::LeaveOut));
         assert_eq!(flood.handle_line('b', 100, Millis(100)), Verdict::Write { left_out: 0 });
-        // 10 bytes a second: a line's worth is there after 10 s, a quarter of the bucket after 25.
+        // At 10 bytes a second, the bucket has a line's worth after 10 s and a quarter of itself after 25.
         assert_eq!(flood.handle_line('a', 100, Millis(15_000)), Verdict::LeaveOut);
         assert_eq!(flood.handle_line('a', 100, Millis(25_100)), Verdict::Write { left_out: 91 });
         assert_eq!(flood.handle_line('a', 100, Millis(25_100)), Verdict::Write { left_out: 0 });

@@ -1,20 +1,20 @@
-//! What Elklet decides, without doing any of it.
+//! Elklet's decisions, apart from their effects.
 //!
-//! This crate has no clock, no thread and no IO, and builds for a bare target. The shell (package `elklet`) tells it what happened
-//! and what time it is, and carries out the actions that it answers with.
+//! This crate has no clock, no thread and no IO, and builds for a bare target. The shell (package `elklet`) tells it
+//! what happened and what time it is, and carries out the actions that it answers with.
 //!
 //! - [`record`]: the fixed record buffer, and every byte of a record's way from a plugin's pipe to a batch.
 //! - [`command`]: what a server asks of the agent, checked once.
 //! - [`dispatch`]: the state machine between commands and plugins.
-//! - [`link`]: the state machine of the connection, and what is said on it.
-//! - [`delivery`]: what waits for the server until it is known to have it, in memory and on disk.
+//! - [`link`]: the state machine of the connection, and the protocols on it.
+//! - [`delivery`]: keeps batches, in memory and on disk, until the server is known to have them.
 //! - [`update`], [`reports`], [`flood`]: the agent's own update, its reports to the server, and the bounds of its log.
 //! - [`limits`]: every capacity, with its reason.
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-// Test code that a fuzz target includes as well names this crate as that does.
+// A fuzz target includes some test code too, and names this crate from outside.
 #[cfg(test)]
 extern crate self as elklet_core;
 

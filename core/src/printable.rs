@@ -1,8 +1,8 @@
-//! Text from plugins, servers and files, made fit to be shown.
+//! Makes text from plugins, servers and files safe to show.
 //!
-//! A name or a message from outside may hold escape sequences that retitle or rewrite a terminal, line breaks that forge a
-//! line of the log, or bidirectional controls that make a path read as another one. Every edge at which people read text
-//! sends it through this module: log lines, `elklet status`, `elklet doctor`, metrics, and what the server is told.
+//! A name or a message from outside may hold escape sequences that retitle or rewrite a terminal, line breaks that
+//! forge a line of the log, or bidirectional controls that make a path read as another one. Everything that people read
+//! therefore goes through this module: log lines, `elklet status`, `elklet doctor`, metrics, and reports to the server.
 
 use alloc::string::{String, ToString};
 use core::fmt::{self, Write};
@@ -12,12 +12,12 @@ use core::fmt::{self, Write};
 #[derive(Debug, Clone, Copy)]
 pub struct Printable<T>(pub T);
 
-/// Displays its content as [`Printable`] does, but keeps line feeds: for a whole page.
+/// Displays its content as [`Printable`] does but keeps line feeds. It is for whole pages.
 #[derive(Debug, Clone, Copy)]
 pub struct PrintablePage<T>(pub T);
 
-/// Displays JSON with every character that a terminal may act on as a `\u` escape. The content has to be JSON already, in
-/// which such characters stand within strings only.
+/// Displays JSON with a `\u` escape for every character that a terminal may act on. The content has to be valid JSON,
+/// in which such characters stand only within strings.
 #[derive(Debug, Clone, Copy)]
 pub struct PrintableJson<T>(pub T);
 
@@ -49,7 +49,7 @@ fn escape(c: char, to: &mut dyn Write) -> fmt::Result {
     c.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(to, "\\u{unit:04x}"))
 }
 
-/// Passes text on in as long pieces as it can, and each unprintable character through `instead`.
+/// Forwards text in the longest pieces possible, and each unprintable character through `instead`.
 struct Filter<'a> {
     to: &'a mut dyn Write,
     keeps_line_feeds: bool,

@@ -1,16 +1,15 @@
-//! The agent's own warnings and errors on their way to the server (data type 1010): which of them go, and which are only
-//! counted.
+//! Decides which of the agent's own warnings and errors go to the server (data type 1010) and which are only counted.
 //!
-//! A place in the source may have [`REPORTS_PER_PLACE`] reports an interval; what is beyond that is counted, and the place's
-//! next report says how many there were. Nor may more than that of one place wait, so that a long time without a server
-//! costs no more than a short one, and what comes first (why the server is out of reach) is what the server hears of.
+//! A place in the source may have [`REPORTS_PER_PLACE`] reports an interval. Further ones are counted, and the place's
+//! next report says how many there were. No more than that of one place may wait either. A long time without a server
+//! therefore costs no more than a short one, and the server hears of what came first: why it is out of reach.
 
 use alloc::collections::VecDeque;
 
 use crate::limits::{MAX_REPORT_PLACES, MAX_REPORTS_WAITING, REPORT_INTERVAL_MS, REPORTS_PER_PLACE};
 use crate::time::Millis;
 
-/// Where in the source something is complained of.
+/// A place in the source that warns or fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// The file, as the compiler names it.
@@ -19,11 +18,11 @@ pub struct Place {
     pub line: u32,
 }
 
-/// Reports that wait to be taken, and what is known of their places.
+/// Reports that wait to be taken, and the counts of their places.
 #[derive(Debug)]
 pub struct Reports<T> {
     places: heapless::Vec<Known, MAX_REPORT_PLACES>,
-    /// Each with the index of its place.
+    /// Each report with the index of its place.
     waiting: VecDeque<(usize, T)>,
     suppressed: u64,
 }
@@ -31,11 +30,11 @@ pub struct Reports<T> {
 #[derive(Debug)]
 struct Known {
     place: Place,
-    /// When the interval began, and how many reports it has had.
+    /// When the interval began, and how many reports have been admitted in it.
     since: Millis,
     admitted: usize,
     waiting: usize,
-    /// Since the last report.
+    /// Reports suppressed since the last one that was admitted.
     suppressed: u64,
 }
 
@@ -46,14 +45,14 @@ impl Known {
 }
 
 impl<T> Reports<T> {
-    /// None waiting, no place known.
+    /// No report waits, and no place is known.
     #[must_use]
     pub const fn new() -> Self {
         Self { places: heapless::Vec::new(), waiting: VecDeque::new(), suppressed: 0 }
     }
 
-    /// Something is complained of. If it is to be reported, `report` makes the report, told how many of the same place were
-    /// suppressed since its last one; true when there is something to take that was not there before.
+    /// A place warns or fails. If that is to be reported, `report` makes the report from the number that the same place
+    /// had suppressed before. Returns true when there is a new report to take.
     pub fn handle(&mut self, place: Place, now: Millis, report: impl FnOnce(u64) -> T) -> bool {
         let room = self.waiting.len() < MAX_REPORTS_WAITING;
         let index = self.index_of(place, now);
@@ -76,7 +75,7 @@ impl<T> Reports<T> {
         true
     }
 
-    /// The oldest report.
+    /// Takes the oldest report.
     pub fn take(&mut self) -> Option<T> {
         let (index, report) = self.waiting.pop_front()?;
         if let Some(known) = self.places.get_mut(index) {
@@ -85,13 +84,13 @@ impl<T> Reports<T> {
         Some(report)
     }
 
-    /// How many were not reported, of all places.
+    /// Number of suppressed reports, of all places.
     #[must_use]
     pub fn suppressed(&self) -> u64 {
         self.suppressed
     }
 
-    /// Where the place is known; if it is new, instead of one that was not heard of lately where there is no room.
+    /// Finds the place. If there is no room for a new one, it replaces one that has been idle for an interval.
     fn index_of(&mut self, place: Place, now: Millis) -> Option<usize> {
         if let Some(index) = self.places.iter().position(|known| known.place == place) {
             return Some(index);

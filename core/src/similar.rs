@@ -1,13 +1,12 @@
-//! Which known word somebody may have meant who wrote another one.
+//! Suggests the known word that somebody may have meant who wrote another one.
 
 use alloc::vec::Vec;
 
-/// Characters of a word beyond which nothing is looked for: nobody mistypes that much.
+/// Longer words have no suggestion: nobody mistypes that much.
 const MAX_CHARS: usize = 64;
 
-/// The known word that is closest to `word`, if it is close enough to be meant: one slip (a letter too many, too few, wrong,
-/// or two that changed places) for each three letters, and one at least. Case and the difference between `-` and `_` count
-/// for nothing.
+/// Returns the known word closest to `word`, if it is close enough. A word may have one slip (a letter too many, too few,
+/// wrong, or two swapped) for each three letters, and at least one. Case and the difference between `-` and `_` do not count.
 #[must_use]
 pub fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = letters(word);
@@ -21,7 +20,7 @@ fn letters(word: &str) -> Vec<char> {
     word.chars().take(MAX_CHARS + 1).map(plain).collect()
 }
 
-/// Slips between two words (optimal string alignment), by rows of the usual table.
+/// Number of slips between two words (optimal string alignment), computed by rows of the usual table.
 fn slips(a: &[char], b: &[char]) -> usize {
     if a.len().max(b.len()) > MAX_CHARS {
         return usize::MAX;

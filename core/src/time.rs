@@ -1,13 +1,13 @@
-//! Time as the core is told it.
+//! The time, as the shell tells it to the core.
 
 use core::ops::Add;
 
-/// Milliseconds on a clock that never goes back, counted from an origin that only the shell knows.
+/// Milliseconds on a monotonic clock, counted from an origin that only the shell knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Millis(pub u64);
 
 impl Millis {
-    /// Milliseconds from `earlier` to this moment; 0 if `earlier` is in fact later.
+    /// Milliseconds from `earlier` to this moment, or 0 if `earlier` is in fact later.
     #[must_use]
     pub fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)

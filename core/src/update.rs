@@ -1,10 +1,10 @@
-//! The agent's own update: whether a version that the server names is tried, and whether one that was tried may stay.
+//! Decides about the agent's own update: whether to try a version that the server names, and whether a version on trial may stay.
 //!
 //! ```text
 //!   named by the server -> fetched, checked -> in place, on trial -> it has held a stream long enough: it stays
 //!                                                                 -> it has not, or has started too often: the old one is back
 //! ```
-//! Who is on trial counts for itself: a new version that cannot even do that is beyond this.
+//! The version on trial counts its own starts. A version that cannot even do that is beyond what this module can help.
 
 use alloc::format;
 use alloc::string::String;
@@ -14,11 +14,11 @@ use crate::command::AgentConfig;
 use crate::limits::MAX_TRIAL_STARTS;
 use crate::time::Millis;
 
-/// Whether a version that the server names is to be tried by an agent of version `running`. `failed` are the version and the
-/// SHA-256 (in hexadecimal) of what was tried last and did not stay, if there is such.
+/// Checks whether an agent of version `running` should try the version that the server names. `failed` are the version
+/// and the SHA-256 (in hexadecimal) of the last version that was rolled back, if there is one.
 ///
 /// # Errors
-/// Why it is not.
+/// Why the agent should not try it.
 pub fn may_try(
     wanted: &AgentConfig,
     running: &str,
@@ -41,9 +41,9 @@ pub fn may_try(
     }
 }
 
-/// How two versions compare: numbers with dots between them, where a missing one is 0; one with a suffix behind `-` comes
-/// before the one without, and suffixes compare part by part, as semantic versioning has it. What stands behind `+` does not
-/// count. `None` when one of the two is nothing of the kind.
+/// Compares two versions, or returns `None` if one of them is no version. A version is numbers separated by dots; a
+/// missing one is 0. As in semantic versioning, one with a suffix behind `-` is earlier than the same without it,
+/// suffixes compare part by part, and what follows a `+` does not count.
 #[must_use]
 pub fn compare(a: &str, b: &str) -> Option<Ordering> {
     let ((a, a_suffix), (b, b_suffix)) = (parts(a), parts(b));
@@ -65,7 +65,7 @@ pub fn compare(a: &str, b: &str) -> Option<Ordering> {
     }))
 }
 
-/// A version's numbers, and its suffix.
+/// Splits a version into its numbers and its suffix.
 fn parts(version: &str) -> (&str, Option<&str>) {
     let version = version.split_once('+').map_or(version, |(version, _)| version);
     match version.split_once('-') {
@@ -74,7 +74,7 @@ fn parts(version: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// A part of a suffix: a number comes before a word.
+/// A part of a suffix. A number is earlier than a word.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Part<'a> {
     Number(u64),
@@ -87,13 +87,13 @@ impl<'a> Part<'a> {
     }
 }
 
-/// Whether a version on trial that has now been started so often may run once more.
+/// Returns true when a version on trial may run once more at its `starts`-th start.
 #[must_use]
 pub fn may_start(starts: u32) -> bool {
     starts <= MAX_TRIAL_STARTS
 }
 
-/// The trial of the version that runs, in one process of it.
+/// The trial of the running version within one process.
 #[derive(Debug)]
 pub struct Trial {
     hold_ms: u64,
@@ -101,39 +101,39 @@ pub struct Trial {
     open_since: Option<Millis>,
 }
 
-/// What has become of a trial.
+/// The outcome of a trial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It has held a stream for long enough.
+    /// The version has held a stream for long enough.
     Stays,
-    /// It has not, and will not be waited for any longer.
+    /// The version has not, and its time is over.
     Fails,
 }
 
 impl Trial {
-    /// A trial that begins: a stream is to be held for `hold_ms`, and is to have begun within `trial_ms`.
+    /// Starts a trial. A stream has to open within `trial_ms` and hold for `hold_ms`.
     #[must_use]
     pub fn new(now: Millis, hold_ms: u64, trial_ms: u64) -> Self {
         Self { hold_ms, deadline: now + trial_ms, open_since: None }
     }
 
-    /// A stream has been opened.
+    /// A stream was opened.
     pub fn handle_opened(&mut self, now: Millis) {
         self.open_since = Some(now);
     }
 
-    /// The stream has ended, or was given up.
+    /// The stream has ended or was given up.
     pub fn handle_ended(&mut self) {
         self.open_since = None;
     }
 
-    /// When [`Trial::verdict`] will be another; changes with every call of a `handle_*` method.
+    /// When [`Trial::verdict`] may change. It changes with every `handle_*` call.
     #[must_use]
     pub fn poll_timeout(&self) -> Millis {
         self.open_since.map_or(self.deadline, |since| since + self.hold_ms)
     }
 
-    /// What is known by now. A stream that is open at the end of the time is still waited for.
+    /// The outcome, if there is one yet. If a stream is open when the time is over, the trial goes on until it ends or holds.
     #[must_use]
     pub fn verdict(&self, now: Millis) -> Option<Verdict> {
         match self.open_since {
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(trial.verdict(Millis(70)), Some(Verdict::Stays));
         trial.handle_ended();
         assert_eq!((trial.verdict(Millis(70)), trial.poll_timeout()), (None, Millis(600)));
-        // One that is open at the end has its time still.
+        // A stream that is open at the deadline still gets its time.
         trial.handle_opened(Millis(590));
         assert_eq!(trial.verdict(Millis(649)), None);
         assert_eq!(trial.verdict(Millis(650)), Some(Verdict::Stays));

@@ -1,8 +1,8 @@
-//! Downloads over http and https: what was asked for, whole and by its hash, or an error.
+//! Downloads over http and https. A download returns a whole file with the right hash, or an error.
 //!
-//! Shape: whoever needs a file makes an [`Order`] and calls [`Fetcher::fetch`] on a blocking thread, with the path of a file
-//! that does not exist yet, the [`Room`] for it and a [`Cancel`] of which another thread keeps a clone (in an `Arc`). The file is there when `Ok` is
-//! returned, open and at its beginning, and is not when an error is.
+//! To download a file, make an [`Order`] and call [`Fetcher::fetch`] on a blocking thread, with the path of a file that
+//! does not exist yet, the [`Room`] for it, and a [`Cancel`] of which another thread keeps a clone (in an `Arc`). On
+//! success the file is open at its beginning. After an error there is no file.
 //!
 //! ```text
 //! let order = Order { urls: &config.urls, sha256: config.sha256, max_bytes: MAX_DOWNLOAD_BYTES };
@@ -10,8 +10,8 @@
 //! let file = fetcher.fetch(&order, &directory.join("package"), &mut room, &cancel)?;
 //! ```
 //!
-//! The addresses are tried in order. Where one breaks off, the next goes on from there if it can (HTTP ranges); the hash
-//! covers the whole, and a whole made of parts that does not have it is fetched once more from the beginning.
+//! The fetcher tries the addresses in order. If one breaks off, the next resumes if it can (HTTP ranges). The hash covers
+//! the whole. If a file made of parts does not have it, the fetcher downloads the file once more from the beginning.
 
 mod trust;
 
@@ -32,34 +32,34 @@ use crate::config::Proxies;
 use crate::net::http_agent;
 use crate::room::Room;
 
-/// Redirections that are followed for one address.
+/// Redirections to follow for one address.
 const MAX_REDIRECTS: u32 = 5;
 
-/// Characters of an address or a reason that a message quotes.
+/// Most characters of an address or a reason in an error.
 const QUOTED_CHARS: usize = 160;
 
 /// Bytes that are read and written at once.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// A file that is wanted.
+/// A file to download.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Order<'a> {
-    /// Where it is to be had, tried in order.
+    /// Its addresses, tried in order.
     pub(crate) urls: &'a [String],
     /// The hash of the whole.
     pub(crate) sha256: Sha256,
-    /// Bytes that it may have.
+    /// The most bytes that it may have.
     pub(crate) max_bytes: u64,
 }
 
-/// How long one address may take.
+/// Time limits for one address.
 #[derive(Debug, Clone, Copy)]
 struct Patience {
-    /// For a name to be resolved, and for a TCP connection; the reference's time.
+    /// For resolving a name, and for a TCP connection. It is the reference's limit.
     connect: Duration,
-    /// Between two reads that bring something.
+    /// Between two reads that return data.
     stall: Duration,
-    /// For everything; the reference's time.
+    /// For everything. It is the reference's limit.
     total: Duration,
 }
 
@@ -69,7 +69,7 @@ impl Default for Patience {
     }
 }
 
-/// Ends a fetch from another thread, at once unless a name is being resolved or a connection made.
+/// Cancels a fetch from another thread. It ends at once, unless it is resolving a name or connecting.
 #[derive(Debug, Default)]
 pub(crate) struct Cancel {
     is_cancelled: AtomicBool,
@@ -89,11 +89,11 @@ impl Cancel {
         self.is_cancelled.load(Ordering::Relaxed)
     }
 
-    /// Has `agent` shut down when this is cancelled.
+    /// Shuts `agent` down when this is cancelled.
     fn watch(&self, agent: &Agent) {
         *self.agent.lock().unwrap_or_else(PoisonError::into_inner) = Some(agent.clone());
         if self.is_cancelled() {
-            // It came just before.
+            // It was cancelled just before.
             self.cancel();
         }
     }
@@ -102,7 +102,7 @@ impl Cancel {
 /// Fetches files.
 #[derive(Debug, Clone)]
 pub(crate) struct Fetcher {
-    /// The deployment's own authority, trusted for https beside the system's.
+    /// The deployment's own authority, which is trusted for https besides the system's.
     authority: PathBuf,
     proxies: Proxies,
     patience: Patience,
@@ -114,11 +114,11 @@ impl Fetcher {
         Self { authority, proxies, patience: Patience::default() }
     }
 
-    /// Fetches what was ordered into the new file `to`, readable by its owner only and safe from a loss of power. Blocks.
+    /// Downloads an order into the new file `to` and syncs it. Only its owner can read the file. Blocks.
     ///
     /// # Errors
-    /// When no address has it, it is too long, it is not what was ordered, `to` cannot be written, there is no room for it, or
-    /// the fetch was cancelled; the text says which, for each address. Then there is no file.
+    /// When no address has it, it is too long, its hash is wrong, `to` cannot be written, there is no room for it, or
+    /// the fetch was cancelled. The text says which, for each address. There is then no file.
     pub(crate) fn fetch(&self, order: &Order<'_>, to: &Path, room: &mut Room, cancel: &Cancel) -> Result<File, String> {
         if order.urls.is_empty() {
             return Err("no address to download it from was given".to_owned());
@@ -155,7 +155,7 @@ impl Fetcher {
         Err(failures.join("; "))
     }
 
-    /// An HTTP client for one fetch: it remembers nothing, and the authorities are read anew.
+    /// An HTTP client for one fetch. It remembers nothing, and reads the authorities anew.
     fn agent(&self) -> Agent {
         let Patience { connect, stall, total } = self.patience;
         http_agent(
@@ -174,13 +174,13 @@ impl Fetcher {
     }
 }
 
-/// What of a file has come so far.
+/// The part of a file that has arrived.
 struct Partial<'a> {
     file: File,
     room: &'a mut Room,
     length: u64,
     hash: digest::Context,
-    /// Bytes of `length` that came from an earlier address than the latest.
+    /// Bytes of `length` that came from earlier addresses.
     inherited: u64,
 }
 
@@ -190,12 +190,12 @@ impl<'a> Partial<'a> {
         Ok(Self { file, room, length: 0, hash: digest::Context::new(&digest::SHA256), inherited: 0 })
     }
 
-    /// Fetches what is missing from this address, and holds the whole to its hash.
+    /// Downloads what is missing from this address, and checks the hash of the whole.
     fn complete(&mut self, agent: &Agent, url: &str, order: &Order<'_>, cancel: &Cancel) -> Result<(), String> {
         self.read_from(agent, url, order, cancel)?;
         let mut sha256 = self.sha256();
         if sha256 != order.sha256 && self.inherited > 0 {
-            // The fault may lie with the part that came from elsewhere.
+            // The part that came from elsewhere may be at fault.
             self.start_over().map_err(|error| error.to_string())?;
             self.read_from(agent, url, order, cancel)?;
             sha256 = self.sha256();
@@ -276,13 +276,13 @@ impl<'a> Partial<'a> {
     }
 }
 
-/// Where the part that a server sends begins (RFC 9110, section 14.4): `Content-Range: bytes 100-199/200`.
+/// Where a server's part begins (RFC 9110, section 14.4): `Content-Range: bytes 100-199/200`.
 fn range_start(response: &Response<ureq::Body>) -> Option<u64> {
     let range = response.headers().get(header::CONTENT_RANGE)?.to_str().ok()?;
     range.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
 }
 
-/// Enough of a peer's address to recognise it, without the password that may stand in it.
+/// Enough of a peer's address to recognise it, without a password in it.
 fn quoted(url: &str) -> String {
     let hidden = url.split_once("://").and_then(|(scheme, rest)| {
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
@@ -292,7 +292,7 @@ fn quoted(url: &str) -> String {
     hidden.as_deref().unwrap_or(url).chars().take(QUOTED_CHARS).collect()
 }
 
-/// An error of the HTTP client in bounded length: it may quote the server.
+/// An error of the HTTP client, cut because it may quote the server.
 fn described(error: &dyn std::fmt::Display) -> String {
     error.to_string().chars().take(QUOTED_CHARS).collect()
 }

@@ -1,4 +1,4 @@
-//! Fetches from servers that do one thing each, right or wrong.
+//! Tests with servers that each do one thing, right or wrong.
 
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
@@ -7,7 +7,7 @@ use std::thread;
 
 use super::*;
 
-/// A server that answers each request by `answer`, which is told the request's head, and says where it is.
+/// Starts a server that calls `answer` with each request's head, and returns its address.
 fn server(answer: impl Fn(&str, &mut TcpStream) -> std::io::Result<()> + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("it is bound");
@@ -16,14 +16,14 @@ fn server(answer: impl Fn(&str, &mut TcpStream) -> std::io::Result<()> + Send + 
             let mut stream = stream.expect("a connection");
             let lines = BufReader::new(stream.try_clone().expect("a copy")).lines();
             let head: Vec<_> = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
-            // Whether the client stays to the end is its business.
+            // The client need not stay to the end.
             let _ = answer(&head.join("\n"), &mut stream);
         }
     });
     format!("http://{address}/x")
 }
 
-/// A server that sends `body` as it should, ranges included.
+/// A correct server for `body`, ranges included.
 fn right(body: Vec<u8>) -> String {
     server(move |head, stream| {
         let range = head.lines().find_map(|line| line.strip_prefix("range: bytes=")?.strip_suffix('-'));
@@ -103,9 +103,9 @@ fn parts_that_do_not_fit_together_are_fetched_once_more_as_a_whole() {
     let body = some_bytes();
     let of_another = broken(body.len(), vec![9; 100_000], || ());
     assert_eq!(fetch(&[of_another.clone(), right(body.clone())], &body), Ok(body.clone()));
-    // A server that knows no ranges begins from the beginning by itself.
+    // A server without ranges sends the whole by itself.
     assert_eq!(fetch(&[of_another.clone(), broken(body.len(), body.clone(), || ())], &body), Ok(body.clone()));
-    // One whose range is another than was asked for is passed over.
+    // The fetcher skips a server that sends another range than was asked for.
     let other_range =
         server(|_, stream| write!(stream, "HTTP/1.1 206 Partial\r\ncontent-range: bytes 1-2/3\r\n\r\nab"));
     let error = fetch(&[of_another, other_range], &body).expect_err("nobody has it");
@@ -159,7 +159,7 @@ fn time_is_limited_for_silence_and_for_the_whole() {
     assert_eq!(fetch_with(&fetcher(patience), &urls, &body, &Cancel::default()), Ok(body.clone()));
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 
-    // Never silent for long, and never done.
+    // A server that is never silent for long and never done.
     let patience = Patience { total: Duration::from_millis(500), ..Patience::default() };
     let drop_by_drop = server(|_, stream| {
         write!(stream, "HTTP/1.1 200 OK\r\n\r\n")?;
@@ -186,7 +186,7 @@ fn a_fetch_that_waits_is_cancelled_at_once() {
     handle.cancel();
     let error = fetch.join().expect("no panic").expect_err("it was cancelled");
     assert!(error.contains("cancelled") && begun.elapsed() < Duration::from_secs(5), "{error}: {:?}", begun.elapsed());
-    // One that was cancelled before it began does not begin.
+    // A fetch that was cancelled before it began does not begin.
     let error = fetch_with(&fetcher(Patience::default()), &[right(vec![1])], &[1], &handle).expect_err("cancelled");
     assert!(error.contains("cancelled"), "{error}");
 }

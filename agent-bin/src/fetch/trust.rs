@@ -1,4 +1,4 @@
-//! Which authorities are trusted for downloads over https: the system's, and the deployment's own.
+//! The authorities that downloads over https trust: the system's, and the deployment's own.
 
 use std::env;
 use std::fs;
@@ -8,11 +8,11 @@ use ureq::tls::Certificate;
 
 use crate::pem;
 
-/// Where distributions keep the authorities that they trust, in one PEM file. The first that exists counts.
+/// Where distributions keep their trusted authorities, in one PEM file. The first that exists counts.
 const BUNDLES: [&str; 5] = [
     // Debian, Ubuntu, Alpine, Arch, Gentoo.
     "/etc/ssl/certs/ca-certificates.crt",
-    // Red Hat, CentOS, Rocky, Fedora; older ones have the first.
+    // Red Hat, CentOS, Rocky, Fedora. Older versions have only the first.
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
     // openSUSE, SLES.
@@ -21,9 +21,9 @@ const BUNDLES: [&str; 5] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// The system's authorities and those of the PEM file `own`. What cannot be read is logged and left out.
+/// Reads the system's authorities and those of the PEM file `own`. Logs and leaves out what cannot be read.
 ///
-/// `SSL_CERT_FILE` takes the place of the system's, as with OpenSSL.
+/// `SSL_CERT_FILE` replaces the system's, as with OpenSSL.
 pub(super) fn authorities(own: &Path) -> Vec<Certificate<'static>> {
     let system = match env::var_os("SSL_CERT_FILE") {
         Some(file) if !file.is_empty() => Some(PathBuf::from(file)),
@@ -34,7 +34,7 @@ pub(super) fn authorities(own: &Path) -> Vec<Certificate<'static>> {
         let sections = fs::read(file).map_err(|error| error.to_string());
         let sections = sections.and_then(|bytes| pem::sections(&bytes).map_err(str::to_owned));
         match sections {
-            // What is no certificate, or no good one, the client passes over.
+            // The client skips what is no certificate, or no good one.
             Ok(sections) => {
                 let ders = sections.iter().filter_map(|section| section.der.as_ref());
                 found.extend(ders.map(|der| Certificate::from_der(der).to_owned()));

@@ -1,7 +1,8 @@
-//! The addresses and the name that every message's envelope gives the host.
+//! The addresses and the name of the host, for every message's envelope.
 //!
-//! The reference's rules (`agent/host/`, generation C): all interfaces, up or down, except those whose names start with
-//! `docker` or `lo`; of them the addresses that Go's `IsGlobalUnicast` accepts; private and public apart.
+//! These are the reference's rules (`agent/host/`, generation C). All interfaces count, up or down, except those whose
+//! names start with `docker` or `lo`. Of their addresses, those count that Go's `IsGlobalUnicast` accepts. Private and
+//! public ones are separate.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,14 +10,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use nix::ifaddrs::getifaddrs;
 use rustix::system::uname;
 
-/// How many private addresses of a family are reported (generation C).
+/// Most private addresses of a family that are reported (generation C).
 const PRIVATE_LIMIT: usize = 5;
 
-/// How many public addresses of a family are reported. The reference has no limit; a container host with an interface
-/// for each of its guests must not make every message long.
+/// Most public addresses of a family that are reported. The reference has no limit, but a container host with an
+/// interface for each of its guests must not make every message long.
 const PUBLIC_LIMIT: usize = 64;
 
-/// The host's addresses as the envelope's fields 3 to 6 give them (`PackagedData`, `grpc.proto`).
+/// The host's addresses in the envelope's fields 3 to 6 (`PackagedData`, `grpc.proto`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Addresses {
     /// Private IPv4 addresses, at most 5.
@@ -30,7 +31,7 @@ pub(crate) struct Addresses {
 }
 
 impl Addresses {
-    /// The addresses that the host's interfaces have now.
+    /// Reads the current addresses of the host's interfaces.
     ///
     /// # Errors
     /// When the kernel does not list the interfaces.
@@ -47,14 +48,14 @@ impl Addresses {
         })))
     }
 
-    /// Sorts interfaces' names and addresses into the four lists, keeping their order.
+    /// Sorts interfaces' addresses into the four lists, keeping their order.
     pub(crate) fn classify<N: AsRef<str>>(interfaces: impl IntoIterator<Item = (N, IpAddr)>) -> Self {
         let mut sorted = Self::default();
         for (name, ip) in interfaces {
             if is_excluded(name.as_ref()) {
                 continue;
             }
-            // Go makes no difference between an IPv4 address and the same mapped into IPv6.
+            // Go treats an IPv4 address and the same mapped into IPv6 alike.
             let ip = ip.to_canonical();
             if !is_global_unicast(ip) {
                 continue;
@@ -73,7 +74,7 @@ impl Addresses {
     }
 }
 
-/// The host's name, as uname(2) gives it.
+/// The host's name from uname(2).
 pub(crate) fn hostname() -> String {
     uname().nodename().to_string_lossy().into_owned()
 }
@@ -82,7 +83,7 @@ fn is_excluded(interface: &str) -> bool {
     interface.starts_with("docker") || interface.starts_with("lo")
 }
 
-/// Go's `net.IP.IsGlobalUnicast`: private addresses are global in its sense, and so is 240.0.0.0/4.
+/// Go's `net.IP.IsGlobalUnicast`. In its sense, private addresses and 240.0.0.0/4 are global.
 fn is_global_unicast(ip: IpAddr) -> bool {
     let is_local = match ip {
         IpAddr::V4(v4) => v4.is_broadcast() || v4.is_link_local(),
@@ -109,7 +110,7 @@ mod tests {
         Addresses::classify(addresses.iter().map(|(name, ip)| (name, ip.parse().unwrap())))
     }
 
-    /// Which of the four lists an address of eth0 gets into.
+    /// The list that an address of eth0 gets into.
     fn list_of(ip: &str) -> &'static str {
         let sorted = classify(&[("eth0", ip)]);
         let lists = [&sorted.intranet_ipv4, &sorted.extranet_ipv4, &sorted.intranet_ipv6, &sorted.extranet_ipv6];
@@ -127,7 +128,7 @@ mod tests {
         for ip in ["10.0.0.1", "10.255.255.255", "172.16.0.1", "172.31.255.254", "192.168.0.1"] {
             assert_eq!(list_of(ip), "intranet_ipv4", "{ip}");
         }
-        // Generations A and B took 172.48.0.0 for private; C does not.
+        // Generations A and B treated 172.48.0.0 as private; C does not.
         for ip in ["172.15.0.1", "172.32.0.1", "172.48.0.1", "192.169.0.1", "100.64.0.1", "8.8.8.8", "240.0.0.1"] {
             assert_eq!(list_of(ip), "extranet_ipv4", "{ip}");
         }

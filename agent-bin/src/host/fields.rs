@@ -2,12 +2,12 @@
 
 use std::fmt::{self, Write};
 
-/// Keys and string values in order, as a `Payload`'s map carries them (`grpc.proto`, field 1). The strings' memory is
-/// kept by [`clear`](Self::clear) for the next record.
+/// Keys and string values in order, for a `Payload`'s map (`grpc.proto`, field 1). [`clear`](Self::clear) keeps the
+/// strings' memory for the next record.
 #[derive(Debug, Default)]
 pub(crate) struct Fields {
     entries: Vec<(&'static str, String)>,
-    /// How many of `entries` are in use; the rest wait with their memory.
+    /// How many of `entries` are in use. The rest keep their memory.
     used: usize,
 }
 
@@ -17,12 +17,12 @@ impl Fields {
         Self::default()
     }
 
-    /// Forgets the fields.
+    /// Removes all fields.
     pub(crate) fn clear(&mut self) {
         self.used = 0;
     }
 
-    /// Adds a field. A key is added once; of two alike the peer keeps the last.
+    /// Adds a field. Add each key once, because the peer keeps only the last of two.
     pub(crate) fn put(&mut self, key: &'static str, value: impl fmt::Display) {
         debug_assert!(self.value(key).is_none(), "the field {key} is there already");
         if self.used == self.entries.len() {
@@ -35,8 +35,8 @@ impl Fields {
         self.used += 1;
     }
 
-    /// Adds a number with eight decimals, as the reference prints all fractions. One that is not finite, which the
-    /// server would not take for a number, is 0.
+    /// Adds a number with eight decimals, as the reference prints all fractions. A number that is not finite becomes 0,
+    /// because the server could not parse it.
     pub(crate) fn put_fraction(&mut self, key: &'static str, value: f64) {
         let value = if value.is_finite() { value } else { 0.0 };
         self.put(key, format_args!("{value:.8}"));

@@ -1,11 +1,10 @@
-//! What the agent knows about the host it runs on: its own id, the host's addresses, platform and hardware, and the
-//! measurements that heartbeats carry.
+//! What the agent knows about its host: its own id, the host's addresses, platform and hardware, and the measurements
+//! for heartbeats.
 //!
-//! The transport takes the id, the addresses and the host name for every message's envelope, and the heartbeat task asks
-//! [`Heartbeat`] for the fields of records 1000 and 1001. Nothing here keeps a thread, reads a clock or talks to a
-//! network: time comes in as monotonic milliseconds, and the host is read through [`HostRoot`], so that tests can put
-//! another file tree in its place. Every read is bounded, and what cannot be read is reported as unknown (an empty string
-//! or 0), never as a failure of the agent.
+//! The id, the addresses and the host name go into every message's envelope. [`Heartbeat`] makes the fields of records
+//! 1000 and 1001. Nothing here keeps a thread, reads a clock or uses the network. Time comes in as monotonic
+//! milliseconds, and the host is read through [`HostRoot`], which tests replace by another file tree. Every read is
+//! bounded. What cannot be read is reported as unknown (an empty string or 0), never as a failure of the agent.
 
 mod addresses;
 mod fields;

@@ -1,4 +1,4 @@
-//! Where a file system is mounted, and how.
+//! Finds where a file system is mounted, and how.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -7,23 +7,23 @@ use std::path::{Path, PathBuf};
 use super::root::HostRoot;
 use crate::files::read_bounded;
 
-/// Bytes of the list of mounts that are read; a host with a thousand containers has some hundred KiB.
+/// Most bytes of the list of mounts that are read. A host with a thousand containers has some hundred KiB.
 const LIST_LIMIT: u64 = 4 << 20;
 
-/// A mount, as `/proc/self/mountinfo` has it (proc_pid_mountinfo(5)).
+/// A mount in `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mount {
     pub(crate) point: PathBuf,
-    /// No program on it can be executed.
+    /// True if no program on it can be executed.
     pub(crate) is_noexec: bool,
 }
 
-/// The mount that a path lies on; `None` where that cannot be told.
+/// Returns the mount that a path lies on, or `None` if that is unknown.
 pub(crate) fn mount_of(host: &HostRoot, path: &Path) -> Option<Mount> {
     let path = path.canonicalize().ok()?;
     let list = read_bounded(&host.path("/proc/self/mountinfo"), LIST_LIMIT).ok()?;
     let mounts = list.split(|byte| *byte == b'\n').filter_map(parse).filter(|mount| path.starts_with(&mount.point));
-    // Of several at one point the last hides the others.
+    // Of several mounts at one point, the last hides the others.
     mounts.max_by_key(|mount| mount.point.as_os_str().len())
 }
 
@@ -34,7 +34,7 @@ fn parse(line: &[u8]) -> Option<Mount> {
     Some(Mount { point: unescaped(point), is_noexec })
 }
 
-/// A path in which blanks, newlines and backslashes stand as three octal digits behind a backslash.
+/// Decodes a path in which blanks, newlines and backslashes are a backslash and three octal digits.
 fn unescaped(text: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;

@@ -1,37 +1,37 @@
-//! Which processes the host has, and what each was started with.
+//! The host's processes, and the environment that each was started with.
 
 use std::fs;
 
 use super::root::HostRoot;
 
-/// How much of `/proc/<pid>/stat` is read; it has a few hundred bytes.
+/// Most bytes of `/proc/<pid>/stat` that are read. It has a few hundred.
 const STAT_LIMIT: u64 = 4096;
 
-/// How much of a process's environment is looked at. A plugin's has up to 128 KiB in one variable alone.
+/// Most bytes of a process's environment that are read. A plugin's has up to 128 KiB in one variable alone.
 const ENVIRONMENT_LIMIT: u64 = 512 << 10;
 
-/// A process as `/proc/<pid>/stat` shows it, proc_pid_stat(5).
+/// A process in `/proc/<pid>/stat`, proc_pid_stat(5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Process {
     pub(crate) pid: u32,
-    /// Its parent; 0 for one outside of this PID namespace.
+    /// Its parent, or 0 if that is outside of this PID namespace.
     pub(crate) parent: u32,
     /// Its process group.
     pub(crate) group: u32,
-    /// When it began, in clock ticks since the system did.
+    /// When it began, in clock ticks since the system's start.
     pub(crate) start_ticks: u64,
-    /// It has ended, and nobody has taken its exit status.
+    /// True if it has ended and nobody has taken its exit status.
     pub(crate) is_dead: bool,
 }
 
 impl Process {
-    /// The process `pid`, unless it has gone.
+    /// Finds the process `pid`, unless it is gone.
     pub(crate) fn find(host: &HostRoot, pid: u32) -> Option<Self> {
         Self::parse(pid, &host.text(&format!("/proc/{pid}/stat"), STAT_LIMIT))
     }
 
     fn parse(pid: u32, line: &str) -> Option<Self> {
-        // The name in parentheses may hold anything, parentheses and spaces too. Behind it stands column 3.
+        // The name in parentheses may contain anything, even parentheses and spaces. Column 3 follows it.
         let (_, columns) = line.rsplit_once(')')?;
         let mut columns = columns.split_ascii_whitespace();
         let is_dead = matches!(columns.next()?, "Z" | "X" | "x");
@@ -48,8 +48,8 @@ pub(crate) fn processes(host: &HostRoot) -> Vec<Process> {
     entries.filter_map(|entry| Process::find(host, entry.file_name().to_str()?.parse().ok()?)).collect()
 }
 
-/// The environment that a process was started with, as `name=value` with a zero byte behind each. It is empty where this process
-/// may not look, and whoever runs there may have changed it.
+/// The environment that a process was started with, as `name=value` with a zero byte after each. It is empty if this
+/// process may not read it, and the other process may have changed it.
 pub(crate) fn environment(host: &HostRoot, pid: u32) -> Vec<u8> {
     host.bytes(&format!("/proc/{pid}/environ"), ENVIRONMENT_LIMIT).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The file tree that the host is read from.
+//! The file tree from which the host is read.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,15 +7,15 @@ use crate::files::read_bounded;
 
 /// The root of the file tree that describes the host: `/`, or a directory that a test has filled.
 ///
-/// Paths are given as they are on the host (`/etc/os-release`). A symbolic link inside the tree is followed as the system
-/// follows it, so an absolute link in a test's tree leads out of it.
+/// Paths are those on the host (`/etc/os-release`). The system follows symbolic links inside the tree, so an absolute
+/// link in a test's tree leads out of it.
 #[derive(Debug, Clone)]
 pub(crate) struct HostRoot {
     root: PathBuf,
 }
 
 impl HostRoot {
-    /// The host this process runs on.
+    /// The host that this process runs on.
     pub(crate) fn live() -> Self {
         Self::at("/")
     }
@@ -25,12 +25,12 @@ impl HostRoot {
         Self { root: root.into() }
     }
 
-    /// Where the host's `path` lies.
+    /// The path of the host's `path` in this tree.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// Whether there is anything at `path` (a dangling link is nothing).
+    /// Returns true when something exists at `path`. A dangling link does not count.
     pub(crate) fn exists(&self, path: &str) -> bool {
         self.path(path).exists()
     }
@@ -38,19 +38,19 @@ impl HostRoot {
     /// The first `limit` bytes of the file at `path`.
     ///
     /// # Errors
-    /// Whatever opening or reading the file gives.
+    /// When the file cannot be opened or read.
     pub(crate) fn bytes(&self, path: &str, limit: u64) -> io::Result<Vec<u8>> {
         read_bounded(&self.path(path), limit)
     }
 
-    /// The first `limit` bytes of the file at `path` as text; what is not UTF-8 is replaced, and a file that cannot be
+    /// The first `limit` bytes of the file at `path` as text. What is not UTF-8 is replaced, and a file that cannot be
     /// read is empty.
     pub(crate) fn text(&self, path: &str, limit: u64) -> String {
         self.bytes(path, limit).map(lossy).unwrap_or_default()
     }
 }
 
-/// Bytes as text, without copying them where they are UTF-8.
+/// Converts bytes to text, without copying them if they are UTF-8.
 fn lossy(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
@@ -61,7 +61,7 @@ pub(super) mod tests {
     use std::fs;
     use std::path::Path;
 
-    /// A file tree for one test, gone when it is dropped.
+    /// A file tree for one test. Dropping it deletes it.
     #[derive(Debug)]
     pub(in crate::host) struct Tree {
         dir: tempfile::TempDir,

@@ -1,7 +1,7 @@
-//! Measurements for heartbeats: of processes, of the host, and of directories.
+//! Measurements of processes, the host and directories for heartbeats.
 //!
-//! They read `/proc` and `/sys` by hand, a few files of bounded length each time. Where a file is missing or says what
-//! it should not, the value is 0 or empty. The only state is the last sample of each counter, in [`Rates`].
+//! These modules read `/proc` and `/sys` by hand, a few files of bounded length each time. If a file is missing or
+//! malformed, the value is 0 or empty. Their only state is the last sample of each counter, in [`Rates`].
 
 mod disk;
 mod hardware;

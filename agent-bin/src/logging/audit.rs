@@ -1,13 +1,13 @@
-//! The audit: who asked this agent for what, and what came of it, in `log/audit.log`, one JSON object a line.
+//! The audit: who asked this agent for what, and with what result, in `log/audit.log`, one JSON object a line.
 //!
-//! It is apart from the log, with a bound for each kind of event: a server that has a file uploaded cannot wash the trace
-//! of it away with thousands of other tasks. What each field means stands in docs/operations.md.
+//! It is separate from the log and bounds each kind of event on its own, so that a server that has a file uploaded
+//! cannot wash out the trace of that with thousands of other tasks. docs/operations.md explains each field.
 
 use elklet_core::limits::MAX_AUDIT_CHARS;
 use elklet_core::printable::PrintableJson;
 use serde::Serialize;
 
-/// What an event is about; each kind has a bound of its own.
+/// The kind of an event. Each kind has a bound of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Kind {
@@ -15,24 +15,24 @@ pub(crate) enum Kind {
     Upload,
     /// The host's idc or region.
     Metadata,
-    /// The agent is to end.
+    /// The agent has to end.
     Shutdown,
     /// A plugin's files.
     Plugin,
     /// The agent's own version.
     Update,
-    /// Something was asked for and not done.
+    /// The agent refused something.
     Refused,
 }
 
-/// Kinds of events.
+/// Number of kinds.
 pub(super) const KINDS: usize = 6;
 
-/// One event; texts that are empty are not written.
+/// One event. Empty texts are not written.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Event<'a> {
     pub(crate) kind: Kind,
-    /// A path, a plugin with its version, or what else it is about.
+    /// What the event concerns: a path, a plugin with its version, or something else.
     pub(crate) what: &'a str,
     /// The task's token.
     pub(crate) token: &'a str,
@@ -45,7 +45,7 @@ impl<'a> Event<'a> {
         Self { kind, what, token: "", sha256: "", result }
     }
 
-    /// The event as it is written, with who asked for it and how many of its kind were left out before it.
+    /// Formats the event, with who asked for it and how many of its kind were left out before it.
     pub(super) fn line(&self, time: &str, server: &str, left_out: u64) -> String {
         #[derive(Serialize)]
         struct Line<'a> {
@@ -67,7 +67,7 @@ impl<'a> Event<'a> {
         let [what, token, sha256, result] = [what, token, sha256, result].map(cut);
         let left_out = (left_out > 0).then_some(left_out);
         let line = Line { time, kind, server, what, token, sha256, result, left_out };
-        // Neither maps with odd keys nor writers that fail are in it.
+        // This cannot fail: there are no maps with odd keys, and the writer does not fail.
         format!("{}\n", PrintableJson(serde_json::to_string(&line).unwrap_or_default()))
     }
 }

@@ -1,8 +1,8 @@
-//! The log's directory, and the rotated files in it: `NAME`, `NAME.1`, `NAME.2.gz` and so on.
+//! The log's directory and its rotated files: `NAME`, `NAME.1`, `NAME.2.gz` and so on.
 //!
-//! Other users of the host may have got at the work directory, so nothing here follows a symbolic link, and only what
-//! belongs to the agent's user, to root, or to the owner of the directory around it is written to. Nothing of what lies in
-//! the directory is remembered, since an operator may move, delete and unpack files while the agent runs.
+//! Other users of the host may have tampered with the work directory. So nothing here follows a symbolic link, and the
+//! agent writes only to what belongs to its user, to root, or to the owner of the directory around it. It remembers
+//! nothing about the directory's contents, because an operator may move, delete and unpack files while the agent runs.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -16,25 +16,25 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fchmod, fstat, open
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-/// A file that has more is put away before the next line.
+/// A longer file is rotated before the next line.
 pub(super) const FILE_BYTES: u64 = 1 << 20;
 
 pub(super) const OLD_FILES: usize = 10;
 
-/// For its user alone.
+/// Only the agent's user may read the files.
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o700);
 
-/// What others must not have on a file or directory of the log.
+/// Permissions that others must not have on a file or directory of the log.
 const WRITABLE_BY_OTHERS: Mode = Mode::from_raw_mode(0o022);
 
 type Inode = (u64, u64);
 
-/// The log's directory, which is made when it is not there.
+/// The log's directory. It is made when it is missing.
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,
-    /// Kept open, so that a line can be written when the process has no descriptor to spare.
+    /// The directory stays open, so that a line can be written when the process has no descriptor to spare.
     open: Option<(OwnedFd, Inode)>,
 }
 
@@ -47,7 +47,7 @@ impl Directory {
         &self.path
     }
 
-    /// The directory that lies at the path now.
+    /// Returns the directory that is at the path now.
     fn current(&mut self) -> io::Result<&OwnedFd> {
         let present = fs::symlink_metadata(&self.path).ok().map(|found| (found.dev(), found.ino()));
         let open = match self.open.take().filter(|(_, inode)| Some(*inode) == present) {
@@ -66,7 +66,7 @@ fn open_directory(path: &Path) -> io::Result<(OwnedFd, Inode)> {
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = openat(CWD, path, flags, Mode::empty()).map_err(|error| match error {
-        // What O_DIRECTORY and O_NOFOLLOW say of a symbolic link differs between kernels.
+        // Kernels differ in what O_DIRECTORY and O_NOFOLLOW report for a symbolic link.
         Errno::LOOP | Errno::NOTDIR => {
             io::Error::other("it is no directory, or a symbolic link, which is not followed")
         }
@@ -79,16 +79,16 @@ fn open_directory(path: &Path) -> io::Result<(OwnedFd, Inode)> {
     if is_new {
         fchmod(&directory, DIRECTORY_MODE)?;
     } else if mode.intersects(WRITABLE_BY_OTHERS) {
-        // Reading is left as it is: an operator may have let a group in that collects logs.
+        // Keep read permission, because an operator may have let in a group that collects logs.
         let _ = fchmod(&directory, mode.difference(WRITABLE_BY_OTHERS));
     }
     Ok((directory, inode(&found)))
 }
 
-/// Refuses what another user has put there: that user could take away what is written, or make it appear elsewhere.
+/// Refuses what belongs to another user. That user could remove what is written, or make it appear elsewhere.
 fn expect_owner(found: &Stat, around: Option<u32>) -> io::Result<()> {
     let (owner, own) = (found.st_uid, geteuid().as_raw());
-    // On a file system that maps users, what the agent makes belongs to the owner of what is around it.
+    // On a file system that maps users, the agent's files belong to the owner of the directory around them.
     if owner == own || owner == 0 || Some(owner) == around {
         return Ok(());
     }
@@ -100,7 +100,7 @@ fn inode(found: &Stat) -> Inode {
     (found.st_dev as u64, u64::from(found.st_ino))
 }
 
-/// A file of lines that is put away when it is full, with so many old ones.
+/// A file of lines that rotates when it is full, with [`OLD_FILES`] old ones.
 #[derive(Debug)]
 pub(super) struct Rotated {
     name: &'static str,
@@ -116,7 +116,7 @@ impl Rotated {
         self.name
     }
 
-    /// Appends a line as a whole, or nothing of it.
+    /// Appends a whole line, or nothing.
     pub(super) fn write(&mut self, directory: &mut Directory, line: &[u8]) -> io::Result<()> {
         let mut file = self.current(directory.current()?)?;
         let written = loop {
@@ -126,7 +126,7 @@ impl Rotated {
             }
         };
         if written < line.len() {
-            // The disk is full. What did find room goes again, so that no line is torn.
+            // The disk is full. Remove the part that found room, so that no line is torn.
             let end = file.metadata()?.len();
             file.set_len(end.saturating_sub(written as u64))?;
             return Err(io::ErrorKind::StorageFull.into());
@@ -134,7 +134,7 @@ impl Rotated {
         Ok(())
     }
 
-    /// The file that lies at the log's path: another one when it is full, or when somebody has moved or deleted it.
+    /// Returns the file at the log's path. It is a new one when the last was full, or when somebody has moved or deleted it.
     fn current(&mut self, directory: &OwnedFd) -> io::Result<&File> {
         let mut present = statat(directory, self.name, AtFlags::SYMLINK_NOFOLLOW).ok();
         if present.as_ref().is_some_and(|file| is_regular(file) && length(file) > FILE_BYTES) {
@@ -142,7 +142,7 @@ impl Rotated {
             present = None;
         }
         let present = present.as_ref().map(inode);
-        // A file that is left is closed before the next is opened: a process may have no descriptor to spare.
+        // Close the old file before opening the next, because the process may have no descriptor to spare.
         let open = match self.open.take().filter(|(_, inode)| Some(*inode) == present) {
             Some(open) => open,
             None => open_file(directory, self.name)?,
@@ -168,7 +168,7 @@ fn open_file(directory: &OwnedFd, name: &str) -> io::Result<(File, Inode)> {
         return Err(io::Error::other("it is no regular file with one name, expected one"));
     }
     expect_owner(&found, fstat(directory).ok().map(|around| around.st_uid))?;
-    // Whatever the umask is.
+    // Set the mode whatever the umask is.
     if length(&found) == 0 || Mode::from_raw_mode(found.st_mode).intersects(WRITABLE_BY_OTHERS) {
         fchmod(&file, FILE_MODE)?;
     }
@@ -182,11 +182,11 @@ fn not_followed(error: Errno) -> io::Error {
     }
 }
 
-/// Puts the current file away as the newest of the old ones, and deletes the oldest. What is not there is passed over.
+/// Makes the current file the newest old one, and deletes the oldest. Skips what does not exist.
 fn rotate(directory: &OwnedFd, name: &str) -> io::Result<()> {
     let old = |number: usize, suffix: &str| format!("{name}.{number}{suffix}");
     let rename = |from: &str, to: &str| renameat(directory, from, directory, to);
-    // Somebody may have unpacked one: both are kept.
+    // Somebody may have unpacked one, so keep both.
     for suffix in ["", ".gz"] {
         unless_absent(unlinkat(directory, old(OLD_FILES, suffix), AtFlags::empty()))?;
         for number in (1..OLD_FILES).rev() {
@@ -194,7 +194,7 @@ fn rotate(directory: &OwnedFd, name: &str) -> io::Result<()> {
         }
     }
     unless_absent(rename(name, &old(1, "")))?;
-    // What cannot be compressed, perhaps because the disk is full, stays as it is.
+    // A file that cannot be compressed, perhaps because the disk is full, stays as it is.
     let (plain, unfinished) = (old(2, ""), format!("{name}.gz.new"));
     if compress(directory, &plain, &unfinished).is_ok() && rename(&unfinished, &old(2, ".gz")).is_ok() {
         unless_absent(unlinkat(directory, &plain, AtFlags::empty()))?;
@@ -237,7 +237,7 @@ mod tests {
 
     const FILE: &str = "elklet.log";
 
-    /// Lines of a number each, until the log has been rotated so often.
+    /// Writes numbered lines until the log has been rotated a number of times.
     struct Lines {
         directory: Directory,
         file: Rotated,
@@ -245,7 +245,7 @@ mod tests {
     }
 
     impl Lines {
-        /// In a directory that is not there yet.
+        /// In a directory that does not exist yet.
         fn new(directory: PathBuf) -> Self {
             Self { directory: Directory::new(directory), file: Rotated::new(FILE), next: 0 }
         }
@@ -319,7 +319,7 @@ mod tests {
         fs::remove_file(lines.path("elklet.log.1")).expect("an old file");
         lines.rotate(1);
         assert_eq!(lines.names(), names(&["", ".1", ".3.gz", ".4.gz", ".5.gz"]));
-        // As gunzip does it, and as it does when it is to keep what it unpacks.
+        // As gunzip does, with and without keeping the compressed file.
         let unpacked = lines.numbers("elklet.log.3.gz");
         fs::rename(lines.path("elklet.log.3.gz"), lines.path("elklet.log.3")).expect("an old file");
         fs::copy(lines.path("elklet.log.4.gz"), lines.path("elklet.log.4")).expect("an old file");
@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(lines.names(), names(&["", ".1", ".2.gz", ".4", ".5", ".5.gz", ".6.gz"]));
         fs::rename(lines.path("elklet.log.4"), lines.path("elklet.log.4.gz")).expect("an old file");
         assert_eq!(lines.numbers("elklet.log.4.gz"), unpacked);
-        // The current file too, and what stands in its place is written on.
+        // The current file may be moved too. What is in its place is appended to.
         fs::rename(lines.path(FILE), lines.path("taken")).expect("the log");
         fs::write(lines.path(FILE), "0\n").expect("writable");
         lines.write().expect("a line");
@@ -344,7 +344,7 @@ mod tests {
         lines.write().expect_err("not a file");
         fs::remove_dir(lines.path(FILE)).expect("empty");
         lines.write().expect("a line");
-        // An old file that cannot be made room for.
+        // An old file that rotation cannot replace.
         fs::create_dir(lines.path("elklet.log.10")).expect("a directory in the way");
         while lines.write().is_ok() {}
         lines.write().expect_err("still in the way");
@@ -373,13 +373,13 @@ mod tests {
         fs::hard_link(&precious, lines.path(FILE)).expect("a second name");
         refused(&mut lines, "one name");
         fs::remove_file(lines.path(FILE)).expect("the second name");
-        // Without a reader, a pipe cannot be opened for writing, nor may it be waited for.
+        // Without a reader, a pipe cannot be opened for writing, and the agent must not wait for one.
         rustix::fs::mknodat(CWD, lines.path(FILE), FileType::Fifo, FILE_MODE, 0).expect("a pipe");
         refused(&mut lines, "");
         fs::remove_file(lines.path(FILE)).expect("the pipe");
         lines.write().expect("nothing is in the way any more");
 
-        // What rotation compresses, and what it compresses into.
+        // The file that rotation compresses, and the one that it compresses into.
         lines.rotate(1);
         fs::remove_file(lines.path("elklet.log.1")).expect("an old file");
         symlink(&precious, lines.path("elklet.log.1")).expect("a link");

@@ -1,11 +1,12 @@
-//! The agent's log and its audit: `log/elklet.log` and `log/audit.log` in the work directory, rotated, and standard error
-//! when asked.
+//! The agent's log and its audit: `log/elklet.log` and `log/audit.log` in the work directory, rotated, and standard
+//! error on request.
 //!
-//! Size and number of files are the reference's: 1 MB each, ten old ones, of which all but the newest are compressed:
-//! `elklet.log`, `elklet.log.1`, `elklet.log.2.gz` and so on. Their user alone may read them. A log that cannot be written
-//! never stops the agent, nor does anything that others do to the files (`files`), nor a reader of standard error that does
-//! not read (`stderr`). One place in the source has a bound on what it may write, so that a peer that provokes one line again
-//! and again does not wash the others out; the audit (`audit`) has one for each kind of event.
+//! Size and number of files are the reference's: 1 MB each, and ten old ones, all but the newest compressed:
+//! `elklet.log`, `elklet.log.1`, `elklet.log.2.gz` and so on. Only their user may read them.
+//!
+//! Nothing about the log stops the agent: not a file that cannot be written, not what others do to the files (`files`),
+//! not a reader of standard error that does not read (`stderr`). Each place in the source has a bound, so that a peer that
+//! provokes one line again and again does not wash out the others. The audit (`audit`) has a bound for each kind of event.
 
 mod audit;
 mod files;
@@ -32,18 +33,18 @@ use self::stderr::Stderr;
 use crate::clock::Clock;
 use crate::{config, reports};
 
-/// Bytes of one line at most, its line feed included: texts of peers may be in it, and a pipe takes as much at once.
+/// The longest line, in bytes, with its line feed. Texts of peers may be in it, and a pipe takes this much at once.
 const MAX_LINE_BYTES: usize = stderr::MAX_BYTES;
 
-/// Whether lines go to standard error as well.
+/// True if lines go to standard error as well.
 static TO_STDERR: AtomicBool = AtomicBool::new(false);
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
-/// What was not written since the start.
+/// Lines that were lost since the start.
 #[derive(Debug)]
 struct Losses {
-    /// Lines that no file took.
+    /// Lines that no file could take.
     log: AtomicU64,
     audit: AtomicU64,
     /// Lines that standard error did not take.
@@ -52,24 +53,24 @@ struct Losses {
 
 static LOST: Losses = Losses { log: AtomicU64::new(0), audit: AtomicU64::new(0), stderr: AtomicU64::new(0) };
 
-/// What is to be told of the log.
+/// The state of the log, for whoever asks.
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    /// Why lines are not written at present.
+    /// Why lines cannot be written now.
     pub(crate) error: Option<String>,
-    /// Why events are not audited at present.
+    /// Why events cannot be audited now.
     pub(crate) audit_error: Option<String>,
-    /// Lines of the log, and events, that no file took.
+    /// Lines of the log, and events, that no file could take.
     pub(crate) lines_lost: u64,
     pub(crate) audit_lost: u64,
     /// Lines that standard error did not take.
     pub(crate) stderr_lines_lost: u64,
-    /// Lines and events that were beyond the bound of their place or kind.
+    /// Lines and events beyond the bound of their place or kind.
     pub(crate) lines_left_out: u64,
     pub(crate) audit_left_out: u64,
 }
 
-/// Starts logging. Where there can be no file, standard error says so, and each line tries again.
+/// Starts logging. If there can be no file, it says so on standard error, and each line tries again.
 ///
 /// # Errors
 /// When there is a logger already.
@@ -80,13 +81,13 @@ pub(crate) fn start(workdir: &Path, settings: &config::Log) -> Result<(), String
     Ok(())
 }
 
-/// Logs by other settings from now on.
+/// Uses other settings from now on.
 pub(crate) fn configure(settings: &config::Log) {
     TO_STDERR.store(settings.stderr, Ordering::Relaxed);
     log::set_max_level(if settings.debug { LevelFilter::Debug } else { LevelFilter::Info });
 }
 
-/// Remembers which server asks from now on, for the audit.
+/// Sets the server whose requests are audited from now on.
 pub(crate) fn set_server(address: &str) {
     if let Some(logger) = LOGGER.get() {
         address.clone_into(&mut logger.lock().server);
@@ -100,12 +101,12 @@ pub(crate) fn audit(event: &Event<'_>) {
     }
 }
 
-/// Tries again to write files that could not be written, and tells how the log is.
+/// Tries failed files again, and returns the log's state.
 pub(crate) fn look_after() -> State {
     LOGGER.get().map_or_else(State::default, |logger| logger.lock().look_after())
 }
 
-/// Writes a line to standard error, unless that would have to wait.
+/// Writes a line to standard error, unless that would block.
 pub(crate) fn say(line: &str) {
     let _ = Stderr::default().write(line, |_| String::new());
 }
@@ -123,7 +124,7 @@ impl Logger {
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // Libraries are heard when they warn; their debugging is theirs.
+        // Log libraries' warnings, but not their debugging.
         metadata.target().starts_with("elklet") || metadata.level() <= LevelFilter::Warn
     }
 
@@ -131,7 +132,7 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        // Texts of plugins and servers may be in it: one line stays one line, and a terminal is not spoken to.
+        // Texts of plugins and servers may be in it. Keep one line one line, and send nothing to a terminal that it would act on.
         let text = Printable(record.args()).to_string();
         reports::note(record, &text);
         let place = Place { file: record.file_static().unwrap_or_default(), line: record.line().unwrap_or_default() };
@@ -141,7 +142,7 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
-/// Where lines and events go, and what each place and kind may still write.
+/// Where lines and events go, and the bounds of each place and kind.
 #[derive(Debug)]
 struct Sinks {
     directory: Directory,
@@ -151,7 +152,7 @@ struct Sinks {
     places: Flood<Place, MAX_LOG_PLACES>,
     acts: Flood<Kind, { audit::KINDS }>,
     refusals: Flood<Kind, 1>,
-    /// Who asked last.
+    /// The server that asks.
     server: String,
 }
 
@@ -240,11 +241,11 @@ fn write_to_stderr(stderr: &mut Stderr, text: &str) {
     }
 }
 
-/// A rotated file, and whether it can be written.
+/// A rotated file, and why it cannot be written, if so.
 #[derive(Debug)]
 struct Kept {
     file: Rotated,
-    /// What people call it.
+    /// The name for people.
     called: &'static str,
     lost: &'static AtomicU64,
     trouble: Option<Trouble>,
@@ -263,7 +264,7 @@ impl Kept {
         Self { file: Rotated::new(name), called, lost, trouble: None }
     }
 
-    /// Writes a line. The first that cannot be written has standard error told so, whether or not lines go there.
+    /// Writes a line. Reports the first that cannot be written on standard error, whether or not lines go there.
     fn write(&mut self, directory: &mut Directory, text: &str, stderr: &mut Stderr) {
         self.try_again(directory);
         let written = match &self.trouble {
@@ -282,7 +283,7 @@ impl Kept {
         self.lost.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Says in the file what is missing in it, if it can be written again.
+    /// Tries the file again. If it works, writes how many lines are missing.
     fn try_again(&mut self, directory: &mut Directory) {
         let Some(trouble) = &self.trouble else { return };
         let lost = self.lost.load(Ordering::Relaxed) - trouble.lost_before;
@@ -309,7 +310,7 @@ fn now() -> String {
     humantime::format_rfc3339_millis(SystemTime::now()).to_string()
 }
 
-/// A line of the log, with its time and its end.
+/// Formats a line of the log with its time and a line feed.
 fn line(level: Level, text: &str) -> String {
     let mut line = format!("{} {level:5} {text}", now());
     if line.len() >= MAX_LINE_BYTES {
@@ -329,7 +330,7 @@ mod tests {
 
     fn texts(path: &Path) -> Vec<String> {
         let text = fs::read_to_string(path).unwrap_or_default();
-        // Behind the time and the level.
+        // Skip the time and the level.
         text.lines().map(|line| line.split_whitespace().skip(2).collect::<Vec<_>>().join(" ")).collect()
     }
 

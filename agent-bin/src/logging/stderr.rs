@@ -1,12 +1,12 @@
-//! Standard error, which never holds the agent up.
+//! Standard error, which never blocks the agent.
 //!
-//! Whoever reads it may stop reading: journald that hangs, a terminal with ^S, a pipe to a program that is stopped. A line
-//! that cannot be written at once is left out, and the next one that can be says how many were.
+//! Its reader may stop reading: journald that hangs, a terminal with ^S, a pipe to a stopped program. A line that
+//! cannot be written at once is left out, and the next one that can be written says how many were.
 //!
-//! Setting O_NONBLOCK on descriptor 2 would set it for everybody who shares the open file description, such as the shell
-//! that started the agent. A pipe or terminal is therefore opened anew through /proc, which gives a description of the
-//! agent's own. A socket takes MSG_DONTWAIT. Where neither is possible (the pipe is another user's), a write follows a poll
-//! and has no more bytes than a pipe takes without waiting once it is writable.
+//! Setting O_NONBLOCK on descriptor 2 would set it for everybody who shares the open file description, such as the
+//! shell that started the agent. The agent therefore reopens a pipe or terminal through /proc, which gives it a
+//! description of its own. For a socket it uses MSG_DONTWAIT. Where neither is possible (the pipe is another user's),
+//! it polls before each write, and writes no more bytes than a writable pipe takes without blocking.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -19,30 +19,30 @@ use rustix::net::{SendFlags, send};
 /// Bytes that a pipe takes at once or not at all (PIPE_BUF of Linux).
 pub(super) const MAX_BYTES: usize = 4096;
 
-/// How bytes reach standard error without waiting.
+/// How to write to standard error without blocking.
 #[derive(Debug)]
 enum Way {
     /// It is a socket.
     Socket,
-    /// A description of the agent's own, which does not block.
+    /// Through a description of the agent's own, which does not block.
     Own(File),
-    /// The description that others share.
+    /// Through the description that others share.
     Shared,
 }
 
-/// Standard error, and what it did not take.
+/// Standard error, and the lines that it did not take.
 #[derive(Debug, Default)]
 pub(super) struct Stderr {
     way: Option<Way>,
-    /// Lines since the last one that was written.
+    /// Lines left out since the last one that was written.
     left_out: u64,
-    /// Of the last line, only a part was written.
+    /// True if only a part of the last line was written.
     is_torn: bool,
 }
 
 impl Stderr {
-    /// Writes a line, which ends with a line feed, or leaves it out; `notice` makes the line that tells of those left out.
-    /// Returns whether it was written.
+    /// Writes a line that ends with a line feed, or leaves it out. `notice` makes the line that reports how many were
+    /// left out. Returns true when the line was written.
     pub(super) fn write(&mut self, line: &str, notice: impl FnOnce(u64) -> String) -> bool {
         let has_told = self.left_out == 0 || self.put(&notice(self.left_out));
         if has_told {
@@ -90,10 +90,10 @@ impl Way {
             Self::Shared => {
                 let mut fds = [PollFd::from_borrowed_fd(stderr.as_fd(), PollFlags::OUT)];
                 poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
-                match fds[0].revents().contains(PollFlags::OUT) {
-                    true => Ok(rustix::io::write(stderr.as_fd(), bytes)?),
-                    false => Err(io::ErrorKind::WouldBlock.into()),
+                if !fds[0].revents().contains(PollFlags::OUT) {
+                    return Err(io::ErrorKind::WouldBlock.into());
                 }
+                Ok(rustix::io::write(stderr.as_fd(), bytes)?)
             }
         }
     }

@@ -1,4 +1,4 @@
-//! TCP connections: the addresses that a name has race for one, directly or to a proxy, and the fastest wins.
+//! TCP connections, direct or to a proxy. The addresses of a name race, and the fastest wins.
 
 use std::fmt;
 use std::io;
@@ -18,10 +18,10 @@ use super::proxy::{self, ProxyError};
 use crate::clock::Clock;
 use crate::config::{Address, Proxies, Scheme};
 
-/// A name is looked up and one of its addresses answers within this: a third of the time for an attempt is left for TLS.
+/// Time limit for looking a name up and connecting to one of its addresses. A third of an attempt's time is left for TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection whose peer acknowledges nothing for this long, with something to acknowledge, is dead.
+/// A connection is dead when its peer acknowledges nothing for this long although there is something to acknowledge.
 const TCP_USER_TIMEOUT_MS: u32 = 18_000;
 
 /// Both ends of a TCP connection.
@@ -32,7 +32,7 @@ pub(crate) struct Ends {
 }
 
 impl Ends {
-    /// Those of an established connection.
+    /// The ends of an established connection.
     pub(super) fn of(stream: &TcpStream) -> io::Result<Self> {
         Ok(Self { local: stream.local_addr()?, peer: stream.peer_addr()? })
     }
@@ -43,9 +43,9 @@ impl Ends {
 pub(crate) enum DialError {
     /// The name has no address.
     Resolve(io::Error),
-    /// No address could be connected to; this is what became of the last.
+    /// No address accepted a connection. This is the last failure.
     Tcp(io::Error),
-    /// The proxy is no way there.
+    /// The proxy did not open the way.
     Proxy(ProxyError),
 }
 
@@ -64,8 +64,8 @@ impl fmt::Display for DialError {
 
 impl std::error::Error for DialError {}
 
-/// Connects to `target`, through its proxy if it has one. The peer that is reached has been told of its `half_open` connections,
-/// as far as that is possible.
+/// Connects to `target`, through its proxy if it has one. First tells the peer that it reaches, as far as possible, of
+/// its `half_open` connections.
 pub(super) async fn dial(target: &Address, proxies: &Proxies, half_open: &HalfOpen) -> Result<TcpStream, DialError> {
     let Some(proxy) = proxies.for_target(Scheme::Https, &target.host, target.port) else {
         return reach(target, half_open).await;
@@ -88,10 +88,10 @@ async fn reach(to: &Address, half_open: &HalfOpen) -> Result<TcpStream, DialErro
     Ok(stream)
 }
 
-/// Connects from a thread that may block.
+/// Connects on a thread that may block.
 ///
 /// # Errors
-/// When there is no connection within `limit`, or within the time for any connection if that is shorter.
+/// When there is no connection within `limit`, or within the limit of every connection if that is shorter.
 pub(super) fn connect_blocking(to: &Address, limit: Duration) -> Result<std::net::TcpStream, DialError> {
     let runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(DialError::Tcp)?;
     let connected = runtime.block_on(async {
@@ -102,7 +102,7 @@ pub(super) fn connect_blocking(to: &Address, limit: Duration) -> Result<std::net
     Ok(connected)
 }
 
-/// Has the addresses of `to` race.
+/// Lets the addresses of `to` race.
 async fn connect(to: &Address, limit: Duration) -> Result<TcpStream, DialError> {
     let clock = Clock::start();
     let mut lookup = Lookup::start(&to.host, to.port);
@@ -122,7 +122,7 @@ async fn connect(to: &Address, limit: Duration) -> Result<TcpStream, DialError> 
         tokio::select! {
             Some((family, answer)) = lookup.next() => {
                 let addresses = answer.unwrap_or_else(|error| {
-                    // What has become of an address says more than what has become of a question.
+                    // The failure of an address says more than the failure of a question.
                     if let DialError::Resolve(_) = failure {
                         failure = DialError::Resolve(error);
                     }
@@ -132,7 +132,7 @@ async fn connect(to: &Address, limit: Duration) -> Result<TcpStream, DialError> 
             }
             Some(attempt) = attempts.join_next() => match attempt.map_err(io::Error::from).flatten() {
                 Ok(stream) => {
-                    // A batch is written at once; nothing is gained by waiting for its last segment to fill.
+                    // A batch is written in one go, so waiting for its last segment to fill gains nothing.
                     stream.set_nodelay(true).map_err(DialError::Tcp)?;
                     return Ok(stream);
                 }

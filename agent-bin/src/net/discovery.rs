@@ -1,7 +1,7 @@
-//! Service discovery: which AgentCenters there are.
+//! Service discovery: asks which AgentCenters there are.
 //!
-//! Source: Elkeid's service discovery, `GET /registry/detail?name=hids_svr_grpc`; its answer is `{"data": [{"ip", "port", ...}]}`
-//! in random order, and weights are nobody's concern.
+//! Source: Elkeid's service discovery, `GET /registry/detail?name=hids_svr_grpc`. Its answer is `{"data": [{"ip",
+//! "port", ...}]}` in random order. This module ignores the weights.
 
 use std::io::Read;
 use std::time::Duration;
@@ -13,20 +13,20 @@ use ureq::http::header;
 use super::http::{http_agent, reason};
 use crate::config::{Address, Proxies};
 
-/// Milliseconds for the whole exchange: a little less than the session allows, so that the reason is told by who knows it.
+/// Milliseconds for the whole exchange. It is a little less than the session allows, so that the error names what was slow.
 const TIMEOUT_MS: u64 = RESOLVE_TIMEOUT_MS - 500;
 
-/// Bytes of an answer at most: over a thousand instances, which take some 200 each.
+/// The longest answer, in bytes: over a thousand instances, which take some 200 each.
 const MAX_ANSWER_BYTES: u64 = 256 << 10;
 
-/// Characters of a location that a message quotes.
+/// Most characters of a location in an error.
 const MAX_QUOTED: usize = 160;
 
-/// How many instances are asked for, as the reference does; service discovery does not care, and names all that it knows.
+/// The number of instances to ask for, which is the reference's. Service discovery ignores it and names all that it knows.
 const ASKED_FOR: usize = 10;
 
-/// Addresses of an answer that are tried at most. Each may take 15 s, so that an agent is busy with these for a quarter of an
-/// hour; others have them in another order.
+/// Most addresses of an answer that are tried. Each may take 15 s, so that these keep an agent busy for a quarter of an
+/// hour. Other agents get them in another order.
 const MAX_ADDRESSES: usize = 64;
 
 #[derive(Deserialize)]
@@ -41,13 +41,13 @@ struct Instance {
     port: u16,
 }
 
-/// Asks `host` and returns the addresses that it names. Blocks.
+/// Asks `host` for addresses. Blocks.
 ///
 /// # Errors
-/// When there is no answer in time, or it cannot be understood; the text says which.
+/// When there is no answer in time, or the answer cannot be understood. The text says which.
 pub(crate) fn discover(host: &Address, proxies: &Proxies) -> Result<Vec<Address>, String> {
     let url = format!("http://{host}/registry/detail?name=hids_svr_grpc&count={ASKED_FOR}");
-    // Discovery is plain HTTP, which anybody on the way can answer: it does not send the agent elsewhere.
+    // Anybody on the way can answer plain HTTP, so a redirection must not send the agent elsewhere.
     let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_millis(TIMEOUT_MS))).max_redirects(0);
     let agent = http_agent(config, Vec::new(), proxies);
     let mut response = agent.get(&url).call().map_err(|error| format!("{url}: {}", reason(&error)))?;
@@ -67,7 +67,7 @@ pub(crate) fn discover(host: &Address, proxies: &Proxies) -> Result<Vec<Address>
     addresses(&body).map_err(|error| format!("{url}: the answer is not as expected: {error}"))
 }
 
-/// The addresses in an answer, each once. What is none is passed over, unless there is nothing else.
+/// Returns the addresses in an answer, each once. Skips what is no address, unless there is nothing else.
 fn addresses(body: &[u8]) -> Result<Vec<Address>, String> {
     if body.len() as u64 > MAX_ANSWER_BYTES {
         return Err(format!("it is longer than {MAX_ANSWER_BYTES} bytes"));

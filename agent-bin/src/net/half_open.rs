@@ -1,10 +1,10 @@
-//! Connections that have died without their peers' knowledge ("half-open", RFC 9293, section 3.5.1), and how those are told.
+//! Connections that have died without their peers' knowledge ("half-open", RFC 9293, section 3.5.1). This module tells the peers.
 //!
-//! AgentCenter refuses an agent whose earlier connection it believes in (`agentID conflict`), until its own keepalive ends that
-//! one after ten minutes. But a peer's TCP can be asked: to it, a SYN from the old connection's port belongs to that connection,
-//! and it answers with an acknowledgement (RFC 5961, section 4); this host, which knows of no such connection, answers with a
-//! reset, and the peer's end is gone. A second later the SYN is repeated and opens a connection, which is a sign that it worked.
-//! That one is closed by a reset at once, so that the port is free.
+//! While AgentCenter believes in an earlier connection, it refuses the agent (`agentID conflict`). Its own keepalive ends
+//! that connection only after ten minutes. The agent therefore connects once more from the old connection's port. The peer's
+//! TCP takes the SYN for part of the old connection and answers with an acknowledgement (RFC 5961, section 4). This host
+//! knows of no such connection and answers with a reset, and the peer drops its end. A second later the repeated SYN opens a
+//! connection, which shows that it worked. The agent closes that one with a reset at once, so that the port is free.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,22 +17,22 @@ use tokio::time::timeout;
 
 use super::dial::Ends;
 
-/// A peer that is told answers within this: the SYN may be repeated twice, after one and after three seconds.
+/// Time limit for telling a peer. The SYN may be repeated twice, after one and after three seconds.
 const TELLING: Duration = Duration::from_millis(3_500);
 
-/// A connection, and how often its peer could not be told.
+/// A connection, and how often telling its peer has failed.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     ends: Ends,
     failed: u32,
 }
 
-/// Those connections; clones share them.
+/// The half-open connections. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct HalfOpen(Arc<Mutex<Vec<Entry>>>);
 
 impl HalfOpen {
-    /// A connection has died, and its peer may not know.
+    /// Remembers a connection that has died without its peer's knowledge.
     pub(crate) fn add(&self, ends: Ends) {
         self.insert(Entry { ends, failed: 0 });
     }
@@ -46,7 +46,7 @@ impl HalfOpen {
         entries.push(entry);
     }
 
-    /// Begins to tell every peer that its connection is gone. Those that cannot be told now are told the next time.
+    /// Begins to tell every peer that its connection is gone. Peers that cannot be told now get another attempt next time.
     pub(crate) fn tell(&self) -> Telling {
         let entries = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         let tell = |entry: Entry| {
@@ -69,15 +69,15 @@ impl HalfOpen {
     }
 }
 
-/// Peers that are being told; this goes on when it is dropped.
+/// Peers that are being told. Dropping this does not stop it.
 #[derive(Debug)]
 pub(crate) struct Telling(Vec<(SocketAddr, JoinHandle<()>)>);
 
 impl Telling {
-    /// Waits until `peer` knows of all the connections that are gone, or cannot be told.
+    /// Waits until `peer` has been told of all its dead connections, or telling it has failed.
     pub(super) async fn wait_for(self, peer: SocketAddr) {
         for (_, task) in self.0.into_iter().filter(|(told, _)| *told == peer) {
-            // It does not panic, and nobody aborts it.
+            // The task does not panic, and nobody aborts it.
             let _ = task.await;
         }
     }
@@ -128,7 +128,7 @@ mod tests {
 
         let half_open = HalfOpen::default();
         half_open.add(ends);
-        // The connection is alive, so that its port is taken.
+        // The connection is alive, so its port is taken.
         half_open.tell().wait_for(peer).await;
         assert_eq!(ports(&half_open), [ends.local.port()]);
 

@@ -1,8 +1,8 @@
-//! HTTP clients whose connections go through the proxies that the agent knows, and to the fastest of a name's addresses.
+//! HTTP clients that connect through the agent's proxies and to the fastest of a name's addresses.
 //!
-//! The client's own proxies know no exceptions by network, speak no SOCKS5 without another dependency, and name nobody when
-//! they fail. Its own resolver asks for all addresses at once, and its own connections are tried one after the other. So its
-//! connector looks names up and connects as the stream does, and talks to the proxy.
+//! The client library's own proxy support has no exceptions by network, needs another dependency for SOCKS5, and names
+//! no proxy in its errors. Its resolver asks for all addresses at once, and it tries them one after the other. The
+//! connector here therefore looks names up and connects as the stream does, and talks to the proxy itself.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -24,14 +24,13 @@ use super::proxy::{self, ProxyError};
 use super::transport::TcpTransport;
 use crate::config::{Address, Proxies, Proxy, Scheme};
 
-/// A client that connects through `proxies`, and through no other that it may find in the environment, and that trusts
-/// `authorities` for https.
+/// A client that connects through `proxies`, ignores those in the environment, and trusts `authorities` for https.
 pub(crate) fn http_agent(
     config: ConfigBuilder<AgentScope>,
     authorities: Vec<Certificate<'static>>,
     proxies: &Proxies,
 ) -> Agent {
-    // Without a provider and authorities of its own, the client panics at the first https address.
+    // The client panics at the first https address unless it has a provider and authorities of its own.
     let tls = TlsConfig::builder()
         .provider(TlsProvider::Rustls)
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -42,7 +41,7 @@ pub(crate) fn http_agent(
     Agent::with_parts(config, way.clone().chain(RustlsConnector::default()), way)
 }
 
-/// An error of the client as a reason, without the client's own prefix where the system or a proxy speaks.
+/// The reason of a client's error, without the client's prefix when the system or a proxy caused it.
 pub(crate) fn reason(error: &Error) -> String {
     match error {
         Error::Io(error) => error.to_string(),
@@ -56,7 +55,7 @@ struct Way {
     proxies: Proxies,
 }
 
-/// Where a request goes, without brackets around an IPv6 address, and the proxy that it goes through.
+/// The target of a request, without brackets around an IPv6 address, and the proxy that it goes through.
 struct Target<'a> {
     host: &'a str,
     port: u16,
@@ -76,7 +75,7 @@ impl<'a> Target<'a> {
         let port = match (uri.port_u16(), uri.authority().map(|authority| authority.as_str())) {
             (Some(0), _) => return Err(Error::BadUri("port 0 is none".to_owned())),
             (Some(port), _) => port,
-            // The client itself takes a port beyond 65535 for none.
+            // The client treats a port above 65535 as missing.
             (None, Some(authority)) if !authority.ends_with(uri.host().unwrap_or_default()) => {
                 return Err(Error::BadUri("its port is none, expected 1 to 65535".to_owned()));
             }
@@ -87,7 +86,7 @@ impl<'a> Target<'a> {
 }
 
 impl Resolver for Way {
-    /// Leaves it to the connector to look the name up: addresses that come late are of use there still.
+    /// Leaves the lookup to the connector, which can still use addresses that come late.
     fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
         let mut unused = self.empty();
         unused.push(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
@@ -114,7 +113,7 @@ impl Connector for Way {
     }
 }
 
-/// A connection that ends when the client is shut down.
+/// Connects, and registers the connection to be closed when the client is shut down.
 fn reach(to: &Address, details: &ConnectionDetails<'_>) -> Result<TcpTransport, Error> {
     let stream = connect_blocking(to, *details.timeout.after).map_err(|error| match error {
         DialError::Tcp(error) if error.kind() == io::ErrorKind::TimedOut => Error::Timeout(details.timeout.reason),

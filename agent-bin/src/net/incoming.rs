@@ -1,4 +1,4 @@
-//! From a message to a command, or to what is wrong with it and whom that concerns.
+//! Turns messages into commands, or says what is wrong with a message and whose task it was.
 
 use std::mem;
 
@@ -10,34 +10,34 @@ use elklet_core::link::grpc::{BadMessage, GrpcMessage, MessageReader, PREFIX};
 use super::snappy::{self, Pieces};
 use super::transfer::content;
 
-/// A message that is no command, or one that is too long.
+/// A message that is no command or is too long.
 #[derive(Debug)]
 pub(crate) struct BadCommand {
     /// Completes the sentence "the server sent ...".
     pub(crate) what: String,
-    /// The token of the task in it, where that can be told.
+    /// The token of the task in it, if that can be found.
     pub(crate) token: Option<String>,
 }
 
-/// Takes the stream of DATA apart into commands.
+/// Splits the stream of DATA into commands.
 #[derive(Debug)]
 pub(super) struct Incoming {
     reader: MessageReader,
     encoding: Option<Vec<u8>>,
-    /// What is looked for in a message that is too long.
+    /// Searches a too long message for its token.
     search: Search,
 }
 
 impl Incoming {
-    /// At the start of a stream whose messages are compressed in this way, if at all.
+    /// A reader at the start of a stream with this `grpc-encoding`, if any.
     pub(super) fn new(encoding: Option<Vec<u8>>) -> Self {
         Self { reader: MessageReader::new(MAX_COMMAND_BYTES), encoding, search: Search::default() }
     }
 
-    /// The next command with the bytes that it took, and moves `input` past it. `None` means that `input` is used up.
+    /// Returns the next command and its length in bytes, and moves `input` past it. `None` means that `input` is used up.
     ///
     /// # Errors
-    /// When the stream cannot be understood any more.
+    /// When the stream cannot be parsed any further.
     #[expect(clippy::type_complexity, reason = "the parts of one event")]
     pub(super) fn next(
         &mut self,
@@ -56,7 +56,7 @@ impl Incoming {
         }
     }
 
-    /// Whether the stream may end here.
+    /// Returns true when the stream may end here.
     pub(super) fn is_between_messages(&self) -> bool {
         self.reader.is_between_messages()
     }
@@ -65,7 +65,7 @@ impl Incoming {
         let bad = |what: String, token| BadCommand { what, token };
         if let (true, Some(b"snappy")) = (message.compressed, self.encoding.as_deref()) {
             let bytes = snappy::decompress(&message.bytes, MAX_COMMAND_BYTES).map_err(|error| {
-                // What decompresses to too much is read past as well.
+                // Read past a message that decompresses to too much, too.
                 let mut search = Search::default();
                 search.take(&message.bytes, true);
                 let what = format!("a compressed message of {} bytes: {error}", message.bytes.len());
@@ -78,7 +78,7 @@ impl Incoming {
     }
 }
 
-/// Looks for the token in a command that is read past.
+/// Searches for the token of a command that is read past.
 #[derive(Debug, Default)]
 struct Search {
     frames: Pieces,

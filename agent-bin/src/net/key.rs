@@ -1,4 +1,4 @@
-//! The client's private key, and by what name it is called when it is of no use.
+//! Reads the client's private key, and names the kind of a key that is of no use.
 
 use std::io;
 
@@ -7,13 +7,13 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, P
 
 use crate::pem::{self, Section};
 
-/// What is expected where a key is.
+/// What an error says was expected.
 const EXPECTED: &str = "expected an unencrypted PKCS#8, PKCS#1 or SEC1 key";
 
-/// The kinds of keys that TLS can sign with here.
+/// The kinds of keys with which TLS can sign here.
 const KINDS: &str = "expected RSA of 2048 to 4096 bits, P-256, P-384 or Ed25519";
 
-/// Kinds that TLS here cannot sign with, by the object identifier that stands in such a key.
+/// Kinds with which TLS cannot sign here, by the object identifier in such a key.
 const OTHER_KINDS: [(&[u8], &str); 6] = [
     (&[6, 5, 0x2b, 0x81, 4, 0, 0x23], "a P-521 key"),
     (&[6, 5, 0x2b, 0x81, 4, 0, 0x0a], "a secp256k1 key"),
@@ -23,16 +23,16 @@ const OTHER_KINDS: [(&[u8], &str); 6] = [
     (&[6, 8, 0x2a, 0x81, 0x1c, 0xcf, 0x55, 1, 0x82, 0x2d], "an SM2 key"),
 ];
 
-/// The curves that TLS here can sign with.
+/// The curves with which TLS can sign here.
 const CURVES: [&[u8]; 2] = [&[6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7], &[6, 5, 0x2b, 0x81, 4, 0, 0x22]];
 
 /// The object identifier of RSA keys in PKCS#8.
 const RSA: &[u8] = &[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1];
 
-/// The key in a file.
+/// Reads the key in a file.
 ///
 /// # Errors
-/// Says what is there in its place.
+/// What is there instead.
 pub(super) fn private_key(content: io::Result<Vec<u8>>) -> Result<PrivateKeyDer<'static>, String> {
     let bytes = content.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => "no such file".to_owned(),
@@ -60,7 +60,7 @@ pub(super) fn private_key(content: io::Result<Vec<u8>>) -> Result<PrivateKeyDer<
     }
 }
 
-/// What is wrong with a key that TLS refuses to sign with.
+/// Says what is wrong with a key with which TLS refuses to sign.
 pub(super) fn fault(key: &PrivateKeyDer<'_>) -> String {
     let der = key.secret_der();
     let has = |identifier: &[u8]| der.windows(identifier.len()).any(|part| part == identifier);

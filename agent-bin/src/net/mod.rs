@@ -1,7 +1,7 @@
 //! Everything between the agent and its server: TLS, HTTP/2, the Transfer call, service discovery.
 //!
-//! The agent's loop starts one task for each attempt that the session asks for and hears of it by [`Event`]s. A task that is
-//! aborted closes its connection.
+//! The agent's loop starts one task for each attempt that the session asks for, and receives its [`Event`]s. Aborting a
+//! task closes its connection.
 
 mod dial;
 mod discovery;
@@ -35,27 +35,27 @@ pub(crate) use self::tls::{Certificates, Tls, WARNED_DAYS, reason as tls_reason}
 pub(crate) use self::transfer::{Connector, End, Transfer};
 pub(crate) use self::upload::UploadCall;
 
-/// What an attempt to reach a server has come to.
+/// What happens in an attempt to reach a server.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// Service discovery has named these addresses.
     Resolved(Attempt, Result<Vec<Address>, String>),
-    /// The server's port is reached, directly or through a proxy.
+    /// The server's port was reached, directly or through a proxy.
     Dialled,
     /// TCP and TLS are up, between these ends.
     Connected(Attempt, Ends),
     /// The Transfer call is open.
     Opened(Attempt),
-    /// A batch has left HTTP/2 whole.
+    /// A whole batch has left HTTP/2.
     Written(Attempt),
-    /// The server has sent a message; one that is no command does not end the stream.
+    /// The server has sent a message. One that is no command does not end the stream.
     Message {
-        /// Bytes that it took, gRPC prefix included.
+        /// Its length in bytes, gRPC prefix included.
         bytes: usize,
-        /// What it says, or what is wrong with it.
+        /// The command, or what is wrong with it.
         command: Result<Command, BadCommand>,
     },
-    /// The server has returned the credit that was wanted.
+    /// The server has returned as much credit as was asked for.
     Credit,
     /// The server has answered a PING.
     Pong(Attempt),

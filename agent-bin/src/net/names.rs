@@ -1,7 +1,8 @@
-//! The addresses of names, as the system's resolver knows them: the one place that asks it.
+//! Looks up the addresses of names. Only this module asks the system's resolver.
 //!
-//! The agent asks for IPv6 and IPv4 addresses apart, each on a thread of its own. Asked for both at once, musl's resolver fails
-//! as a whole when one of the two questions gets an error, and every resolver waits for the slower answer.
+//! The agent asks for IPv6 and IPv4 addresses separately, each on a thread of its own. If it asked for both at once,
+//! musl's resolver would fail as a whole when one of the two questions gets an error, and every resolver would wait for
+//! the slower answer.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -16,13 +17,13 @@ use tokio::sync::mpsc;
 
 use crate::blocking;
 
-/// The stack of a thread that asks: resolvers keep a few answers of 64 KiB there at most.
+/// Stack of a thread that asks. Resolvers keep at most a few answers of 64 KiB on it.
 const STACK_BYTES: usize = 512 << 10;
 
-/// Questions that are being asked.
+/// Number of questions under way.
 static ASKED: AtomicUsize = AtomicUsize::new(0);
 
-/// A family, and its addresses or why there are none.
+/// A family with its addresses, or with why there are none.
 type Answer = (Family, io::Result<Vec<SocketAddr>>);
 
 /// Two questions for the addresses of one name.
@@ -32,7 +33,7 @@ pub(super) struct Lookup {
 }
 
 impl Lookup {
-    /// Asks for `host`, which may be an address as well, also one with a scope (`fe80::1%eth0`). Does not block.
+    /// Asks for `host`, which may also be an address, even one with a scope (`fe80::1%eth0`). Does not block.
     pub(super) fn start(host: &str, port: u16) -> Self {
         let (sender, answers) = mpsc::unbounded_channel();
         let lookup = Self { answers };
@@ -42,7 +43,7 @@ impl Lookup {
         if let Ok(addresses) = getaddrinfo(&name, port, libc::AF_UNSPEC, libc::AI_NUMERICHOST) {
             let (v6, v4) = addresses.into_iter().partition(SocketAddr::is_ipv6);
             for answer in [(Family::V6, Ok(v6)), (Family::V4, Ok(v4))] {
-                // The receiver is there: nobody has it yet.
+                // The receiver still exists here.
                 let _ = sender.send(answer);
             }
             return lookup;
@@ -57,13 +58,13 @@ impl Lookup {
         lookup
     }
 
-    /// The next answer, of two at most.
+    /// Returns the next of at most two answers.
     pub(super) async fn next(&mut self) -> Option<Answer> {
         self.answers.recv().await
     }
 }
 
-/// Has a thread ask, which nobody waits for: a resolver that gets no answer may take minutes.
+/// Asks on a thread that nobody waits for, because a resolver that gets no answer may take minutes.
 fn ask(
     to: mpsc::UnboundedSender<Answer>,
     family: Family,
@@ -72,7 +73,7 @@ fn ask(
     let asked = Asked::count()?;
     let started = thread::Builder::new().name("lookup".to_owned()).stack_size(STACK_BYTES).spawn(move || {
         let _asked = asked;
-        // Whoever has asked may have gone.
+        // The caller may be gone.
         let _ = to.send((family, question()));
     });
     started.map(drop).map_err(|error| {
@@ -81,7 +82,7 @@ fn ask(
     })
 }
 
-/// One of the questions that are being asked, for as long as this lives.
+/// Counts one question under way for as long as it lives.
 struct Asked;
 
 impl Asked {
@@ -103,7 +104,7 @@ impl Drop for Asked {
     }
 }
 
-/// Addresses of `name` with `port`, as the C library finds them, in its order.
+/// Returns the addresses of `name`, with `port`, in the C library's order.
 fn getaddrinfo(name: &CStr, port: u16, family: libc::c_int, flags: libc::c_int) -> io::Result<Vec<SocketAddr>> {
     let hints = libc::addrinfo {
         ai_flags: flags,
@@ -134,7 +135,7 @@ fn getaddrinfo(name: &CStr, port: u16, family: libc::c_int, flags: libc::c_int) 
     Ok(addresses)
 }
 
-/// The address in an entry, unless it is of another kind.
+/// Returns the address in an entry, unless it is of another kind.
 ///
 /// # Safety
 /// `ai_addr` points to a socket address of the kind that `ai_family` says, as `getaddrinfo` promises.

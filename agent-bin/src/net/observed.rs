@@ -1,14 +1,16 @@
-//! A look at what passes between TLS and HTTP/2: the credit that the server returns, the data that has left, and the server's
-//! last words.
+//! Watches what passes between TLS and HTTP/2: the credit that the server returns, the data that has left, and the
+//! server's last words.
 //!
-//! HTTP/2 takes data long before it writes it, and writes PINGs first. What is to be confirmed by a PING has to have left here.
+//! HTTP/2 accepts data long before it writes it, and writes PINGs first. Only data that has passed here before a PING
+//! can be confirmed by it.
 //!
-//! A server that ends a connection may say why (a TLS alert, a GOAWAY) before the agent's next write fails. HTTP/2 would report
-//! the failed write and not read any further. So here a write that finds the connection gone is let pass; what is left is
-//! read, and the failure is told in the place of its end.
+//! A server that ends a connection may say why (a TLS alert, a GOAWAY) before the agent's next write fails. HTTP/2
+//! would report the failed write and stop reading. So a write that finds the connection gone pretends to succeed here.
+//! HTTP/2 reads what is left, and gets the write's error in place of the end.
 //!
-//! A connection that is given up is closed by a reset. Closed as usual, it would try for minutes to bring over what was written
-//! (FIN-WAIT-1), keep its port, and so keep the agent from telling the server that it is gone; see [`half_open`](super::half_open).
+//! A connection that is given up is closed by a reset. A regular close would retransmit for minutes (FIN-WAIT-1) and
+//! keep the port, and the agent could not use that port to tell the server that the connection is gone; see
+//! [`half_open`](super::half_open).
 
 use std::io;
 use std::pin::Pin;
@@ -26,21 +28,21 @@ use tokio_rustls::client::TlsStream;
 
 use super::Event;
 
-/// The first stream of a client, which is the only one on a Transfer connection (RFC 9113, section 5.1.1).
+/// The first stream of a client and the only one on a Transfer connection (RFC 9113, section 5.1.1).
 const TRANSFER_STREAM: u32 = 1;
 
-/// What has passed on the Transfer stream, for those who wait for it.
+/// Counts what has passed on the Transfer stream, for those who wait for it.
 #[derive(Debug, Default)]
 pub(crate) struct Flow {
     /// Credit that the server has returned, in bytes.
     returned: AtomicU64,
-    /// Above this the agent's loop wants to hear of it, unless it is 0; else it looks when it has reason to.
+    /// The agent's loop wants to be told when `returned` reaches this, unless it is 0.
     wanted: AtomicU64,
     /// Bytes of data that have left.
     sent: AtomicU64,
-    /// Has data left since somebody looked?
+    /// Notified when data has left.
     left: Notify,
-    /// Whether the server knows that the connection ends, so that no reset is needed.
+    /// True when the server knows that the connection ends, so that no reset is needed.
     is_in_order: AtomicBool,
 }
 
@@ -58,12 +60,12 @@ impl Flow {
         wanted != 0 && credit >= wanted
     }
 
-    /// The connection has ended by the server's doing, and is to be closed without a reset.
+    /// The server has ended the connection, so close it without a reset.
     pub(super) fn close_in_order(&self) {
         self.is_in_order.store(true, Ordering::Relaxed);
     }
 
-    /// Returns when so many bytes of data have left since the stream began.
+    /// Waits until `bytes` bytes of data have left since the stream began.
     pub(super) async fn sent(&self, bytes: u64) {
         while self.sent.load(Ordering::Relaxed) < bytes {
             self.left.notified().await;
@@ -71,7 +73,7 @@ impl Flow {
     }
 }
 
-/// A connection that is watched.
+/// A watched connection.
 #[derive(Debug)]
 pub(super) struct Observed {
     inner: TlsStream<TcpStream>,
@@ -89,7 +91,7 @@ impl Observed {
         Self { inner, broken: None, credit, data, flow, events }
     }
 
-    /// These bytes have been written.
+    /// Counts the data in the first `written` bytes of these slices.
     fn count<'a>(&mut self, slices: impl Iterator<Item = &'a [u8]>, mut written: usize) {
         let mut data = 0;
         for slice in slices {
@@ -103,7 +105,7 @@ impl Observed {
         }
     }
 
-    /// Writes, unless the connection is known to be gone, or found to be: then there is nothing to be had of it.
+    /// Writes, or returns `None` once the connection is known to be gone.
     fn write_with<T>(
         &mut self,
         write: impl FnOnce(Pin<&mut TlsStream<TcpStream>>) -> Poll<io::Result<T>>,
@@ -121,13 +123,13 @@ impl Observed {
 impl Drop for Observed {
     fn drop(&mut self) {
         if !self.flow.is_in_order.load(Ordering::Relaxed) {
-            // If it fails, the connection is gone already.
+            // A failure means that the connection is gone already.
             let _ = sockopt::set_socket_linger(self.inner.get_ref().0, Some(Duration::ZERO));
         }
     }
 }
 
-/// Whether the peer has ended the connection, after which reading comes to an end.
+/// Returns true when the peer has ended the connection. Reading will then reach an end.
 fn is_gone(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)

@@ -1,4 +1,4 @@
-//! The conversation with a proxy, over a connection that is there: for the stream in async code, for HTTP in blocking code.
+//! The handshake with a proxy over an open connection: in async code for the stream, in blocking code for HTTP.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -9,14 +9,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::config::{Address, Proxy};
 
-/// A proxy opens the way within this or is given up: less than the session allows for TCP and TLS together, so that it is
-/// the proxy that is named.
+/// Time limit for a proxy to open the way. It is less than the session allows for TCP and TLS together, so that the
+/// error names the proxy.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes that are read at once; answers are short.
+/// Bytes that one read takes. Answers are short.
 const PIECE_BYTES: usize = 1024;
 
-/// A proxy that is no way to the target.
+/// A proxy that did not open the way to the target.
 #[derive(Debug)]
 pub(crate) struct ProxyError {
     proxy: Address,
@@ -49,7 +49,7 @@ impl fmt::Display for ProxyError {
 impl std::error::Error for ProxyError {}
 
 impl ProxyError {
-    /// The proxy itself cannot be reached.
+    /// The proxy itself could not be reached.
     pub(super) fn unreachable(proxy: &Proxy, error: impl fmt::Display) -> Self {
         Self { proxy: proxy.address.clone(), why: Why::Unreachable(error.to_string()) }
     }
@@ -59,7 +59,7 @@ impl ProxyError {
     }
 }
 
-/// Has the proxy at the other end of `stream` open the way to a target.
+/// Asks the proxy at the other end of `stream` to open the way to a target.
 ///
 /// # Errors
 /// When it does not, or not in time.
@@ -86,7 +86,7 @@ pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
     result.map_err(|why| ProxyError::new(proxy, why))
 }
 
-/// The same in blocking code; reads and writes of `stream` time out by themselves.
+/// The same in blocking code. Reads and writes of `stream` have to time out by themselves.
 ///
 /// # Errors
 /// When it does not, or not in time.

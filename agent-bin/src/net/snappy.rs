@@ -1,8 +1,8 @@
-//! Snappy's framing format, which `grpc-encoding: snappy` means to grpc-go: a stream identifier, then chunks of at most
-//! 64 KiB with a masked CRC-32C each.
+//! Snappy's framing format, which is what grpc-go means by `grpc-encoding: snappy`: a stream identifier, then chunks of
+//! at most 64 KiB with a masked CRC-32C each.
 //!
-//! Source: framing_format.txt of google/snappy. Writing is by hand over `snap`'s block encoder, so that a batch is
-//! compressed from where it lies, in parts, without a copy in between; reading commands is rare and left to `snap`.
+//! Source: framing_format.txt of google/snappy. Frames are written by hand over `snap`'s block encoder, so that a batch
+//! is compressed in place, in parts, without another copy. Reading commands is rare and left to `snap`.
 
 use std::hint::black_box;
 use std::io::{self, Read};
@@ -11,7 +11,7 @@ use elklet_core::link::grpc::{self, PREFIX};
 
 const STREAM_IDENTIFIER: &[u8; 10] = b"\xff\x06\x00\x00sNaPpY";
 
-/// Bytes that one chunk stands for at most.
+/// Most bytes of content in a chunk.
 const CHUNK: usize = 1 << 16;
 
 /// Type, length and checksum in front of a chunk's data.
@@ -20,13 +20,13 @@ const CHUNK_HEAD: usize = 8;
 const COMPRESSED: u8 = 0;
 const UNCOMPRESSED: u8 = 1;
 
-/// Compresses batches, one after another, reusing its tables.
+/// Compresses batches one after another and reuses its tables.
 pub(crate) struct Compressor {
     encoder: snap::raw::Encoder,
 }
 
-/// How `snap` compresses a block. It is built for speed and this crate for size: called directly, it would become a part of
-/// its caller and be built for size too, which makes it half as fast.
+/// Calls `snap` through a pointer. `snap` is built for speed and this crate for size. A direct call would be inlined
+/// and built for size too, which makes it half as fast.
 type Compress = fn(&mut snap::raw::Encoder, &[u8], &mut [u8]) -> Result<usize, snap::Error>;
 
 impl std::fmt::Debug for Compressor {
@@ -40,12 +40,12 @@ impl Compressor {
         Self { encoder: snap::raw::Encoder::new() }
     }
 
-    /// A gRPC message, prefix included, whose content is the compressed concatenation of `parts`.
+    /// Returns a gRPC message, prefix included, whose content is the compressed concatenation of `parts`.
     pub(crate) fn message(&mut self, parts: &[&[u8]]) -> Vec<u8> {
         let chunks = || parts.iter().flat_map(|part| part.chunks(CHUNK));
         let most = |chunk: &[u8]| CHUNK_HEAD + snap::raw::max_compress_len(chunk.len());
         let mut end = PREFIX + STREAM_IDENTIFIER.len();
-        // Fresh pages of zeros, of which those that stay untouched cost nothing and are given back below.
+        // Fresh zeroed pages. Those that stay untouched cost nothing and are given back below.
         let mut message = vec![0; end + chunks().map(most).sum::<usize>()];
         message[PREFIX..end].copy_from_slice(STREAM_IDENTIFIER);
         for chunk in chunks() {
@@ -57,11 +57,11 @@ impl Compressor {
         message
     }
 
-    /// Writes a chunk at the front of `out`; says how long it is.
+    /// Writes a chunk to the front of `out` and returns its length.
     fn chunk(&mut self, content: &[u8], out: &mut [u8]) -> usize {
         let (head, data) = out.split_at_mut(CHUNK_HEAD);
         let compress: Compress = black_box(snap::raw::Encoder::compress);
-        // What saves less than an eighth travels as it is, as other writers have it.
+        // Other writers, too, store a chunk uncompressed if compressing saves less than an eighth.
         let (kind, length) = match compress(&mut self.encoder, content, data) {
             Ok(length) if length < content.len() - content.len() / 8 => (COMPRESSED, length),
             _ => {
@@ -69,7 +69,7 @@ impl Compressor {
                 (UNCOMPRESSED, content.len())
             }
         };
-        // A chunk has 64 KiB at most, so that its length and checksum take three bytes.
+        // A chunk has at most 64 KiB, so its length and checksum fit three bytes.
         let [a, b, c, ..] = (length + 4).to_le_bytes();
         head[..4].copy_from_slice(&[kind, a, b, c]);
         head[4..].copy_from_slice(&masked_checksum(content).to_le_bytes());
@@ -97,19 +97,19 @@ pub fn decompress(bytes: &[u8], limit: usize) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Bytes of a chunk at most, its checksum included.
+/// The longest chunk, in bytes, checksum included.
 const MAX_CHUNK: usize = 4 + (32 + CHUNK + CHUNK / 6);
 
-/// Decompresses frames that come in pieces, one chunk after another; nothing longer than a chunk is kept. Checksums are not looked at.
+/// Decompresses frames that come in pieces, chunk by chunk. It keeps nothing longer than a chunk and ignores checksums.
 #[derive(Debug, Default)]
 pub(crate) struct Pieces {
-    /// Of a chunk that is not whole yet, its head included.
+    /// The part of a chunk that has arrived, head included.
     chunk: Vec<u8>,
     failed: bool,
 }
 
 impl Pieces {
-    /// Takes the next bytes and hands on what they stand for. Bytes that are no frames end it.
+    /// Takes the next bytes and passes their content to `each`. Bytes that are no frames end it.
     pub(crate) fn take(&mut self, mut bytes: &[u8], mut each: impl FnMut(&[u8])) {
         const HEAD: usize = 4;
         while !bytes.is_empty() && !self.failed {

@@ -1,4 +1,4 @@
-//! The agent's side of mutual TLS: who it is, and whom it trusts.
+//! The agent's side of mutual TLS: its identity, and whom it trusts.
 
 use std::fmt;
 use std::io;
@@ -19,40 +19,40 @@ use crate::config::Server;
 use crate::files::read_bounded;
 use crate::pem;
 
-/// What connections are made with.
+/// The settings of every connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Tls {
     pub(crate) config: Arc<ClientConfig>,
-    /// The name that the server's certificate has to have, whatever address was dialled.
+    /// The name that the server's certificate must have, whatever address was dialled.
     pub(crate) name: ServerName<'static>,
 }
 
 /// The files of a directory of certificates.
 const FILES: [&str; 3] = ["ca.crt", "client.crt", "client.key"];
 
-/// Bytes of one of them at most: the system's own list of authorities has a quarter.
+/// The largest of these files, in bytes. The system's own list of authorities has a quarter of it.
 const MAX_PEM_BYTES: u64 = 1 << 20;
 
-/// What the agent shows to servers and holds against them, as it lies in a directory.
+/// The agent's certificate and what it demands of servers, as read from a directory.
 #[derive(Debug)]
 pub(crate) struct Certificates {
     directory: PathBuf,
     tls: Tls,
-    /// The files, and what is held against servers, as they were when they were looked at last, good or not.
+    /// A hash of the files and of what is demanded of servers, as they were at the last look, good or not.
     seen: [u8; 32],
     client_until: Option<i64>,
     authority_until: Option<i64>,
-    /// Sections of the authorities' file that are of no use.
+    /// Useless sections of the authorities' file.
     passed_over: Vec<String>,
-    /// Ends of the authorities beside the last, and how they are called.
+    /// Expiry and name of each authority but the last to expire.
     other_ends: Vec<(i64, String)>,
 }
 
 impl Certificates {
     /// Reads `ca.crt`, `client.crt` and `client.key` in `directory`.
     ///
-    /// A directory without `client.crt` and `client.key` gives a client without a certificate. AgentCenter refuses such
-    /// clients, but a proxy in front of it may not; the log says that there is none.
+    /// Without `client.crt` and `client.key` in the directory, the client has no certificate. AgentCenter refuses such
+    /// clients, but a proxy in front of it may not. The log says that there is none.
     ///
     /// # Errors
     /// When a file cannot be read or does not hold what its name promises.
@@ -61,11 +61,11 @@ impl Certificates {
         files.parse()
     }
 
-    /// Reads `directory`, which may be another by now: nothing when the files, and what `server` says of whom to trust, are as
-    /// they were at the last look.
+    /// Reads `directory` again, which may be another one by now. Returns `None` when neither the files nor what
+    /// `server` says about trust have changed since the last look.
     ///
     /// # Errors
-    /// When they have changed and cannot be used, or have expired while what was read before has not; then that stays.
+    /// When they have changed and cannot be used, or have expired while those in use have not. Those in use then stay.
     pub(crate) fn reread(
         &mut self,
         directory: &Path,
@@ -88,27 +88,27 @@ impl Certificates {
         }))
     }
 
-    /// Where they lie.
+    /// The directory of the files.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// What connections are made with.
+    /// The settings of every connection.
     pub(crate) fn tls(&self) -> &Tls {
         &self.tls
     }
 
-    /// When the client's certificate, and then the authorities', end, in seconds since 1970.
+    /// Expiry of the client's certificate and of the authorities, in seconds since 1970.
     pub(crate) fn ends(&self) -> [Option<i64>; 2] {
         [self.client_until, self.authority_until]
     }
 
-    /// Whole days that the client's certificate, and then the authorities', are good for; negative once they are not.
+    /// Whole days until the client's certificate and the authorities expire, negative after that.
     pub(crate) fn days_left(&self, unix_seconds: i64) -> [Option<i64>; 2] {
         [self.client_until, self.authority_until].map(|until| Some((until? - unix_seconds).div_euclid(DAY)))
     }
 
-    /// What is to be said of certificates that are near their end or beyond it, or of no use.
+    /// Warnings about certificates that expire soon, have expired or are of no use.
     pub(crate) fn warnings(&self, unix_seconds: i64) -> Vec<String> {
         let ends = [self.client_until, self.authority_until];
         let named = ["client.crt", "ca.crt"].into_iter().zip(ends).zip(self.days_left(unix_seconds));
@@ -116,9 +116,12 @@ impl Certificates {
             let (path, until, days) = (self.directory.join(name), until?, days?);
             let at = UNIX_EPOCH + Duration::from_secs(u64::try_from(until).unwrap_or(0));
             let at = humantime::format_rfc3339_seconds(at);
-            (days < WARNED_DAYS).then(|| match until < unix_seconds {
-                true => format!("{}: the certificate expired at {at}", path.display()),
-                false => format!("{}: the certificate expires in {days} days, at {at}", path.display()),
+            (days < WARNED_DAYS).then(|| {
+                if until < unix_seconds {
+                    format!("{}: the certificate expired at {at}", path.display())
+                } else {
+                    format!("{}: the certificate expires in {days} days, at {at}", path.display())
+                }
             })
         };
         let path = self.directory.join("ca.crt");
@@ -131,7 +134,7 @@ impl Certificates {
 
 const DAY: i64 = 24 * 60 * 60;
 
-/// The log says so of a certificate whose end is nearer than this.
+/// The log warns of a certificate that expires within this many days.
 pub(crate) const WARNED_DAYS: i64 = 30;
 
 /// The contents of [`FILES`].
@@ -216,17 +219,17 @@ impl Files {
             }
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
-        // One handshake a connection, and connections last: remembered sessions would only take memory.
+        // Connections last and need one handshake each, so remembered sessions would only take memory.
         config.resumption = Resumption::disabled();
         let tls = Tls { config: Arc::new(config), name };
         Ok(Certificates { directory, tls, seen, client_until, authority_until, passed_over, other_ends })
     }
 }
 
-/// The authorities in a file, as far as they are of use.
+/// The usable authorities in a file.
 struct Authorities {
     roots: RootCertStore,
-    /// When each ends, and how it is called.
+    /// Expiry and name of each.
     ends: Vec<(i64, String)>,
     /// What is of no use, and why.
     passed_over: Vec<String>,
@@ -241,7 +244,7 @@ fn authorities(path: &Path, content: io::Result<Vec<u8>>) -> Result<Authorities,
         } else if let Some(der) = section.der {
             let der = CertificateDer::from(der);
             let until = x509::not_after(&der);
-            // `add` takes a certificate for what it is, a trust anchor; Elkeid's CA is X.509 v1.
+            // `add` accepts any certificate as a trust anchor. Elkeid's CA is X.509 v1.
             match found.roots.add(der) {
                 Ok(()) => {
                     found.ends.extend(until.map(|until| (until, which)));
@@ -254,17 +257,15 @@ fn authorities(path: &Path, content: io::Result<Vec<u8>>) -> Result<Authorities,
         };
         found.passed_over.push(format!("{which} {why}; it is passed over"));
     }
-    match found.roots.is_empty() {
-        false => Ok(found),
-        true => {
-            let passed_over = found.passed_over.first().map(|first| format!(": {first}")).unwrap_or_default();
-            let why = format!("expected a PEM file with a certificate, found none{passed_over}");
-            Err(CertificateError::new(path, why))
-        }
+    if found.roots.is_empty() {
+        let passed_over = found.passed_over.first().map(|first| format!(": {first}")).unwrap_or_default();
+        let why = format!("expected a PEM file with a certificate, found none{passed_over}");
+        return Err(CertificateError::new(path, why));
     }
+    Ok(found)
 }
 
-/// The certificates in a file, all of which count. A key or anything else may stand beside them.
+/// Reads the certificates in a file. Each of them has to be good. A key or anything else may stand beside them.
 fn chain(path: &Path, content: io::Result<Vec<u8>>) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
     let sections = sections(path, content)?;
     let first = sections.first().map(|section| section.label.clone());
@@ -298,7 +299,7 @@ fn is_certificate(label: &str) -> bool {
 
 const DAMAGED: &str = "is damaged: it holds no X.509 certificate";
 
-/// What is wrong with a certificate of one's own.
+/// Says what is wrong with one of the agent's own certificates.
 fn described(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding) => DAMAGED.to_owned(),
@@ -309,13 +310,13 @@ fn described(error: &rustls::Error) -> String {
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let bytes = read_bounded(path, MAX_PEM_BYTES + 1)?;
-    match bytes.len() as u64 > MAX_PEM_BYTES {
-        true => Err(io::Error::other(format!("longer than {MAX_PEM_BYTES} bytes"))),
-        false => Ok(bytes),
+    if bytes.len() as u64 > MAX_PEM_BYTES {
+        return Err(io::Error::other(format!("longer than {MAX_PEM_BYTES} bytes")));
     }
+    Ok(bytes)
 }
 
-/// Why there is no session, in the words of this program where rustls has numbers or an introduction.
+/// Says why there is no session. Replaces rustls's words where they are numbers or an introduction.
 pub(crate) fn reason(error: &io::Error) -> String {
     use rustls::CertificateError::{ExpiredContext, NotValidYetContext};
     let moment = |time: UnixTime| humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(time.as_secs()));
@@ -335,7 +336,7 @@ pub(crate) fn reason(error: &io::Error) -> String {
     }
 }
 
-/// A certificate or key that cannot be used: the host's configuration is at fault.
+/// A certificate or key that cannot be used, by the fault of the host's configuration.
 #[derive(Debug)]
 pub(crate) struct CertificateError {
     path: PathBuf,

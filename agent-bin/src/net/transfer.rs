@@ -1,7 +1,7 @@
 //! The Transfer call: gRPC by hand over h2, from the TCP connection to the server's trailers.
 //!
-//! One task holds a connection and everything on it, and polls three things at once: the HTTP/2 connection itself, the side
-//! that writes batches as far as flow control lets it, and the side that reads commands.
+//! One task holds a connection and everything on it. It polls three things at once: the HTTP/2 connection itself, a
+//! writer that sends batches as far as flow control allows, and a reader of commands.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -33,17 +33,17 @@ use super::{Event, snappy};
 use crate::config::{Address, Proxies};
 use crate::version;
 
-/// Bytes of DATA that h2 may hold for us beyond what the socket takes.
+/// Bytes of DATA that h2 may buffer beyond what the socket takes.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
 
-/// Bytes that the server may send ahead of our reading: commands are small and rare.
+/// Bytes that the server may send before the agent reads them. Commands are small and rare.
 const RECEIVE_WINDOW_BYTES: u32 = 64 << 10;
 
-/// What h2 lets small DATA frames cost before it takes them for an attack, in its own unit: 256 less a frame's bytes. A burst
-/// of small commands is none; the receive window is what bounds them.
+/// Budget for small DATA frames before h2 takes them for an attack. In h2's unit a frame costs 256 less its bytes. A
+/// burst of small commands is no attack; the receive window bounds it.
 const DATA_FRAME_BUDGET: usize = 256 * RECEIVE_WINDOW_BYTES as usize;
 
-/// Reaches servers, with what all attempts have in common.
+/// Connects to servers with the settings that all attempts share.
 #[derive(Debug, Clone)]
 pub(crate) struct Connector {
     pub(crate) tls: Tls,
@@ -54,10 +54,10 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
-    /// TCP and TLS to a server that speaks HTTP/2.
+    /// Sets up TCP and TLS to a server that speaks HTTP/2.
     pub(super) async fn connect(&self, address: &Address) -> Result<TlsStream<TcpStream>, End> {
         let tcp = dial(address, &self.proxies, &self.half_open).await.map_err(End::Dial)?;
-        // Whoever listens is gone only when the process ends.
+        // The receiver goes away only when the process ends.
         let _ = self.events.send(Event::Dialled).await;
         let tls = TlsConnector::from(Arc::clone(&self.tls.config));
         // A handshake that is given up leaves nothing behind; see [`Observed`].
@@ -67,7 +67,7 @@ impl Connector {
         let stream = match tls.connect(self.tls.name.clone(), tcp).into_fallible().await {
             Ok(stream) => stream,
             Err((error, tcp)) => {
-                // The server is to read why.
+                // Let the server read why.
                 reset(&tcp, None)?;
                 return Err(End::Tls(error));
             }
@@ -84,7 +84,7 @@ fn tcp_error(error: io::Error) -> End {
     End::Dial(DialError::Tcp(error))
 }
 
-/// The agent's end of one attempt; dropping it closes the connection.
+/// The agent's end of one attempt. Dropping it closes the connection.
 #[derive(Debug)]
 pub(crate) struct Transfer {
     task: JoinHandle<()>,
@@ -96,7 +96,7 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    /// Starts the attempt; it sets up TCP and TLS to `address` and waits for [`Transfer::open`] then.
+    /// Starts the attempt, which sets up TCP and TLS to `address` and then waits for [`Transfer::open`].
     pub(crate) fn start(connector: &Connector, attempt: Attempt, address: Address) -> Self {
         let (sender, batches) = mpsc::channel(STREAM_AHEAD);
         let (go, ping, flow) = (Arc::<Notify>::default(), Arc::<Notify>::default(), Arc::<Flow>::default());
@@ -111,18 +111,19 @@ impl Transfer {
         let task = tokio::spawn(async move {
             let events = call.connector.events.clone();
             let end = call.run(&address).await.unwrap_or_else(|end| end);
-            // The agent's loop is gone only when the process ends.
+            // The receiver goes away only when the process ends.
             let _ = events.send(Event::Ended(attempt, end)).await;
         });
         Self { task, go, ping, flow, batches: Some(sender) }
     }
 
-    /// Lets it go on from TLS to HTTP/2 and the call.
+    /// Lets the attempt go on from TLS to HTTP/2 and the call.
     pub(crate) fn open(&self) {
         self.go.notify_one();
     }
 
-    /// Hands over a batch, for which there is room while fewer than [`STREAM_AHEAD`] are not written; false when the stream has ended.
+    /// Hands over a batch, for which there is room while fewer than [`STREAM_AHEAD`] are not written. Returns false when the stream has
+    /// ended.
     pub(crate) fn send(&self, message: Bytes) -> bool {
         self.batches.as_ref().is_some_and(|batches| batches.try_send(message).is_ok())
     }
@@ -142,7 +143,7 @@ impl Transfer {
         self.ping.notify_one();
     }
 
-    /// Ends the sending side once all batches are written.
+    /// Half-closes the stream once all batches are written.
     pub(crate) fn half_close(&mut self) {
         self.batches = None;
     }
@@ -159,7 +160,7 @@ impl Drop for Transfer {
 pub(crate) enum End {
     /// The address could not be reached.
     Dial(DialError),
-    /// TLS was not agreed on, by either side's judgement.
+    /// Either side refused TLS.
     Tls(io::Error),
     /// The server does not speak HTTP/2.
     NoHttp2,
@@ -169,7 +170,7 @@ pub(crate) enum End {
     Http(StatusCode),
     /// The server ended the call.
     Status(Status),
-    /// The server sent what cannot be understood.
+    /// The server sent something that cannot be understood.
     Center(String),
     /// The server has done nothing for this long.
     NoAnswer(Duration),
@@ -197,7 +198,7 @@ impl fmt::Display for End {
 
 impl From<h2::Error> for End {
     fn from(error: h2::Error) -> Self {
-        // rustls reports the server's refusal of our certificate when HTTP/2 reads first.
+        // If HTTP/2 reads first, rustls reports the server's refusal of the agent's certificate through it.
         match error.get_io().map(io::Error::kind) {
             Some(io::ErrorKind::InvalidData) => Self::Tls(error.into_io().expect("it is an IO error")),
             _ => Self::Http2(error),
@@ -206,18 +207,18 @@ impl From<h2::Error> for End {
 }
 
 impl End {
-    /// Whether the connection died unanswered: the server has not been told, and may believe in it for a long time.
+    /// Returns true when the connection died unanswered. Nobody has told the server, which may believe in it for a long time.
     pub(crate) fn is_silence(&self) -> bool {
         let io = match self {
             Self::Http2(error) => error.get_io(),
             _ => None,
         };
         use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
-        // Linux tells of a router's last complaint instead of its own patience's end, if there was one.
+        // When its own patience ends, Linux reports a router's last complaint instead, if there was one.
         io.is_some_and(|error| matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable))
     }
 
-    /// What the agent decides by.
+    /// Sorts the end by what the agent decides by it.
     pub(crate) fn class(&self) -> link::End {
         match self {
             Self::Dial(_) => link::End::Unreachable,
@@ -234,7 +235,7 @@ impl End {
         }
     }
 
-    /// Whether the server ended the connection because PINGs came too close.
+    /// Returns true when the server ended the connection because PINGs came too close.
     fn is_too_many_pings(&self) -> bool {
         matches!(self, Self::Http2(error) if error.is_go_away() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM))
     }
@@ -279,7 +280,7 @@ impl Call {
         let end = tokio::select! {
             biased;
             end = &mut on_connection => end,
-            // A connection that closes has told its streams; they know more of why.
+            // A connection that closes has told its streams, which know more about why.
             closed = &mut connection => match closed {
                 Err(error) => Err(error.into()),
                 Ok(()) => on_connection.await,
@@ -305,7 +306,7 @@ impl Call {
         loop {
             tokio::select! {
                 biased;
-                // How the call ended is in what is read; a write that fails is followed by that.
+                // The reader knows how the call ended. It ends soon after a write fails.
                 end = &mut reading => return end,
                 result = &mut writing, if !written => match result {
                     Ok(()) => written = true,
@@ -322,7 +323,7 @@ impl Call {
 }
 
 impl End {
-    /// Of the two halves' ends, the one that says more.
+    /// Returns the end of the two halves that says more.
     fn more_telling_than(self, writing: h2::Error) -> Self {
         match self {
             Self::Http2(_) => writing.into(),
@@ -346,8 +347,8 @@ pub(super) fn request(path: &str) -> Request<()> {
         .expect("the parts are constants, and a version is printable")
 }
 
-/// Writes batches as far as the server's windows reach, and half-closes after the last. A batch is written when its last byte
-/// has left HTTP/2.
+/// Writes batches as far as the server's windows allow, and half-closes after the last. A batch counts as written when
+/// its last byte has left HTTP/2.
 async fn write_batches(
     mut stream: SendStream<Bytes>,
     batches: &mut mpsc::Receiver<Bytes>,
@@ -367,7 +368,7 @@ async fn write_batches(
     stream.send_data(Bytes::new(), true)
 }
 
-/// Writes a message as far as the server's windows reach; false when the stream is over, and why is read on the other side.
+/// Writes a message as the server's windows allow. Returns false when the stream is over; the reader then knows why.
 pub(super) async fn write_message(stream: &mut SendStream<Bytes>, mut message: Bytes) -> Result<bool, h2::Error> {
     while !message.is_empty() {
         stream.reserve_capacity(message.len());
@@ -396,7 +397,7 @@ async fn answer_pings(
     }
 }
 
-/// Reads commands until the server ends the call; an error is the end of the stream as well.
+/// Reads commands until the server ends the call. An error ends the stream as well.
 async fn read_commands(response: ResponseFuture, events: &mpsc::Sender<Event>) -> Result<End, End> {
     let (head, mut body) = response.await?.into_parts();
     if head.status != StatusCode::OK {
@@ -422,12 +423,12 @@ async fn read_commands(response: ResponseFuture, events: &mpsc::Sender<Event>) -
 
 pub(super) async fn next_data(body: &mut RecvStream) -> Result<Option<Bytes>, h2::Error> {
     let Some(data) = body.data().await.transpose()? else { return Ok(None) };
-    // What is taken here is small and bounded by the message reader, so that the window opens at once.
+    // The message reader bounds what is taken here, and it is small, so open the window at once.
     body.flow_control().release_capacity(data.len())?;
     Ok(Some(data))
 }
 
-/// What a message says, as far as its compression goes.
+/// Decompresses a message if need be.
 pub(super) fn content(message: GrpcMessage, encoding: Option<&[u8]>) -> Result<Vec<u8>, String> {
     match (message.compressed, encoding) {
         (false, _) => Ok(message.bytes),
@@ -440,7 +441,7 @@ pub(super) fn content(message: GrpcMessage, encoding: Option<&[u8]>) -> Result<V
     }
 }
 
-/// The status that headers or trailers carry.
+/// The status in headers or trailers, if they have one.
 pub(super) fn status(headers: &HeaderMap) -> Option<Status> {
     let bytes = |name| headers.get(name).map(http::HeaderValue::as_bytes);
     bytes("grpc-status").map(|code| Status::parse(Some(code), bytes("grpc-message")))

@@ -1,4 +1,4 @@
-//! A TCP connection as the HTTP client takes it.
+//! A TCP connection for the HTTP client.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -9,7 +9,7 @@ use ureq::Error;
 use ureq::config::Config;
 use ureq::unversioned::transport::{Buffers, LazyBuffers, NextTimeout, Transport};
 
-/// A connection and its buffers. The client can shut it down from another thread, which has a part in it for that.
+/// A connection and its buffers. The client shares the connection, so that another thread can shut it down.
 #[derive(Debug)]
 pub(super) struct TcpTransport {
     stream: Arc<TcpStream>,
@@ -30,7 +30,7 @@ impl Transport for TcpTransport {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let timeout = timeout.for_write();
         let result = self.stream.set_write_timeout(limit(timeout)?).and_then(|()| {
-            // It goes on after a signal by itself.
+            // `write_all` goes on after a signal by itself.
             (&*self.stream).write_all(&self.buffers.output()[..amount])
         });
         result.map_err(|error| failure(error, timeout))
@@ -41,7 +41,7 @@ impl Transport for TcpTransport {
         let read = self.stream.set_read_timeout(limit(timeout)?).and_then(|()| {
             loop {
                 match (&*self.stream).read(self.buffers.input_append_buf()) {
-                    // A signal, such as SIGHUP, has nothing to do with this; it costs at most another limit.
+                    // Go on after a signal such as SIGHUP. That costs at most another time limit.
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     result => break result,
                 }
@@ -58,7 +58,7 @@ impl Transport for TcpTransport {
     }
 }
 
-/// A timeout for the socket, which takes none of zero.
+/// Turns a timeout into one for the socket, which accepts none of zero.
 fn limit(timeout: NextTimeout) -> Result<Option<Duration>, Error> {
     if timeout.after.is_zero() {
         return Err(Error::Timeout(timeout.reason));

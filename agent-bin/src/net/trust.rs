@@ -1,8 +1,8 @@
-//! Whom the agent takes for a server: who has a certificate of the authorities' for the right name, by a key that is pinned if
-//! any is, and who is not this agent itself.
+//! Decides whom the agent takes for a server. A server has a certificate of one of the authorities for the right name,
+//! has one of the pinned keys if there are any, and is not this agent itself.
 //!
-//! In Elkeid's deployments all agents share one certificate of the authority that also signs the servers', and for the same
-//! name. Whoever holds it, which is every host, could else answer in a server's place.
+//! In Elkeid's deployments all agents share one certificate, from the authority that also signs the servers'
+//! certificates, for the same name. Whoever holds it, which is every host, could otherwise pass for a server.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,13 +17,13 @@ use rustls::{DigitallySignedStruct, Error, OtherError, SignatureScheme};
 /// The SHA-256 of a `SubjectPublicKeyInfo`.
 pub(crate) type KeyHash = [u8; 32];
 
-/// The hash of a certificate's key; nothing when that cannot be found.
+/// Returns the hash of a certificate's key, or `None` if the key cannot be found.
 pub(super) fn key_hash(certificate: &CertificateDer<'_>) -> Option<KeyHash> {
     let key = x509::public_key_info(certificate)?;
     digest::digest(&digest::SHA256, key).as_ref().try_into().ok()
 }
 
-/// Why a server is refused whose certificate is in order otherwise.
+/// Why the agent refuses a server with an otherwise valid certificate.
 #[derive(Debug)]
 enum Refusal {
     Own,
@@ -51,13 +51,13 @@ impl From<Refusal> for Error {
     }
 }
 
-/// Holds servers to all of it.
+/// Verifies servers by all of these rules.
 #[derive(Debug)]
 pub(super) struct Verifier {
     pub(super) web: Arc<WebPkiServerVerifier>,
     /// This agent's key, if it has one.
     pub(super) own: Option<KeyHash>,
-    /// The keys that servers may have; any, if there are none.
+    /// The keys that servers may have. If there are none, any key is good.
     pub(super) pins: Vec<KeyHash>,
 }
 
@@ -75,9 +75,10 @@ impl ServerCertVerifier for Verifier {
             return Err(Refusal::Own.into());
         }
         let verified = self.web.verify_server_cert(end_entity, intermediates, name, ocsp, now)?;
-        match self.pins.is_empty() || hash.is_some_and(|hash| self.pins.contains(&hash)) {
-            true => Ok(verified),
-            false => Err(Refusal::Unpinned(hash).into()),
+        if self.pins.is_empty() || hash.is_some_and(|hash| self.pins.contains(&hash)) {
+            Ok(verified)
+        } else {
+            Err(Refusal::Unpinned(hash).into())
         }
     }
 

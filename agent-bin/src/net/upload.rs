@@ -1,4 +1,4 @@
-//! The Upload call (`grpc.FileExt/Upload`): pieces of a file up, one answer down, on a connection of its own.
+//! The Upload call (`grpc.FileExt/Upload`), on a connection of its own: pieces of a file go up, and one answer comes down.
 
 use std::time::Duration;
 
@@ -17,13 +17,13 @@ use crate::config::Address;
 
 const PATH: &str = "/grpc.FileExt/Upload";
 
-/// A server that gives no answer, or takes nothing, for this long has failed.
+/// A server that answers nothing, or takes nothing, for this long has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Bytes of an answer at most; it is one number.
+/// The longest answer, in bytes. An answer is one number.
 const MAX_ANSWER_BYTES: usize = 1024;
 
-/// A call that is open; dropping it without [`UploadCall::finish`] breaks it off, so that the server keeps nothing.
+/// An open call. Dropping it without [`UploadCall::finish`] aborts it, so that the server keeps nothing.
 #[derive(Debug)]
 pub(crate) struct UploadCall {
     connection: JoinHandle<()>,
@@ -41,7 +41,7 @@ impl UploadCall {
         patiently(async {
             let tls = connector.connect(address).await?;
             let (requests, connection) = client::Builder::new().enable_push(false).handshake::<_, Bytes>(tls).await?;
-            // How it ends is told to the call as well.
+            // The call learns how the connection ends, so this need not.
             let connection = tokio::spawn(async move { drop(connection.await) });
             let (response, stream) = requests.ready().await?.send_request(request(PATH), false)?;
             Ok(Self { connection, stream, response, compressor: Compressor::new() })
@@ -49,7 +49,7 @@ impl UploadCall {
         .await
     }
 
-    /// Sends a piece; the bytes of its message.
+    /// Sends a piece and returns the length of its message in bytes.
     ///
     /// # Errors
     /// How the call ended instead.
@@ -61,7 +61,7 @@ impl UploadCall {
         if let Ok(true) = written {
             return Ok(bytes);
         }
-        // The server has ended the call before the file's end; its answer says why, if there is one.
+        // The server has ended the call before the file's end. Its answer says why, if there is one.
         match (patiently(answer(&mut self.response)).await, written) {
             (Ok(()), _) => Err(End::Center("its answer before the end of the file".to_owned())),
             (Err(End::Http2(_)), Err(error)) => Err(error.into()),
@@ -69,10 +69,10 @@ impl UploadCall {
         }
     }
 
-    /// Says that the file has ended, and hears what the server makes of it.
+    /// Ends the file and waits for the server's answer.
     ///
     /// # Errors
-    /// When it has not taken the file.
+    /// When the server has not taken the file.
     pub(crate) async fn finish(mut self) -> Result<(), End> {
         self.stream.send_data(Bytes::new(), true)?;
         patiently(answer(&mut self.response)).await

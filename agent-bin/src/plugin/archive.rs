@@ -1,8 +1,8 @@
-//! Unpacking a plugin's archive, a gzipped tar, into a directory that was just made for it.
+//! Unpacks a plugin's archive, a gzipped tar, into a fresh directory.
 //!
-//! The archive is what the configuration's hash says, and yet nothing in it is believed: only regular files and directories
-//! are made, each below the directory and each file once, and no more and no deeper ones than the limits allow. What an archive
-//! holds is bounded before it is read: an entry that says too much ends everything.
+//! The archive has the configuration's hash, and this module still trusts nothing in it. It makes only regular files
+//! and directories, each below the directory, each file once, and no more and no deeper ones than the limits allow. It
+//! checks each bound before it reads: an entry that announces too much ends the unpacking.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
@@ -19,20 +19,20 @@ use crate::room::Room;
 /// Bytes that are read and written at once.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// What of a file's mode is taken over: nobody but its owner may write it, and nobody becomes its owner by running it.
+/// The bits of a file's mode that are kept. Nobody but its owner may write the file, and running it makes nobody its owner.
 const MODE_MASK: u32 = 0o755;
 
-/// Unpacks `archive` into the directory `into`, which is empty and nobody else's. Blocks.
+/// Unpacks `archive` into the directory `into`, which has to be empty and private. Blocks.
 ///
 /// # Errors
-/// What is wrong with the archive, or why a file cannot be written, or that `is_cancelled` said so; then something of it may
-/// lie in the directory.
+/// What is wrong with the archive, or why a file cannot be written, or that `is_cancelled` returned true. Parts of it
+/// may then lie in the directory.
 pub fn unpack(archive: impl Read, into: &Path, is_cancelled: &dyn Fn() -> bool) -> Result<(), String> {
     let mut room = Room::below(into).map_err(|error| format!("{}: {error}", into.display()))?;
     unpack_in(archive, into, &mut room, is_cancelled)
 }
 
-/// The same with the room that is there for it.
+/// The same, within `room`.
 pub(super) fn unpack_in(
     archive: impl Read,
     into: &Path,
@@ -44,7 +44,8 @@ pub(super) fn unpack_in(
     let mut bytes: u64 = 0;
     let mut name = None;
     let broken = |error: io::Error| format!("the archive is broken: {error}");
-    // Raw entries: names beyond a header's length come as entries of their own, which are to be bounded like all others.
+    // Iterate over raw entries, because names beyond a header's length come as entries of their own and need bounds
+    // like all others.
     for (count, entry) in (1..).zip(archive.entries().map_err(broken)?.raw(true)) {
         if count > MAX_ARCHIVE_ENTRIES {
             return Err(format!("the archive has more than {MAX_ARCHIVE_ENTRIES} entries"));
@@ -62,7 +63,7 @@ pub(super) fn unpack_in(
                 name = Some(long);
             }
             EntryType::XHeader => name = path_in(&read_name(&mut entry)?)?.or(name),
-            // It says what holds for all entries, and nothing of that matters here.
+            // It applies to all entries, and nothing in it matters here.
             EntryType::XGlobalHeader => drop(read_name(&mut entry)?),
             kind => {
                 let name = name.take().unwrap_or_else(|| entry.path_bytes().into_owned());
@@ -70,7 +71,7 @@ pub(super) fn unpack_in(
                 let failed = |error: io::Error| format!("{} in the archive: {error}", shown(&name));
                 match kind {
                     EntryType::Directory => tree.make_directories(&target).map_err(failed)?,
-                    // Before there was a type for directories, a slash at the end meant one.
+                    // In old archives, a slash at the end marks a directory.
                     EntryType::Regular | EntryType::Continuous if name.ends_with(b"/") => {
                         tree.make_directories(&target).map_err(failed)?;
                     }
@@ -91,7 +92,7 @@ pub(super) fn unpack_in(
     Ok(())
 }
 
-/// The contents of an entry that says something about another one.
+/// Reads an entry that describes the next one.
 fn read_name(entry: &mut Entry<'_, impl Read>) -> Result<Vec<u8>, String> {
     if entry.size() > MAX_ARCHIVE_NAME_BYTES {
         let size = entry.size();
@@ -102,8 +103,8 @@ fn read_name(entry: &mut Entry<'_, impl Read>) -> Result<Vec<u8>, String> {
     Ok(contents)
 }
 
-/// The path that a POSIX extended header gives the next entry. One that gives it another size would have the archive read in
-/// two ways, and the like goes for sparse files.
+/// Reads the path that a POSIX extended header gives the next entry. Refuses one that changes the entry's size, and
+/// sparse files, because different readers would then see different archives.
 fn path_in(header: &[u8]) -> Result<Option<Vec<u8>>, String> {
     let mut path = None;
     for record in PaxExtensions::new(header) {
@@ -119,7 +120,7 @@ fn path_in(header: &[u8]) -> Result<Option<Vec<u8>>, String> {
     Ok(path)
 }
 
-/// The path below the directory, if `name` is one.
+/// Checks `name` and returns it as a path below the directory.
 fn checked(name: &[u8]) -> Result<PathBuf, String> {
     let refused = |why: &str| Err(format!("{} in the archive {why}", shown(name)));
     if name.is_empty() || name.contains(&0) {
@@ -144,11 +145,11 @@ fn checked(name: &[u8]) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-/// What is being unpacked, and how much of it there is.
+/// The files being unpacked, and their bounds.
 struct Tree<'a> {
     into: &'a Path,
     room: &'a mut Room,
-    /// Files and directories.
+    /// Number of files and directories.
     made: u64,
     is_cancelled: &'a dyn Fn() -> bool,
 }
@@ -163,7 +164,7 @@ impl Tree<'_> {
         self.room.take(0)
     }
 
-    /// Makes a directory below the tree's, and those on the way to it, where they are not there yet.
+    /// Makes a directory below the tree's root, and those on the way to it, where they are missing.
     fn make_directories(&mut self, path: &Path) -> io::Result<()> {
         let mut at = self.into.to_owned();
         if self.into.join(path).is_dir() {
@@ -174,7 +175,7 @@ impl Tree<'_> {
             match DirBuilder::new().mode(0o700).create(&at) {
                 Ok(()) => {
                     self.count()?;
-                    // Whatever the umask is: a plugin that has given up being root may still read its own files.
+                    // A plugin that has dropped root may still have to read its own files, whatever the umask is.
                     fs::set_permissions(&at, Permissions::from_mode(0o755))?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && at.is_dir() => {}
@@ -221,7 +222,7 @@ fn kind_name(kind: EntryType) -> String {
     }
 }
 
-/// A name as a message quotes it.
+/// A name as errors quote it.
 fn shown(name: &[u8]) -> String {
     let text: String = String::from_utf8_lossy(name).chars().take(80).collect();
     format!("{text:?}")
@@ -238,7 +239,7 @@ mod tests {
 
     use super::*;
 
-    /// An entry with any name, which the library's own builder would refuse.
+    /// Adds an entry with any name, which the library's own builder would refuse.
     fn raw(builder: &mut Builder<Vec<u8>>, name: &[u8], kind: EntryType, size: u64, contents: &[u8]) {
         let mut header = Header::new_ustar();
         header.as_old_mut().name[..name.len()].copy_from_slice(name);
@@ -314,7 +315,7 @@ mod tests {
             let error = unpacked(&[(name, kind, contents)]).expect_err(why);
             assert!(error.contains(why), "{error}: {why}");
         }
-        // By way of a long name, too.
+        // Long names come another way.
         for (kind, contents) in [(EntryType::GNULongName, &b"/etc/x"[..]), (EntryType::XHeader, b"12 path=../x\n")] {
             unpacked(&[(b"n", kind, contents), (b"x", EntryType::Regular, b"x")]).expect_err("it leads out");
         }
@@ -346,7 +347,7 @@ mod tests {
             raw(&mut many, b"a", EntryType::Directory, 0, b"");
         }
         assert!(refused(many).contains("more than 10000 entries"));
-        // What paths imply counts as well.
+        // Directories that a path implies count as well.
         let mut implied = Builder::new(Vec::new());
         for top in 0..MAX_ARCHIVE_ENTRIES / 30 {
             raw(&mut implied, format!("{top}/{}f", "d/".repeat(40)).as_bytes(), EntryType::Regular, 0, b"");
@@ -357,13 +358,13 @@ mod tests {
         raw(&mut deep, b"n", EntryType::GNULongName, path.len() as u64, path.as_bytes());
         raw(&mut deep, b"f", EntryType::Regular, 0, b"");
         assert!(refused(deep).contains("deeper than 64 levels"));
-        // One that promises more than it has.
+        // An entry that announces more than it has.
         let mut short = Builder::new(Vec::new());
         raw(&mut short, b"short", EntryType::Regular, 100_000, b"x");
         assert!(refused(short).contains("early"));
     }
 
-    /// Sizes of 2^64 - n would make a sum of sizes small again; negative ones are as large.
+    /// Sizes of 2^64 - n would make a sum of sizes small again. Negative ones are as large.
     #[test]
     fn a_size_of_any_number_is_refused() {
         for size in [[0xff; 12], *b"\x80\0\0\0\xff\xff\xff\xff\xff\xff\xfc\0", *b"\x80\0\0\0\x80\0\0\0\0\0\0\0"] {

@@ -1,4 +1,4 @@
-//! Finding a plugin's executable and holding it to its hash.
+//! Opens a plugin's executable and checks its hash.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -15,7 +15,7 @@ use super::process::raised;
 use crate::fetch::Cancel;
 use crate::host::{HostRoot, mount_of};
 
-/// A verified executable, held by the descriptor through which it was verified.
+/// A verified executable. It is held by the descriptor through which it was verified.
 #[derive(Debug)]
 pub(crate) struct Executable {
     file: OwnedFd,
@@ -29,12 +29,12 @@ impl Executable {
         self.file.as_fd()
     }
 
-    /// Where it lies, for its name and its surroundings.
+    /// Its path, from which its name and its directory follow.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether an interpreter will have to open it again.
+    /// Returns true when an interpreter has to open it again.
     pub(super) fn is_script(&self) -> bool {
         self.is_script
     }
@@ -48,7 +48,7 @@ pub(crate) fn directory(workdir: &Path, name: &PluginName) -> PathBuf {
 /// Opens the file at `path` and checks its hash. Blocks.
 ///
 /// # Errors
-/// When there is none, or it is another than was configured, or the preparation was cancelled; the text says which.
+/// When the file is missing, has another hash, or the preparation was cancelled. The text says which.
 pub(super) fn verify(path: &Path, expected: Sha256, cancel: &Cancel) -> Result<Executable, String> {
     let failed = |what: &str, error: &dyn std::fmt::Display| format!("{}: {what}: {error}", path.display());
     let mut file = File::options()
@@ -72,8 +72,8 @@ pub(super) fn verify(path: &Path, expected: Sha256, cancel: &Cancel) -> Result<E
     Ok(Executable { file, path: path.to_owned(), is_script })
 }
 
-/// Gives a file the mode 0700. One on a file system that is read-only (or has become so, as after an error) may have another as
-/// long as it can be executed: nobody can write it either.
+/// Sets a file's mode to 0700. On a read-only file system (or one that has become so, as after an error) another mode
+/// will do if the file can be executed, because nobody can write it there.
 fn make_executable(file: &File, metadata: &fs::Metadata) -> io::Result<()> {
     if metadata.permissions().mode() & 0o7777 == 0o700 {
         return Ok(());
@@ -88,8 +88,8 @@ fn make_executable(file: &File, metadata: &fs::Metadata) -> io::Result<()> {
     }
 }
 
-/// Why a program could not be executed, in the host's words: the kernel says the same of a file without permission and of a
-/// mount that executes nothing.
+/// Explains why a program could not be executed. The kernel reports the same error for a file without permission and
+/// for a noexec mount; this tells them apart.
 pub(crate) fn explain(error: &io::Error, program: &Path) -> String {
     match mount_of(&HostRoot::live(), program) {
         Some(mount) if error.kind() == io::ErrorKind::PermissionDenied && mount.is_noexec => {

@@ -1,8 +1,8 @@
-//! The list of plugins that is to run, kept over the agent's end, so that it starts them without a server.
+//! Keeps the list of plugins on disk, so that the agent can start them without a server.
 //!
-//! The file `plugins.kept` in the work directory is a line that says what it is, the CRC-32C of the rest (4 bytes, little
-//! endian), and the list as the configuration of a protobuf `Command`. It is replaced as a whole, and readable by its owner
-//! only, as details may hold secrets.
+//! The file `plugins.kept` in the work directory is a line that identifies it, the CRC-32C of the rest (4 bytes, little
+//! endian), and the list as the configuration of a protobuf `Command`. It is replaced as a whole. Only its owner can
+//! read it, because details may hold secrets.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,10 +20,10 @@ fn path(workdir: &Path) -> PathBuf {
     workdir.join("plugins.kept")
 }
 
-/// The list that was kept last; none when there is no file. Blocks.
+/// Reads the kept list. It is empty when there is no file. Blocks.
 ///
 /// # Errors
-/// Why the file is of no use; the text names it.
+/// Why the file is useless. The text names it.
 pub(crate) fn read_kept(workdir: &Path) -> Result<Vec<PluginConfig>, String> {
     let path = path(workdir);
     let failed = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
@@ -42,7 +42,7 @@ pub(crate) fn read_kept(workdir: &Path) -> Result<Vec<PluginConfig>, String> {
 /// Replaces the file. Blocks.
 ///
 /// # Errors
-/// When it cannot be written; then the one before is still there. The text names the file.
+/// When it cannot be written. The previous file is then still there. The text names the file.
 pub(crate) fn write_kept(workdir: &Path, plugins: &[PluginConfig]) -> Result<(), String> {
     let path = path(workdir);
     let write = || -> io::Result<()> {
@@ -60,10 +60,10 @@ fn encode(plugins: &[PluginConfig]) -> Vec<u8> {
     [HEAD, &crc32c::crc32c(&command).to_le_bytes(), &command].concat()
 }
 
-/// The list that a file holds.
+/// Decodes a file's list.
 ///
 /// # Errors
-/// Why it is none.
+/// Why it is no list.
 pub fn decode_kept(bytes: &[u8]) -> Result<Vec<PluginConfig>, String> {
     let rest = bytes.strip_prefix(HEAD).ok_or("it is no list of plugins that this version keeps")?;
     let (sum, command) = rest.split_first_chunk().ok_or("it is cut short")?;
@@ -72,8 +72,8 @@ pub fn decode_kept(bytes: &[u8]) -> Result<Vec<PluginConfig>, String> {
     }
     match Command::decode(command).map_err(|error| error.to_string())? {
         Command::Nothing => Ok(Vec::new()),
-        // There may be more than a configuration has when an entry that was refused has left its plugin running. The rest is
-        // started when a server names it.
+        // The list may be longer than a configuration when a refused entry has left its plugin running. The rest starts
+        // when a server names it.
         Command::Configuration(configuration) if configuration.agent.is_none() => Ok(configuration.plugins),
         _ => Err("it holds something else than plugins".to_owned()),
     }

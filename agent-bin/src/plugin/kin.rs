@@ -1,10 +1,10 @@
-//! The processes that plugins start: none outlives its plugin, nor the agent.
+//! The processes that plugins start. None outlives its plugin or the agent.
 //!
-//! A process group does not hold them together, since whoever calls setsid(2) leaves it. Every plugin therefore gets a mark in its
-//! environment, [`VARIABLE`], which its descendants inherit; and the agent adopts orphans (`children`), so that it sees whom it has
-//! left to look after. When a plugin has ended, the agent kills those of its adopted children that bear the plugin's mark, and all
-//! that descend from them. A process without any mark has got rid of it: that is the plugin's as well if it is in its process group,
-//! or if it began after the plugin did and the agent adopts nobody's orphans but plugins'.
+//! A process group does not hold them together, because whoever calls setsid(2) leaves it. Every plugin therefore gets
+//! a mark in its environment, [`VARIABLE`], which its descendants inherit, and the agent adopts orphans (`children`).
+//! When a plugin has ended, the agent kills its adopted children with the plugin's mark and all their descendants. A
+//! process without any mark has dropped it. It counts as the plugin's if it is in the plugin's process group. It also
+//! does if it began after the plugin and the agent adopts nobody's orphans but plugins'.
 //!
 //! An agent that was killed could not do that. The next one in the same work directory finds the marks of the earlier life.
 
@@ -21,20 +21,20 @@ use rustix::process::{Pid, Signal};
 use crate::children;
 use crate::host::{HostRoot, Process, environment, processes};
 
-/// The variable of the environment that says whose a process is: `DEVICE-INODE/PID-NUMBER/NAME`, of the agent's work directory, of the
-/// agent, and of the plugin.
+/// The environment variable that says whose a process is. Its value is `DEVICE-INODE/PID-NUMBER/NAME`: the agent's work
+/// directory, the agent's process and a count, and the plugin.
 const VARIABLE: &str = "ELKLET_PLUGIN";
 
-/// What was killed is looked for again after this, until it is gone.
+/// Pause before looking again for killed processes that are not gone.
 const LOOK_AGAIN_MS: u64 = 100;
 
-/// How often that is done; whoever is still there then cannot be killed.
+/// Number of such looks. A process that is still there afterwards cannot be killed.
 const LOOKS: u32 = 50;
 
-/// How often in a row is looked for what was forked while others were killed.
+/// Rounds of looking for processes that were forked while others were killed.
 const ROUNDS: u32 = 4;
 
-/// At its start and at its end, the agent waits for the end of what it has killed at most so long, and looks this often.
+/// How long the agent waits, at its start and at its end, for killed processes to end, and the pause between looks.
 const END_WITHIN: Duration = Duration::from_secs(2);
 const END_PAUSE: Duration = Duration::from_millis(5);
 
@@ -42,7 +42,7 @@ const END_PAUSE: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(crate) struct Kin {
     host: HostRoot,
-    /// The beginning of the marks in this work directory, and of those of this agent.
+    /// Prefix of the marks in this work directory.
     place: String,
     agent: String,
     given: u64,
@@ -66,19 +66,19 @@ struct Leaving {
     looks: u32,
 }
 
-/// An entry of the environment, `ELKLET_PLUGIN=...`, by which the descendants of one process of a plugin are known.
+/// An environment entry, `ELKLET_PLUGIN=...`, that identifies the descendants of one process of a plugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mark(String);
 
 impl Mark {
-    /// Its name and its value.
+    /// Its name and value.
     pub(super) fn entry(&self) -> (Vec<u8>, Vec<u8>) {
         (VARIABLE.into(), self.0.clone().into())
     }
 }
 
 impl Kin {
-    /// The plugins of an agent in this work directory, of which there are none yet.
+    /// The plugins of an agent in this work directory. There are none yet.
     pub(crate) fn new(workdir: &Path) -> Self {
         let place = place(workdir);
         Self {
@@ -91,7 +91,7 @@ impl Kin {
         }
     }
 
-    /// A mark for a process of this plugin that is about to be started.
+    /// Makes a mark for a process of this plugin that is about to start.
     pub(crate) fn mark(&mut self, name: &PluginName) -> Mark {
         self.given += 1;
         Mark(format!("{}{}/{name}", self.agent, self.given))
@@ -103,7 +103,7 @@ impl Kin {
         self.live.push(Plugin { mark, pid, start_ticks });
     }
 
-    /// The process has ended: whatever it has left behind is killed.
+    /// The process has ended. Kills what it has left behind.
     pub(crate) fn leave(&mut self, pid: u32, now: Millis) {
         let Some(at) = self.live.iter().position(|plugin| plugin.pid == pid) else { return };
         let plugin = self.live.swap_remove(at);
@@ -111,7 +111,7 @@ impl Kin {
         self.handle_timeout(now);
     }
 
-    /// Looks again for what was killed and was not gone yet.
+    /// Looks again for killed processes that were not gone yet.
     pub(crate) fn handle_timeout(&mut self, now: Millis) {
         let mut leaving = std::mem::take(&mut self.leaving);
         leaving.retain_mut(|Leaving { plugin, look_at, looks }| {
@@ -136,7 +136,7 @@ impl Kin {
         self.leaving.iter().map(|leaving| leaving.look_at).min()
     }
 
-    /// The adopted processes that a plugin which has ended has left behind.
+    /// The adopted processes that an ended plugin has left behind.
     fn left_by(&self, plugin: &Plugin, all: &[Process]) -> Vec<u32> {
         let guesses = children::all_orphans_are_plugins();
         let is_left = |process: &&Process| {
@@ -157,10 +157,10 @@ impl Plugin {
     }
 }
 
-/// Kills what an earlier agent's plugins in this work directory have left behind, and waits until it is gone.
+/// Kills what the plugins of an earlier agent in this work directory have left behind, and waits until it is gone.
 pub(crate) fn end_earlier_lives(workdir: &Path) {
     let (host, place) = (HostRoot::live(), place(workdir));
-    // Where the agent is the first process there was none before it.
+    // If the agent is the first process, there was none before it.
     if rustix::process::getpid().is_init() {
         return;
     }
@@ -173,7 +173,8 @@ pub(crate) fn end_earlier_lives(workdir: &Path) {
     }
 }
 
-/// Kills every process of a plugin that the agent has started or adopted, and waits until they are gone. The agent ends.
+/// Kills every process of a plugin that the agent has started or adopted, and waits until they are gone. The agent
+/// calls this when it ends.
 pub(crate) fn end_all(workdir: &Path) {
     let (host, place) = (HostRoot::live(), place(workdir));
     let guesses = children::all_orphans_are_plugins();
@@ -184,7 +185,7 @@ pub(crate) fn end_all(workdir: &Path) {
     });
 }
 
-/// Kills until nobody is left or the time is over; gives how many were killed.
+/// Kills until nobody is left or the time is over. Returns how many were killed.
 fn end(host: &HostRoot, find: impl Fn(&[Process]) -> Vec<u32>) -> usize {
     let begun = Instant::now();
     let mut most = 0;
@@ -199,7 +200,7 @@ fn end(host: &HostRoot, find: impl Fn(&[Process]) -> Vec<u32>) -> usize {
     }
 }
 
-/// Kills the living processes that `find` names and all that descend from them; gives how many there were.
+/// Kills the living processes that `find` names and all their descendants. Returns how many there were.
 fn kill_all(host: &HostRoot, find: impl Fn(&[Process]) -> Vec<u32>) -> usize {
     let mut killed = Vec::new();
     for _ in 0..ROUNDS {
@@ -229,13 +230,14 @@ fn kill(pid: u32) {
     }
 }
 
-/// What marks in a work directory begin with. Its number and not its path, which means another directory in another container.
+/// Prefix of the marks in a work directory. It uses the directory's number, because its path means another directory in
+/// another container.
 fn place(workdir: &Path) -> String {
     let (device, inode) = fs::metadata(workdir).map_or((0, 0), |metadata| (metadata.dev(), metadata.ino()));
     format!("{device:x}-{inode:x}/")
 }
 
-/// The mark that a process bears, if it is of this place.
+/// The mark of a process, if it is of this place.
 fn mark_of(host: &HostRoot, pid: u32, place: &str) -> Option<Mark> {
     let environment = environment(host, pid);
     let value = environment.split(|byte| *byte == 0).find_map(|entry| {

@@ -1,4 +1,4 @@
-//! A plugin's executable and its process: what is executed is what was verified.
+//! Plugins' executables and processes. The agent executes the very file that it has verified.
 
 mod archive;
 mod confine;

@@ -1,5 +1,5 @@
-//! The newest version of each plugin that has run here, so that a signed plugin does not go back: whoever can answer for the
-//! server could else have a version started again that was replaced for a flaw, with its signature as good as ever.
+//! Remembers the newest version of each plugin that has run here, so that a signed plugin does not go back. Otherwise, whoever
+//! can answer for the server could restart a version that was replaced for a flaw, because its signature is still valid.
 //!
 //! The file `plugins.newest` in the work directory is a JSON object of names and versions. It is replaced as a whole.
 
@@ -15,10 +15,10 @@ use elklet_core::update::compare;
 
 use crate::files;
 
-/// Bytes of the file that are read: names and versions have bounds of their own.
+/// Most bytes of the file that are read. Names and versions have bounds of their own.
 const MAX_BYTES: u64 = 128 << 10;
 
-/// What has run, in memory and on the disk.
+/// The newest versions, in memory and on the disk.
 #[derive(Debug)]
 pub(crate) struct Newest {
     path: PathBuf,
@@ -26,7 +26,7 @@ pub(crate) struct Newest {
 }
 
 impl Newest {
-    /// What the file says; nothing if it cannot be read, which is logged.
+    /// Reads the file. Logs a file that cannot be read, and knows no version then.
     pub(crate) fn read(workdir: &Path) -> Self {
         let path = workdir.join("plugins.newest");
         let read = files::read_bounded(&path, MAX_BYTES).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
@@ -39,7 +39,7 @@ impl Newest {
         Self { path, versions: Mutex::new(versions) }
     }
 
-    /// Whether a version may run after those that have.
+    /// Checks that a version may run after those that have.
     ///
     /// # Errors
     /// Why it may not.
@@ -54,11 +54,11 @@ impl Newest {
         Err(format!("version {version:.80} {why} {newest:.80}, which has run here, and plugins.allow_downgrade is off"))
     }
 
-    /// Remembers that a version has been started; whether that is to be written.
+    /// Remembers that a version was started. Returns true when the file has to be written.
     pub(super) fn note(&self, name: &PluginName, version: &str) -> bool {
         let mut versions = self.lock();
         let is_known = match versions.get(name.as_str()) {
-            // One that cannot be compared gets here only with the host's consent, and counts from then on.
+            // A version that cannot be compared gets here only if the host allows it. It counts from then on.
             Some(newest) => {
                 newest == version || matches!(compare(version, newest), Some(Ordering::Less | Ordering::Equal))
             }
@@ -73,7 +73,7 @@ impl Newest {
     /// Replaces the file. Blocks.
     ///
     /// # Errors
-    /// When it cannot be written; then the one before is still there. The text names the file.
+    /// When it cannot be written. The previous file is then still there. The text names the file.
     pub(crate) fn write(&self) -> Result<(), String> {
         let content = serde_json::to_vec(&*self.lock()).map_err(io::Error::from);
         let written = content.and_then(|content| files::replace(&self.path, &content, 0o600));
@@ -97,7 +97,7 @@ mod tests {
         let newest = Newest::read(workdir.path());
         newest.check(&name, "1.0").expect("nothing has run");
         assert!(newest.note(&name, "1.2"));
-        // One that runs with the host's consent does not make the newest an older one.
+        // A version that runs because the host allows it does not make the newest an older one.
         assert!(!newest.note(&name, "1.1") && !newest.note(&name, "1.2"));
         newest.write().expect("writable");
         let newest = Newest::read(workdir.path());

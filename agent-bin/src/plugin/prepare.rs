@@ -1,5 +1,5 @@
-//! From a configuration to an executable that may be started: what lies there already if it is the right one, else what is
-//! downloaded, beside whatever runs.
+//! Prepares an executable for a configuration. It uses the file in place if that is the right one. Otherwise it
+//! downloads one, while whatever runs goes on.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -22,20 +22,20 @@ use crate::files::make_directory;
 /// A file in a plugin's directory with the SHA-256 of the archive that was unpacked there.
 const ORIGIN: &str = ".elklet-archive";
 
-/// Prepares plugins, on any thread.
+/// Prepares plugins. It works on any thread.
 #[derive(Debug)]
 pub(crate) struct Preparer {
     pub(crate) workdir: PathBuf,
     pub(crate) fetcher: Fetcher,
-    /// Who has to vouch for what is started, if anybody.
+    /// Whose signature a plugin needs, if anybody's.
     pub(crate) public_key: Option<PublicKey>,
-    /// Whether a signed plugin may go back to an earlier version.
+    /// True if a signed plugin may go back to an earlier version.
     pub(crate) allow_downgrade: bool,
     /// The newest versions that have run.
     pub(crate) newest: Arc<Newest>,
 }
 
-/// An executable that was verified, and what is to be put in its place before it is started.
+/// A verified executable, and what has to be put in place before it is started.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(super) executable: Executable,
@@ -43,10 +43,10 @@ pub(crate) struct Prepared {
 }
 
 impl Preparer {
-    /// Verifies the plugin's executable as it lies in its place. Blocks, but not for long.
+    /// Verifies the plugin's executable in place. Blocks, but not for long.
     ///
     /// # Errors
-    /// When there is none or another one, or nobody vouches for it who has to; the text says why.
+    /// When it is missing or another one, or lacks a signature that it needs. The text says why.
     pub(crate) fn verify(&self, config: &PluginConfig, cancel: &Cancel) -> Result<Prepared, String> {
         self.check_signature(config)?;
         let place = directory(&self.workdir, &config.name);
@@ -61,10 +61,10 @@ impl Preparer {
         if self.allow_downgrade { Ok(()) } else { self.newest.check(&config.name, &config.version) }
     }
 
-    /// Downloads the plugin and verifies it, beside what lies in its place. Blocks for as long as the download takes.
+    /// Downloads the plugin and verifies it, beside the one in place. Blocks for as long as the download takes.
     ///
     /// # Errors
-    /// When it cannot be had, is not what was configured, or nobody vouches for it who has to; the text says why.
+    /// When it cannot be downloaded, is not what was configured, or lacks a signature that it needs. The text says why.
     pub(crate) fn download(&self, config: &PluginConfig, cancel: &Cancel) -> Result<Prepared, String> {
         self.check_signature(config)?;
         let place = directory(&self.workdir, &config.name);
@@ -75,7 +75,7 @@ impl Preparer {
         let mut file = self.fetcher.fetch(&order, &download, stage.room(), cancel)?;
         let (staged, executable) = match config.packing {
             Packing::Plain => {
-                // Nothing can be executed while it is open for writing.
+                // A file that is open for writing cannot be executed.
                 drop(file);
                 let synced = File::open(stage.path()).and_then(|directory| directory.sync_all());
                 check_synced(synced, stage.path())?;
@@ -88,7 +88,7 @@ impl Preparer {
                 let origin = tree.join(ORIGIN);
                 write_origin(&origin, config).map_err(|error| format!("{}: {error}", origin.display()))?;
                 let _ = fs::remove_file(download);
-                // One call for all the files and directories of the archive.
+                // One call syncs all files and directories of the archive.
                 check_synced(syncfs(&file).map_err(io::Error::from), &tree)?;
                 (Staged::new(stage, tree.clone(), &place, name, false), tree.join(name))
             }
@@ -98,13 +98,14 @@ impl Preparer {
         Ok(Prepared { executable, staged: Some(staged) })
     }
 
-    /// Remembers that a version was started, if it matters; whether that is to be written.
+    /// Remembers that a version was started, if that matters. Returns true when the file has to be written.
     pub(crate) fn note_started(&self, config: &PluginConfig) -> bool {
         self.public_key.is_some() && self.newest.note(&config.name, &config.version)
     }
 }
 
-/// Fails when what was written may be lost. Not every file system can sync directories, and a filter of a container may refuse it.
+/// Fails when what was written may be lost. Some file systems cannot sync directories, and a container's filter may
+/// refuse it; both are only logged.
 fn check_synced(synced: io::Result<()>, path: &Path) -> Result<(), String> {
     match synced {
         Err(error)
@@ -121,13 +122,13 @@ fn check_synced(synced: io::Result<()>, path: &Path) -> Result<(), String> {
 }
 
 fn write_origin(path: &Path, config: &PluginConfig) -> io::Result<()> {
-    // An archive that was made of a plugin's directory has one of its own.
+    // An archive of a plugin's directory may contain this file.
     let _ = fs::remove_file(path);
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(config.download_sha256.to_string().as_bytes())
 }
 
-/// What [`write_origin`] has written, unless the plugin has put something else there.
+/// Reads what [`write_origin`] has written, unless the plugin has replaced it.
 fn read_origin(path: &Path) -> io::Result<String> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let mut origin = String::new();
@@ -135,8 +136,8 @@ fn read_origin(path: &Path) -> io::Result<String> {
     Ok(origin)
 }
 
-/// Whether the rest of an archive that lies in a plugin's directory belongs to the executable that was verified. What came
-/// there in another way, as with a package, is taken for what it is.
+/// Checks that the other files of an archive in a plugin's directory belong to the verified executable. Accepts files
+/// that came there in another way, such as with a package.
 fn check_origin(place: &Path, config: &PluginConfig) -> Result<(), String> {
     match read_origin(&place.join(ORIGIN)) {
         Ok(origin) if config.packing == Packing::TarGz && origin != config.download_sha256.to_string() => {
@@ -147,12 +148,12 @@ fn check_origin(place: &Path, config: &PluginConfig) -> Result<(), String> {
 }
 
 impl Prepared {
-    /// Whether there are files that are deleted with it.
+    /// Returns true when dropping it deletes files.
     pub(crate) fn is_staged(&self) -> bool {
         self.staged.is_some()
     }
 
-    /// Puts what was downloaded in its place; [`Prepared::put_back`] undoes it.
+    /// Puts the download in place. [`Prepared::put_back`] undoes this.
     pub(super) fn install(&mut self) -> io::Result<()> {
         self.staged.as_mut().map_or(Ok(()), Staged::install)
     }
@@ -167,7 +168,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::Proxies;
 
-    /// What can be prepared without a download.
+    /// Prepares what needs no download.
     pub(crate) fn prepared(workdir: &Path, config: &PluginConfig) -> Result<Prepared, String> {
         let fetcher = Fetcher::new(workdir.join("no-authority"), Proxies::default());
         let newest = Arc::new(Newest::read(workdir));

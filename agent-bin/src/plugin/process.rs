@@ -1,9 +1,9 @@
-//! Starting a plugin by the reference's contract.
+//! Starts plugins by the reference's contract.
 //!
-//! The plugin reads tasks from descriptor 3 and writes records to 4; 5 is its high-priority lane, and
-//! `ELKEID_PLUGIN_HIGH_PRIORITY_PIPE` says so. It has a process group and its own directory as working directory; its
-//! standard input and output are /dev/null, its standard error is a pipe (`stderr`). Without `detail` it
-//! inherits the agent's environment, else it gets only `DETAIL`; unlike with the reference, `PATH` is always set.
+//! The plugin reads tasks from descriptor 3 and writes records to 4. Descriptor 5 is its high-priority lane, which
+//! `ELKEID_PLUGIN_HIGH_PRIORITY_PIPE` announces. It has a process group of its own and runs in its own directory. Its
+//! standard input and output are /dev/null, and its standard error is a pipe (`stderr`). Without `detail` it inherits
+//! the agent's environment; otherwise it gets only `DETAIL`. Unlike with the reference, `PATH` is always set.
 
 use std::env;
 use std::ffi::{CString, OsStr};
@@ -29,40 +29,41 @@ use super::kin::Mark;
 use super::prepare::Prepared;
 use crate::pump::PipeEnds;
 
-/// Descriptors below this one are a plugin's: standard streams, tasks, records, high-priority records.
+/// Descriptors below this one have a meaning in a plugin: standard streams, tasks, records, high-priority records.
 const FIRST_FREE_DESCRIPTOR: RawFd = 6;
 
 const TASKS: RawFd = 3;
 const RECORDS: RawFd = 4;
 const URGENT: RawFd = 5;
 
-/// Bytes that the kernel keeps of records: a burst goes in without a switch to the agent for each 64 KiB, which is what a
-/// pipe holds otherwise. It takes the memory when it is full only.
+/// Capacity of the pipe for records. A pipe usually holds 64 KiB; this one takes a burst without a switch to the agent
+/// for each of them. It uses the memory only while it is full.
 const RECORDS_PIPE_BYTES: usize = 256 << 10;
 
-/// How often and how long the net thread waits for whoever has an executable open for writing: twenty milliseconds in all.
+/// How often, and for how long each time, the net thread waits while somebody has an executable open for writing:
+/// twenty milliseconds in all.
 const BUSY_RETRIES: u32 = 10;
 const BUSY_PAUSE: Duration = Duration::from_millis(2);
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// A plugin that was started.
+/// A started plugin.
 #[derive(Debug)]
 pub(crate) struct Spawned {
     pub(crate) child: Child,
     pub(crate) pid: u32,
     pub(crate) pipes: PipeEnds,
-    /// The reading end of its standard error, and the file that the text goes to.
+    /// The reading end of its standard error, and the path of the file for the text.
     pub(crate) stderr: (OwnedFd, PathBuf),
-    /// The limits that it has, and how they are kept.
+    /// Its limits, and how they are enforced.
     pub(crate) limits: Vec<Applied>,
-    /// What is to be released when it has ended.
+    /// The groups to release when it has ended.
     pub(crate) groups: Vec<Group>,
 }
 
-/// Occupies the descriptors that mean something in a plugin's process, so that nothing of the agent's comes to lie there.
+/// Occupies the descriptors that have a meaning in a plugin's process, so that the agent never uses them.
 ///
-/// Between fork and exec the plugin's pipes are put there; whatever else were there would be lost.
+/// Between fork and exec the plugin's pipes go there, and would replace whatever else was there.
 pub(crate) fn reserve_descriptors() -> io::Result<()> {
     static RESERVED: OnceLock<Vec<File>> = OnceLock::new();
     let mut kept = Vec::new();
@@ -77,10 +78,10 @@ pub(crate) fn reserve_descriptors() -> io::Result<()> {
     Ok(())
 }
 
-/// Puts what was prepared in its place and starts it.
+/// Puts a prepared executable in its place and starts it.
 ///
 /// # Errors
-/// When a pipe, a file or a process is not to be had; then what was in that place is there again.
+/// When a pipe, a file or a process cannot be had. What was in that place is then there again.
 pub(crate) fn spawn(
     prepared: &mut Prepared,
     config: &PluginConfig,
@@ -109,8 +110,8 @@ pub(crate) fn spawn(
     }
 }
 
-/// Starts a plugin although its executable may be open for writing for a moment longer: what another thread writes is inherited by
-/// whatever is forked meanwhile, and closed there only as the last step of exec, after the start has been reported.
+/// Starts a plugin whose executable may be open for writing for a moment longer. A process that is forked while another thread
+/// writes the file inherits that descriptor, and closes it only in the last step of exec, after its start has been reported.
 fn start_patiently(
     executable: &Executable,
     config: &PluginConfig,
@@ -135,7 +136,7 @@ fn start(
     let (tasks_read, tasks_write) = io::pipe()?;
     let (records_read, records_write) = io::pipe()?;
     let (urgent_read, urgent_write) = io::pipe()?;
-    // Who may not have a larger one is served by the usual one.
+    // The usual size will do if the host refuses a larger one.
     let _ = rustix::pipe::fcntl_setpipe_size(&records_read, RECORDS_PIPE_BYTES);
     let pipes = PipeEnds { records: records_read.into(), urgent: urgent_read.into(), tasks: tasks_write.into() };
     let (stderr_read, stderr_write) = io::pipe()?;
@@ -176,7 +177,7 @@ fn start(
     Ok(Spawned { child, pid, pipes, stderr, limits: Vec::new(), groups: Vec::new() })
 }
 
-/// Another descriptor of the same, above those that mean something in a plugin.
+/// Duplicates a descriptor to above those that have a meaning in a plugin.
 pub(super) fn raised(end: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(end, FIRST_FREE_DESCRIPTOR)?)
 }
@@ -184,12 +185,12 @@ pub(super) fn raised(end: impl AsFd) -> io::Result<OwnedFd> {
 /// An exec by descriptor, prepared before the fork.
 struct Exec {
     file: RawFd,
-    /// The descriptor's name, for kernels that cannot execute the descriptor itself.
+    /// The descriptor's path, for kernels that cannot execute a descriptor.
     name: CString,
     is_script: bool,
     argv: Vec<*const libc::c_char>,
     envp: Vec<*const libc::c_char>,
-    /// What the pointers point into.
+    /// The strings that the pointers point into.
     _strings: Vec<CString>,
 }
 
@@ -214,12 +215,12 @@ impl Exec {
         })
     }
 
-    /// Becomes the plugin; returns only when that fails.
+    /// Becomes the plugin. Returns only on failure.
     fn run(&self) -> io::Error {
         // SAFETY: `argv` and `envp` are arrays of C strings that end with a null pointer; all calls are async-signal-safe.
         unsafe {
             if self.is_script {
-                // The kernel hands an interpreter the descriptor's path, so that it has to stay open.
+                // The kernel passes an interpreter the descriptor's path, so the descriptor has to stay open.
                 libc::fcntl(self.file, libc::F_SETFD, 0);
             }
             libc::syscall(
@@ -231,7 +232,7 @@ impl Exec {
                 libc::AT_EMPTY_PATH,
             );
             let error = io::Error::last_os_error();
-            // Linux before 3.19 has no such call, and filters of old container runtimes refuse what they do not know.
+            // Linux before 3.19 has no such call, and filters of old container runtimes refuse unknown calls.
             if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
                 return error;
             }

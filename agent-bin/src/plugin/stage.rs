@@ -1,10 +1,11 @@
-//! Putting what was downloaded in a plugin's place, and taking a plugin away.
+//! Puts a download in a plugin's place, and takes a plugin away.
 //!
-//! A stage is a directory beside the plugin's, so that it lies on the same file system and a rename suffices; `plugin/` or a
-//! plugin's directory may be a mount or a link to another disk. Where the directory is a mount point itself, the stage lies
-//! in it. The old and the new are exchanged by one rename. File systems that cannot do that (NFS, jffs2, kernels before 3.15,
-//! filters of containers) get two renames, and where not even those work (a mount point, the lower layer of an overlay), the
-//! entries are moved one by one. What a crash interrupts between them is put back by [`recover`].
+//! A stage is a directory beside the plugin's, on the same file system, so that a rename suffices. `plugin/` or a plugin's
+//! directory may be a mount or a link to another disk. If the directory is a mount point itself, the stage lies in it.
+//!
+//! One rename exchanges the old and the new. File systems that cannot do that (NFS, jffs2, kernels before 3.15, filters
+//! of containers) get two renames. Where not even those work (a mount point, the lower layer of an overlay), the
+//! entries are moved one by one. [`recover`] puts back what a crash interrupts in between.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
@@ -22,24 +23,24 @@ use crate::host::{HostRoot, mount_of};
 use crate::remove::remove_tree;
 use crate::room::Room;
 
-/// What stages and plugins that were taken away have in their names: `.NAME.new.NUMBER`.
+/// Marks in the names of stages and removed plugins: `.NAME.new.NUMBER`, `.NAME.removed.NUMBER`.
 const NEW: &str = "new";
 const REMOVED: &str = "removed";
 
-/// A stage's `NAME` in a plugin's directory that is a mount point. No plugin has this name in its own directory.
+/// The `NAME` of a stage inside a plugin's directory that is a mount point. No plugin has this name in its own directory.
 const INSIDE: &str = "elklet";
 
-/// What was in the place while the new takes it, in the stage.
+/// The name in the stage of what was in the place, while the new one takes it.
 const ASIDE: &str = "aside";
 
-/// Entries of `plugin/` that are looked at. It has as many as there are plugins.
+/// Most entries of `plugin/` that are looked at. It has about one for each plugin.
 const MAX_LOOKED_AT: usize = 10_000;
 
-/// The mode of `plugin/` and of a plugin's directory, as the reference has it: a plugin that has given up being root may still
-/// reach its own files.
+/// The mode of `plugin/` and of a plugin's directory, which is the reference's. A plugin that has dropped root can
+/// still reach its own files.
 pub(super) const PLUGIN_MODE: u32 = 0o701;
 
-/// A directory of its own, which is deleted when it is dropped.
+/// A private directory. Dropping this deletes it.
 #[derive(Debug)]
 pub(super) struct Stage {
     path: PathBuf,
@@ -47,7 +48,7 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// A stage for what is to lie in the directory `place` of a plugin.
+    /// Makes a stage for the plugin's directory `place`.
     pub(super) fn beside(place: &Path) -> Result<Self, String> {
         let place = real(place);
         let (directory, name) = match (place.parent(), place.file_name().and_then(OsStr::to_str)) {
@@ -79,8 +80,8 @@ impl Drop for Stage {
     }
 }
 
-/// Makes a directory of plugins. One that others may write is told of and used all the same: what is executed is what was
-/// verified, wherever it lies.
+/// Makes a directory of plugins. If others can write it, this only warns, because the agent executes what it has
+/// verified, wherever that lies.
 fn make_plugin_directory(path: &Path) -> io::Result<()> {
     match make_directory(path, PLUGIN_MODE) {
         Err(error) if path.is_dir() => {
@@ -91,7 +92,7 @@ fn make_plugin_directory(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Tries `make` with names until one is free, and gives its path. Others in this directory may be an earlier run's.
+/// Tries `make` with names until one is free, and returns its path. Others in this directory may be an earlier run's.
 fn with_free_name(
     directory: &Path,
     name: &str,
@@ -110,7 +111,7 @@ fn with_free_name(
     }
 }
 
-/// Where a directory is behind links.
+/// Resolves links to a directory.
 fn real(place: &Path) -> PathBuf {
     place.canonicalize().unwrap_or_else(|_| place.to_owned())
 }
@@ -119,7 +120,7 @@ fn is_mount_point(real: &Path) -> bool {
     mount_of(&HostRoot::live(), real).is_some_and(|mount| mount.point == real)
 }
 
-/// A file or directory that is to take the place of another, which is kept until this is dropped.
+/// A file or directory that takes the place of another. It keeps the other one until it is dropped.
 #[derive(Debug)]
 pub(super) struct Staged {
     new: PathBuf,
@@ -132,19 +133,18 @@ pub(super) struct Staged {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// It lies in the stage.
+    /// The new one lies in the stage.
     Waits,
-    /// It is in its place, where nothing was before.
+    /// The new one is in its place, where nothing was before.
     InPlace,
-    /// It has changed places with what was there before.
+    /// The new one has changed places with the old one.
     Exchanged,
-    /// Its entries are in their place, and those that were there before are aside.
+    /// The new one's entries are in their place, and the old ones are aside.
     ByEntries,
 }
 
 impl Staged {
-    /// For the file or directory `new` of the stage, which is to become the directory `place` of the plugin `name`, or its
-    /// executable there.
+    /// Stages the file or directory `new`. It is to become the directory `place` of the plugin `name`, or the executable in it.
     pub(super) fn new(stage: Stage, new: PathBuf, place: &Path, name: &str, is_executable: bool) -> Self {
         let mut target = real(place);
         if is_executable {
@@ -202,8 +202,8 @@ impl Staged {
         Ok(State::Exchanged)
     }
 
-    /// The directory stays, and its entries are exchanged. The executable goes first and comes last: a directory without it is
-    /// one where a crash has interrupted this.
+    /// Keeps the directory and exchanges its entries. The executable leaves first and comes last, so that a directory
+    /// without one shows where a crash has interrupted this.
     fn exchange_entries(&self) -> io::Result<State> {
         let aside = self.aside();
         DirBuilder::new().mode(0o700).create(&aside)?;
@@ -231,7 +231,7 @@ impl Drop for Staged {
         if self.state == State::Waits {
             return;
         }
-        // The new is in place whether or not that can be made to last, and the old is deleted only after this.
+        // The new one is in place even if the directories cannot be synced. The old one is deleted only after this.
         for directory in self.target.ancestors().skip(1).take(2) {
             if let Err(error) = File::open(directory).and_then(|directory| directory.sync_all()) {
                 log::warn!("{}: {error}; what was put there may not outlast a loss of power", directory.display());
@@ -240,7 +240,8 @@ impl Drop for Staged {
     }
 }
 
-/// Whether a directory cannot be renamed although its entries may be: it is a mount point, or in the lower layer of an overlay.
+/// Returns true when a directory cannot be renamed although its entries may be: it is a mount point, or in the lower
+/// layer of an overlay.
 fn may_not_move(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::CrossesDevices | io::ErrorKind::ResourceBusy)
 }
@@ -251,8 +252,8 @@ enum Executable {
     Last,
 }
 
-/// Moves what is in a directory to another one, but for the stage. What cannot be moved (a directory of an overlay's lower
-/// layer) is deleted: it is in the way of what comes, and a download brings it back.
+/// Moves a directory's entries to another one, except the stage. Deletes what cannot be moved (a directory of an
+/// overlay's lower layer), because it would be in the way, and a download brings it back.
 fn move_entries(from: &Path, to: &Path, name: &str, when: Executable, stage: &Path) -> io::Result<()> {
     let mut names = fs::read_dir(from)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
     names.retain(|name| from.join(name) != stage);
@@ -267,8 +268,8 @@ fn move_entries(from: &Path, to: &Path, name: &str, when: Executable, stage: &Pa
     Ok(())
 }
 
-/// Takes a plugin's directory away, so that the plugin may come again at once; gives the path that is to be deleted. `None` when
-/// there is none. A directory that cannot be moved is emptied. A link goes, and what it leads to stays.
+/// Takes a plugin's directory away, so that the plugin may come back at once. Returns the path to delete, or `None` if
+/// there is no directory. Empties a directory that cannot be moved. Takes away a link without its target.
 ///
 /// # Errors
 /// When it cannot be taken away.
@@ -288,8 +289,7 @@ pub(crate) fn take_away(place: &Path) -> io::Result<Option<PathBuf>> {
     }
 }
 
-/// Looks through what earlier runs have left. What a crash has interrupted is put back where it was; what is to be deleted is
-/// given.
+/// Examines what earlier runs have left. Puts back what a crash has interrupted, and returns the paths to delete.
 pub(crate) fn recover(workdir: &Path) -> Vec<PathBuf> {
     let plugins = workdir.join("plugin");
     let mut left = leftovers(&plugins, None);
@@ -314,7 +314,7 @@ pub(crate) fn recover(workdir: &Path) -> Vec<PathBuf> {
     left.into_iter().map(|(stage, _)| stage).collect()
 }
 
-/// Stages in a directory and what was taken away there, of one name or of all, each with its plugin's directory.
+/// Finds the stages and removed plugins in a directory, of one name or of all, each with its plugin's directory.
 fn leftovers(directory: &Path, of: Option<&OsStr>) -> Vec<(PathBuf, PathBuf)> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten().take(MAX_LOOKED_AT);
     let found = entries.filter_map(|entry| {
@@ -333,7 +333,7 @@ fn plugin_of(name: &str) -> Option<&str> {
     is_ours.then_some(plugin).filter(|plugin| !plugin.is_empty())
 }
 
-/// Puts back what lies aside in a stage, if a crash came before the new was in its place.
+/// Puts back what lies aside in a stage if a crash came before the new one was in its place.
 fn put_back_aside(stage: &Path, place: &Path) -> io::Result<()> {
     let aside = stage.join(ASIDE);
     let Ok(found) = aside.symlink_metadata() else { return Ok(()) };
@@ -359,7 +359,7 @@ fn put_back_aside(stage: &Path, place: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// A work directory with a stage that has a plugin in it.
+    /// A stage with a plugin in a work directory.
     fn staged(workdir: &Path) -> Staged {
         let place = workdir.join("plugin/p");
         let stage = Stage::beside(&place).expect("writable");
@@ -418,7 +418,7 @@ mod tests {
         };
         fs::create_dir_all(plugins.join("p")).expect("writable");
         fs::write(plugins.join("p/p"), "old").expect("writable");
-        // Each as it lies there when the process is killed at once.
+        // Leave each as it lies when the process is killed.
         let crash = |staged: Staged| std::mem::forget(staged);
         let whole = staged(workdir.path());
         fs::rename(&whole.target, whole.aside()).expect("renamed");
@@ -440,7 +440,7 @@ mod tests {
         assert_eq!((recovered(), read().as_deref()), (1, Some("old")));
         assert!(plugins.join("p/rules").exists());
 
-        // Once the new is in place it stays.
+        // The new one stays once it is in place.
         let mut done = staged(workdir.path());
         done.install().expect("installed");
         crash(done);
@@ -460,7 +460,7 @@ mod tests {
         assert!(disk.path().join("x/p").exists());
         std::mem::forget(staged);
         assert_eq!(recover(workdir.path()).len(), 1, "it is found there again");
-        // The link goes with the plugin, and not what is behind it.
+        // The link goes with the plugin, and its target stays.
         let away = take_away(&workdir.path().join("plugin/p")).expect("taken away").expect("it was there");
         remove_tree(&away, &|| true).expect("deleted");
         assert!(disk.path().join("x/p").exists() && names(&workdir.path().join("plugin")).is_empty());

@@ -1,11 +1,11 @@
-//! A plugin's standard error: a pipe that the agent reads, so that what a plugin says without end neither fills the disk nor holds the
-//! plugin up for good.
+//! A plugin's standard error. The agent reads it from a pipe, so that a plugin that talks without end neither fills the
+//! disk nor blocks for good.
 //!
-//! The text goes to `NAME.stderr` beside the executable; when that is full it becomes `NAME.stderr.1`, and another one begins. Both
-//! together are bounded in size, and so is what is written to them in a second: what comes beyond is left out and counted. Where the
-//! file cannot be written, the lines go to the log, with a bound of their own. The last lines are told when the plugin dies.
+//! The text goes to `NAME.stderr` beside the executable. When that file is full it becomes `NAME.stderr.1`, and a new one
+//! begins. Both the files' size and the text written in a second are bounded; the rest is left out and counted. If the file
+//! cannot be written, lines go to the log, with a bound of their own. When the plugin dies, its last lines are reported.
 //!
-//! Nothing here runs while a plugin says nothing, and a disk that does not answer holds nobody up.
+//! Nothing here runs while a plugin is silent, and a disk that does not answer blocks nobody.
 
 use std::fs::{self, File};
 use std::future::pending;
@@ -35,53 +35,54 @@ use crate::pump::PluginStats;
 /// Bytes of one read.
 const READ_BYTES: usize = 16 << 10;
 
-/// After so many bytes the agent rests, which bounds what a plugin that floods costs it: 8 MiB/s. The plugin waits meanwhile.
+/// After this many bytes the agent pauses, which bounds the cost of a plugin that floods: 8 MiB/s. Backpressure makes
+/// the plugin wait meanwhile.
 const READ_PIECE: usize = 1 << 20;
 const REST: Duration = Duration::from_millis(125);
 
-/// Text is gathered for this long between two writes.
+/// Text is coalesced for this long between two writes.
 const WRITE_INTERVAL_MS: u64 = 100;
 
-/// Bytes that are read at most when the plugin has ended, which is more than a pipe holds.
+/// Most reads after the plugin has ended. They are more than a pipe holds.
 const LAST_READS: usize = 8;
 
-/// The reading end of a plugin's standard error, and what becomes of the text.
+/// The reading end of a plugin's standard error, and the text on its way to the file.
 #[derive(Debug)]
 pub(crate) struct Stderr {
-    /// `None` when nobody writes any more.
+    /// `None` once nobody has the writing end any more.
     pipe: Option<Receiver>,
     name: PluginName,
     clock: Clock,
     stats: Arc<PluginStats>,
-    /// The end of what was said.
+    /// The end of the text so far.
     last: Vec<u8>,
     /// Text that waits to be written.
     pending: Vec<u8>,
-    /// Bytes that were left out since something was written last.
+    /// Bytes left out since the last text that was written.
     left_out: u64,
-    /// Bounds what is written, to the file or to the log.
+    /// Bounds the text for the file or the log.
     allowance: Allowance,
     output: Output,
-    /// Bytes that were read since the last rest.
+    /// Bytes read since the last pause.
     read: usize,
-    /// Nothing is written before this: a thread for each line would cost more than the line.
+    /// Nothing is written before this, because a thread for each line would cost more than the line.
     next_write: Millis,
 }
 
 #[derive(Debug)]
 enum Output {
     File(Rotated),
-    /// A thread writes.
+    /// A thread is writing.
     Writing(oneshot::Receiver<Written>),
     /// The file cannot be written.
     Log,
 }
 
-/// The file, the text that was to be written, and what came of it.
+/// The file, the text, and the result of writing it.
 type Written = (Rotated, Vec<u8>, io::Result<()>);
 
 impl Stderr {
-    /// Takes over the reading end, which does not block, and the path of the file.
+    /// Takes over the non-blocking reading end and the path of the file.
     pub(crate) fn new(
         (pipe, path): (OwnedFd, PathBuf),
         name: PluginName,
@@ -90,7 +91,7 @@ impl Stderr {
     ) -> Self {
         let pipe = Receiver::from_owned_fd(pipe);
         if let Err(error) = &pipe {
-            // The plugin may take an error for its writing.
+            // The plugin may get an error when it writes.
             log::warn!("plugin {name}: its standard error cannot be read: {error}");
         }
         Self {
@@ -108,8 +109,8 @@ impl Stderr {
         }
     }
 
-    /// Reads until the plugin has ended, which `ended` tells, whoever else may still write then. Gives what `ended` does, and the end
-    /// of what was said, fit to be shown.
+    /// Reads until `ended` says that the plugin has ended, whoever else may still write then. Returns the result of
+    /// `ended` and the end of the text, made printable.
     pub(crate) async fn follow<T>(mut self, ended: impl Future<Output = T>) -> (T, String) {
         tokio::pin!(ended);
         let result = loop {
@@ -129,7 +130,7 @@ impl Stderr {
         self.next_write = Millis(0);
         self.write();
         if let Output::Writing(_) = &self.output {
-            // What waits to be written is written in its time.
+            // The rest is written in the background.
             tokio::spawn(async move {
                 let written = written(&mut self.output).await;
                 self.handle_written(written);
@@ -147,7 +148,7 @@ impl Stderr {
                 self.read += n;
                 self.take(&buffer[..n]);
             }
-            // The pipe was not readable after all: it is waited for again.
+            // The pipe was not readable after all, so wait again.
             Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
             // Nobody has the writing end any more.
             Some(_) => self.pipe = None,
@@ -158,7 +159,7 @@ impl Stderr {
     fn take(&mut self, text: &[u8]) {
         self.last.extend_from_slice(&text[text.len().saturating_sub(MAX_LAST_WORDS_BYTES)..]);
         self.last.drain(..self.last.len().saturating_sub(MAX_LAST_WORDS_BYTES));
-        // A disk that does not answer costs no memory.
+        // This bounds memory while a disk does not answer.
         let room = STDERR_BURST_BYTES.saturating_sub(self.pending.len());
         let admitted = self.allowance.take(text.len().min(room), self.clock.now());
         let (text, beyond) = text.split_at(admitted);
@@ -180,7 +181,7 @@ impl Stderr {
         !self.pending.is_empty() && matches!(self.output, Output::File(_))
     }
 
-    /// Hands what is pending to a thread, unless one is still writing or it is too early.
+    /// Passes the pending text to a thread, unless one is still writing or it is too early.
     fn write(&mut self) {
         let now = self.clock.now();
         if !self.waits_to_write() || now < self.next_write {
@@ -192,7 +193,7 @@ impl Stderr {
                 let (sender, receiver) = oneshot::channel();
                 let write = move |(mut file, text): (Rotated, Vec<u8>)| {
                     let result = file.append(&text);
-                    // Nobody waits any more when the agent ends.
+                    // Nobody waits any more once the agent ends.
                     let _ = sender.send((file, text, result));
                 };
                 match blocking::start((file, mem::take(&mut self.pending)), write) {
@@ -238,16 +239,16 @@ impl Stderr {
     }
 }
 
-/// Waits until there is something to read; for ever when there is no pipe.
+/// Waits until there is something to read, or for ever without a pipe.
 async fn readable(pipe: &mut Option<Receiver>) {
     match pipe {
-        // An error is met again when it is read.
+        // Reading returns the same error again.
         Some(open) => drop(open.readable().await),
         None => pending().await,
     }
 }
 
-/// Waits for the thread that writes; for ever when none does.
+/// Waits for the thread that writes, or for ever if none does.
 async fn written(output: &mut Output) -> Written {
     match output {
         Output::Writing(result) => result.await.expect("a panic ends the process"),
@@ -255,11 +256,11 @@ async fn written(output: &mut Output) -> Written {
     }
 }
 
-/// A file that becomes another one when it is full. It is opened when there is something to write.
+/// A file that rotates when it is full. It is opened when there is something to write.
 #[derive(Debug)]
 struct Rotated {
     path: PathBuf,
-    /// The file that is open, and its bytes.
+    /// The open file, and its length.
     file: Option<(File, usize)>,
 }
 
@@ -279,7 +280,7 @@ impl Rotated {
     }
 }
 
-/// Makes way for a new file and creates it; nothing that lies there is followed or written to.
+/// Moves the old file away and creates a new one. Neither follows nor writes to anything that lies there.
 fn begin(path: &Path) -> io::Result<File> {
     let mut old = path.as_os_str().to_owned();
     old.push(".1");
@@ -290,7 +291,7 @@ fn begin(path: &Path) -> io::Result<File> {
     File::options().write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// How many bytes may be written: some at once, and so many more each second.
+/// How many bytes may be written: a burst, and then some each second.
 #[derive(Debug)]
 struct Allowance {
     burst: usize,
@@ -304,7 +305,7 @@ impl Allowance {
         Self { burst, per_second, left: burst, at: now }
     }
 
-    /// Takes as many of `wanted` bytes as there are.
+    /// Takes as many of `wanted` bytes as are allowed now.
     fn take(&mut self, wanted: usize, now: Millis) -> usize {
         let earned = usize::try_from(now.since(self.at)).unwrap_or(usize::MAX).saturating_mul(self.per_second) / 1000;
         if earned > 0 {
@@ -317,16 +318,16 @@ impl Allowance {
     }
 }
 
-/// The last lines of a text, on one line.
+/// The last lines of a text, joined into one.
 fn last_words(text: &[u8]) -> String {
-    // It may begin in the middle of a character, and of a line.
+    // The text may begin in the middle of a character or a line.
     let text = String::from_utf8_lossy(text);
     let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
     Printable(last.join(" | ")).to_string()
 }
 
-/// Lines that are told of a plugin that has died.
+/// Lines that are reported when a plugin has died.
 const LAST_LINES: usize = 4;
 
 #[cfg(test)]

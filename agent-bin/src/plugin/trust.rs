@@ -1,4 +1,4 @@
-//! Who has to vouch for what is started: an ed25519 key that the configuration names.
+//! Checks signatures by the ed25519 key that the configuration names.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,15 +8,15 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use elklet_core::command::{AgentConfig, PluginConfig, Signature};
 use ring::signature::{ED25519, UnparsedPublicKey};
 
-/// An ed25519 public key; written as Base64.
+/// An ed25519 public key, written as Base64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PublicKey([u8; 32]);
 
 impl PublicKey {
-    /// Whether the key's owner has signed what `config` says of the plugin; see [`PluginConfig::signed_text`].
+    /// Checks that the key's owner has signed what `config` says about the plugin; see [`PluginConfig::signed_text`].
     ///
     /// # Errors
-    /// When there is no signature, or a wrong one.
+    /// When the signature is missing or wrong.
     pub(super) fn verify(&self, config: &PluginConfig) -> Result<(), String> {
         self.verify_text(&config.signed_text(), config.signature.as_ref())
     }

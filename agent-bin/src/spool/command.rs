@@ -1,4 +1,4 @@
-//! `elklet spool ls` and `elklet spool verify`: what lies in a spool, whether or not an agent is running.
+//! `elklet spool ls` and `elklet spool verify`, which show a spool whether or not an agent is running.
 
 use std::fmt::Write;
 use std::fs::File;
@@ -12,16 +12,16 @@ use elklet_core::record::manifest::{Manifest, Row, Sources};
 use super::segment::Segment;
 use super::{numbers, path};
 
-/// What is looked for.
+/// How thoroughly to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Look {
-    /// What is there, by its heads.
+    /// List what is there, going by the heads alone.
     List,
-    /// Whether every byte is what was written.
+    /// Check that every byte is what was written.
     Verify,
 }
 
-/// Describes the spool in a directory; the second value says whether something is damaged.
+/// Describes the spool in a directory. The second value is true when something is damaged.
 ///
 /// # Errors
 /// When the directory or a file cannot be read.
@@ -56,7 +56,7 @@ pub(crate) fn look(directory: &Path, what: Look) -> io::Result<(String, bool)> {
 struct Contents {
     batches: u64,
     bytes: u64,
-    /// Of those that are not confirmed.
+    /// Counts records that are not confirmed.
     manifest: Manifest,
     confirmed: u64,
     damage: Vec<String>,
@@ -122,7 +122,7 @@ fn span(row: &Row) -> String {
     format!("{} records from {} to {}", row.records, moment(row.first), moment(row.last))
 }
 
-/// A plugin's timestamp may be anything.
+/// Formats a plugin's timestamp, which may be any number.
 fn moment(seconds: i64) -> String {
     /// The last second of the year 9999.
     const LATEST: u64 = 253_402_300_799;

@@ -1,7 +1,7 @@
-//! The spool's files: the operations that the outbox asks for, and looking at them from outside.
+//! The spool's files: the outbox's operations on them, and the commands that look at them from outside.
 //!
-//! A spool is a directory of segments, `spool/<16 hexadecimal digits>.seg`, and a lock that keeps a second agent out. What is in a
-//! segment is said in core's `delivery::spool::format`.
+//! A spool is a directory of segments, `spool/<16 hexadecimal digits>.seg`, with a lock that keeps a second agent out.
+//! Core's `delivery::spool::format` defines what is in a segment.
 
 mod command;
 mod segment;
@@ -23,7 +23,7 @@ fn path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("{number:016x}.{EXTENSION}"))
 }
 
-/// The numbers of the segments in a directory, oldest first; none when there is no such directory.
+/// The numbers of the segments in a directory, oldest first. A missing directory has none.
 fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
     let entries = match directory.read_dir() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -1,4 +1,4 @@
-//! Reading one segment, whatever its bytes are.
+//! Reads one segment, whatever its bytes are.
 
 use std::fs::File;
 use std::io;
@@ -8,7 +8,7 @@ use elklet_core::delivery::spool::format::{
     BATCH_HEAD_BYTES, BatchHead, SEGMENT_HEAD_BYTES, find_batch, read_segment_head,
 };
 
-/// Bytes that are searched at once for the next batch.
+/// Bytes that one step searches for the next batch.
 const WINDOW_BYTES: usize = 64 << 10;
 
 /// A segment's file, open for reading.
@@ -16,13 +16,13 @@ const WINDOW_BYTES: usize = 64 << 10;
 pub(super) struct Segment {
     file: File,
     bytes: u64,
-    /// Up to where its batches are confirmed.
+    /// The offset up to which its batches are confirmed.
     pub(super) mark: u64,
-    /// Its head is that of a segment. Its batches have checksums of their own.
+    /// True when its head is intact. Its batches have checksums of their own.
     pub(super) is_headed: bool,
 }
 
-/// A batch whose head is whole.
+/// A batch with an intact head.
 #[derive(Debug)]
 pub(super) struct BatchAt {
     pub(super) head: BatchHead,
@@ -30,12 +30,12 @@ pub(super) struct BatchAt {
     pub(super) manifest: Vec<u8>,
     pub(super) begin: u64,
     pub(super) end: u64,
-    /// Bytes in front of it, from where it was looked for, that are no batch.
+    /// Bytes between where the search began and this batch. They are no batch.
     pub(super) skipped: u64,
 }
 
 impl Segment {
-    /// Takes a file for a segment; `None` when it is too short for one. Nothing counts as confirmed where the head is damaged.
+    /// Opens a file as a segment, or returns `None` if it is too short. If the head is damaged, nothing counts as confirmed.
     pub(super) fn new(file: File) -> io::Result<Option<Self>> {
         let bytes = file.metadata()?.len();
         let mut head = [0; SEGMENT_HEAD_BYTES];
@@ -49,18 +49,18 @@ impl Segment {
         Ok(Some(Self { file, bytes, mark, is_headed }))
     }
 
-    /// Bytes of the file.
+    /// Length of the file in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Looks at the file's length again: somebody may be writing.
+    /// Reads the file's length again, because the agent may be writing to it.
     pub(super) fn refresh(&mut self) -> io::Result<()> {
         self.bytes = self.file.metadata()?.len();
         Ok(())
     }
 
-    /// The first batch at or behind `from` whose head is whole and whose payload is all there.
+    /// Returns the first batch at or after `from` that has an intact head and a complete payload.
     pub(super) fn batch_from(&self, from: u64) -> io::Result<Option<BatchAt>> {
         let mut begin = from;
         loop {
@@ -77,7 +77,7 @@ impl Segment {
         }
     }
 
-    /// A batch's payload; `None` when it is not what was written.
+    /// Reads a batch's payload, or returns `None` if it is damaged.
     pub(super) fn payload(&self, batch: &BatchAt) -> io::Result<Option<Vec<u8>>> {
         let bytes = batch.head.payload_bytes;
         let mut payload = vec![0; bytes as usize];
@@ -101,7 +101,7 @@ impl Segment {
         Ok(is_whole.then(|| (head, bytes.split_off(BATCH_HEAD_BYTES))))
     }
 
-    /// Where a batch may begin behind `from`.
+    /// Finds where a batch may begin after `from`.
     fn find_batch(&self, from: u64) -> io::Result<Option<u64>> {
         let mut window = vec![0; WINDOW_BYTES];
         let mut at = from;
@@ -110,7 +110,7 @@ impl Segment {
             self.file.read_exact_at(&mut window[..bytes], at)?;
             match find_batch(&window[..bytes]) {
                 Some(found) => return Ok(Some(at + found as u64)),
-                // A beginning may lie across the window's end.
+                // A batch may begin across the window's end, so windows overlap.
                 None if bytes < window.len() => return Ok(None),
                 None => at += (bytes - 4) as u64,
             }

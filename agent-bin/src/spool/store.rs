@@ -1,4 +1,4 @@
-//! Carries out the outbox's operations on the files. It runs where it may block, one operation at a time.
+//! Carries out the outbox's operations on the files, one at a time. It runs on a thread that may block.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
@@ -16,11 +16,11 @@ use elklet_core::record::manifest::{Manifest, Row, Sources};
 use super::segment::{BatchAt, Segment};
 use super::{numbers, path};
 
-/// How often the directory's lock is tried again, and how long after.
+/// How often to try for the directory's lock again, and the pause before each attempt.
 const LOCK_ATTEMPTS: u32 = 20;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
-/// The spool's directory and the files in it that are in use.
+/// The spool's directory and its open files.
 #[derive(Debug)]
 pub struct Store {
     directory: PathBuf,
@@ -30,7 +30,7 @@ pub struct Store {
     reading: Option<(u64, Segment)>,
 }
 
-/// The segment that is written to.
+/// The segment that is being written.
 #[derive(Debug)]
 struct Tail {
     number: u64,
@@ -38,13 +38,13 @@ struct Tail {
 }
 
 impl Store {
-    /// The spool in `directory`; it is not looked at before [`Op::Open`].
+    /// The spool in `directory`, which is not opened before [`Op::Open`].
     #[must_use]
     pub fn new(directory: PathBuf, sources: Arc<Mutex<Sources>>) -> Self {
         Self { directory, sources, lock: None, tail: None, reading: None }
     }
 
-    /// Does what is asked for, or logs why not.
+    /// Carries out an operation. Logs a failure.
     pub fn carry_out(&mut self, op: Op<Bytes>) -> Done<Bytes> {
         let done = match op {
             Op::Open => self.open().map(Done::Opened),
@@ -85,7 +85,7 @@ impl Store {
             match self.examine(number) {
                 Ok(Some(segment)) => {
                     if !is_numbered {
-                        // Of the numbers in those before it nothing is known.
+                        // The record numbers of the segments before this one are unknown, so they hold none.
                         let first = segment.first_record;
                         found.iter_mut().for_each(|other| (other.first_record, other.end_record) = (first, first));
                         is_numbered = true;
@@ -98,7 +98,8 @@ impl Store {
                         log::error!("{}: {error}: it stays where it is", path.display());
                     }
                 }
-                // Reading may get further, or else passes over it; and nothing is written to a file of the same number.
+                // Keep the segment, because a later read may get further or else skips it. Nothing may be written to a
+                // file of the same number.
                 Err(error) => {
                     log::error!("{}: {error}", path.display());
                     let bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
@@ -115,7 +116,7 @@ impl Store {
         Ok(found)
     }
 
-    /// What a segment holds; what is torn at its end is cut off. `None` when nothing in it waits.
+    /// Examines a segment and cuts off a torn end. Returns `None` if nothing in it is to be sent.
     fn examine(&self, number: u64) -> io::Result<Option<Found>> {
         let path = path(&self.directory, number);
         let Some(segment) = Segment::new(File::open(&path)?)? else {
@@ -234,7 +235,7 @@ impl Store {
     fn drop_from(&mut self, place: Place) -> io::Result<Vec<Row>> {
         let path = path(&self.directory, place.segment);
         let mut manifest = Manifest::default();
-        // What cannot be read any more can be deleted all the same.
+        // A segment that cannot be read can still be deleted.
         if let Err(error) = self.count_from(&path, place.offset, &mut manifest) {
             log::error!("{}: {error}", path.display());
         }
@@ -261,7 +262,7 @@ impl Store {
         }
     }
 
-    /// The segment that is written to, and its entry in the directory; older ones were synchronised at their ends.
+    /// Syncs the segment that is being written, and the directory. Older segments were synced at their ends.
     fn sync(&self) -> io::Result<()> {
         if let Some(tail) = &self.tail {
             tail.file.sync_data()?;
@@ -289,7 +290,8 @@ fn write(file: &File, at: u64, batches: &[Write<Bytes>], sources: &Mutex<Sources
     Ok(ends)
 }
 
-/// Takes the lock. What is being started holds a lock that this process has just given up, from its fork to its exec.
+/// Takes the lock. A child between its fork and its exec still holds a lock that this process has just released, so
+/// this tries again for a while.
 fn lock_soon(lock: &File) -> io::Result<()> {
     let mut attempts = 0;
     loop {
@@ -336,7 +338,7 @@ mod tests {
 
     const START: Place = Place { segment: 3, offset: SEGMENT_HEAD_BYTES as u64 };
 
-    /// Three batches of 2, 3 and 4 records, the second of 300 bytes; where each ends.
+    /// Writes three batches of 2, 3 and 4 records, the second of 300 bytes, and returns where each ends.
     fn three(store: &mut Store) -> Vec<u64> {
         let batches: Vec<_> = [(0, 2, 100), (2, 3, 300), (5, 4, 50)]
             .map(|(first_record, records, bytes)| Write {
@@ -404,7 +406,7 @@ mod tests {
         release.join().expect("it ends");
     }
 
-    /// A directory in place of a file fails to be read as a file on a broken disk does, whoever the test runs as.
+    /// A directory in place of a file fails to be read like a file on a broken disk, whichever user runs the test.
     #[test]
     fn a_file_that_cannot_be_examined_leaves_the_others_as_they_are() {
         let directory = tempfile::tempdir().expect("a directory");
@@ -443,7 +445,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
 
-        /// Whatever happens to a file's bytes, what is read is what was written, and the rest is passed over.
+        /// Whatever happens to a file's bytes, only what was written is read back, and the rest is skipped.
         #[test]
         fn a_damaged_file_costs_what_is_damaged(
             spots in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4), cut in prop::option::of(any::<prop::sample::Index>()),
@@ -478,7 +480,7 @@ mod tests {
             };
             let expected: Vec<_> = begins.into_iter().zip(ends.iter().copied())
                 .filter(|(begin, end)| is_whole(*begin, *end)).collect();
-            // A spoilt mark counts as none; a spoilt byte may still say the same.
+            // A corrupted mark counts as none, but the corrupted byte may also be the same as before.
             prop_assert_eq!(seen, expected);
         }
     }

@@ -1,7 +1,7 @@
-//! The token of a task that is too long to be taken: the command is read past in pieces, and nothing is kept of it but that.
+//! Finds the token of a task that is too long to accept. It reads past the command in pieces and keeps nothing but the token.
 //!
-//! A task's token lies behind its data (`Task` in Elkeid's `grpc.proto`: 3 is `data`, 4 is `token`), so the beginning of a command does
-//! not tell it.
+//! A task's token follows its data (`Task` in Elkeid's `grpc.proto`: 3 is `data`, 4 is `token`), so the beginning of a
+//! command does not contain it.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -18,10 +18,10 @@ const TOKEN: u64 = 4;
 #[derive(Debug, Default)]
 pub struct TokenFinder {
     step: Step,
-    /// Of the varint that is being read.
+    /// The varint that is being read.
     value: u64,
     shift: u32,
-    /// The task has begun. Its end is not looked for: no field behind it has the token's number.
+    /// True once the task has begun. Its end does not matter, because no field after it has the token's number.
     in_task: bool,
     token: Vec<u8>,
     found: bool,
@@ -33,13 +33,13 @@ enum Step {
     /// A field's key.
     #[default]
     Key,
-    /// A number that is of no interest.
+    /// A number to ignore.
     Number,
     /// The length of the field of this number.
     Length(u64),
-    /// So many bytes that are of no interest.
+    /// This many bytes to ignore.
     Skip(u64),
-    /// So many bytes of the token.
+    /// This many bytes of the token.
     Token(u64),
     /// The bytes are no command.
     Lost,
@@ -69,14 +69,14 @@ impl TokenFinder {
         }
     }
 
-    /// The token, if the bytes so far tell it.
+    /// The token, if the bytes so far contain it.
     #[must_use]
     pub fn token(self) -> Option<String> {
-        // It may have been cut in the middle of a character.
+        // The token may be cut in the middle of a character.
         self.found.then(|| String::from_utf8_lossy(&self.token).into_owned())
     }
 
-    /// Adds a byte to a varint; gives the value when that is its last.
+    /// Adds a byte to a varint. Returns the value if this byte is its last.
     fn varint(&mut self, byte: u8) -> Option<u64> {
         if self.shift > 63 {
             self.step = Step::Lost;
@@ -114,7 +114,7 @@ impl TokenFinder {
     }
 }
 
-/// Takes as many of `left` bytes as there are; the step that follows takes the others.
+/// Takes as many of `left` bytes as there are. The returned step takes the rest.
 fn take_piece<'a>(bytes: &mut &'a [u8], left: u64, step: fn(u64) -> Step) -> (&'a [u8], Step) {
     let (piece, rest) = bytes.split_at(usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len()));
     *bytes = rest;

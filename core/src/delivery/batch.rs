@@ -1,4 +1,4 @@
-//! A batch: records on their way to the server.
+//! A batch of records on its way to the server.
 
 use alloc::boxed::Box;
 
@@ -7,33 +7,33 @@ use super::spool::format::{BATCH_HEAD_BYTES, MAX_ROW_BYTES};
 use crate::limits::MANIFEST_ROWS;
 use crate::record::manifest::Row;
 
-/// What a batch is, which decides how it is kept.
+/// The kind of a batch, which decides how it is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Heartbeats, which are worth nothing later and are not kept once they are written.
+    /// Heartbeats. They are worth nothing later, so nobody keeps them once they are written.
     Heartbeat,
-    /// Records that go before all that wait.
+    /// Records that overtake everything that waits.
     Urgent,
-    /// All others.
+    /// All other records.
     Bulk,
 }
 
-/// A message `M` of records; while the spool has it, only where it lies there.
+/// A message `M` of records. Once it lies in the spool, a batch may keep only its place there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch<M> {
-    /// Tells batches apart; 0 until the outbox gives it one.
+    /// Tells batches apart. It is 0 until the outbox assigns one.
     pub(super) id: u64,
     /// The message, while it is in memory.
     pub(super) message: Option<M>,
-    /// Where the message lies in the spool, once it does.
+    /// Where the message lies in the spool, if it does.
     pub(super) stored: Option<Stored>,
     /// The message's checksum.
     fingerprint: u32,
-    /// It comes from the spool of another version, and may hold records that plugins may not send.
+    /// True when another version spooled it, so that it may hold records that plugins may not send.
     pub(super) is_unchecked: bool,
-    /// The server had taken it once, and may have lost it: its loss is none.
+    /// True when the server had taken it once and may have lost it. Losing it is then no loss.
     pub(super) is_double: bool,
-    /// It cannot be made smaller.
+    /// True when it cannot be cut further.
     pub(super) is_smallest: bool,
     kind: Kind,
     bytes: usize,
@@ -47,11 +47,11 @@ pub struct Batch<M> {
 pub(super) struct Stored {
     pub(super) at: Place,
     pub(super) end: Place,
-    /// The number of its first record there.
+    /// Number of its first record in the spool.
     pub(super) first_record: u64,
 }
 
-/// Tells a batch from others; see [`Batch::identity`].
+/// Identifies a batch. See [`Batch::identity`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
     bytes: usize,
@@ -59,8 +59,7 @@ pub(super) struct Identity {
 }
 
 impl<M> Batch<M> {
-    /// A batch in memory: `message` is `bytes` long as it travels, and decompresses to `content_bytes`. `rows` counts its
-    /// records.
+    /// A batch in memory. `message` is `bytes` long as it travels and decompresses to `content_bytes`; `rows` counts its records.
     #[must_use]
     pub fn new(kind: Kind, message: M, bytes: usize, content_bytes: u32, rows: Box<[Row]>) -> Self {
         let records = rows.iter().map(|row| row.records).sum();
@@ -80,7 +79,7 @@ impl<M> Batch<M> {
         }
     }
 
-    /// The same, with a checksum of its message, which tells it from others.
+    /// The same batch with a checksum of its message, which identifies it.
     #[must_use]
     pub fn with_fingerprint(self, fingerprint: u32) -> Self {
         Self { fingerprint, ..self }
@@ -92,25 +91,25 @@ impl<M> Batch<M> {
         self.message.as_ref()
     }
 
-    /// What it is.
+    /// The batch's kind.
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// Bytes of its message as it travels.
+    /// Length of its message as it travels, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Bytes of its message's content, decompressed.
+    /// Length of its message's content once decompressed, in bytes.
     #[must_use]
     pub fn content_bytes(&self) -> u32 {
         self.content_bytes
     }
 
-    /// Records in it.
+    /// Number of its records.
     #[must_use]
     pub fn records(&self) -> u64 {
         self.records
@@ -122,7 +121,7 @@ impl<M> Batch<M> {
         &self.rows
     }
 
-    /// What the same batch has again when it is sent again, whatever its way through the disk.
+    /// An identity that a batch keeps when it is sent again, even if it has been on the disk in between.
     pub(super) fn identity(&self) -> Identity {
         Identity { bytes: self.bytes, fingerprint: self.fingerprint }
     }
@@ -132,17 +131,17 @@ impl<M> Batch<M> {
         if self.message.is_some() { self.bytes } else { 0 }
     }
 
-    /// Bytes that it takes in a segment at most.
+    /// The most bytes that it takes in a segment.
     pub(super) fn stored_bytes(&self) -> usize {
         BATCH_HEAD_BYTES + self.rows.len().min(MANIFEST_ROWS) * MAX_ROW_BYTES + self.bytes
     }
 
-    /// Whether it is in memory and nowhere else, and worth keeping.
+    /// Returns true when it is in memory only and worth keeping.
     pub(super) fn is_only_in_memory(&self) -> bool {
         self.message.is_some() && self.stored.is_none() && self.kind != Kind::Heartbeat
     }
 
-    /// Whether nothing keeps it any more.
+    /// Returns true when it is neither in memory nor on the disk.
     pub(super) fn is_gone(&self) -> bool {
         self.message.is_none() && self.stored.is_none()
     }

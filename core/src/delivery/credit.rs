@@ -1,9 +1,9 @@
-//! Reading off a connection's bytes what flow control is about: the credit that a server returns, and the data that a client
-//! sends.
+//! Observers of flow control. They read from a connection's bytes the credit that a server returns and the data that a
+//! client sends.
 //!
-//! Source: RFC 9113. A frame is a head of nine bytes (length in 24 bits, type, flags, stream in 31 bits) and its payload; a
-//! WINDOW_UPDATE (type 8) carries an increment in 31 bits, and DATA (type 0) what flow control counts. A server's side of a
-//! connection is frames from its first byte on; a client's begins with 24 bytes of preface.
+//! Source: RFC 9113. A frame is a head of nine bytes (length in 24 bits, type, flags, stream in 31 bits) and its
+//! payload. WINDOW_UPDATE (type 8) carries an increment in 31 bits; DATA (type 0) carries what flow control counts. A
+//! server's side of a connection begins with frames, a client's with 24 bytes of preface.
 
 const HEAD: usize = 9;
 
@@ -13,18 +13,18 @@ const WINDOW_UPDATE: u8 = 8;
 
 const INCREMENT: usize = 4;
 
-/// What a client says first (RFC 9113, section 3.4), in bytes.
+/// Length of the preface that a client sends first (RFC 9113, section 3.4), in bytes.
 const PREFACE: usize = 24;
 
 /// Watches one side of a connection for one kind of frame on one stream.
 ///
-/// It is fed the bytes as they pass, in pieces of any size, and changes nothing about them.
+/// It is fed the bytes as they pass, in pieces of any size, and does not change them.
 #[derive(Debug, Clone)]
 struct FrameObserver {
     kind: u8,
     stream: u32,
     state: State,
-    /// What has passed of a head.
+    /// The bytes of a head that have passed.
     head: [u8; HEAD],
     head_len: usize,
 }
@@ -32,18 +32,18 @@ struct FrameObserver {
 #[derive(Debug, Clone, Copy)]
 enum State {
     Head,
-    /// This many bytes of a frame are still to come; of one that is watched for, how long it is.
+    /// This many bytes of a frame are still to come. The second field is the frame's length if it is watched.
     Payload(usize, Option<usize>),
 }
 
 impl FrameObserver {
-    /// An observer that passes over `before` bytes first.
+    /// An observer that skips `before` bytes first.
     fn new(kind: u8, stream: u32, before: usize) -> Self {
         Self { kind, stream, state: State::Payload(before, None), head: [0; HEAD], head_len: 0 }
     }
 
-    /// Takes the next bytes of the connection, and hands over the payloads that are watched for: a piece, how many bytes come
-    /// behind it, and how long the whole is.
+    /// Takes the next bytes of the connection and hands over pieces of the watched payloads: each piece, how many bytes
+    /// follow it, and the length of the whole payload.
     fn observe(&mut self, mut bytes: &[u8], mut watched: impl FnMut(&[u8], usize, usize)) {
         while !bytes.is_empty() {
             match self.state {
@@ -76,11 +76,11 @@ impl FrameObserver {
     }
 }
 
-/// Watches what a server sends and adds up the credit that it returns on one stream.
+/// Watches what a server sends, and adds up the credit that it returns on one stream.
 #[derive(Debug, Clone)]
 pub struct CreditObserver {
     updates: FrameObserver,
-    /// What has arrived of an increment.
+    /// The part of an increment that has arrived.
     increment: u32,
 }
 
@@ -109,7 +109,7 @@ impl CreditObserver {
     }
 }
 
-/// Watches what a client sends and counts the bytes of data on one stream.
+/// Watches what a client sends, and counts the bytes of data on one stream.
 #[derive(Debug, Clone)]
 pub struct DataObserver {
     data: FrameObserver,

@@ -1,4 +1,4 @@
-//! Servers that die again and again, over one record or for other reasons, and an outbox that has to tell the two apart.
+//! Tests with servers that die again and again, over one record or for other reasons. The outbox has to tell the two apart.
 
 use alloc::collections::BTreeSet;
 use alloc::vec;
@@ -11,16 +11,16 @@ use super::{Bounds, Outbox, Outgoing};
 use crate::delivery::losses::Cause;
 use crate::time::Millis;
 
-/// Milliseconds between two looks at everything.
+/// Milliseconds of one step of the clock.
 const TICK_MS: u64 = 50;
 
-/// Milliseconds until there is a stream again.
+/// Milliseconds between a stream's end and the next stream.
 const AWAY_MS: u64 = 1_500;
 
-/// Records that plugins write besides what a test is about: one of these bytes at a time.
+/// Base of the numbers of records that plugins write besides those that a test is about.
 const ORDINARY: usize = 10_000;
 
-/// A server, and the time.
+/// An outbox, a server and a clock.
 struct Scene {
     outbox: Outbox<Vec<usize>>,
     now: Millis,
@@ -29,7 +29,7 @@ struct Scene {
     handed_bytes: u64,
     made: usize,
     taken: BTreeSet<usize>,
-    /// Streams that the server has ended.
+    /// Number of streams that the server has ended.
     ends: usize,
 }
 
@@ -47,8 +47,8 @@ impl Scene {
         }
     }
 
-    /// Lets some time pass. The server takes each message at once, unless it `dies_of` it, and `dies_at` moments of a stream's
-    /// life.
+    /// Lets time pass. The server takes each message at once, except that it dies if it `dies_of` the message or
+    /// `dies_at` this age of the stream.
     fn run(&mut self, ms: u64, mut dies_of: impl FnMut(&[usize]) -> bool, mut dies_at: impl FnMut(u64) -> bool) {
         let end = self.now + ms;
         while self.now < end {
@@ -71,7 +71,7 @@ impl Scene {
         }
     }
 
-    /// Hands over what may go; false when the server has died of it.
+    /// Hands over what may be sent. Returns false when the server has died of it.
     fn send(&mut self, dies_of: &mut impl FnMut(&[usize]) -> bool) -> bool {
         loop {
             let records = match self.outbox.poll_send(self.now) {
@@ -104,7 +104,7 @@ impl Scene {
         self.ends += 1;
     }
 
-    /// A server that behaves takes all that is left; which of the records that were made have never arrived.
+    /// Runs a healthy server, and returns the records that have never arrived.
     fn missing(&mut self, special: &[usize]) -> Vec<usize> {
         self.run(120_000, |_| false, |_| false);
         let ordinary = (0..self.made.saturating_sub(30)).map(|number| ORDINARY + number);
@@ -113,7 +113,7 @@ impl Scene {
     }
 }
 
-/// So many records beside one, as they lie in one batch.
+/// `others` records around the poisonous one, as they lie in one batch.
 fn around(poison: usize, others: usize) -> Vec<usize> {
     (poison - others / 2..=poison + others / 2).collect()
 }
@@ -144,7 +144,7 @@ fn two_records_that_a_server_dies_of_are_given_up_and_no_other() {
     assert_eq!(scene.missing(&records), [1_000, 2_000]);
 }
 
-/// As when its queue is full for a while: whatever comes first ends the stream.
+/// For example because its queue is full for a while: whatever comes first ends the stream.
 #[test]
 fn a_server_that_dies_of_whatever_comes_costs_nothing() {
     for times in 1..40 {
@@ -193,7 +193,7 @@ fn streams_that_end_by_the_clock_cost_nothing() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// A server that is killed and started in a loop.
+    /// The server is killed and restarted in a loop.
     #[test]
     fn kills_at_any_moment_cost_nothing(seed: u64, mean in 200..20_000u64) {
         let mut state = seed | 1;

@@ -1,4 +1,4 @@
-//! What was sent and is not known to have arrived.
+//! The ledger of batches that are not known to have arrived.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -9,8 +9,8 @@ use crate::limits::{
 };
 use crate::time::Millis;
 
-/// The batches of a stream in the order in which they are sent: first those that were written whole, then those that the
-/// stream is working on, then those that wait.
+/// The batches of a stream in sending order: first those that the stream has written whole, then those that it is
+/// writing, then those that wait.
 ///
 /// ```text
 ///   confirmed (gone) | written | handed over, not yet written whole | waiting | <- new batches
@@ -18,9 +18,9 @@ use crate::time::Millis;
 #[derive(Debug)]
 pub(super) struct Ledger<M> {
     entries: VecDeque<Entry<M>>,
-    /// Entries at the front that were written whole.
+    /// Number of entries at the front that the stream has written whole.
     written: usize,
-    /// Entries at the front that were handed to the stream.
+    /// Number of entries at the front that the stream was handed.
     handed: usize,
     /// Bytes of memory that the messages of all entries take.
     memory: usize,
@@ -33,28 +33,28 @@ pub(super) struct Ledger<M> {
 #[derive(Debug)]
 struct Entry<M> {
     batch: Batch<M>,
-    /// Where its message ends in the stream, in bytes from the stream's start; known once it was handed over.
+    /// Offset in the stream at which its message ends. It is set when the batch is handed over.
     end: u64,
-    /// When its last byte left; known once it was written.
+    /// When its last byte left. It is set when the batch is written.
     left_at: Millis,
 }
 
-/// What one stream has carried, in bytes from its start.
+/// Counters of one stream, in bytes from its start.
 #[derive(Debug, Clone, Copy, Default)]
 struct StreamAccount {
-    /// Handed to it.
+    /// Bytes handed to it.
     handed: u64,
-    /// Of these, the largest message.
+    /// Length of the largest message among these.
     largest: u64,
-    /// Known to have been taken by the server.
+    /// Bytes that the server is known to have taken.
     taken: u64,
 }
 
-/// Since when there has been no room.
+/// How long the ledger has been full.
 #[derive(Debug, Clone, Copy)]
 struct FullFor {
     since: Millis,
-    /// It was said that it lasts too long.
+    /// True once [`Ledger::room`] has answered [`Room::Overdue`].
     is_overdue: bool,
 }
 
@@ -62,7 +62,7 @@ struct FullFor {
 struct Pings {
     interval_ms: u64,
     last: Option<Millis>,
-    /// The PING that is out.
+    /// When the unanswered PING was sent.
     pending: Option<Millis>,
 }
 
@@ -82,34 +82,34 @@ impl<M> Ledger<M> {
         }
     }
 
-    /// Adds a batch behind all others.
+    /// Adds a batch after all others.
     pub(super) fn push(&mut self, batch: Batch<M>) {
         self.insert(self.entries.len(), batch);
     }
 
-    /// Adds a batch before all that wait.
+    /// Adds a batch before all waiting ones.
     pub(super) fn push_next(&mut self, batch: Batch<M>) {
         self.insert(self.handed, batch);
     }
 
-    /// Adds a batch behind what is urgent, and before the bulk that waits.
+    /// Adds a batch after the urgent ones and before the waiting bulk.
     pub(super) fn push_urgent(&mut self, batch: Batch<M>) {
         let urgent = self.entries.iter().skip(self.handed).take_while(|entry| entry.batch.kind() != Kind::Bulk);
         self.insert(self.handed + urgent.count(), batch);
     }
 
-    /// The batch that is to be handed to the stream next, if one waits.
+    /// The batch to hand to the stream next, if one waits.
     #[must_use]
     pub(super) fn waiting(&self) -> Option<&Batch<M>> {
         self.entries.get(self.handed).map(|entry| &entry.batch)
     }
 
-    /// All that wait, the next one first.
+    /// All waiting batches, the next one first.
     pub(super) fn all_waiting(&self) -> impl Iterator<Item = &Batch<M>> {
         self.iter().skip(self.handed)
     }
 
-    /// The waiting batch was handed to the stream. One that lies in the spool needs no memory any more.
+    /// The next batch was handed to the stream. If it lies in the spool, it needs no memory any more.
     pub(super) fn handle_handed(&mut self) {
         if let Some(Entry { batch, end, .. }) = self.entries.get_mut(self.handed) {
             let bytes = batch.bytes() as u64;
@@ -124,8 +124,8 @@ impl<M> Ledger<M> {
         }
     }
 
-    /// The stream has written the oldest of what it was handed, whole. Heartbeats are given back: they are not kept any
-    /// longer.
+    /// The stream has written the oldest batch that it was handed. Returns that batch if it is a heartbeat, because
+    /// nobody keeps those.
     pub(super) fn handle_written(&mut self, now: Millis) -> Option<Batch<M>> {
         if self.written == self.handed {
             return None;
@@ -141,20 +141,21 @@ impl<M> Ledger<M> {
         None
     }
 
-    /// The server has returned this much credit since the stream began. See [`Ledger::pop_confirmed`].
+    /// The server has returned this much credit since the stream began. Call [`Ledger::pop_confirmed`] afterwards.
     pub(super) fn handle_credit(&mut self, credit: u64) {
-        // One message's length may have been granted ahead, and the message that the credit ends in is still being read.
+        // The server may have granted one message's length ahead, and is still reading the message in which the credit ends.
         let taken = credit.saturating_sub(self.stream.largest + 1);
         self.stream.taken = self.stream.taken.max(taken);
     }
 
-    /// A PING was sent, for whatever reason.
+    /// A PING was sent for any reason.
     pub(super) fn handle_ping(&mut self, now: Millis) {
         self.pings.last = Some(now);
         self.pings.pending = Some(now);
     }
 
-    /// The PING was answered: what had left some time before it was taken. See [`Ledger::pop_confirmed`].
+    /// The PING was answered, so the server has taken what had left some time before it. Call [`Ledger::pop_confirmed`]
+    /// afterwards.
     pub(super) fn handle_pong(&mut self) {
         if let Some(sent) = self.pings.pending.take() {
             let written = self.entries.iter().take(self.written);
@@ -163,18 +164,18 @@ impl<M> Ledger<M> {
         }
     }
 
-    /// The server finds PINGs too frequent: they become rarer.
+    /// The server finds PINGs too frequent. Doubles the interval.
     pub(super) fn handle_too_many_pings(&mut self) {
         self.pings.interval_ms = (self.pings.interval_ms * 2).min(MAX_PING_INTERVAL_MS);
     }
 
-    /// The server has ended the stream in order, after its end was announced to it: it has taken everything.
+    /// The server has ended the stream in order after the agent had half-closed it, so it has taken everything.
     pub(super) fn handle_completed(&mut self) {
         self.stream.taken = self.stream.handed;
     }
 
-    /// The stream is over. What is not confirmed waits for the next one, in its old order, but for what is not in memory, and
-    /// heartbeats: these are given back, oldest first.
+    /// The stream is over. Batches that are only in memory wait for the next stream, in their old order. Returns all
+    /// others, heartbeats included, oldest first.
     pub(super) fn handle_ended(&mut self) -> Vec<Batch<M>> {
         let (kept, given_back): (Vec<_>, Vec<_>) =
             self.entries.drain(..).partition(|entry| entry.batch.is_only_in_memory());
@@ -188,7 +189,7 @@ impl<M> Ledger<M> {
         given_back.into_iter().map(|entry| entry.batch).collect()
     }
 
-    /// Takes out the oldest batch if it is confirmed; ask again after every call of a `handle_*` method until there is none.
+    /// Takes out the oldest batch if it is confirmed. Call this after each `handle_*` method until it returns `None`.
     pub(super) fn pop_confirmed(&mut self) -> Option<Batch<M>> {
         let oldest = self.entries.front()?;
         if self.written == 0 || oldest.end > self.stream.taken {
@@ -202,7 +203,7 @@ impl<M> Ledger<M> {
 
     /// Returns true while another batch may be added.
     pub(super) fn is_free(&self) -> bool {
-        // The next one may be as large as the largest.
+        // Reserve room, because the next batch may be as large as the largest so far.
         let next = usize::try_from(self.stream.largest).unwrap_or(usize::MAX).min(self.budget / 8);
         self.memory + next < self.budget && self.entries.len() < MAX_UNCONFIRMED_BATCHES
     }
@@ -218,8 +219,8 @@ impl<M> Ledger<M> {
         if full.is_overdue { Room::Overdue } else { Room::None }
     }
 
-    /// Gives up the message of the oldest batch that was written and is kept in memory only: it is lost if the stream ends
-    /// before the server has taken it. Says how many records that concerns.
+    /// Frees the message of the oldest written batch that is in memory only. The batch is lost if the stream ends
+    /// before the server has taken it. Returns the number of its records.
     pub(super) fn let_go(&mut self) -> Option<u64> {
         let written = self.entries.iter_mut().take(self.written);
         let Entry { batch, .. } = written.into_iter().find(|entry| entry.batch.is_only_in_memory())?;
@@ -228,32 +229,32 @@ impl<M> Ledger<M> {
         Some(batch.records())
     }
 
-    /// Takes out the oldest batch that waits and that the server had taken once; whether there was one.
+    /// Takes out the oldest waiting batch that the server had taken once. Returns true when there was one.
     pub(super) fn drop_double(&mut self) -> bool {
         let is_double = |entry: &Entry<M>| entry.batch.is_double && entry.batch.is_only_in_memory();
         let waiting = self.entries.iter().skip(self.handed).position(is_double);
         waiting.and_then(|at| self.remove(self.handed + at)).is_some()
     }
 
-    /// Takes out the batch that is to be handed to the stream next.
+    /// Takes out the batch to hand to the stream next.
     pub(super) fn pop_next(&mut self) -> Option<Batch<M>> {
         self.remove(self.handed)
     }
 
-    /// Takes out the oldest batch that is in memory only and was not handed to the stream.
+    /// Takes out the oldest waiting batch that is in memory only.
     pub(super) fn pop_waiting(&mut self) -> Option<Batch<M>> {
         let waiting = self.entries.iter().skip(self.handed).position(|entry| entry.batch.is_only_in_memory())?;
         self.remove(self.handed + waiting)
     }
 
-    /// The batches that are in memory only, oldest first, and whether each was handed to the stream.
+    /// The batches that are in memory only, oldest first, each with true if the stream was handed it.
     pub(super) fn only_in_memory(&self) -> impl Iterator<Item = (&Batch<M>, bool)> {
         let entries = self.entries.iter().enumerate();
         entries.filter(|(_, entry)| entry.batch.is_only_in_memory()).map(|(at, entry)| (&entry.batch, at < self.handed))
     }
 
-    /// Changes what is known of batches, given whether each was handed to the stream; of those that were not, the ones
-    /// without a message are not kept any longer.
+    /// Changes batches. `change` is told whether the stream was handed each. Afterwards the ledger drops waiting
+    /// batches that have no message.
     pub(super) fn change(&mut self, mut change: impl FnMut(&mut Batch<M>, bool)) {
         let handed = self.handed;
         self.entries.iter_mut().enumerate().for_each(|(at, entry)| change(&mut entry.batch, at < handed));
@@ -265,27 +266,27 @@ impl<M> Ledger<M> {
         self.memory = self.iter().map(Batch::memory).sum();
     }
 
-    /// Credit at which [`Ledger::pop_confirmed`] would give the oldest batch, while the ledger is full.
+    /// While the ledger is full, the credit at which [`Ledger::pop_confirmed`] would return the oldest batch.
     #[must_use]
     pub(super) fn wanted_credit(&self) -> Option<u64> {
         self.full?;
         self.entries.front().filter(|_| self.written > 0).map(|entry| entry.end + self.stream.largest + 1)
     }
 
-    /// Whether a PING should be sent now: something was written a while ago, and credit has not confirmed it.
+    /// Returns true when it is time to send a PING: something was written a while ago, and credit has not confirmed it.
     #[must_use]
     pub(super) fn wants_ping(&self, now: Millis) -> bool {
         self.ping_due().is_some_and(|due| due <= now)
     }
 
-    /// When to look at [`Ledger::room`] and [`Ledger::wants_ping`] although nothing has happened.
+    /// When to call [`Ledger::room`] and [`Ledger::wants_ping`] again even if nothing happens.
     #[must_use]
     pub(super) fn poll_timeout(&self) -> Option<Millis> {
         let full = self.full.filter(|full| !full.is_overdue).map(|full| full.since + LEDGER_WAIT_MS);
         self.ping_due().into_iter().chain(full).min()
     }
 
-    /// The batches that are kept, oldest first.
+    /// All batches, oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Batch<M>> {
         self.entries.iter().map(|entry| &entry.batch)
     }
@@ -295,19 +296,19 @@ impl<M> Ledger<M> {
         self.iter().take(self.handed)
     }
 
-    /// Whether something that was handed to the stream was not written whole yet.
+    /// Returns true while the stream has not written everything that it was handed.
     #[must_use]
     pub(super) fn is_writing(&self) -> bool {
         self.written < self.handed
     }
 
-    /// Whether the stream may be handed more from the disk.
+    /// Returns true when the stream may be handed more from the disk.
     #[must_use]
     pub(super) fn may_send_more(&self) -> bool {
         self.handed < MAX_UNCONFIRMED_BATCHES
     }
 
-    /// Bytes of memory that messages may take, about.
+    /// Budget for messages in memory, in bytes. It is not exact.
     #[must_use]
     pub(super) fn budget(&self) -> usize {
         self.budget
@@ -339,14 +340,14 @@ impl<M> Ledger<M> {
     }
 }
 
-/// Whether a [`Ledger`] takes another batch.
+/// Says whether a [`Ledger`] takes another batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Room {
     /// It does.
     Free,
-    /// It waits for confirmations.
+    /// It is full and waits for confirmations.
     None,
-    /// It has waited for long.
+    /// It has been full for too long.
     Overdue,
 }
 
@@ -355,7 +356,7 @@ mod tests {
     use super::*;
     use crate::delivery::tests::batch;
 
-    /// A ledger with this batch written at `now`.
+    /// Hands a batch to the stream, which writes it at `now`.
     fn sent(ledger: &mut Ledger<u32>, batch: Batch<u32>, now: Millis) {
         ledger.push(batch);
         ledger.handle_handed();

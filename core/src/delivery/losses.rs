@@ -1,4 +1,4 @@
-//! What was lost, why, and of whom: counted by cause for the heartbeat, and told in the stream itself.
+//! Lost records by cause, plugin and data type: counted for the heartbeat and reported in the stream itself.
 
 use alloc::vec::Vec;
 use core::mem;
@@ -10,17 +10,17 @@ use crate::time::Millis;
 /// Why records were lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cause {
-    /// The spool had no room for newer ones.
+    /// The spool was full and dropped them for newer ones.
     SpoolFull,
-    /// There is no spool that could be used, and memory had no room for newer ones.
+    /// Memory was full, without a usable spool, and dropped them for newer ones.
     MemoryFull,
-    /// The stream broke before the server had taken them, and nothing kept them.
+    /// The stream broke before the server had taken them, and nothing had kept them.
     Unconfirmed,
-    /// The spool's files do not hold any more what was written.
+    /// The spool's files no longer hold what was written.
     SpoolDamaged,
     /// The server refuses a message with only this record in it.
     Refused,
-    /// The server ends each stream over this record, and no other.
+    /// The server ends each stream over this record and no other.
     Poison,
     /// A plugin's frame was longer than a record may be.
     FrameTooLong,
@@ -28,7 +28,7 @@ pub enum Cause {
     FrameInvalid,
     /// A plugin's record was of a type that only the agent sends.
     ReservedType,
-    /// A plugin's record had no fields, and was of a type that the server needs fields of.
+    /// A plugin's record had no fields, although the server needs some in records of its type.
     NoFields,
     /// A plugin ended in the middle of a frame.
     FrameTruncated,
@@ -53,7 +53,7 @@ impl Cause {
         Self::OwnNoRoom,
     ];
 
-    /// The cause's name in reports and, behind `lost_`, in the heartbeat.
+    /// The cause's name in reports. The heartbeat prefixes it with `lost_`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -78,11 +78,11 @@ impl Cause {
 pub struct Loss {
     /// The reason.
     pub cause: Cause,
-    /// Which records; [`Source::OTHER`] and data type 0 where that is not known.
+    /// The records. Their source is [`Source::OTHER`] and their data type 0 if these are not known.
     pub row: Row,
 }
 
-/// Losses since the start, and those that were not told yet.
+/// All losses since the start, and those that are still to be reported.
 #[derive(Debug, Default)]
 pub struct Losses {
     waiting: Vec<Loss>,
@@ -108,7 +108,7 @@ impl Losses {
         } else if let Some(known) = self.waiting.iter_mut().find(|loss| kind(loss, &rest)) {
             known.row.merge(&rest);
         } else if let Some(last) = self.waiting.last_mut() {
-            // The reason of the last row gets blurred; the totals have it.
+            // The last row no longer tells these causes apart; the totals still do.
             *last = Loss { cause: last.cause, row: Row { source: Source::OTHER, data_type: 0, ..last.row } };
             last.row.merge(&rest);
         }
@@ -126,14 +126,14 @@ impl Losses {
         self.totals.iter().sum()
     }
 
-    /// When [`Losses::take`] should be called; losses of some seconds are told together.
+    /// When to call [`Losses::take`]. It waits some seconds, so that losses are reported together.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Millis> {
         let due = self.told_at.map_or(Millis(0), |at| at + LOSS_REPORT_INTERVAL_MS);
         (!self.waiting.is_empty()).then_some(due)
     }
 
-    /// What was not told yet, to be told now.
+    /// Takes the losses that are to be reported now.
     pub fn take(&mut self, now: Millis) -> Vec<Loss> {
         self.told_at = Some(now);
         mem::take(&mut self.waiting)

@@ -1,14 +1,14 @@
 //! Delivery at least once, over a protocol that acknowledges nothing.
 //!
-//! The [`Outbox`] keeps every batch until the server is known to have taken it; what a broken stream leaves unconfirmed is sent
-//! again, in order, first thing on the next. HTTP/2 tells in two ways that a batch was taken:
+//! The [`Outbox`] keeps every batch until the server is known to have taken it. It sends again what a broken stream leaves
+//! unconfirmed, in order, first thing on the next stream. HTTP/2 shows in two ways that the server has taken a batch:
 //!
-//! - *by credit*, while data flows: a gRPC server gives a stream's flow-control credit back as its application takes data.
-//!   [`CreditObserver`] reads that from the connection's bytes. grpc-go may give back one message's length ahead of time, and
-//!   works on a message before it reads the next, so a batch is confirmed when the returned credit, less the largest message
-//!   sent so far, reaches beyond it. (grpc-go: `internal/transport/flowcontrol.go`, `onRead` and `maybeAdjust`.)
-//! - *by ping*, when data stops: the answer to a PING proves that the peer has read all that was sent before it. It confirms
-//!   what was written some time before the PING left.
+//! - *by credit*, while data flows. A gRPC server returns a stream's flow-control credit as its application takes data, and
+//!   [`CreditObserver`] reads that from the connection's bytes. grpc-go may grant one message's length ahead of time, and
+//!   works on a message before it reads the next. The returned credit, less the largest message sent so far, therefore
+//!   confirms every batch that it reaches beyond. (grpc-go: `internal/transport/flowcontrol.go`, `onRead` and `maybeAdjust`.)
+//! - *by ping*, when data stops. The answer to a PING proves that the peer has read everything sent before the PING. It
+//!   confirms what was written some time before the PING left.
 
 mod batch;
 mod credit;

@@ -1,18 +1,19 @@
-//! Which batch a server may be dying of, found out without giving up a record for any other reason.
+//! Finds the batch that kills a server, and gives up no record for any other reason.
 //!
-//! Delivery at least once sends a batch again after every broken stream, so a batch over which the server crashes would end
-//! every stream for ever. Most streams break for reasons that have nothing to do with a batch, though: servers restart,
-//! networks fail, somebody kills a process again and again. [`Suspects`] tells the two apart in steps, each of which costs
-//! time and order but no record:
+//! Delivery at least once sends a batch again after every broken stream. A batch that crashes the server would
+//! therefore end every stream for ever. But most streams break for reasons that have nothing to do with a batch:
+//! servers restart, networks fail, somebody kills a process again and again. [`Suspects`] tells the two apart in steps.
+//! Each step costs time and order, but no record:
 //!
-//! 1. Two streams in a row end over the same oldest batch: the next one is *careful* and takes what it sends again one batch
-//!    at a time.
-//! 2. The batches that a careful stream was handed just before its end become *suspects*: others go before them.
-//! 3. A suspect gets a *trial* on a stream that has held for some seconds: it leaves alone, with silence before and after it.
-//!    One that the stream outlives is acquitted. One that ends the stream is cut, and each part becomes a suspect.
-//! 4. A single record is condemned after [`POISON_STRIKES`] trials in a row that end the stream. Each trial begins later in the
-//!    life of its stream than the last stream lived, and other records have to be taken in between. A stream that ends at any
-//!    other moment takes all strikes back, so neither chance nor a server that ends its streams by the clock condemns a record.
+//! 1. Two streams in a row end over the same oldest batch. The next stream is *careful*: it takes what is sent again
+//!    one batch at a time.
+//! 2. The batches that a careful stream was handed just before its end become *suspects*. Others overtake them.
+//! 3. A suspect gets a *trial* on a stream that has held for some seconds: it is sent alone, with silence before and after it.
+//!    If the stream outlives it, it is acquitted. If the stream ends, the suspect is cut, and each part becomes a suspect.
+//! 4. A single record is condemned after [`POISON_STRIKES`] trials in a row that end the stream. Each trial begins
+//!    later in its stream's life than the last stream lived, and the server has to take other records in between. A
+//!    stream that ends at any other moment clears all strikes. Neither chance nor a server that ends its streams by the
+//!    clock therefore condemns a record.
 //!
 //! This module judges. The [`Outbox`](super::Outbox) moves, cuts and drops.
 
@@ -22,22 +23,22 @@ use super::batch::Identity;
 use crate::limits::{CAREFUL_GAP_MS, MAX_SUSPECTS, POISON_STRIKES, PROBE_AFTER_MS, REFUSALS, TRIAL_MS};
 use crate::time::Millis;
 
-/// What streams that ended without a reason have said about batches.
+/// What streams that ended without a reason have shown about batches.
 #[derive(Debug, Default)]
 pub(super) struct Suspects {
     opened: Millis,
-    /// When the last records were written whole, or the stream was opened.
+    /// When the stream last wrote records whole, or opened.
     quiet_since: Millis,
     /// The oldest batch over which the last streams ended, and how many did.
     streak: Option<(Identity, u32)>,
-    /// How many batches are to be handed over carefully.
+    /// How many batches are still to be handed over carefully.
     careful: usize,
-    /// What was handed over carefully, and when.
+    /// The batches that were handed over carefully, and when.
     handed: Vec<(Identity, Millis)>,
     /// The suspect that was handed over alone.
     trial: Option<Identity>,
     suspects: Vec<Suspect>,
-    /// Records of others were taken since the last strike.
+    /// True when the server has taken other records since the last strike.
     is_witnessed: bool,
     condemned: Option<Identity>,
 }
@@ -46,28 +47,28 @@ pub(super) struct Suspects {
 struct Suspect {
     who: Identity,
     strikes: u32,
-    /// How long the last stream lived that ended over it.
+    /// How long the last stream lived that ended over this suspect.
     lifetime_ms: u64,
 }
 
-/// What the end of a stream says.
+/// What the end of a stream shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Nothing about a single batch.
+    /// Nothing about any one batch.
     Nothing,
-    /// This batch, of several records, ended the stream while it was alone on it.
+    /// This batch of several records was alone on the stream when it ended.
     Guilty(Identity),
 }
 
 impl Suspects {
-    /// There is a stream.
+    /// A stream was opened.
     pub(super) fn handle_opened(&mut self, now: Millis) {
         (self.opened, self.quiet_since) = (now, now);
         self.trial = None;
         self.handed.clear();
     }
 
-    /// A batch of records was handed to the stream.
+    /// The stream was handed a batch of records.
     pub(super) fn handle_handed(&mut self, who: Identity, now: Millis) {
         if self.is_suspect(who) {
             self.trial = Some(who);
@@ -92,7 +93,7 @@ impl Suspects {
         self.acquit(who);
     }
 
-    /// Time has passed; `is_writing` says whether something is still on its way into the stream.
+    /// Time has passed. `is_writing` is true while the stream has not written everything that it was handed.
     pub(super) fn handle_time(&mut self, is_writing: bool, now: Millis) {
         if let Some(who) = self.trial.filter(|_| !is_writing && self.quiet_since + TRIAL_MS <= now) {
             self.is_witnessed = true;
@@ -100,42 +101,44 @@ impl Suspects {
         }
     }
 
-    /// When the next batch may be handed over; `None` when that takes more than time.
+    /// When the next batch may be handed over, or `None` if that depends on more than time.
     pub(super) fn gate(&self, next: Identity, is_writing: bool) -> Option<Millis> {
-        let pause = match () {
-            () if self.trial.is_some() || self.is_suspect(next) => TRIAL_MS,
-            () if self.careful > 0 => CAREFUL_GAP_MS,
-            () => return Some(Millis(0)),
+        let pause = if self.trial.is_some() || self.is_suspect(next) {
+            TRIAL_MS
+        } else if self.careful > 0 {
+            CAREFUL_GAP_MS
+        } else {
+            return Some(Millis(0));
         };
         (!is_writing).then(|| self.ripe_at(next).max(self.quiet_since + pause))
     }
 
-    /// Whether others are to go before a batch.
+    /// Returns true while others should overtake a batch.
     pub(super) fn is_set_aside(&self, who: Identity, now: Millis) -> bool {
         self.is_suspect(who) && now < self.ripe_at(who)
     }
 
-    /// Whether no batch is suspected.
+    /// Returns true when no batch is suspected.
     pub(super) fn is_empty(&self) -> bool {
         self.suspects.is_empty()
     }
 
-    /// Whether a batch is suspected.
+    /// Returns true when a batch is suspected.
     pub(super) fn is_suspect(&self, who: Identity) -> bool {
         self.suspects.iter().any(|suspect| suspect.who == who)
     }
 
-    /// Whether a batch has ended a stream while it was alone on it.
+    /// Returns true when a batch has ended a stream while it was alone on it.
     pub(super) fn is_guilty(&self, who: Identity) -> bool {
         self.suspects.iter().any(|suspect| suspect.who == who && suspect.strikes > 0)
     }
 
-    /// Whether a batch is the record that the server dies of.
+    /// Returns true when a batch is the single record that kills the server.
     pub(super) fn is_condemned(&self, who: Identity) -> bool {
         self.condemned == Some(who)
     }
 
-    /// A batch was cut into these.
+    /// A batch was cut into parts.
     pub(super) fn handle_cut(&mut self, whole: Identity, parts: impl Iterator<Item = Identity>) {
         if self.is_suspect(whole) {
             self.acquit(whole);
@@ -143,14 +146,14 @@ impl Suspects {
         }
     }
 
-    /// A batch is not kept any longer.
+    /// A batch was dropped.
     pub(super) fn handle_dropped(&mut self, who: Identity) {
         self.condemned.take_if(|condemned| *condemned == who);
         self.acquit(who);
     }
 
-    /// The stream has ended without a reason; `in_flight` are the batches of records that were handed to it, oldest first, and
-    /// whether each is a single record.
+    /// The stream has ended without a reason. `in_flight` are the batches of records that it was handed, oldest first,
+    /// each with true if it is a single record.
     pub(super) fn handle_broken(
         &mut self,
         in_flight: impl Iterator<Item = (Identity, bool)>,
@@ -170,7 +173,7 @@ impl Suspects {
         let blamed: Vec<_> = recent.filter_map(|(who, _)| find(who)).collect();
         if !blamed.is_empty() {
             (self.streak, self.careful) = (None, 0);
-            // To cut the only one costs no record, and spares it a trial.
+            // Cutting the only blamed batch costs no record and spares it a trial.
             let guilty = match blamed[..] {
                 [(who, false)] => Some(who),
                 _ => None,
@@ -226,7 +229,7 @@ impl Suspects {
         }
     }
 
-    /// How far into a stream a suspect's trial may begin.
+    /// When a suspect's trial may begin on this stream.
     fn ripe_at(&self, who: Identity) -> Millis {
         let suspect = self.suspects.iter().find(|suspect| suspect.who == who);
         suspect.map_or(Millis(0), |suspect| self.opened + PROBE_AFTER_MS.max(suspect.lifetime_ms + TRIAL_MS))

@@ -1,8 +1,9 @@
-//! When to try again: once in each of a row of windows, at a random place in it, and each window longer than the last.
+//! Decides when to try again: once in each of a series of windows, at the same random place in each. Every window is
+//! longer than the one before.
 //!
-//! An agent that loses its stream cannot tell whether it alone does or a whole fleet. What counts is the load on one server when
-//! it comes back, and an AgentCenter takes 1,500 agents. So the agent draws one random place when it loses a stable stream, and
-//! tries once in each window at that place:
+//! An agent that loses its stream cannot tell whether it alone does or a whole fleet. What counts is the load on one
+//! server when it comes back, and an AgentCenter takes 1,500 agents. The agent therefore draws one random place when it
+//! loses a stable stream, and tries once in each window at that place:
 //!
 //! ```text
 //!  lost                 each window is half as long again as the one before, up to the cap
@@ -10,11 +11,11 @@
 //!         ^                ^                     ^
 //!         the turn is at the same share of every window
 //! ```
-//! The turns of N agents that lose their streams together are spread evenly over each window. N agents thus make at most
-//! N / spread attempts in a second, at the first moment and ever after, and fewer the longer the server is away. The windows do
-//! not overlap, so that the attempts of different agents do not pile up as they do when each waits a random multiple of its last
-//! wait. The schedule hangs on when the stream was lost and not on when attempts fail: agents whose attempts a server leaves
-//! hanging and drops in the same second do not come back in the same second.
+//! The turns of N agents that lose their streams together spread evenly over each window. N agents therefore make at
+//! most N / spread attempts in a second, from the first moment on, and fewer the longer the server is away. Windows do
+//! not overlap. Attempts of different agents therefore do not pile up, as they do when each agent waits a random
+//! multiple of its last wait. The schedule depends on when the stream was lost, not on when attempts fail. If a server
+//! leaves attempts hanging and drops them all in one second, their agents do not come back in one second.
 //!
 //! An agent that has never had a stable stream follows the same rule from its first failure on.
 
@@ -23,18 +24,18 @@ use crate::time::Millis;
 /// The shortest time between a failed round and the next one.
 pub const BACKOFF_BASE_MS: u64 = 1_000;
 
-/// The longest window, unless the spread is longer: half a minute's wait in the mean.
+/// The longest window, unless the spread is longer. The mean wait is then half a minute.
 pub const BACKOFF_CAP_MS: u64 = 60_000;
 
-/// The first window unless configured otherwise. 1,500 agents, as many as AgentCenter takes on a node, then make 300 handshakes
-/// in a second.
+/// The default length of the first window. 1,500 agents, as many as AgentCenter takes on a node, then make 300
+/// handshakes in a second.
 pub const RECONNECT_SPREAD_MS: u64 = 5_000;
 
-/// When an agent tries to reach its servers again.
+/// The schedule of an agent's attempts to reach its servers.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     spread_ms: u64,
-    /// Where the agent's next turn is; `None` before the first failure.
+    /// The window of the agent's next turn, or `None` before the first failure.
     window: Option<Window>,
     random: SplitMix64,
 }
@@ -44,7 +45,7 @@ pub struct Backoff {
 struct Window {
     start: Millis,
     length_ms: u64,
-    /// Where the turn is in this window and in all that follow it, in parts of 2^32.
+    /// The turn's place in this window and all later ones, in units of 2^-32.
     place: u64,
 }
 
@@ -54,21 +55,20 @@ impl Window {
     }
 
     fn next(self) -> Self {
-        // A spread above the cap is kept as it is.
+        // A spread above the cap stays as it is.
         let longer = (self.length_ms + self.length_ms / 2).min(BACKOFF_CAP_MS).max(self.length_ms);
         Self { start: self.start + self.length_ms, length_ms: longer, ..self }
     }
 }
 
 impl Backoff {
-    /// The first window takes `spread_ms`, at least [`BACKOFF_BASE_MS`]; places in it are drawn by a generator that starts at
-    /// `seed`.
+    /// The first window takes `spread_ms`, at least [`BACKOFF_BASE_MS`]. A generator that starts at `seed` draws the places.
     #[must_use]
     pub fn new(spread_ms: u64, seed: u64) -> Self {
         Self { spread_ms: spread_ms.max(BACKOFF_BASE_MS), window: None, random: SplitMix64(seed) }
     }
 
-    /// Sets the length of the first window. One that differs has the windows begin anew at the next failure.
+    /// Sets the length of the first window. If it changes, the windows begin anew at the next failure.
     pub fn set_spread(&mut self, spread_ms: u64) {
         let spread_ms = spread_ms.max(BACKOFF_BASE_MS);
         if self.spread_ms != spread_ms {
@@ -77,13 +77,13 @@ impl Backoff {
         }
     }
 
-    /// A stable stream was lost, which forgets earlier failures. Returns the moment of the next round, within the spread.
+    /// A stable stream was lost. Clears earlier failures and returns the moment of the next round, within the spread.
     #[must_use]
     pub fn after_loss(&mut self, now: Millis) -> Millis {
         self.begin(now).turn()
     }
 
-    /// A round has failed. Returns the moment of the next one: the first turn that is [`BACKOFF_BASE_MS`] away or more.
+    /// A round has failed. Returns the moment of the next one: the first turn that is at least [`BACKOFF_BASE_MS`] away.
     #[must_use]
     pub fn after_failure(&mut self, now: Millis) -> Millis {
         let mut window = match self.window {
@@ -104,8 +104,8 @@ impl Backoff {
     }
 }
 
-/// A small generator for jitter; nothing secret hangs on it. Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom
-/// Number Generators", 2014.
+/// A small generator for jitter. Nothing secret depends on it. Source: Steele, Lea, Flood, "Fast Splittable
+/// Pseudorandom Number Generators", 2014.
 #[derive(Debug, Clone)]
 struct SplitMix64(u64);
 
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// The waits grow by half each time, up to the cap or the spread, wherever in its windows an agent has its turn.
+        /// The waits grow by half each time, up to the cap or the spread, wherever in its windows an agent's turn is.
         #[test]
         fn rounds_that_fail_at_once_come_later_each_time(seed: u64, spread in 0..200_000u64) {
             let mut backoff = Backoff::new(spread, seed);
@@ -147,7 +147,7 @@ mod tests {
             prop_assert!(last + 1 >= spread.max(BACKOFF_CAP_MS));
         }
 
-        /// However long rounds take to fail, no window sees two, and none is left out that could have been kept.
+        /// However long rounds take to fail, no window has two turns, and the agent uses every turn that it could keep.
         #[test]
         fn a_window_has_one_turn(
             seed: u64,

@@ -1,7 +1,7 @@
-//! gRPC's framing of messages and its status, without the HTTP/2 below.
+//! gRPC's message framing and status, without the HTTP/2 below.
 //!
-//! Source: the gRPC over HTTP/2 protocol description. A message is a flag byte (1: compressed), a 32-bit big-endian length
-//! and that many bytes; DATA frames cut the sequence of messages anywhere.
+//! Source: the gRPC over HTTP/2 protocol description. A message is a flag byte (1: compressed), a 32-bit big-endian
+//! length, and that many bytes. DATA frames may cut the sequence of messages anywhere.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -15,44 +15,44 @@ pub const PREFIX: usize = 5;
 /// The prefix of a message of `length` bytes.
 ///
 /// # Panics
-/// When `length` does not fit 32 bits; batches and commands are bounded far below.
+/// When `length` does not fit 32 bits. Batches and commands are bounded far below that.
 #[must_use]
 pub fn prefix(compressed: bool, length: usize) -> [u8; PREFIX] {
     let [a, b, c, d] = u32::try_from(length).expect("messages are bounded far below 4 GiB").to_be_bytes();
     [u8::from(compressed), a, b, c, d]
 }
 
-/// A message as it travelled.
+/// A message as it travels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GrpcMessage {
-    /// Whether `bytes` are compressed, in the way that the stream's `grpc-encoding` says.
+    /// True if `bytes` are compressed, as the stream's `grpc-encoding` says.
     pub compressed: bool,
     /// The message.
     pub bytes: Vec<u8>,
 }
 
-/// Takes a stream of DATA apart into messages.
+/// Splits a stream of DATA into messages.
 ///
-/// After an error the stream cannot be understood any more: the caller ends it, or reads past a message that is too long with
-/// [`MessageReader::skip`].
+/// After an error the stream cannot be parsed any further. The caller ends it, or reads past a message that is too long
+/// with [`MessageReader::skip`].
 #[derive(Debug)]
 pub struct MessageReader {
     head: [u8; PREFIX],
     head_len: usize,
     body: Vec<u8>,
     limit: usize,
-    /// Bytes of a message beyond the limit that were read past.
+    /// Bytes of a too long message that were skipped.
     skipped: usize,
 }
 
 impl MessageReader {
-    /// A reader at the start of a stream that refuses messages of more than `limit` bytes.
+    /// A reader at the start of a stream. It refuses messages of more than `limit` bytes.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self { head: [0; PREFIX], head_len: 0, body: Vec::new(), limit, skipped: 0 }
     }
 
-    /// The next whole message, and moves `input` past what was read. `None` means that `input` is used up.
+    /// Returns the next whole message and moves `input` past what was read. `None` means that `input` is used up.
     ///
     /// # Errors
     /// When the bytes are no message, or one that is too long.
@@ -84,7 +84,8 @@ impl MessageReader {
         Ok(Some(GrpcMessage { compressed: flag == 1, bytes: mem::take(&mut self.body) }))
     }
 
-    /// After [`BadMessage::TooLong`]: the next bytes of that message, past which `input` is moved, and whether they are its last.
+    /// After [`BadMessage::TooLong`], returns the next bytes of that message and true if they are its last. Moves
+    /// `input` past them.
     #[must_use]
     pub fn skip<'a>(&mut self, input: &mut &'a [u8]) -> (&'a [u8], bool) {
         let [_, length @ ..] = self.head;
@@ -101,20 +102,20 @@ impl MessageReader {
         (piece, is_last)
     }
 
-    /// Whether the message that is too long is compressed.
+    /// Returns true when the too long message is compressed.
     #[must_use]
     pub fn skips_compressed(&self) -> bool {
         self.head[0] == 1
     }
 
-    /// Whether the stream may end here: nothing of a further message has arrived.
+    /// Returns true when no part of a further message has arrived, so that the stream may end here.
     #[must_use]
     pub fn is_between_messages(&self) -> bool {
         self.head_len == 0
     }
 }
 
-/// What a server sent instead of a message: the server misbehaved.
+/// What a misbehaving server sent instead of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadMessage {
     /// A flag byte that is neither 0 nor 1.
@@ -123,7 +124,7 @@ pub enum BadMessage {
     TooLong {
         /// Bytes that the prefix announces.
         length: usize,
-        /// Bytes that a message may have.
+        /// The limit in bytes.
         limit: usize,
     },
 }
@@ -142,30 +143,30 @@ impl core::error::Error for BadMessage {}
 /// How a call ended, from `grpc-status` and `grpc-message`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
-    /// 0 is OK; AgentCenter refuses with 2 (unknown).
+    /// 0 is OK. AgentCenter refuses with 2 (unknown).
     pub code: u32,
-    /// The server's words, bounded, with control characters replaced: it goes into a log.
+    /// The server's text. It is bounded and has control characters replaced, because it goes into a log.
     pub message: String,
 }
 
 impl Status {
-    /// Reads the two headers as they came.
+    /// Parses the two headers as they came.
     ///
-    /// A missing or unreadable `grpc-status` is code 2, as the gRPC specification has it for broken servers.
+    /// A missing or unreadable `grpc-status` counts as code 2, as the gRPC specification demands for broken servers.
     #[must_use]
     pub fn parse(code: Option<&[u8]>, message: Option<&[u8]>) -> Self {
         let code = code.and_then(|digits| str::from_utf8(digits).ok()).and_then(|digits| digits.parse().ok());
         Self { code: code.unwrap_or(2), message: percent_decoded(message.unwrap_or_default()) }
     }
 
-    /// Whether AgentCenter does not take this agent at all: its id is taken, or there are too many of them.
+    /// Returns true when AgentCenter refuses this agent altogether: its id is taken, or there are too many agents.
     #[must_use]
     pub fn is_about_the_agent(&self) -> bool {
         self.code == 2 && ["agentID conflict", "out of max connection limit"].contains(&&*self.message)
     }
 
-    /// Whether the server says that a message was too large for it: grpc-go's RESOURCE_EXHAUSTED (8), "received message larger than
-    /// max" or, with its content in mind, "received message after decompression larger than max".
+    /// Returns true when the server says that a message was too large for it. grpc-go sends RESOURCE_EXHAUSTED (8) with
+    /// "received message larger than max" or, about the content, "received message after decompression larger than max".
     #[must_use]
     pub fn is_too_large(&self) -> bool {
         self.code == 8 && self.message.contains("larger than max")

@@ -1,12 +1,12 @@
-//! Which of a name's addresses to connect to, and when: "Happy Eyeballs" (RFC 8305).
+//! Decides which of a name's addresses to connect to, and when: "Happy Eyeballs" (RFC 8305).
 //!
-//! A host may have IPv6 and IPv4 addresses of which one kind leads nowhere, and a name server may answer the question for one
-//! kind late, with an error, or never. So the two kinds take turns, an attempt that is not answered soon gets company, and the
-//! first connection wins.
+//! A host may have IPv6 and IPv4 addresses of which one kind leads nowhere. A name server may answer the question for
+//! one kind late, with an error, or never. So the two kinds take turns, a second attempt soon joins one that is not
+//! answered, and the first connection wins.
 //!
-//! The shell asks for addresses of both kinds, tells each answer to [`Race::handle_addresses`], and begins a connection for each
-//! address that [`Race::poll_connect`] gives. It tells failures to [`Race::handle_failure`], and is done at the first success or
-//! when [`Race::is_lost`].
+//! The shell asks for addresses of both kinds and passes each answer to [`Race::handle_addresses`]. It begins a
+//! connection for each address from [`Race::poll_connect`], and reports failures to [`Race::handle_failure`]. It is
+//! done at the first success or when [`Race::is_lost`].
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -15,16 +15,16 @@ use core::net::SocketAddr;
 use crate::limits::MAX_ADDRESSES;
 use crate::time::Millis;
 
-/// How long IPv6 addresses are waited for once there are IPv4 ones (RFC 8305, section 3: resolution delay).
+/// How long to wait for IPv6 addresses once there are IPv4 ones (RFC 8305, section 3: resolution delay).
 pub const RESOLUTION_DELAY_MS: u64 = 50;
 
-/// How long an attempt is alone before the next one begins beside it (RFC 8305, section 5: connection attempt delay).
+/// How long an attempt runs alone before the next one joins it (RFC 8305, section 5: connection attempt delay).
 pub const ATTEMPT_DELAY_MS: u64 = 250;
 
 /// A kind of address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
-    /// IPv6, which goes first.
+    /// IPv6. It goes first.
     V6,
     /// IPv4.
     V4,
@@ -39,35 +39,35 @@ impl Family {
     }
 }
 
-/// What is known of one kind's addresses.
+/// The known addresses of one kind.
 #[derive(Debug, Default)]
 struct Addresses {
     is_answered: bool,
     waiting: VecDeque<SocketAddr>,
 }
 
-/// The addresses of one name on their way to one connection.
+/// A race between the addresses of one name for one connection.
 #[derive(Debug)]
 pub struct Race {
     v6: Addresses,
     v4: Addresses,
-    /// Whose turn it is.
+    /// The kind whose turn it is.
     next: Family,
-    /// The next attempt does not begin before this.
+    /// The next attempt may not begin before this.
     due: Millis,
     begun: usize,
     failed: usize,
 }
 
 impl Race {
-    /// One for which no address is known yet.
+    /// A race without addresses yet.
     #[must_use]
     pub fn new() -> Self {
         let (v6, v4) = (Addresses::default(), Addresses::default());
         Self { v6, v4, next: Family::V6, due: Millis(0), begun: 0, failed: 0 }
     }
 
-    /// The question for one kind of addresses is answered; with none, if it has failed.
+    /// The question for one kind of addresses was answered. A failed question has no addresses.
     pub fn handle_addresses(&mut self, family: Family, addresses: Vec<SocketAddr>, now: Millis) {
         let of_family = self.of(family);
         of_family.is_answered = true;
@@ -78,13 +78,14 @@ impl Race {
         }
     }
 
-    /// An attempt has failed: the next one need not wait.
+    /// An attempt has failed, so the next one need not wait.
     pub fn handle_failure(&mut self, now: Millis) {
         self.failed += 1;
         self.due = now;
     }
 
-    /// An address to connect to now. Ask again after each answer, after each failure, and at [`Race::poll_timeout`].
+    /// Returns an address to connect to now. Call this again after each answer, after each failure, and at
+    /// [`Race::poll_timeout`].
     #[must_use]
     pub fn poll_connect(&mut self, now: Millis) -> Option<SocketAddr> {
         if now < self.due || self.begun == MAX_ADDRESSES {
@@ -107,13 +108,13 @@ impl Race {
         self.has_address().then_some(self.due)
     }
 
-    /// Whether an attempt is under way.
+    /// Returns true while an attempt is under way.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.begun > self.failed
     }
 
-    /// Whether no connection can come of it any more.
+    /// Returns true when the race can no longer lead to a connection.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         let is_answered = self.v6.is_answered && self.v4.is_answered;
@@ -206,7 +207,7 @@ mod tests {
     }
 
     proptest! {
-        /// Every address is tried once, up to the limit, in whatever order answers and failures come, and then the race is lost.
+        /// Every address is tried once, up to the limit, in whatever order answers and failures come. Then the race is lost.
         #[test]
         fn every_address_is_tried_and_the_race_ends(
             counts in (0..12usize, 0..12usize),

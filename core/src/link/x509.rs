@@ -1,5 +1,4 @@
-//! The little that the agent itself reads of certificates and keys: until when, whose, how long. Nothing is verified here.
-//! Source: RFC 5280, section 4.1.
+//! Reads the few facts about certificates and keys that the agent needs: expiry, public key, key length. It verifies nothing.
 
 use core::str;
 
@@ -10,7 +9,7 @@ const GENERALIZED_TIME: u8 = 0x18;
 const SEQUENCE: u8 = 0x30;
 const VERSION: u8 = 0xa0;
 
-/// The `notAfter` of a certificate in DER, in seconds since 1970; nothing when it cannot be found.
+/// Returns the `notAfter` of a certificate in DER, in seconds since 1970, or `None` if it cannot be found.
 #[must_use]
 pub fn not_after(certificate: &[u8]) -> Option<i64> {
     let (validity, _) = element(validity(certificate)?, SEQUENCE)?;
@@ -18,7 +17,7 @@ pub fn not_after(certificate: &[u8]) -> Option<i64> {
     time(rest).map(|(not_after, _)| not_after)
 }
 
-/// The `SubjectPublicKeyInfo` of a certificate in DER, as it stands there; nothing when it cannot be found.
+/// Returns the encoded `SubjectPublicKeyInfo` of a certificate in DER, or `None` if it cannot be found.
 #[must_use]
 pub fn public_key_info(certificate: &[u8]) -> Option<&[u8]> {
     let (_validity, rest) = element(validity(certificate)?, SEQUENCE)?;
@@ -27,15 +26,15 @@ pub fn public_key_info(certificate: &[u8]) -> Option<&[u8]> {
     from.get(..from.len() - rest.len())
 }
 
-/// The bits of the modulus of an RSA key in DER, in PKCS#1 (RFC 8017, appendix A.1.2) or in PKCS#8 (RFC 5208, section 5);
-/// nothing when it cannot be found.
+/// Returns the bits of an RSA key's modulus, or `None` if it cannot be found. The key is DER, in PKCS#1 (RFC 8017,
+/// appendix A.1.2) or in PKCS#8 (RFC 5208, section 5).
 #[must_use]
 pub fn rsa_bits(key: &[u8]) -> Option<usize> {
     let (key, _) = element(key, SEQUENCE)?;
     let (_version, rest) = element(key, INTEGER)?;
     if let Some((_algorithm, rest)) = element(rest, SEQUENCE) {
         let (inner, _) = element(rest, OCTET_STRING)?;
-        // What lies in PKCS#8 is no PKCS#8.
+        // The key inside PKCS#8 is not PKCS#8 again.
         let (inner_key, _) = element(inner, SEQUENCE)?;
         let (_version, rest) = element(inner_key, INTEGER)?;
         return modulus_bits(rest);
@@ -50,11 +49,11 @@ fn modulus_bits(rest: &[u8]) -> Option<usize> {
     Some(8 * (modulus.len() - zeros) - first.leading_zeros() as usize)
 }
 
-/// A certificate from its validity on.
+/// The part of a certificate that begins with its validity.
 fn validity(certificate: &[u8]) -> Option<&[u8]> {
     let (certificate, _) = element(certificate, SEQUENCE)?;
     let (tbs, _) = element(certificate, SEQUENCE)?;
-    // Version 1 has no version.
+    // A certificate of version 1 has no version field.
     let rest = element(tbs, VERSION).map_or(tbs, |(_, rest)| rest);
     let (_serial, rest) = element(rest, INTEGER)?;
     let (_algorithm, rest) = element(rest, SEQUENCE)?;
@@ -62,7 +61,7 @@ fn validity(certificate: &[u8]) -> Option<&[u8]> {
     Some(rest)
 }
 
-/// The content of the element at the start of `bytes`, and what follows it; nothing when its tag is another.
+/// Returns the content of the element at the start of `bytes` and what follows it, or `None` if its tag differs.
 fn element(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let (&found, rest) = bytes.split_first()?;
     let (&first, rest) = rest.split_first()?;
@@ -78,7 +77,7 @@ fn element(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(length)
 }
 
-/// A time (RFC 5280, section 4.1.2.5), and what follows it.
+/// Parses a time (RFC 5280, section 4.1.2.5), and returns what follows it.
 fn time(bytes: &[u8]) -> Option<(i64, &[u8])> {
     let (digits, rest, year_digits) = match element(bytes, UTC_TIME) {
         Some((digits, rest)) => (digits, rest, 2),
@@ -100,7 +99,7 @@ fn time(bytes: &[u8]) -> Option<(i64, &[u8])> {
 /// Days from 1970-01-01 to a date of the Gregorian calendar. Source: Howard Hinnant, "chrono-Compatible Low-Level Date
 /// Algorithms", `days_from_civil`.
 fn days(year: i64, month: i64, day: i64) -> i64 {
-    // The year begins in March, so that the leap day is its last.
+    // Years begin in March here, so that the leap day is the last.
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);
     let year_of_era = year.rem_euclid(400);
@@ -117,7 +116,7 @@ mod tests {
 
     use super::*;
 
-    /// A certificate with nothing in it but what is passed over, and these times; `None` for no version.
+    /// A certificate with these times and only empty fields besides. `None` leaves the version out.
     fn certificate(version: Option<u8>, not_before: &[u8], not_after: &[u8]) -> Vec<u8> {
         let wrap = |tag: u8, content: &[u8]| {
             let length = u8::try_from(content.len()).expect("short");

@@ -1,8 +1,8 @@
-//! The fixed record buffer, which is the message that it will be sent as.
+//! The fixed record buffer. Its bytes are the message in which its records will be sent.
 //!
-//! Records lie one after another in a byte arena, each behind the key and length of `PackagedData.records` (field 1), so
-//! that the arena's used part followed by an [envelope](crate::record::envelope) *is* a `PackagedData`. Bytes and slots are bounded
-//! apart. Appending a record copies its bytes once and allocates nothing.
+//! Records lie one after another in a byte arena, each behind the key and length of `PackagedData.records` (field 1).
+//! The arena's used part, followed by an [envelope](crate::record::envelope), therefore *is* a `PackagedData`. Bytes
+//! and slots are bounded separately. Appending a record copies its bytes once and allocates nothing.
 
 use heapless::Vec;
 
@@ -35,7 +35,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>, const N: usize> RecordBuffer<B, N> {
     /// Appends a record by its body.
     ///
     /// # Errors
-    /// When there is no free slot or not enough free bytes; nothing has changed then.
+    /// When there is no free slot or not enough free bytes. The buffer is then unchanged.
     pub fn push(&mut self, body: &[u8]) -> Result<(), Full> {
         self.append(body.len(), |out| out.copy_from_slice(body))
     }
@@ -67,7 +67,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>, const N: usize> RecordBuffer<B, N> {
         self.ends.push(end).map_err(|_| Full::Slots)
     }
 
-    /// Forgets all records; their slots and bytes are free again.
+    /// Drops all records and frees their slots and bytes.
     pub fn clear(&mut self) {
         self.ends.clear();
     }
@@ -87,37 +87,38 @@ impl<B: AsRef<[u8]>, const N: usize> RecordBuffer<B, N> {
             let field = &self.arena.as_ref()[start..end as usize];
             start = end as usize;
             let mut body = &field[1..];
-            // The length was written by `append`, so reading it back cannot fail; an empty body would be its answer.
+            // `append` wrote the length, so reading it back cannot fail. If it did, the body would be empty.
             let _ = take_varint(&mut body);
             body
         })
     }
 
-    /// Records held: 0 to `N`.
+    /// Number of records, 0 to `N`.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether it holds no record.
+    /// Returns true when the buffer holds no record.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// Bytes of the arena.
+    /// Size of the arena in bytes.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.arena.as_ref().len()
     }
 
-    /// Whether slots or bytes are half used: time to send, while there is room for what arrives meanwhile.
+    /// Returns true when half of the slots or half of the bytes are used: the high-water mark. Sending then leaves room
+    /// for what arrives meanwhile.
     #[must_use]
     pub fn above_high_water(&self) -> bool {
         self.ends.len() >= N / 2 || self.used() >= self.arena.as_ref().len() / 2
     }
 
-    /// Bytes of the longest body that an empty buffer of this size takes.
+    /// Length of the longest body that an empty buffer of this size takes, in bytes.
     #[must_use]
     pub fn longest_record(&self) -> usize {
         let arena = self.arena.as_ref().len();
@@ -163,17 +164,21 @@ mod tests {
     }
 
     proptest! {
-        /// The model is a list of bodies and the two bounds in so many words.
+        /// The model is a list of bodies with the two bounds spelt out.
         #[test]
         fn behaves_like_a_list_with_two_bounds(steps in prop::collection::vec(step(), 0..120), arena in 0..3000usize) {
             let mut buffer = RecordBuffer::<_, 24>::new(vec![0xaa; arena]);
             let mut model: Vec<Vec<u8>> = Vec::new();
             for (i, step) in steps.into_iter().enumerate() {
                 let free = arena - model.iter().map(|b| bytes_field_len(b.len())).sum::<usize>();
-                let expected = |length| match () {
-                    () if model.len() == 24 => Err(Full::Slots),
-                    () if bytes_field_len(length) > free => Err(Full::Bytes),
-                    () => Ok(()),
+                let expected = |length| {
+                    if model.len() == 24 {
+                        Err(Full::Slots)
+                    } else if bytes_field_len(length) > free {
+                        Err(Full::Bytes)
+                    } else {
+                        Ok(())
+                    }
                 };
                 match step {
                     Step::Push(length) => {

@@ -1,4 +1,4 @@
-//! What stands behind the records in every batch: who sends them.
+//! The envelope that follows the records in every batch and says who sends them.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use elklet_proto::grpc::PackagedData;
 use prost::Message;
 
-/// Fields 2 to 9 of a `PackagedData`, encoded once and again only when they change.
+/// Fields 2 to 9 of a `PackagedData`. They are encoded once, and again only when they change.
 #[derive(Debug, Clone, Default)]
 pub struct Envelope {
     sender: Sender,
@@ -30,7 +30,7 @@ pub struct Sender {
     pub hostname: String,
     /// The agent's version, dotted numbers.
     pub version: String,
-    /// The agent's product name; AgentCenter knows the reference's, `elkeid-agent`.
+    /// The agent's product name. AgentCenter knows the reference's, `elkeid-agent`.
     pub product: String,
 }
 
@@ -43,7 +43,7 @@ impl Envelope {
         envelope
     }
 
-    /// Makes it the envelope of `sender` from now on.
+    /// Changes the sender, and encodes the envelope again if it differs.
     pub fn update(&mut self, sender: Sender) {
         if sender != self.sender {
             self.sender = sender;

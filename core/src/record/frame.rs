@@ -1,8 +1,8 @@
-//! The plugin pipe's framing: `u32` little-endian length, then that many bytes of protobuf, in both directions.
+//! The framing of a plugin's pipes, in both directions: a `u32` little-endian length, then that many bytes of protobuf.
 //!
 //! The pump feeds a [`FrameDecoder`] whatever the pipe gives, in pieces of any size, and gets checked records back. The
-//! length prefix is trusted for framing alone: a frame that is too long or is no record is skipped by its length, counted,
-//! and reported once; nothing is ever allocated for bytes that have not arrived.
+//! decoder trusts a length only for framing: it skips, counts and reports once a frame that is too long or is no
+//! record. It never allocates memory for bytes that have not arrived.
 
 use alloc::vec::Vec;
 use core::ops::AddAssign;
@@ -16,10 +16,10 @@ use crate::record::{InvalidRecord, Record, Refusal};
 /// Bytes of the length in front of every frame.
 const HEAD: usize = 4;
 
-/// Capacity that the memory of a cut frame keeps between frames; a plugin's rare long record does not stay in memory.
+/// Capacity that the buffer for cut frames keeps between frames, so that a plugin's rare long record does not stay in memory.
 const KEPT_CAPACITY: usize = 16 << 10;
 
-/// Takes a plugin's byte stream apart.
+/// Splits a plugin's byte stream into records.
 ///
 /// ```text
 ///            4 bytes of length              all bytes
@@ -27,13 +27,13 @@ const KEPT_CAPACITY: usize = 16 << 10;
 ///     |  longer than the limit
 ///     +--------------------------> Skip ---------------> Head
 /// ```
-/// A frame that lies whole in the input is looked at where it lies; only frames cut by the end of a read are copied.
+/// The decoder parses a frame that lies whole in the input in place. It copies only frames that the end of a read has cut.
 #[derive(Debug)]
 pub struct FrameDecoder {
     state: State,
     /// What has arrived of a cut frame: its head, then its body.
     cut: Vec<u8>,
-    /// The record that was shown last, for when it is taken.
+    /// The record that `peek` showed last, for `take`.
     shown: Shown,
     limit: usize,
     tally: Tally,
@@ -52,11 +52,11 @@ enum State {
     Head,
     /// `cut` holds the first bytes of a body of this length.
     Body(usize),
-    /// The rest of a refused frame: this many bytes are still to come.
+    /// This many bytes of a refused frame are still to come.
     Skip(usize),
 }
 
-/// What a decoder has seen since it was made.
+/// What a decoder has counted since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Records that were taken.
@@ -73,7 +73,7 @@ pub struct Tally {
     pub invalid: u64,
     /// Records of a data type that only the agent sends.
     pub reserved_type: u64,
-    /// Records whose payload has no fields, of a type that the server needs fields of.
+    /// Records without fields, of a type for which the server needs some.
     pub no_fields: u64,
     /// Streams that ended inside a frame: 0 or 1.
     pub truncated: u64,
@@ -82,7 +82,7 @@ pub struct Tally {
 }
 
 impl AddAssign for Tally {
-    /// Counts what both have seen.
+    /// Adds the other's counts.
     fn add_assign(&mut self, other: Self) {
         self.records += other.records;
         self.record_bytes += other.record_bytes;
@@ -98,19 +98,19 @@ impl AddAssign for Tally {
 }
 
 impl FrameDecoder {
-    /// A decoder at the start of a stream that refuses bodies of more than `limit` bytes.
+    /// A decoder at the start of a stream. It refuses bodies of more than `limit` bytes.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self { state: State::Head, cut: Vec::new(), shown: Shown::default(), limit, tally: Tally::default() }
     }
 
-    /// Looks at the next record, without taking it, and moves `input` past what the decoder keeps or skips.
+    /// Shows the next record without taking it, and moves `input` past what the decoder keeps or skips.
     ///
-    /// `None` means that `input` is used up and more is needed. A record stays the next one until [`FrameDecoder::take`];
-    /// whoever has no room for it keeps the rest of `input` and calls again with it later.
+    /// `None` means that `input` is used up and the decoder needs more. A record stays the next one until
+    /// [`FrameDecoder::take`]. A caller without room for it keeps the rest of `input` and calls again with that later.
     ///
     /// # Errors
-    /// When the next frame is refused. It has been skipped: calling again goes on behind it.
+    /// When the decoder refuses the next frame. It has then skipped that frame, and the next call goes on after it.
     pub fn peek<'s, 'i: 's>(&'s mut self, input: &mut &'i [u8]) -> Option<Result<Record<'s>, BadFrame>> {
         loop {
             match self.state {
@@ -156,7 +156,7 @@ impl FrameDecoder {
                             Ok(record)
                         }
                         Err(bad) => {
-                            // `cut` is still borrowed for the other arm; a skip of nothing forgets it at the next call.
+                            // `cut` is still borrowed for the other arm. Skipping 0 bytes makes the next call clear it.
                             self.state = State::Skip(0);
                             self.tally.count(bad, length);
                             Err(bad)
@@ -176,10 +176,10 @@ impl FrameDecoder {
         }
     }
 
-    /// Takes the record that [`FrameDecoder::peek`] has just shown and moves `input` past it.
+    /// Takes the record that [`FrameDecoder::peek`] has just shown, and moves `input` past it.
     ///
     /// # Panics
-    /// When the last call was not a `peek` that showed a record, with the same input.
+    /// When the last call was not a `peek` with the same input that showed a record.
     pub fn take(&mut self, input: &mut &[u8]) {
         let Shown { length, has_payload, has_timestamp } = self.shown;
         if matches!(self.state, State::Head) {
@@ -192,16 +192,16 @@ impl FrameDecoder {
         self.forget_cut();
     }
 
-    /// Says that the stream has ended.
+    /// Ends the stream.
     ///
     /// # Errors
-    /// When it ended inside a frame.
+    /// When the stream ended inside a frame.
     pub fn finish(&mut self) -> Result<(), BadFrame> {
         let (arrived, length) = match self.state {
             State::Head if self.cut.is_empty() => return Ok(()),
             State::Head => (self.cut.len(), None),
             State::Body(length) => (self.cut.len(), Some(length)),
-            // What was refused is counted already.
+            // The refused frame has been counted already.
             State::Skip(_) => return Ok(()),
         };
         self.forget_cut();
@@ -210,13 +210,13 @@ impl FrameDecoder {
         Err(bad)
     }
 
-    /// What has been seen so far.
+    /// The counts so far.
     #[must_use]
     pub fn tally(&self) -> Tally {
         self.tally
     }
 
-    /// Moves bytes from `input` to `cut` until that holds `wanted`, or `input` is used up.
+    /// Moves bytes from `input` to `cut` until `cut` holds `wanted` or `input` is used up.
     fn gather(&mut self, input: &mut &[u8], wanted: usize) {
         let missing = wanted.saturating_sub(self.cut.len()).min(input.len());
         let (more, rest) = input.split_at(missing);
@@ -233,7 +233,7 @@ impl FrameDecoder {
     }
 }
 
-/// The record that a frame's body is, if a plugin may send it.
+/// Parses a frame's body, and refuses records that plugins may not send.
 #[inline]
 fn check(body: &[u8]) -> Result<Record<'_>, BadFrame> {
     match Record::parse(body) {
@@ -246,7 +246,7 @@ fn check(body: &[u8]) -> Result<Record<'_>, BadFrame> {
 }
 
 impl Tally {
-    /// Counts a frame that was refused, of which so many bytes are skipped.
+    /// Counts a refused frame, of which `skipped` bytes are skipped.
     fn count(&mut self, bad: BadFrame, skipped: usize) {
         let cause = match bad {
             BadFrame::TooLong { .. } => &mut self.too_long,
@@ -270,14 +270,14 @@ impl Shown {
     }
 }
 
-/// What a plugin sent instead of a record: the plugin misbehaved.
+/// What a misbehaving plugin sent instead of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadFrame {
-    /// A frame longer than the limit; its bytes are being skipped.
+    /// A frame longer than the limit. The decoder is skipping its bytes.
     TooLong {
         /// Bytes that the frame announces.
         length: usize,
-        /// Bytes that a body may have.
+        /// The limit in bytes.
         limit: usize,
     },
     /// A frame whose body is not a record.
@@ -291,9 +291,9 @@ pub enum BadFrame {
     Refused(Refusal),
     /// The stream ended inside a frame.
     Truncated {
-        /// Bytes that arrived of the body, or of the length if that is not known.
+        /// Bytes of the body that arrived, or of the length if that is incomplete.
         arrived: usize,
-        /// Bytes that the body was to have, if its length arrived.
+        /// Length of the body, if it is known.
         length: Option<usize>,
     },
 }
@@ -317,7 +317,7 @@ impl core::error::Error for BadFrame {}
 /// Frames a task for a plugin: the length, then the `Task`.
 ///
 /// # Errors
-/// When the framed task would have more than [`MAX_TASK_BYTES`]; the number of bytes is given back.
+/// When the framed task would be longer than [`MAX_TASK_BYTES`]; the error is its length.
 pub fn task_frame(task: &Task) -> Result<Vec<u8>, usize> {
     let length = task.encoded_len();
     let framed = length + HEAD;
@@ -428,7 +428,7 @@ mod tests {
                 let mut input = &backlog[..];
                 while let Some(next) = decoder.peek(&mut input) {
                     match next {
-                        // Now and then there is no room: the same record must come again with what is left of the input.
+                        // Now and then there is no room. The same record must then come again with the rest of the input.
                         Ok(_) if { refusals = refusals.rotate_left(1); refusals & 1 == 1 && !rest.is_empty() } => break,
                         Ok(record) => { records.push(record.body().to_vec()); decoder.take(&mut input); }
                         Err(error) => errors.push(error),

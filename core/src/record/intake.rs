@@ -1,8 +1,8 @@
-//! Where records of all plugins and of the agent itself come together: the buffer that fills while the other is sent.
+//! The intake, where the records of all plugins and of the agent come together. One buffer fills while the other is sent.
 //!
-//! There are two lanes. What is urgent (heartbeats, answers to tasks, a plugin's high-priority lane) has a small buffer of
-//! its own and leaves at once; the bulk waits for company. The shell keeps an [`Intake`] behind a lock: the pump appends, the
-//! net thread takes everything by swapping in an empty pair of buffers.
+//! There are two lanes. Urgent records (heartbeats, answers to tasks, a plugin's high-priority lane) have a small
+//! buffer of their own and leave at once. Bulk records wait to be batched. The shell keeps an [`Intake`] behind a lock.
+//! The pump appends; the net thread swaps in a pair of empty buffers and takes everything.
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -14,25 +14,26 @@ use crate::record::manifest::{Manifest, Row, Source};
 use crate::record::wire::{Writer, bytes_field_len};
 use crate::record::{OwnRecord, Record};
 
-/// Which of the two buffers a record goes into.
+/// The lane of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Lane {
-    /// Leaves at once, before everything else.
+    /// The record leaves at once, before everything else.
     Urgent,
-    /// Leaves with others.
+    /// The record waits to be batched with others.
     Bulk,
 }
 
-/// Whose records they are, and what may become of them.
+/// Who made a record, and whether it may displace older ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin {
-    /// Who makes them.
+    /// Who makes the records.
     pub source: Source,
-    /// When everything is full while there is no server, the oldest records of all go for these. Else their maker waits.
+    /// With everything full and no server, drops the oldest records of all plugins to make room for these. If false,
+    /// their maker waits.
     pub may_drop: bool,
 }
 
-/// The buffers of both lanes; together the records of one batch.
+/// The buffers of both lanes. Together they hold the records of one batch.
 #[derive(Debug)]
 pub struct Buffers<B> {
     urgent: RecordBuffer<B, URGENT_SLOTS>,
@@ -42,7 +43,7 @@ pub struct Buffers<B> {
     may_drop: bool,
 }
 
-/// A record that is longer than an arena. It is a batch of its own, behind the others.
+/// A record that is longer than an arena. It is a batch of its own and follows the others.
 #[derive(Debug)]
 pub struct Outsized {
     field: Box<[u8]>,
@@ -62,7 +63,7 @@ impl Outsized {
         &self.field
     }
 
-    /// What it is.
+    /// Its plugin, data type and timestamp.
     #[must_use]
     pub fn row(&self) -> Row {
         self.row
@@ -82,19 +83,19 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Buffers<B> {
         }
     }
 
-    /// Bytes of the longest record that a bulk arena takes; a longer one is [`Outsized`].
+    /// Length of the longest record that a bulk arena takes, in bytes. A longer one is [`Outsized`].
     #[must_use]
     pub fn longest_record(&self) -> usize {
         self.bulk.longest_record()
     }
 
-    /// Records of both lanes, and the one that is too long for them.
+    /// Number of records in both lanes, plus the outsized one.
     #[must_use]
     pub fn len(&self) -> usize {
         self.urgent.len() + self.bulk.len() + usize::from(self.outsized.is_some())
     }
 
-    /// Whether no record is held.
+    /// Returns true when there is no record.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -107,31 +108,31 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Buffers<B> {
         self.parts().map(<[u8]>::len).iter().sum::<usize>() + outsized
     }
 
-    /// Records and bytes that both lanes hold at most.
+    /// The most records and bytes that both lanes hold together.
     #[must_use]
     pub fn capacity(&self) -> (usize, usize) {
         (URGENT_SLOTS + SLOTS, self.urgent.capacity() + self.bulk.capacity())
     }
 
-    /// The record that no arena takes, which is sent behind the others.
+    /// The record that is too long for an arena. It is sent after the others.
     #[must_use]
     pub fn outsized(&self) -> Option<&Outsized> {
         self.outsized.as_ref()
     }
 
-    /// The records of both lanes as fields of a `PackagedData`, in the order in which they are sent.
+    /// The records of both lanes as fields of a `PackagedData`, in sending order.
     #[must_use]
     pub fn parts(&self) -> [&[u8]; 2] {
         [self.urgent.bytes(), self.bulk.bytes()]
     }
 
-    /// What each lane holds, in the same order.
+    /// The counts of each lane, in the same order.
     #[must_use]
     pub fn manifests(&self) -> [&Manifest; 2] {
         self.manifests.each_ref()
     }
 
-    /// Forgets all records.
+    /// Drops all records.
     pub fn clear(&mut self) {
         self.urgent.clear();
         self.bulk.clear();
@@ -141,7 +142,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Buffers<B> {
     }
 }
 
-/// The filling buffers, and who waits for them.
+/// The filling buffers, and what the two threads have to tell each other.
 #[derive(Debug)]
 pub struct Intake<B> {
     filling: Box<Buffers<B>>,
@@ -156,11 +157,11 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Intake<B> {
         Self { filling: buffers, full: false, ripe: false }
     }
 
-    /// Appends a plugin's record. An urgent one that finds no room in its lane travels with the bulk, where later urgent ones may
-    /// overtake it.
+    /// Appends a plugin's record. An urgent record that finds no room in its lane travels with the bulk, where later
+    /// urgent ones may overtake it.
     ///
     /// # Errors
-    /// When there is no room: whoever wrote the record is to wait until [`Intake::swap`] says that there is.
+    /// When there is no room. The caller has to wait until [`Intake::swap`] returns true.
     pub fn push(&mut self, lane: Lane, origin: Origin, record: &Record<'_>) -> Result<Wake, Full> {
         let at = record.timestamp();
         let row = Row { source: origin.source, data_type: record.data_type(), records: 1, first: at, last: at };
@@ -169,7 +170,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Intake<B> {
         } else {
             self.append(lane, row, |filling, lane| match lane {
                 Lane::Urgent => filling.urgent.push(record.body()),
-                // What comes behind it is not to overtake it.
+                // Later records must not overtake it.
                 Lane::Bulk if filling.outsized.is_some() => Err(Full::Bytes),
                 Lane::Bulk => filling.bulk.push(record.body()),
             })
@@ -181,7 +182,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Intake<B> {
         pushed
     }
 
-    /// Takes a record that no arena can hold, one at a time.
+    /// Takes a record that is too long for an arena. There is one at a time.
     fn put_aside(&mut self, body: &[u8], row: Row) -> Result<Wake, Full> {
         if self.filling.outsized.is_some() {
             return Err(Full::Bytes);
@@ -194,7 +195,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Intake<B> {
     /// Appends an urgent record of the agent's own.
     ///
     /// # Errors
-    /// When neither lane has room; the agent does not wait for itself, so the caller counts the record as lost.
+    /// When neither lane has room. The agent does not wait for itself, so the caller counts the record as lost.
     pub fn push_own<'f, I>(&mut self, record: &OwnRecord<I>) -> Result<Wake, Full>
     where
         I: Iterator<Item = (&'f str, &'f str)> + Clone,
@@ -233,19 +234,19 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Intake<B> {
         })
     }
 
-    /// What it holds has waited long enough, in here or on its way here: it is due.
+    /// Makes the held records due: they have waited long enough, here or on their way here.
     pub fn ripen(&mut self) -> Wake {
         let before = self.due();
         self.ripe = before != Due::Nothing;
         if before == Due::Later { Wake::Now } else { Wake::Unneeded }
     }
 
-    /// Takes all records by putting `empty` in their place.
+    /// Takes all records and leaves `empty` in their place.
     ///
-    /// Says whether a plugin's record found no room since the last time: the pump is to try again then.
+    /// Returns true when a plugin's record has found no room since the last swap. The pump should then try again.
     ///
     /// # Panics
-    /// When `empty` is not empty: its records would be sent twice.
+    /// When `empty` is not empty, because its records would be sent twice.
     #[must_use = "a pump that waits for room stays waiting unless it is woken"]
     pub fn swap(&mut self, empty: &mut Box<Buffers<B>>) -> bool {
         assert!(empty.is_empty(), "buffers are cleared before they fill again");
@@ -254,47 +255,49 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Intake<B> {
         mem::take(&mut self.full)
     }
 
-    /// When what is held should be sent.
+    /// When to send the held records.
     #[must_use]
     pub fn due(&self) -> Due {
-        match () {
-            () if self.ripe || !self.filling.urgent.is_empty() || self.is_half_full() => Due::Now,
-            () if self.filling.bulk.is_empty() => Due::Nothing,
-            () => Due::Later,
+        if self.ripe || !self.filling.urgent.is_empty() || self.is_half_full() {
+            Due::Now
+        } else if self.filling.bulk.is_empty() {
+            Due::Nothing
+        } else {
+            Due::Later
         }
     }
 
-    /// What the agent decides by: how much is held, and when it should leave.
+    /// Returns what the agent decides by: how much is held, and when it should leave.
     #[must_use]
     pub fn level(&self) -> Level {
         Level { due: self.due(), records: self.len(), is_half_full: self.is_half_full(), may_drop: self.may_drop() }
     }
 
-    /// The buffers that are filling, to look at.
+    /// The filling buffers, for reading.
     #[must_use]
     pub fn buffers(&self) -> &Buffers<B> {
         &self.filling
     }
 
-    /// Whether the bulk is half full, or a record waits that is longer than all of it.
+    /// Returns true when the bulk has reached its high-water mark, or a record waits that is longer than an arena.
     #[must_use]
     pub fn is_half_full(&self) -> bool {
         self.filling.outsized.is_some() || self.filling.bulk.above_high_water()
     }
 
-    /// Whether it holds a record for which the oldest may go. See [`Origin`].
+    /// Returns true when it holds a record for which older ones may be dropped. See [`Origin`].
     #[must_use]
     pub fn may_drop(&self) -> bool {
         self.filling.may_drop
     }
 
-    /// Records held, which nobody has taken yet.
+    /// Number of records that nobody has taken yet.
     #[must_use]
     pub fn len(&self) -> usize {
         self.filling.len()
     }
 
-    /// Whether no record is held.
+    /// Returns true when it holds no record.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.filling.is_empty()
@@ -322,25 +325,25 @@ impl Level {
     }
 }
 
-/// When what an [`Intake`] holds should be sent.
+/// When to send what an [`Intake`] holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Due {
-    /// It holds nothing.
+    /// There is nothing to send.
     Nothing,
-    /// One flush interval after its first record.
+    /// Send one flush interval after the first record.
     Later,
-    /// Something is urgent, a buffer is half full, or the records have waited already.
+    /// Send now: a record is urgent, a buffer is half full, or the records have waited long enough.
     Now,
 }
 
-/// Whether the thread that sends is to be woken for what was appended.
+/// Whether to wake the sending thread after appending a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wake {
-    /// It knows already.
+    /// The thread knows already.
     Unneeded,
-    /// A first record has entered the empty buffer: the flush interval starts.
+    /// The first record has entered the empty buffer: start the flush interval.
     First,
-    /// There is something to send at once.
+    /// Send at once.
     Now,
 }
 

@@ -1,4 +1,4 @@
-//! What a batch holds, by plugin and data type, so that its loss can be told precisely.
+//! Counts a batch's records by plugin and data type, so that a loss can be reported precisely.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -14,7 +14,7 @@ impl Source {
     /// The agent's own records.
     pub const AGENT: Self = Self(0);
 
-    /// Plugins beyond those that [`Sources`] can tell apart, and those whose name is not known any more.
+    /// Plugins beyond those that [`Sources`] can tell apart, and those whose name is no longer known.
     pub const OTHER: Self = Self(1);
 }
 
@@ -25,7 +25,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The number of a plugin's name; it stays the same.
+    /// Returns the number of a plugin's name. It never changes.
     pub fn source(&mut self, name: &PluginName) -> Source {
         let known = self.names.iter().position(|other| other == name);
         let index = known.or_else(|| {
@@ -37,7 +37,7 @@ impl Sources {
         index.and_then(|index| u16::try_from(index + 2).ok()).map_or(Source::OTHER, Source)
     }
 
-    /// The number that stands for a text which [`Sources::name`] gave.
+    /// Returns the number for a text from [`Sources::name`].
     pub fn source_of(&mut self, name: &str) -> Source {
         match name.parse() {
             _ if name == AGENT => Source::AGENT,
@@ -46,7 +46,7 @@ impl Sources {
         }
     }
 
-    /// The plugin's name; `elkeid-agent` for the agent's own records, and nothing where it is not known.
+    /// Returns the plugin's name, `elkeid-agent` for the agent's own records, or "" if the name is not known.
     #[must_use]
     pub fn name(&self, Source(number): Source) -> &str {
         match number {
@@ -62,26 +62,26 @@ const AGENT: &str = crate::command::AGENT_NAME;
 /// Records of one plugin and data type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
-    /// Who made them.
+    /// Who made the records.
     pub source: Source,
-    /// What they are.
+    /// Their data type.
     pub data_type: i32,
-    /// How many.
+    /// Their number.
     pub records: u64,
-    /// The earliest of their timestamps, seconds since 1970.
+    /// Their earliest timestamp, in seconds since 1970.
     pub first: i64,
-    /// The latest.
+    /// Their latest timestamp.
     pub last: i64,
 }
 
 impl Row {
-    /// Whether both count the same kind of record.
+    /// Returns true when both rows count the same kind of record.
     #[must_use]
     pub fn is_like(&self, other: &Self) -> bool {
         (self.source, self.data_type) == (other.source, other.data_type)
     }
 
-    /// Counts the other's records too.
+    /// Adds the other row's records.
     pub fn merge(&mut self, other: &Self) {
         self.records += other.records;
         self.first = self.first.min(other.first);
@@ -89,11 +89,11 @@ impl Row {
     }
 }
 
-/// A count of records by plugin and data type, at most [`MANIFEST_ROWS`] kinds; the rest is counted together.
+/// A count of records by plugin and data type. It tells at most [`MANIFEST_ROWS`] kinds apart and counts the rest together.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Manifest {
     rows: heapless::Vec<Row, MANIFEST_ROWS>,
-    /// The row that was counted in last: records come in runs.
+    /// The row that counted last. Records come in runs, so it is likely to count next.
     latest: usize,
 }
 
@@ -132,7 +132,7 @@ impl Manifest {
         self.rows.as_slice().into()
     }
 
-    /// Forgets all.
+    /// Drops all counts.
     pub fn clear(&mut self) {
         self.rows.clear();
         self.latest = 0;

@@ -1,12 +1,12 @@
-//! A record's wire form: a checked view of one that a plugin wrote, and the writing of the agent's own.
+//! A record's wire form: a checked view of a plugin's record, and a writer for the agent's own.
 //!
-//! A plugin's `bridge.Record` and the server's `grpc.EncodedRecord` are the same bytes: data type (field 1, int32), timestamp
-//! (field 2, int64, seconds), payload (field 3, a serialized `Payload`). The agent therefore checks a body and passes it on
-//! as it is.
+//! A plugin's `bridge.Record` and the server's `grpc.EncodedRecord` are the same bytes: data type (field 1, int32),
+//! timestamp (field 2, int64, seconds), payload (field 3, a serialized `Payload`). The agent therefore checks a body
+//! and passes it on as it is.
 //!
-//! The modules are a record's way through the agent. [`frame`] finds records in a plugin's bytes, [`intake`] takes them in, a
-//! [`buffer`] holds them as they will travel while a [`manifest`] counts them by plugin and data type, and the [`envelope`] says
-//! who sends them. [`wire`] is the protobuf encoding that all of them share.
+//! The modules follow a record through the agent. [`frame`] finds records in a plugin's bytes, and [`intake`] takes
+//! them in. A [`buffer`] holds them as they will travel, while a [`manifest`] counts them by plugin and data type. The
+//! [`envelope`] says who sends them. All of them share the protobuf encoding in [`wire`].
 
 pub mod buffer;
 pub mod envelope;
@@ -22,15 +22,15 @@ use self::wire::{Malformed, Value, Writer, bytes_field_len, take_field, varint_l
 const DATA_TYPE: u8 = 1;
 const TIMESTAMP: u8 = 2;
 const DATA: u8 = 3;
-/// `Payload.fields`, and key and value of each of its map entries.
+/// `Payload.fields`, and the key and value of each of its map entries.
 const FIELDS: u8 = 1;
 const KEY: u8 = 1;
 const VALUE: u8 = 2;
 
 /// A record whose bytes were checked.
 ///
-/// Its fields were found in any order, each at most once; unknown ones are well-formed and stay in [`Record::body`]. The
-/// payload's inside is the server's business and was not looked at.
+/// Known fields may come in any order, each at most once. Unknown ones are well-formed and stay in [`Record::body`].
+/// The inside of the payload is the server's business and is not checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record<'a> {
     body: &'a [u8],
@@ -89,7 +89,7 @@ impl<'a> Record<'a> {
         self.payload
     }
 
-    /// Why a plugin may not send this record, if it may not. Most records are judged by their data type alone.
+    /// Says why a plugin may not send this record, or `None` if it may. The data type alone decides for most records.
     #[must_use]
     #[inline]
     pub fn refusal(&self) -> Option<Refusal> {
@@ -134,7 +134,7 @@ impl core::fmt::Display for Refusal {
 
 impl core::error::Error for Refusal {}
 
-/// Whether a `Payload` decodes to a map with at least one entry.
+/// Returns true when a `Payload` decodes to a map with at least one entry.
 fn has_fields(mut payload: &[u8]) -> bool {
     let mut entries = 0;
     while !payload.is_empty() {
@@ -188,14 +188,14 @@ impl core::fmt::Display for InvalidRecord {
 
 impl core::error::Error for InvalidRecord {}
 
-/// A record of the agent's own, ready to be written: a data type, a timestamp, and fields that are text.
+/// A record of the agent's own, ready to be written: a data type, a timestamp, and text fields.
 #[derive(Debug, Clone, Copy)]
 pub struct OwnRecord<I> {
     /// What the record is about.
     pub data_type: i32,
     /// Seconds since 1970, UTC.
     pub timestamp: i64,
-    /// Names and values; walked twice.
+    /// Names and values. [`OwnRecord::write`] walks them twice.
     pub fields: I,
 }
 
@@ -289,7 +289,7 @@ mod tests {
         }
     }
 
-    /// Bodies that are near enough to records to reach every branch: known and unknown fields, shuffled, doubled, cut, spoilt.
+    /// Bodies close enough to records to reach every branch: known and unknown fields, shuffled, doubled, cut, corrupted.
     fn fields_in_any_order() -> impl Strategy<Value = Vec<u8>> {
         let field = prop_oneof![
             any::<u64>().prop_map(|v| encoded(|w| w.varint_field(1, v))),
@@ -362,10 +362,10 @@ mod tests {
             b"\x10\x07",
             // A map entry of the wrong wire type.
             b"\x08\x01",
-            // A length that points beyond the end, alone and behind a good entry.
+            // A length that points past the end, alone and after a good entry.
             b"\x0a\x09\x0a\x01k",
             b"\x0a\x03\x0a\x01k\x0a\x09\x0a",
-            // An entry whose inside is no message, and a group.
+            // An entry that is not a message, and a group.
             b"\x0a\x02\x0a\x09",
             b"\x0b\x0c",
         ];
@@ -380,7 +380,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is let through never decodes to an empty map: that is what AgentCenter panics over.
+        /// AgentCenter panics over an empty map, so no payload that is let through may decode to one.
         #[test]
         fn no_empty_map_is_let_through(payload in prop_oneof![
             prop::collection::vec(any::<u8>(), 0..12),

@@ -1,7 +1,7 @@
-//! The protobuf wire format, as much of it as passing records on takes.
+//! The part of the protobuf wire format that passing records on needs.
 //!
-//! Reading is by checked steps over a slice; writing goes into the caller's slice. Source: the protobuf encoding guide
-//! (varints of at most ten bytes, a field's key is its number and wire type, groups are obsolete and refused).
+//! Reading takes checked steps over a slice; writing goes into the caller's slice. Source: the protobuf encoding guide
+//! (varints have at most ten bytes, a field's key is its number and wire type, groups are obsolete and refused).
 
 /// Why bytes are not a protobuf message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub enum Value<'a> {
 /// Takes one field off the front of `input`: its number and its value.
 ///
 /// # Errors
-/// Where `input` does not start with a whole, well-formed field.
+/// When `input` does not start with a whole, well-formed field.
 pub fn take_field<'a>(input: &mut &'a [u8]) -> Result<(u32, Value<'a>), Malformed> {
     let key = take_varint(input)?;
     let number = u32::try_from(key >> 3).map_err(|_| Malformed::Key)?;
@@ -63,9 +63,9 @@ pub fn take_field<'a>(input: &mut &'a [u8]) -> Result<(u32, Value<'a>), Malforme
 /// Takes a varint off the front of `input`.
 ///
 /// # Errors
-/// Where `input` ends before the varint does, or the varint has more than 64 bits.
+/// When `input` ends before the varint does, or the varint has more than 64 bits.
 pub fn take_varint(input: &mut &[u8]) -> Result<u64, Malformed> {
-    // Keys, lengths below 128 and most small numbers are one byte.
+    // Fast path: keys, lengths below 128 and most small numbers are one byte.
     if let [first, rest @ ..] = *input
         && *first < 0x80
     {
@@ -92,22 +92,22 @@ fn take_bytes<'a>(input: &mut &'a [u8], n: usize) -> Result<&'a [u8], Malformed>
     Ok(taken)
 }
 
-/// Bytes that `value` takes as a varint: 1 to 10.
+/// Length of `value` as a varint, in bytes: 1 to 10.
 #[must_use]
 pub const fn varint_len(value: u64) -> usize {
     (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
-/// Bytes that a length-delimited field of `length` bytes takes, with a key of one byte.
+/// Length of a length-delimited field of `length` bytes with a one-byte key.
 #[must_use]
 pub const fn bytes_field_len(length: usize) -> usize {
     1 + varint_len(length as u64) + length
 }
 
-/// Writes into a slice that is known to be long enough.
+/// Writes into a slice that is long enough.
 ///
-/// The caller has computed the length with [`varint_len`] and [`bytes_field_len`]; a slice that is too short is a mistake
-/// of the caller's and panics.
+/// The caller computes the length with [`varint_len`] and [`bytes_field_len`]. A slice that is too short is the
+/// caller's mistake and panics.
 #[derive(Debug)]
 pub struct Writer<'a> {
     out: &'a mut [u8],
@@ -142,7 +142,7 @@ impl<'a> Writer<'a> {
         self.at += bytes.len();
     }
 
-    /// Appends the key and the length of a length-delimited field; its `length` bytes come next.
+    /// Appends the key and the length of a length-delimited field. The caller appends its `length` bytes next.
     pub fn bytes_head(&mut self, number: u8, length: usize) {
         self.byte(number << 3 | 2);
         self.varint(length as u64);

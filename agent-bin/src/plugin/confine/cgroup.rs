@@ -1,8 +1,8 @@
 //! Control groups below the agent's own.
 //!
-//! Version 2 (Linux, `Documentation/admin-guide/cgroup-v2.rst`): a group whose controllers are handed on to groups below may
-//! have no processes of its own, so the agent moves into a group of its own below the one that it was started in; it does so
-//! only if nobody else is in there, which is what delegation means (`Delegate=yes` with systemd). Version 1 knows no such rule.
+//! In version 2 (Linux, `Documentation/admin-guide/cgroup-v2.rst`), a group that hands its controllers on to groups below it may
+//! have no processes of its own. The agent therefore moves into a group of its own below the one that it was started in. It does
+//! so only if nobody else is in there, which is what delegation means (`Delegate=yes` with systemd). Version 1 has no such rule.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -14,16 +14,16 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 
-/// The group of version 2 into which the agent moves.
+/// The version 2 group into which the agent moves.
 const AGENT: &str = "elklet-agent";
 
-/// Microseconds over which the processor's share is measured; the kernel's default.
+/// Period over which the processor's share is measured, in microseconds. It is the kernel's default.
 const PERIOD_US: u64 = 100_000;
 
-/// How often in a row the processes of a group are killed.
+/// Rounds of killing a group's processes.
 const KILL_ROUNDS: u32 = 8;
 
-/// The end of the processes in a group of an earlier agent is waited for so often and so long, at the start.
+/// How often, and after which pause, the start checks whether the processes of an earlier agent's group have ended.
 const STALE_ATTEMPTS: u32 = 20;
 const STALE_PAUSE: Duration = Duration::from_millis(10);
 
@@ -46,7 +46,7 @@ impl Controller {
         }
     }
 
-    /// The files of a group that set the limit, and what is written to them.
+    /// The files of a group that set the limit, with their values.
     fn settings(self, version: u8, value: u64) -> Vec<(&'static str, String)> {
         let quota = value * (PERIOD_US / 100);
         match (self, version) {
@@ -60,7 +60,7 @@ impl Controller {
         }
     }
 
-    /// The file that keeps what the limit forbids from moving to swap.
+    /// The file, with its value, that keeps a group from swapping instead of staying within its limit.
     fn swap(self, version: u8, value: u64) -> Option<(&'static str, String)> {
         match (self, version) {
             (Self::Memory, 2) => Some(("memory.swap.max", "0".to_owned())),
@@ -70,22 +70,22 @@ impl Controller {
     }
 }
 
-/// Begins the name of every group that this process makes.
+/// Prefix of the name of every group that this process makes.
 pub(super) fn prefix() -> String {
     format!("elklet-{}", process::id())
 }
 
-/// A group that was made for one plugin's process.
+/// A group for one plugin's process.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Group(PathBuf);
 
 impl Group {
-    /// Kills what is left in it and removes it.
+    /// Kills the processes left in it and removes it.
     ///
     /// # Errors
-    /// When something is left in it still.
+    /// When a process is still left in it.
     pub(super) fn remove(&self) -> io::Result<()> {
-        // All at once, even while they fork; version 2 on Linux 5.14 and later has this file.
+        // This kills all of them at once, even while they fork. Version 2 has this file since Linux 5.14.
         if fs::write(self.0.join("cgroup.kill"), "1").is_err() {
             kill(&self.0);
         }
@@ -102,16 +102,16 @@ impl fmt::Display for Group {
     }
 }
 
-/// Where groups can be made with each controller.
+/// For each controller, where groups can be made.
 #[derive(Debug, Default)]
 pub(super) struct Hierarchies(Vec<(Controller, Parent)>);
 
-/// The version and where groups are made, or why there is no such place.
+/// The version and the parent of groups, or why there is none.
 type Parent = Result<(u8, PathBuf), String>;
 
 impl Hierarchies {
-    /// Looks where the agent is, moves it aside in version 2 if that is needed and possible, and removes groups that agents
-    /// have left behind which are no more.
+    /// Finds the agent's groups, moves the agent aside in version 2 if that is needed and possible, and removes groups
+    /// that dead agents have left behind.
     pub(super) fn discover() -> Self {
         let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
         let own = Own::parse(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"));
@@ -122,13 +122,13 @@ impl Hierarchies {
         Self(CONTROLLERS.map(|controller| (controller, parent(controller, &v2, &own))).into())
     }
 
-    /// Whether it was not looked yet.
+    /// Returns true before [`Hierarchies::discover`].
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Sets a limit for a process that is to be started. Gives the version, and the file by which the process joins the group
-    /// unless it joins it already for another limit; groups that are new are added to `made`.
+    /// Sets a limit for a process that is about to start. Returns the version, and the file by which the process joins
+    /// the group, unless it already joins it for another limit. Adds new groups to `made`.
     pub(super) fn limit(
         &self,
         name: &str,
@@ -150,7 +150,7 @@ impl Hierarchies {
                 fs::write(&file, value).map_err(|error| failed(&file, error))?;
             }
             if let Some((file, value)) = controller.swap(*version, value) {
-                // Hosts that have no swap, or do not count it, have no such file.
+                // Hosts without swap, or without accounting for it, do not have this file.
                 let _ = fs::write(group.0.join(file), value);
             }
             let procs = group.0.join("cgroup.procs");
@@ -175,7 +175,7 @@ struct Own {
 }
 
 impl Own {
-    /// From `/proc/self/mountinfo` and `/proc/self/cgroup` (proc(5), cgroups(7)).
+    /// Parses `/proc/self/mountinfo` and `/proc/self/cgroup` (proc(5), cgroups(7)).
     fn parse(mountinfo: &str, cgroup: &str) -> Self {
         let group_of = |controllers: &dyn Fn(&str) -> bool| {
             cgroup.lines().find_map(|line| {
@@ -191,7 +191,7 @@ impl Own {
             let (Some(root), Some(point)) = (mount.next(), mount.next()) else { continue };
             let mut kind = kind.split(' ');
             let (kind, options) = (kind.next(), kind.nth(1).unwrap_or_default());
-            // A group that lies outside of what is mounted is not to be had; the mount's own may do.
+            // A group outside of what is mounted is out of reach; use the mount's root then.
             let place = |group: Option<&str>| {
                 let below = group.and_then(|group| Path::new(group).strip_prefix(root).ok());
                 let below = below.filter(|below| !below.starts_with(".."));
@@ -201,7 +201,7 @@ impl Own {
             match kind {
                 Some("cgroup2") if own.v2.is_none() => {
                     let path = place(group_of(&|named| named.is_empty()));
-                    // An agent that was replaced in its place is where it has moved to before.
+                    // An agent that has replaced itself is in the group to which it moved before.
                     let moved = path.file_name().is_some_and(|name| name == AGENT);
                     own.v2 = Some(path.parent().filter(|_| moved).map_or(path.clone(), Path::to_owned));
                 }
@@ -220,7 +220,7 @@ impl Own {
     }
 }
 
-/// Hands the controllers of the version 2 group `base` on to the groups below it. Gives those that are.
+/// Hands the controllers of the version 2 group `base` on to the groups below it. Returns those that were handed on.
 fn hand_on(base: &Path) -> Result<(PathBuf, Vec<Controller>), String> {
     let read = |file: &str| fs::read_to_string(base.join(file)).unwrap_or_default();
     let listed = |file: &str| -> Vec<Controller> {
@@ -232,7 +232,7 @@ fn hand_on(base: &Path) -> Result<(PathBuf, Vec<Controller>), String> {
         return Err("cgroup v2 has none of these controllers here".to_owned());
     }
     if listed("cgroup.subtree_control") != available {
-        // The root of all has no type, and may keep its processes.
+        // The root group has no type and may keep its processes.
         if base.join("cgroup.type").exists() {
             move_aside(base)?;
         }
@@ -263,7 +263,7 @@ fn move_aside(base: &Path) -> Result<(), String> {
         .map_err(|error| format!("{}: {error}", aside.display()))
 }
 
-/// Where groups with this controller are made.
+/// Where to make groups with this controller.
 fn parent(controller: Controller, v2: &Result<(PathBuf, Vec<Controller>), String>, own: &Own) -> Parent {
     let why = match v2 {
         Ok((base, handed_on)) if handed_on.contains(&controller) => return Ok((2, base.clone())),
@@ -279,7 +279,7 @@ fn parent(controller: Controller, v2: &Result<(PathBuf, Vec<Controller>), String
     }
 }
 
-/// Kills the processes of a group, and those that were forked meanwhile.
+/// Kills the processes of a group, including those that fork meanwhile.
 fn kill(group: &Path) {
     for _ in 0..KILL_ROUNDS {
         let mut is_empty = true;
@@ -293,8 +293,8 @@ fn kill(group: &Path) {
     }
 }
 
-/// Removes groups of agents that are no more, with the processes in them. Those are killed one by one: another agent in another PID
-/// namespace may have this number, and its processes are not seen here.
+/// Removes the groups of dead agents with the processes in them. It kills these one by one, because an agent in another
+/// PID namespace may have the same number, and its processes are not visible here.
 fn remove_stale(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -347,7 +347,7 @@ mod tests {
         };
         assert_eq!(own, expected);
         assert_eq!(Own::parse("", ""), Own::default());
-        // What lies outside of the own namespace.
+        // A group outside of the agent's namespace.
         let outside = Own::parse(&mountinfo, "0::/../../other\n");
         assert_eq!(outside.v2, Some(at("unified")));
     }
@@ -370,7 +370,7 @@ mod tests {
         }
         fs::write(base.join("cgroup.procs"), format!("1\n{}\n", process::id())).expect("writable");
         assert!(hand_on(base).expect_err("somebody else is in it").contains("is not delegated"));
-        // Once it is the agent's alone, the agent moves aside. In a directory that is no group, nothing comes of that.
+        // Once the agent is alone in it, it moves aside. In a directory that is no group, that fails.
         fs::write(base.join("cgroup.procs"), format!("{}\n", process::id())).expect("writable");
         hand_on(base).expect("it is the agent's alone");
         let moved = fs::read_to_string(base.join(AGENT).join("cgroup.procs")).expect("written");

@@ -1,8 +1,8 @@
-//! What a plugin may do: limits on memory, processor, processes and open files, no new rights, no life without the agent.
+//! Confines plugins: limits on memory, processor, processes and open files, no new rights, no life without the agent.
 //!
-//! Each limit is set by the first of these that the host has: a control group of version 2 below the agent's own, where that
-//! is delegated to it; one of version 1; a resource limit of the process, for memory (`RLIMIT_DATA`) and always for open files.
-//! What cannot be limited is started all the same and said: in the log, and by [`Applied`] to whoever asks.
+//! Each limit is enforced by the first of these that the host has: a control group of version 2 below the agent's own, where
+//! that is delegated to it; a group of version 1; a resource limit of the process, for memory (`RLIMIT_DATA`) and always for
+//! open files. A plugin starts even if a limit cannot be enforced. The log says so, and [`Applied`] tells whoever asks.
 
 mod cgroup;
 
@@ -20,13 +20,13 @@ use self::cgroup::{Controller, Hierarchies};
 use super::process::raised;
 use crate::config::{Confinement, Settings};
 
-/// A group that is not empty yet is tried to be removed again after this.
+/// Pause before another attempt to remove a group that is not empty.
 const REMOVE_AGAIN_MS: u64 = 1_000;
 
-/// How often that is tried; by then its processes, which are killed each time, cannot be killed.
+/// Number of attempts. They kill the group's processes each time, so those that are left cannot be killed.
 const REMOVE_ATTEMPTS: u32 = 30;
 
-/// How a limit is kept.
+/// How a limit is enforced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum By {
     /// A control group of version 1 or 2.
@@ -37,7 +37,7 @@ pub(crate) enum By {
     Nothing(String),
 }
 
-/// A limit, and how it is kept.
+/// A limit and how it is enforced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Applied {
     limit: String,
@@ -59,34 +59,34 @@ impl fmt::Display for Applied {
 pub(crate) struct Confiner {
     settings: Settings,
     hierarchies: Hierarchies,
-    /// Groups of plugins that have ended, when they are tried to be removed again, and how often they were.
+    /// Groups of ended plugins, when to try again to remove each, and how often that was tried.
     leaving: Vec<(Group, Millis, u32)>,
     groups: u64,
 }
 
-/// What is done to a process between fork and exec.
+/// What confines a process between fork and exec.
 #[derive(Debug)]
 pub(crate) struct Confining {
     confinement: Confinement,
     agent: libc::pid_t,
-    /// `cgroup.procs` of its groups, and the limit that each is for.
+    /// `cgroup.procs` of its groups, each with the index of the limit that it is for.
     groups: Vec<(File, usize)>,
-    /// Resource, value, and the limit that it is for.
+    /// Resource, value, and the index of the limit that each is for.
     rlimits: Vec<(Resource, libc::rlim_t, usize)>,
-    /// What fails is told through here as the number of the limit and the error's.
+    /// A pipe for failures: the index of the limit, and the error's number.
     complaints: (File, File),
     applied: Vec<Applied>,
     made: Vec<Group>,
 }
 
-/// A resource as the C library's `setrlimit` takes it, which differs between libraries.
+/// A resource for the C library's `setrlimit`. Its type differs between libraries.
 #[cfg(target_env = "gnu")]
 type Resource = libc::__rlimit_resource_t;
 #[cfg(not(target_env = "gnu"))]
 type Resource = libc::c_int;
 
 impl Confiner {
-    /// Finds out what the host has, if any plugin is to be limited.
+    /// Finds out what the host offers, if any plugin has limits.
     pub(crate) fn new(settings: &Settings) -> Self {
         let hierarchies = Hierarchies::default();
         let mut confiner = Self { settings: settings.clone(), hierarchies, leaving: Vec::new(), groups: 0 };
@@ -94,7 +94,7 @@ impl Confiner {
         confiner
     }
 
-    /// Confines by other settings what is started from now on.
+    /// Uses other settings for plugins that start from now on.
     pub(crate) fn configure(&mut self, settings: &Settings) {
         self.settings = settings.clone();
         let mut sections = [None].into_iter().chain(settings.plugin.values().map(Some));
@@ -105,10 +105,10 @@ impl Confiner {
         }
     }
 
-    /// Makes what confines a plugin that is about to be started.
+    /// Prepares to confine a plugin that is about to start.
     ///
     /// # Errors
-    /// When there is no pipe to be had.
+    /// When no pipe can be made.
     pub(crate) fn confine(&mut self, name: &PluginName) -> io::Result<Confining> {
         let confinement = self.settings.plugins.confinement(self.settings.plugin.get(name.as_str()));
         let (read, write) = pipe()?;
@@ -147,13 +147,13 @@ impl Confiner {
         Ok(confining)
     }
 
-    /// A plugin's process has ended: its groups are removed, and what is left in them is killed.
+    /// A plugin's process has ended. Kills what is left in its groups and removes them.
     pub(crate) fn release(&mut self, groups: Vec<Group>, now: Millis) {
         self.leaving.extend(groups.into_iter().map(|group| (group, now, 0)));
         self.handle_timeout(now);
     }
 
-    /// Tries again to remove what could not be removed.
+    /// Tries again to remove groups.
     pub(crate) fn handle_timeout(&mut self, now: Millis) {
         self.leaving.retain_mut(|(group, moment, attempts)| {
             if *moment > now {
@@ -177,7 +177,7 @@ impl Confiner {
     }
 }
 
-/// The limits that a group can keep, and how each is called.
+/// The limits that a group can enforce, with their names.
 fn wanted(confinement: &Confinement) -> impl Iterator<Item = (Controller, u64, String)> {
     let Confinement { memory, cpu_percent, processes, .. } = *confinement;
     [
@@ -189,15 +189,15 @@ fn wanted(confinement: &Confinement) -> impl Iterator<Item = (Controller, u64, S
     .flatten()
 }
 
-/// A pipe whose ends lie above the descriptors that mean something in a plugin.
+/// Makes a pipe whose ends lie above the descriptors that have a meaning in a plugin.
 fn pipe() -> io::Result<(File, File)> {
     let (read, write) = io::pipe()?;
     Ok((raised(read)?.into(), raised(write)?.into()))
 }
 
 impl Confining {
-    /// Confines the calling process, which was just forked: only system calls, no memory. What fails is told to the parent,
-    /// and is no error unless the parent has gone.
+    /// Confines the calling process, which was just forked: it makes only system calls and allocates no memory. It
+    /// reports failures to the parent. They are errors only if the parent is gone.
     pub(super) fn confine_self(&self) -> io::Result<()> {
         for (group, limit) in &self.groups {
             // SAFETY: `write` is async-signal-safe; the text lives for ever.
@@ -217,8 +217,8 @@ impl Confining {
             unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
         }
         if self.confinement.end_with_agent {
-            // The signal comes when the thread ends that has forked, which is the agent's main one.
-            // SAFETY: system calls on plain numbers.
+            // The kernel sends the signal when the forking thread ends, which is the agent's main thread.
+            // SAFETY: both are system calls on plain numbers.
             let parent = unsafe {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 libc::getppid()
@@ -239,8 +239,8 @@ impl Confining {
         unsafe { libc::write(self.complaints.1.as_raw_fd(), complaint.as_ptr().cast(), complaint.len()) };
     }
 
-    /// What came of it, once the process was started: how each limit is kept, and the groups that are to be released when it
-    /// has ended. Limits that are not kept are logged.
+    /// Returns, once the process has started, how each limit is enforced, and the groups to release when it has ended.
+    /// Logs limits that are not enforced.
     pub(super) fn finish(mut self, name: &PluginName) -> (Vec<Applied>, Vec<Group>) {
         let mut complaint = [0; 5];
         while self.complaints.0.read_exact(&mut complaint).is_ok() {
@@ -259,7 +259,7 @@ impl Confining {
         (self.applied, self.made)
     }
 
-    /// The process could not be started.
+    /// The process could not be started. Returns the groups to release.
     pub(super) fn abandon(self) -> Vec<Group> {
         self.made
     }

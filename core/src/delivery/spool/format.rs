@@ -1,6 +1,7 @@
-//! What the spool's files look like, byte for byte; numbers are little-endian.
+//! The format of the spool's files, byte for byte. Numbers are little-endian.
 //!
-//! A segment is a file: [`SEGMENT_HEAD_BYTES`] that say up to where its batches are confirmed, then batches one after another.
+//! A segment is a file. Its first [`SEGMENT_HEAD_BYTES`] say up to where its batches are confirmed. Batches follow one
+//! after another.
 //!
 //! ```text
 //!   segment head:  magic "ELKSPL01" | mark u64 | checksum of the mark u32 | 0 u32
@@ -11,8 +12,8 @@
 //!   manifest row:  name length u8 | name | data type i32 | records u32 | first timestamp i64 | last timestamp i64
 //! ```
 //!
-//! Records are numbered through the life of a spool, so that a gap tells how many are missing. Checksums are CRC-32C; the
-//! caller brings the function.
+//! Records are numbered through the life of a spool, so that a gap tells how many are missing. Checksums are CRC-32C;
+//! the caller provides the function.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -23,16 +24,16 @@ use crate::record::manifest::{Row, Sources};
 /// Computes a CRC-32C.
 pub type Checksum = fn(&[u8]) -> u32;
 
-/// Bytes in front of a segment's first batch.
+/// Length of a segment's head, in bytes.
 pub const SEGMENT_HEAD_BYTES: usize = 24;
 
-/// Bytes of a batch in front of its manifest.
+/// Length of a batch's head without its manifest, in bytes.
 pub const BATCH_HEAD_BYTES: usize = 36;
 
-/// Bytes of a batch's manifest at most.
+/// The longest manifest that a reader accepts, in bytes.
 pub const MAX_MANIFEST_BYTES: usize = MANIFEST_ROWS * (1 + 255 + 24);
 
-/// Bytes of a manifest's row at most as it is written: a name is a plugin's, or the agent's own.
+/// The longest row that the agent writes, in bytes. Its name is a plugin's or the agent's own.
 pub(in crate::delivery) const MAX_ROW_BYTES: usize = 1 + MAX_PLUGIN_NAME_BYTES + 24;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"ELKSPL01";
@@ -48,8 +49,7 @@ pub fn segment_head(mark: u64, checksum: Checksum) -> [u8; SEGMENT_HEAD_BYTES] {
     head
 }
 
-/// Up to where a segment's batches are confirmed: an offset in the file. A mark that was not written whole counts as none.
-/// `None` when this is no segment.
+/// Returns the offset up to which a segment's batches are confirmed, or `None` if this is no segment. A torn mark counts as none.
 #[must_use]
 pub fn read_segment_head(head: &[u8; SEGMENT_HEAD_BYTES], checksum: Checksum) -> Option<u64> {
     if &head[..8] != SEGMENT_MAGIC {
@@ -60,29 +60,29 @@ pub fn read_segment_head(head: &[u8; SEGMENT_HEAD_BYTES], checksum: Checksum) ->
     Some(if is_whole { mark } else { SEGMENT_HEAD_BYTES as u64 })
 }
 
-/// What stands in front of a batch's payload.
+/// The head of a batch, which precedes its payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchHead {
     /// Bytes of the payload.
     pub payload_bytes: u32,
     /// The payload's checksum.
     pub payload_sum: u32,
-    /// Bytes of the payload's content when decompressed.
+    /// Length of the payload's content once decompressed, in bytes.
     pub content_bytes: u32,
     /// Bytes of the manifest.
     pub manifest_bytes: u16,
     /// The number of the batch's first record.
     pub first_record: u64,
-    /// Records in it.
+    /// Number of its records.
     pub records: u32,
 }
 
-/// The highest number that a record in a file is believed to have. An agent that writes 50,000 records a second to its disk
-/// reaches it after 178 years; what counts on from here, and sums over all files, do not overflow.
+/// The highest record number that a reader believes. An agent that writes 50,000 records a second to its disk reaches
+/// it after 178 years. The bound keeps sums over all files, and further counting, from overflowing.
 pub const MAX_RECORD_NUMBER: u64 = 1 << 48;
 
 impl BatchHead {
-    /// Reads the fixed part of a head. Whether it is what was written shows only with the manifest: [`BatchHead::check`].
+    /// Reads the fixed part of a head. Only the manifest shows whether it is intact: see [`BatchHead::check`].
     #[must_use]
     pub fn read(bytes: &[u8; BATCH_HEAD_BYTES]) -> Option<Self> {
         let head = Self {
@@ -100,20 +100,20 @@ impl BatchHead {
         plausible.then_some(head)
     }
 
-    /// Whether head and manifest are what was written; `bytes` is both.
+    /// Returns true when head and manifest are intact. `bytes` is both.
     #[must_use]
     pub fn check(bytes: &[u8], checksum: Checksum) -> bool {
         bytes.len() >= BATCH_HEAD_BYTES && checksum(&bytes[8..]) == u32_at(bytes, 4)
     }
 
-    /// Bytes of the whole batch in its segment.
+    /// Length of the whole batch in its segment, in bytes.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
         BATCH_HEAD_BYTES as u64 + u64::from(self.manifest_bytes) + u64::from(self.payload_bytes)
     }
 }
 
-/// Head and manifest of a batch whose payload is `payload`.
+/// Writes head and manifest of a batch with this payload.
 #[must_use]
 pub fn batch_head(
     payload: &[u8],
@@ -149,7 +149,7 @@ pub fn batch_head(
     out
 }
 
-/// The rows of a manifest; what is cut or does not parse is left out.
+/// Reads the rows of a manifest, and leaves out what is cut or does not parse.
 #[must_use]
 pub fn read_manifest(mut bytes: &[u8], sources: &mut Sources) -> Box<[Row]> {
     let mut rows = Vec::new();
@@ -168,7 +168,7 @@ pub fn read_manifest(mut bytes: &[u8], sources: &mut Sources) -> Box<[Row]> {
     rows.into()
 }
 
-/// Where the next batch may begin in `bytes`, beyond its first byte; to be checked as any other.
+/// Finds where the next batch may begin in `bytes`, after its first byte. The caller has to check that batch like any other.
 #[must_use]
 pub fn find_batch(bytes: &[u8]) -> Option<usize> {
     let found = bytes.get(1..)?.windows(BATCH_MAGIC.len()).position(|window| window == BATCH_MAGIC)?;

@@ -1,7 +1,7 @@
 //! The spool: batches on disk, in segment files, oldest first.
 //!
-//! What the files look like is [`format`]'s, which segments there are and what happens to them next is `Plan`'s; reading and
-//! writing is the shell's, told by [`Op`] and answered with [`Done`].
+//! [`format`] defines the files. `Plan` knows which segments there are and what happens to them next. The shell reads
+//! and writes: it is told an [`Op`] and answers with a [`Done`].
 
 pub mod format;
 mod plan;
@@ -17,31 +17,31 @@ use crate::record::manifest::Row;
 pub struct Place {
     /// The segment's number, which is its file's name.
     pub segment: u64,
-    /// An offset in it.
+    /// An offset in the segment.
     pub offset: u64,
 }
 
-/// What the shell is to do with the spool's files. One at a time; each is answered with a [`Done`] of its kind.
+/// What the shell is to do with the spool's files. It does one operation at a time, and answers each with a [`Done`] of its kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op<M> {
-    /// Find what there is.
+    /// Find the segments on the disk.
     Open,
-    /// Write batches at `place`, which is the end of what was written.
+    /// Write batches at `place`, the end of what was written.
     Append {
-        /// Where; a new file if that is its head.
+        /// Where to write. It is a new file if the offset is that of its head's end.
         place: Place,
-        /// What, oldest first.
+        /// What to write, oldest first.
         batches: Vec<Write<M>>,
     },
-    /// Read the batch at a place, or the next behind it that can be read.
+    /// Read the batch at a place, or the next readable one after it.
     Read(Place),
-    /// Say what records lie at and behind a place in its segment, and delete the segment.
+    /// Report the records at and after a place in its segment, and delete the segment.
     Drop(Place),
     /// Delete a segment.
     Delete(u64),
-    /// Note in the segment that everything before this place is confirmed.
+    /// Write into the segment that everything before this place is confirmed.
     Mark(Place),
-    /// Have what was written survive a loss of power.
+    /// Sync, so that what was written survives a power loss.
     Sync,
 }
 
@@ -50,7 +50,7 @@ pub enum Op<M> {
 pub struct Write<M> {
     /// The message.
     pub message: M,
-    /// Bytes of its content, decompressed.
+    /// Length of its content once decompressed, in bytes.
     pub content_bytes: u32,
     /// The number of its first record.
     pub first_record: u64,
@@ -58,39 +58,39 @@ pub struct Write<M> {
     pub rows: Box<[Row]>,
 }
 
-/// What came of an [`Op`].
+/// The result of an [`Op`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Done<M> {
-    /// These segments are there, oldest first, each with at least one batch.
+    /// These segments exist, oldest first, each with at least one batch.
     Opened(Vec<Found>),
-    /// The batches were written; where each ends.
+    /// The batches were written. These are the offsets at which each ends.
     Appended(Vec<u64>),
-    /// A batch was read; `None` when the segment holds no further one.
+    /// A batch was read, or the segment holds no further one (`None`).
     Read(Option<Replay<M>>),
-    /// The segment is deleted; what it held.
+    /// The segment is deleted. These records were in it.
     Dropped(Vec<Row>),
     /// The segment is deleted.
     Deleted,
     /// The mark is written.
     Marked,
-    /// What was written survives a loss of power.
+    /// The files are synced.
     Synced,
-    /// It could not be done.
+    /// The operation failed.
     Failed(Failed),
 }
 
-/// A segment that was found.
+/// A segment on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
     /// Its number.
     pub number: u64,
-    /// Up to where its batches are confirmed.
+    /// The offset up to which its batches are confirmed.
     pub mark: u64,
-    /// Where its last whole batch ends.
+    /// The offset at which its last whole batch ends.
     pub end: u64,
-    /// The number of the first record that is not confirmed.
+    /// The number of its first unconfirmed record.
     pub first_record: u64,
-    /// The number behind that of its last record.
+    /// One more than the number of its last record.
     pub end_record: u64,
 }
 
@@ -99,15 +99,15 @@ pub struct Found {
 pub struct Replay<M> {
     /// The message.
     pub message: M,
-    /// Bytes of it.
+    /// Length of the message in bytes.
     pub bytes: usize,
     /// Its checksum.
     pub fingerprint: u32,
-    /// Bytes of its content, decompressed.
+    /// Length of its content once decompressed, in bytes.
     pub content_bytes: u32,
-    /// Where it begins and ends in its segment.
+    /// The offset at which it begins in its segment.
     pub begin: u64,
-    /// See `begin`.
+    /// The offset at which it ends.
     pub end: u64,
     /// The number of its first record.
     pub first_record: u64,
@@ -115,12 +115,12 @@ pub struct Replay<M> {
     pub rows: Box<[Row]>,
 }
 
-/// Why an [`Op`] could not be done; the shell logs the details.
+/// Why an [`Op`] failed. The shell logs the details.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failed {
-    /// The disk, or what may be used of it, is full; what was there is as it was.
+    /// The disk, or the spool's share of it, is full. The files are unchanged.
     Full,
-    /// The files are not there any more.
+    /// The files are gone.
     Vanished,
     /// Any other reason.
     Broken,

@@ -1,4 +1,4 @@
-//! Which segments there are, up to where they are confirmed and read, and what is to be written where.
+//! The plan of the spool: its segments, how far they are confirmed and read, and where to write next.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -9,11 +9,11 @@ use crate::limits::{SPOOL_WRITE_BYTES, segment_bytes};
 
 const HEAD: u64 = SEGMENT_HEAD_BYTES as u64;
 
-/// The spool's files as they are known.
+/// What is known about the spool's files.
 ///
 /// ```text
-///   | confirmed, deleted with its segment | on its way | not sent yet | <- appended
-///                                      settled       cursor          end
+///   | confirmed, deleted with its segment | in flight | not sent yet | <- appended
+///                                      settled       cursor         end
 /// ```
 #[derive(Debug)]
 pub(in crate::delivery) struct Plan {
@@ -21,23 +21,23 @@ pub(in crate::delivery) struct Plan {
     segments: VecDeque<Segment>,
     /// Everything before it is confirmed.
     settled: Place,
-    /// The next batch to be sent.
+    /// Where the next batch to send lies.
     cursor: Place,
-    /// The number of the first record at the cursor, unless records are missing there.
+    /// The number of the first record at the cursor, if none is missing there.
     cursor_record: u64,
-    /// What the segment's head says to be confirmed.
+    /// Where the segment's head says that confirmation ends.
     marked: Place,
     next_record: u64,
-    /// Records that are not confirmed.
+    /// Number of records that are not confirmed.
     records: u64,
-    /// Bytes of files that are done with and could not be deleted.
+    /// Bytes of finished files that could not be deleted.
     left_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Segment {
     number: u64,
-    /// Where its last batch ends.
+    /// The offset at which its last batch ends.
     end: u64,
     first_record: u64,
     end_record: u64,
@@ -75,7 +75,7 @@ impl Plan {
         self.limit = limit;
     }
 
-    /// Records that are not confirmed.
+    /// Number of records that are not confirmed.
     pub(in crate::delivery) fn records(&self) -> u64 {
         self.records
     }
@@ -85,12 +85,12 @@ impl Plan {
         self.left_bytes + self.kept_bytes()
     }
 
-    /// The same without those that could not be deleted.
+    /// The same without files that could not be deleted.
     pub(in crate::delivery) fn kept_bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.end).sum()
     }
 
-    /// Whether files that could not be deleted leave no room for others.
+    /// Returns true when files that could not be deleted leave no room for others.
     pub(in crate::delivery) fn is_used_up(&self) -> bool {
         self.left_bytes > 0 && self.left_bytes + SPOOL_WRITE_BYTES as u64 > self.limit
     }
@@ -99,13 +99,13 @@ impl Plan {
         self.segments.len()
     }
 
-    /// Whether batches that take so many bytes may be written without dropping anything.
+    /// Returns true when batches of `bytes` bytes fit without dropping anything.
     pub(in crate::delivery) fn has_room_for(&self, bytes: usize) -> bool {
-        // They may begin another segment.
+        // They may start another segment.
         self.bytes() + HEAD + bytes as u64 <= self.limit
     }
 
-    /// Where the next batch is written.
+    /// Where to write the next batch.
     pub(in crate::delivery) fn write_place(&self) -> Place {
         match self.segments.back() {
             Some(last) if last.end < segment_bytes(self.limit) => Place { segment: last.number, offset: last.end },
@@ -114,12 +114,12 @@ impl Plan {
         }
     }
 
-    /// The number of the record that is written next.
+    /// The number of the next record to be written.
     pub(in crate::delivery) fn next_record(&self) -> u64 {
         self.next_record
     }
 
-    /// A batch was written behind all others.
+    /// A batch was written after all others.
     pub(in crate::delivery) fn handle_written(&mut self, at: Place, end: u64, records: u64) {
         if self.segments.back().is_none_or(|last| last.number != at.segment) {
             if self.segments.is_empty() {
@@ -137,7 +137,7 @@ impl Plan {
         }
     }
 
-    /// Where the next batch that was not sent lies.
+    /// Where the next unsent batch lies.
     pub(in crate::delivery) fn backlog(&self) -> Option<Place> {
         let here = self.segments.iter().find(|segment| segment.number == self.cursor.segment);
         match here {
@@ -149,7 +149,7 @@ impl Plan {
         }
     }
 
-    /// The batch between two places is on its way. Says how many records are missing in front of it.
+    /// The batch from the cursor to `end` is in flight. Returns how many records are missing before it.
     pub(in crate::delivery) fn handle_sent(&mut self, end: Place, first_record: u64, records: u64) -> u64 {
         let missing = first_record.saturating_sub(self.cursor_record).min(self.records);
         self.cursor = end;
@@ -158,7 +158,7 @@ impl Plan {
         missing
     }
 
-    /// There is nothing to be read any more at a place and behind it in its segment. Says how many records are missing.
+    /// Nothing at or after this place in its segment can be read. Returns how many records are missing.
     pub(in crate::delivery) fn handle_unreadable(&mut self, place: Place) -> u64 {
         let known = self.segments.iter().find(|segment| segment.number == place.segment);
         match known.copied() {
@@ -169,7 +169,7 @@ impl Plan {
         }
     }
 
-    /// What was sent from this place on is to be sent again.
+    /// What was sent from this place on has to be sent again.
     pub(in crate::delivery) fn rewind(&mut self, place: Place, first_record: u64) {
         if place < self.cursor {
             self.cursor = place;
@@ -177,13 +177,13 @@ impl Plan {
         }
     }
 
-    /// Everything up to this place is confirmed, of which so many records were not before.
+    /// Everything before `end` is confirmed, `records` of them newly.
     pub(in crate::delivery) fn handle_confirmed(&mut self, end: Place, records: u64) {
         self.settled = self.settled.max(end);
         self.records = self.records.saturating_sub(records);
     }
 
-    /// Whether everything that was sent is known to be confirmed.
+    /// Returns true when everything that was sent is confirmed.
     pub(in crate::delivery) fn is_settled(&self) -> bool {
         self.settled >= self.cursor
     }
@@ -193,7 +193,7 @@ impl Plan {
         self.settled = self.settled.max(self.cursor);
     }
 
-    /// So many records that are on their way are not kept any longer.
+    /// Stops counting `records` that are in flight.
     pub(in crate::delivery) fn forget(&mut self, records: u64) {
         self.records = self.records.saturating_sub(records);
     }
@@ -204,7 +204,7 @@ impl Plan {
         (self.settled >= Place { segment: first.number, offset: first.end }).then_some(first.number)
     }
 
-    /// The oldest segment's part that was not sent, if the segment may go to make room.
+    /// Where the unsent part of the oldest segment begins, if there is a segment to drop for room.
     pub(in crate::delivery) fn oldest(&self) -> Option<Place> {
         let first = self.segments.front()?;
         let offset = if self.cursor.segment == first.number { self.cursor.offset } else { HEAD };
@@ -212,12 +212,12 @@ impl Plan {
         Some(Place { segment: first.number, offset: if is_sent { first.end } else { offset } })
     }
 
-    /// The oldest segment could not be deleted; it is done with nevertheless.
+    /// The oldest segment could not be deleted. It is finished all the same.
     pub(in crate::delivery) fn handle_left(&mut self) {
         self.left_bytes += self.segments.front().map_or(0, |first| first.end);
     }
 
-    /// The oldest segment is not there any more. Says how many of its records had not been sent.
+    /// The oldest segment is gone. Returns how many of its records had not been sent.
     pub(in crate::delivery) fn handle_dropped(&mut self) -> u64 {
         let Some(first) = self.segments.pop_front() else { return 0 };
         let next = self.segments.front();
@@ -238,7 +238,7 @@ impl Plan {
         unsent
     }
 
-    /// The mark that is to be written.
+    /// The mark to write, if it has moved within the oldest segment.
     pub(in crate::delivery) fn unmarked(&self) -> Option<Place> {
         let first = self.segments.front()?;
         (self.settled > self.marked && self.settled.segment == first.number).then_some(self.settled)

@@ -1,9 +1,13 @@
-//! Targets that are reached without the proxy, as `NO_PROXY` lists them.
+//! Targets that the agent reaches without the proxy, as `NO_PROXY` lists them.
 //!
-//! Nobody has specified that variable. This takes what curl and Go's `httpproxy` both understand, and what Windows writes. An
-//! entry is a name, which stands for itself and everything below it, with or without a dot or `*.` before it; an address; a
-//! network as `ADDRESS/BITS` or as `10.1.*`; `<local>` for names without a dot; or `*` for everything. A name and an address
-//! may carry a port, or `:*` for every port.
+//! Nobody has specified that variable. This module accepts what curl and Go's `httpproxy` both understand, and what
+//! Windows writes:
+//!
+//! - a name, with or without a dot or `*.` before it, for itself and everything below it,
+//! - an address, or a network as `ADDRESS/BITS` or as `10.1.*`,
+//! - `<local>` for names without a dot, and `*` for everything.
+//!
+//! A name and an address may carry a port, or `:*` for every port.
 
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -39,7 +43,7 @@ impl Exceptions {
     /// Adds an entry.
     ///
     /// # Errors
-    /// Says what is wrong with it.
+    /// What is wrong with it.
     pub fn add(&mut self, entry: &str) -> Result<(), String> {
         let parsed = parse(entry).ok_or_else(|| {
             format!(
@@ -50,7 +54,7 @@ impl Exceptions {
         Ok(())
     }
 
-    /// Whether this target needs no proxy; an IPv6 address comes without brackets.
+    /// Returns true when this target needs no proxy. An IPv6 address comes without brackets.
     #[must_use]
     pub fn contains(&self, host: &str, port: u16) -> bool {
         let address = host.parse().ok();
@@ -104,7 +108,7 @@ fn parse(entry: &str) -> Option<Entry> {
     }
     let name = host.strip_prefix("*.").or_else(|| host.strip_prefix('.')).unwrap_or(host);
     let name = name.strip_suffix('.').unwrap_or(name);
-    // A name that ends like an address is none (RFC 1123, section 2.1).
+    // A name never ends in a number, as an address does (RFC 1123, section 2.1).
     let is_number = name.rsplit('.').next().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
     let is_name = !is_number && name.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c));
     is_name.then(|| Entry::Name { name: name.to_owned(), port })
@@ -114,7 +118,7 @@ fn without_brackets(host: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
-/// `10.1.*` or `10.1.*.*`: the addresses that begin with these bytes.
+/// Parses `10.1.*` or `10.1.*.*`: all addresses that begin with these bytes.
 fn wildcard(entry: &str) -> Option<Entry> {
     let mut bytes = [0; 4];
     let mut known = 0;

@@ -1,9 +1,9 @@
-//! What is said to a proxy until it is a way to the target: HTTP CONNECT (RFC 9110, section 9.3.6) and SOCKS5 (RFC 1928,
-//! with the user and password of RFC 1929). Names are resolved by the proxy.
+//! The handshake that makes a proxy a way to the target: HTTP CONNECT (RFC 9110, section 9.3.6) or SOCKS5 (RFC 1928,
+//! with the user and password of RFC 1929). The proxy resolves names.
 //!
-//! The caller writes what [`Handshake::poll_transmit`] gives, and hands what it reads to [`Handshake::handle_input`] until
-//! that says that it is done. Both targets of Elkeid, TLS and HTTP servers, wait for the client to speak first; so a proxy
-//! has nothing to say beyond its answer.
+//! The caller writes what [`Handshake::poll_transmit`] returns, and passes what it reads to [`Handshake::handle_input`]
+//! until that returns true. Both kinds of targets, TLS and HTTP servers, wait for the client to speak first. A proxy
+//! therefore has nothing to send after its answer.
 
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -26,7 +26,7 @@ pub enum Kind {
     Socks5,
 }
 
-/// What a proxy knows the agent by.
+/// The user and password that a proxy knows.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     user: String,
@@ -35,12 +35,14 @@ pub struct Credentials {
 
 impl Credentials {
     /// # Errors
-    /// When one is longer than the 255 bytes that SOCKS5 can carry, or the user has a colon, which HTTP cannot.
+    /// When one is longer than the 255 bytes that SOCKS5 can carry, or the user has a colon, which HTTP cannot carry.
     pub fn new(user: String, password: String) -> Result<Self, &'static str> {
-        match user.len() > 255 || password.len() > 255 {
-            true => Err("user or password is longer than 255 bytes"),
-            false if user.contains(':') => Err("the user has a colon"),
-            false => Ok(Self { user, password }),
+        if user.len() > 255 || password.len() > 255 {
+            Err("user or password is longer than 255 bytes")
+        } else if user.contains(':') {
+            Err("the user has a colon")
+        } else {
+            Ok(Self { user, password })
         }
     }
 }
@@ -54,17 +56,17 @@ impl fmt::Debug for Credentials {
 /// Why a proxy is no way to the target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// It refuses, and says why.
+    /// It refuses, with this reason.
     Refused(String),
-    /// It wants a user and a password, and there are none.
+    /// It demands a user and a password, and none are configured.
     WantsCredentials,
     /// It does not accept the user and password.
     WrongCredentials,
-    /// It does not speak the protocol; these are its words, in so far as they can be shown.
+    /// It does not speak the protocol. This is the beginning of its answer, made printable.
     Nonsense(String),
     /// Its answer is longer than [`MAX_PROXY_ANSWER_BYTES`].
     TooLong,
-    /// It says more than it was asked for.
+    /// It sends more than its answer.
     Surplus,
     /// The target's name is longer than the 255 bytes that SOCKS5 can carry.
     NameTooLong,
@@ -88,11 +90,11 @@ impl fmt::Display for Refusal {
 #[derive(Debug)]
 pub struct Handshake {
     state: State,
-    /// What is to be sent now.
+    /// Bytes to send now.
     output: Vec<u8>,
-    /// What was read and does not make an answer yet.
+    /// Bytes that were read and do not make a whole answer yet.
     input: Vec<u8>,
-    /// SOCKS5's messages for later.
+    /// SOCKS5's later messages.
     login: Option<Vec<u8>>,
     request: Vec<u8>,
 }
@@ -107,7 +109,7 @@ enum State {
 }
 
 impl Handshake {
-    /// Asks a proxy for a way to `host` (a name or an address, IPv6 without brackets) and `port`.
+    /// Begins to ask a proxy for a connection to `host` (a name or an address, IPv6 without brackets) and `port`.
     ///
     /// # Errors
     /// When the target's name is too long for the protocol.
@@ -122,16 +124,16 @@ impl Handshake {
         Ok(Self { state, output, input: Vec::new(), login, request })
     }
 
-    /// What is to be sent now, if anything.
+    /// Returns the bytes to send now, if there are any.
     #[must_use]
     pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
         Some(core::mem::take(&mut self.output)).filter(|bytes| !bytes.is_empty())
     }
 
-    /// Takes what the proxy has sent; true when the way to the target is open.
+    /// Takes what the proxy has sent. Returns true once the way to the target is open.
     ///
     /// # Errors
-    /// When it will not be.
+    /// When the proxy will not open it.
     pub fn handle_input(&mut self, bytes: &[u8]) -> Result<bool, Refusal> {
         if self.input.len() + bytes.len() > MAX_PROXY_ANSWER_BYTES {
             return Err(Refusal::TooLong);
@@ -139,18 +141,15 @@ impl Handshake {
         self.input.extend_from_slice(bytes);
         let taken = self.step()?;
         self.input.drain(..taken);
-        // It is the agent's turn after each answer.
-        match taken == 0 || self.input.is_empty() {
-            true => Ok(self.state == State::Done),
-            false => Err(Refusal::Surplus),
-        }
+        // The agent speaks next after each answer, so nothing may follow it.
+        if taken == 0 || self.input.is_empty() { Ok(self.state == State::Done) } else { Err(Refusal::Surplus) }
     }
 
-    /// Goes on with what there is; returns how many bytes that took, none when they do not suffice.
+    /// Advances by what has arrived. Returns how many bytes that took, or 0 if it needs more.
     fn step(&mut self) -> Result<usize, Refusal> {
         match (self.state, &self.input[..]) {
             (State::HttpAnswer, input) => {
-                // Something else than an HTTP server is told by its first bytes; it may never end a line.
+                // The first bytes give away a peer that is not an HTTP server. Such a peer may never end a line.
                 let begins = input.len().min(HTTP.len());
                 if input[..begins] != HTTP[..begins] {
                     return Err(Refusal::Nonsense(shown(input)));
@@ -180,7 +179,7 @@ impl Handshake {
             }
             (State::SocksLogin, [1, _, ..]) => Err(Refusal::WrongCredentials),
             (State::SocksAnswer, [5, 0, rest @ ..]) => {
-                // A reserved byte, and the address that the proxy dials from, which is its own affair.
+                // A reserved byte follows, and the address that the proxy dials from, which does not matter here.
                 let address = match rest {
                     [_, 1, ..] => 4,
                     [_, 4, ..] => 16,
@@ -243,7 +242,7 @@ fn login(Credentials { user, password }: &Credentials) -> Vec<u8> {
 }
 
 fn request(host: &str, port: u16) -> Result<Vec<u8>, Refusal> {
-    // Connect, and a reserved byte.
+    // Version 5, connect, and a reserved byte.
     let mut message = [5, 1, 0].to_vec();
     match host.parse() {
         Ok(IpAddr::V4(address)) => {
@@ -283,7 +282,7 @@ fn socks_reason(code: u8) -> String {
     format!("{reason} (code {code})")
 }
 
-/// The beginning of what a peer has said, for people.
+/// The beginning of a peer's answer, for people.
 fn shown(bytes: &[u8]) -> String {
     let bytes = &bytes[..bytes.len().min(MAX_STATUS_MESSAGE_BYTES)];
     String::from_utf8_lossy(bytes).trim().chars().take(80).map(|c| if c.is_control() { ' ' } else { c }).collect()
@@ -301,7 +300,7 @@ mod tests {
         Credentials::new("joe".into(), "secret".into()).expect("they are short")
     }
 
-    /// Has a handshake read these answers, each in pieces of every size, and gives all that it has sent.
+    /// Feeds these answers to a handshake in pieces of every size, and returns all that it has sent.
     fn converse(
         kind: Kind,
         host: &str,
@@ -325,7 +324,7 @@ mod tests {
         let whole = in_pieces_of(usize::MAX);
         for size in 1..80 {
             let (sent, result) = in_pieces_of(size);
-            // Nonsense is told as early as it shows.
+            // Nonsense is reported as early as it shows.
             assert_eq!((&sent, result.is_ok()), (&whole.0, whole.1.is_ok()), "in pieces of {size}");
         }
         whole
@@ -415,7 +414,7 @@ mod tests {
         assert_eq!(format!("{:?}", credentials()), "joe:***");
     }
 
-    /// How answers begin that are taken for such.
+    /// Beginnings of valid answers.
     const HEADS: &[&[u8]] = &[b"", b"HTTP/1.1 ", &[5, 0], &[5, 2, 1, 0], &[5, 0, 5, 0, 0, 3]];
 
     proptest! {

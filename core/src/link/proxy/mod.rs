@@ -1,4 +1,4 @@
-//! Ways around a direct connection: what is said to a proxy, and which targets need none.
+//! Proxies: the handshake with one, and the targets that need none.
 
 mod exceptions;
 mod handshake;
