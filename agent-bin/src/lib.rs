@@ -6,6 +6,12 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test that cannot start a thread may as well fail"))]
 
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "the agent runs on Linux alone: it executes plugins with execveat, waits with epoll, and reads /proc. On other systems, and \
+     without any, build what decides: `cargo build -p elklet-core`, see docs/embedding.md"
+);
+
 mod agent;
 mod alarm;
 mod blocking;

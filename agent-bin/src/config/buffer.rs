@@ -1,4 +1,4 @@
-//! `[buffer]`: where records wait for their batch.
+//! `[buffer]`: the buffers in which records wait for their batch.
 
 use elklet_core::limits::{ARENA_BYTES, MAX_ARENA_BYTES, MAX_REPLAY_MS, MIN_ARENA_BYTES, REPLAY_MS};
 use serde::Deserialize;
@@ -26,7 +26,7 @@ impl Buffer {
         (self.arena_kib.value() as usize) << 10
     }
 
-    /// Milliseconds for which batches are kept after the server has taken them.
+    /// How long batches are kept after the server has taken them, in milliseconds.
     pub(crate) fn replay_ms(&self) -> u64 {
         self.replay_ms.value().into()
     }

@@ -1,4 +1,4 @@
-//! The file: found, read, and what is wrong with it said in one line with its place.
+//! Finds and reads the settings' file, and reports a mistake in one line with its place.
 
 use std::fs;
 use std::io;
@@ -9,28 +9,25 @@ use toml::de::{DeTable, DeValue};
 
 use super::{DEFAULT_WORKDIR, Flags, Settings};
 
-/// The file that is read from the work directory when no other is named.
+/// The file in the work directory that is read if no other is named.
 const DEFAULT_FILE: &str = "elklet.toml";
 
-/// Reads the file that the flags name, or the one in the work directory; without either, every key has its default.
+/// Reads the file that the flags name, or the one in the work directory. Without either, every key has its default.
 ///
 /// # Errors
 /// One line: file, line, key, what is wrong.
 pub(super) fn read(flags: &Flags) -> Result<Settings, String> {
     let path = path(flags);
-    match flags.config.is_none() && !path.exists() {
-        true => Ok(Settings::default()),
-        false => read_from(&path),
-    }
+    if flags.config.is_none() && !path.exists() { Ok(Settings::default()) } else { read_from(&path) }
 }
 
-/// Where the file lies, or would lie.
+/// The path where the file lies, or would lie.
 pub(super) fn path(flags: &Flags) -> PathBuf {
     let in_workdir = || flags.workdir.as_deref().unwrap_or(Path::new(DEFAULT_WORKDIR)).join(DEFAULT_FILE);
     flags.config.clone().unwrap_or_else(in_workdir)
 }
 
-/// The work directory that the file names, whatever else stands in it.
+/// The work directory that the file names, whatever else is in it.
 pub(super) fn workdir(flags: &Flags) -> Option<PathBuf> {
     #[derive(serde::Deserialize)]
     struct Workdir {
@@ -40,7 +37,7 @@ pub(super) fn workdir(flags: &Flags) -> Option<PathBuf> {
     toml::from_str(&text).ok().map(|Workdir { workdir }| workdir)
 }
 
-/// The text of the file, without the byte order mark that some editors put before it.
+/// Reads the text of the file, without the byte order mark that some editors put before it.
 fn read_text(path: &Path) -> io::Result<String> {
     let bytes = fs::read(path)?;
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
@@ -58,11 +55,11 @@ fn read_from(path: &Path) -> Result<Settings, String> {
     parse(&text).map_err(|(line, what)| format!("{}:{line}: {what}", path.display()))
 }
 
-/// The settings, or a line and what is wrong there.
+/// Parses the settings. An error is a line number and what is wrong there.
 pub(super) fn parse(text: &str) -> Result<Settings, (usize, String)> {
     toml::from_str(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start.min(text.len()));
-        // The place need not be between two characters.
+        // The place may be inside a character.
         let line = 1 + text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count();
         let message = in_words(&error.message().replace('\n', " "));
         match DeTable::parse(text).ok().and_then(|table| key_at(table.get_ref(), at)) {
@@ -72,7 +69,7 @@ pub(super) fn parse(text: &str) -> Result<Settings, (usize, String)> {
     })
 }
 
-/// What the deserialiser says, in the words of whoever writes the file: its own are those of Rust.
+/// Translates the deserialiser's messages from Rust's words into those of whoever writes the file.
 fn in_words(message: &str) -> String {
     for (unknown, called) in [("unknown field `", "unknown key"), ("unknown variant `", "unknown word")] {
         let Some((word, known)) = message.strip_prefix(unknown).and_then(|rest| rest.split_once('`')) else { continue };
@@ -89,7 +86,7 @@ fn in_words(message: &str) -> String {
     }
 }
 
-/// As in "integer `3`".
+/// Translates the found part, such as "integer `3`".
 fn found_in_words(found: &str) -> String {
     match found.split_once(['`', '"']) {
         Some((kind, value)) => {
@@ -111,13 +108,13 @@ fn expected_in_words(expected: &str) -> &str {
         "a string" => "a text in quotes",
         "path string" => "a path in quotes",
         "a map" => "sections, as in [regions.NAME]",
-        // The name of a type is nobody's business.
+        // Do not show the name of a Rust type.
         kind if kind.starts_with("struct ") => "a section with keys of its own, as in elklet.example.toml",
         kind => kind,
     }
 }
 
-/// The dotted key that stands at this place, or whose value does.
+/// The dotted key at this place, or the one whose value is there.
 fn key_at(table: &DeTable<'_>, at: usize) -> Option<String> {
     table.iter().find_map(|(key, value)| {
         let inner = match value.get_ref() {

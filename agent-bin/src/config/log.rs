@@ -1,14 +1,14 @@
-//! `[log]`: what is logged, and where besides the log file.
+//! `[log]`: how much is logged, and where besides the log file.
 
 use serde::Deserialize;
 
-/// What is logged, and where besides the log file.
+/// How much is logged, and where besides the log file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Log {
-    /// To standard error as well.
+    /// Log to standard error as well.
     pub(crate) stderr: bool,
-    /// What helps to find out what is wrong.
+    /// Log details that help to find out what is wrong.
     pub(crate) debug: bool,
 }

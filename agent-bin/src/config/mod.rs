@@ -1,7 +1,7 @@
-//! What the agent was told on its command line, in its file and in its environment, checked once.
+//! The settings from the command line, the file and the environment, checked once.
 //!
-//! A section of the file is a struct in a file of its own here, deserialised with its defaults, and a field of [`Settings`].
-//! `elklet.example.toml` has every key; a test holds the two together.
+//! Each section of the file is a struct in a file of its own here, deserialised with its defaults, and a field of
+//! [`Settings`]. `elklet.example.toml` has every key; a test checks that.
 
 mod buffer;
 mod file;
@@ -33,16 +33,16 @@ pub(crate) use self::update::Update;
 pub(crate) use self::upload::Upload;
 use crate::specified::{Key, Specified};
 
-/// Where certificates are when nothing says so, from the work directory.
+/// The default directory of certificates, in the work directory.
 const DEFAULT_CERTS: &str = "certs";
 
-/// Where every command looks for an agent when nothing names another directory.
+/// The default work directory of every command.
 pub(crate) const DEFAULT_WORKDIR: &str = "/etc/elklet";
 
-/// The idc and the region of a host that was told of none, as in the reference.
+/// The default idc and region, which are the reference's.
 const DEFAULT_NAME: &str = "default";
 
-/// What the command line says.
+/// The command line's flags.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Flags {
     pub(crate) config: Option<PathBuf>,
@@ -54,7 +54,7 @@ pub(crate) struct Flags {
     pub(crate) log_stderr: bool,
 }
 
-/// What the environment says, in the reference's variables.
+/// The environment's values, in the reference's variables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Environment {
     /// `SPECIFIED_AGENT_ID`.
@@ -81,43 +81,43 @@ impl Environment {
     }
 }
 
-/// Everything that the agent runs by.
+/// All settings of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {
-    /// Absolute, once everything is put together.
+    /// The work directory. [`Settings::load`] makes it absolute.
     pub(crate) workdir: PathBuf,
-    /// The certificates' directory; one from the file is taken from the work directory.
+    /// The certificates' directory. One from the file is relative to the work directory.
     pub(crate) certs: PathBuf,
     pub(crate) idc: String,
     pub(crate) region: String,
-    /// The servers of this host's region, once everything is put together.
+    /// The servers. [`Settings::load`] chooses those of this host's region.
     pub(crate) server: Server,
-    /// Those of the regions that have servers of their own.
+    /// The servers of regions that have their own.
     pub(crate) regions: BTreeMap<String, Server>,
-    /// What named `certs`, for messages.
+    /// What set `certs`, for messages.
     #[serde(skip)]
     certs_named_by: String,
     proxy: proxy::Section,
     pub(crate) buffer: Buffer,
     pub(crate) plugins: Plugins,
-    /// By name, those that have a section of their own.
+    /// The plugins that have a section of their own, by name.
     pub(crate) plugin: BTreeMap<String, Plugin>,
     pub(crate) spool: Spool,
     pub(crate) log: Log,
-    /// Of `[proxy]` and the environment.
+    /// The proxies of `[proxy]` and the environment.
     #[serde(skip)]
     pub(crate) proxies: Proxies,
     pub(crate) upload: Upload,
     pub(crate) update: Update,
-    /// What was passed over, for the log.
+    /// What was skipped, for the log.
     #[serde(skip)]
     pub(crate) warnings: Vec<String>,
     /// `SPECIFIED_AGENT_ID`, or the one in `specified_env`.
     #[serde(skip)]
     pub(crate) agent_id: Option<OsString>,
-    /// There are servers for hosts of any region.
+    /// True if there are servers for hosts of any region.
     #[serde(skip)]
     any_region: bool,
 }
@@ -149,7 +149,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Puts flags, environment and file together, in this order of precedence, key by key.
+    /// Merges flags, environment and file, key by key, in this order of precedence.
     ///
     /// # Errors
     /// One line that says what is wrong, where, and what was expected.
@@ -174,7 +174,7 @@ impl Settings {
         settings.log.stderr |= flags.log_stderr;
         settings.log.debug |= environment.debug;
         settings.agent_id.clone_from(&environment.agent_id);
-        // The environment has what the file said when the service was started.
+        // The environment still has what the file said when the service was started, so the file wins.
         let specified = Specified::read(&settings.workdir)?;
         let said = |key, by_environment: &Option<String>| {
             specified.value(key).map(str::to_owned).or_else(|| by_environment.clone())
@@ -193,7 +193,7 @@ impl Settings {
         Ok(settings)
     }
 
-    /// The work directory alone; what else stands in the file may be wrong if the flags name the directory.
+    /// Finds the work directory alone. If the flags name it, other mistakes in the file do not matter.
     ///
     /// # Errors
     /// As [`Settings::load`].
@@ -204,40 +204,40 @@ impl Settings {
         }
     }
 
-    /// Where the file lies, or would lie.
+    /// The path where the file lies, or would lie.
     pub(crate) fn file(flags: &Flags) -> PathBuf {
         file::path(flags)
     }
 
-    /// Whether a password stands in the file.
+    /// Returns true when the file contains a proxy's password.
     pub(crate) fn has_proxy_password(&self) -> bool {
         self.proxy.has_password()
     }
 
-    /// What is wrong with the certificates, with what named their directory.
+    /// Says what is wrong with the certificates, and what set their directory.
     pub(crate) fn blame_certificates(&self, error: impl fmt::Display) -> String {
         format!("{}: {error}", self.certs_named_by)
     }
 
-    /// Names of `[plugin.NAME]` that no plugin of these has, and the plugin that may be meant.
+    /// Returns the names of `[plugin.NAME]` sections that none of these plugins has, each with the plugin that may be meant.
     pub(crate) fn unknown_sections<'a>(&'a self, plugins: &[&'a str]) -> Vec<(&'a str, Option<&'a str>)> {
         let unknown = self.plugin.keys().map(String::as_str).filter(|name| !plugins.contains(name));
         unknown.map(|name| (name, closest(name, plugins.iter().copied()))).collect()
     }
 
-    /// Whether there are servers for hosts of a region.
+    /// Returns true when there are servers for hosts of a region.
     pub(crate) fn has_region(&self, region: &str) -> bool {
         self.any_region || self.regions.contains_key(region)
     }
 
-    /// The work directory, absolute, whatever else is wrong with the flags or the file.
+    /// The absolute work directory, whatever else is wrong with the flags or the file.
     pub(crate) fn workdir_at_any_rate(flags: &Flags) -> PathBuf {
         let workdir =
             flags.workdir.clone().or_else(|| file::workdir(flags)).unwrap_or_else(|| PathBuf::from(DEFAULT_WORKDIR));
         fs::canonicalize(&workdir).unwrap_or(workdir)
     }
 
-    /// A region's own servers come before those of `[server]`, and the flags' before either.
+    /// Chooses the servers. A region's own servers win over those of `[server]`, and the flags' over both.
     fn choose_servers(&mut self, flags: &Flags) -> Result<(), String> {
         if !self.server.is_empty()
             || !flags.discovery.is_empty()
@@ -261,9 +261,10 @@ impl Settings {
         }
         if self.server.is_empty() {
             let region = &self.region;
-            return Err(match self.regions.is_empty() {
-                true => "no server: name one with --server HOST:PORT or --discovery HOST:PORT, or in the [server] section of the file".to_owned(),
-                false => format!("no server for region {region:?}: neither [regions.{region}] nor [server] names one"),
+            return Err(if self.regions.is_empty() {
+                "no server: name one with --server HOST:PORT or --discovery HOST:PORT, or in the [server] section of the file".to_owned()
+            } else {
+                format!("no server for region {region:?}: neither [regions.{region}] nor [server] names one")
             });
         }
         Ok(())
@@ -303,7 +304,7 @@ mod tests {
         assert_eq!((settings.certs, settings.buffer.arena_bytes()), (PathBuf::from("/c"), 256 << 10));
     }
 
-    /// The example's text, and the same with every key in force.
+    /// The example's text, and the same with every key enabled.
     fn example() -> (&'static str, String) {
         let text = include_str!("../../elklet.example.toml");
         let uncommented: Vec<_> = text
@@ -313,7 +314,7 @@ mod tests {
         (text, uncommented.join("\n"))
     }
 
-    /// The keys of a table and of those in it, dotted.
+    /// Collects the dotted keys of a table and of the tables in it.
     fn keys(of: &serde_json::Value, prefix: &str, into: &mut BTreeSet<String>) {
         let Some(table) = of.as_object() else { return };
         for (key, value) in table {
@@ -335,7 +336,7 @@ mod tests {
     fn the_example_has_every_key_with_its_default() {
         let (_, uncommented) = example();
         let mut settings = file::parse(&uncommented).expect("it is valid");
-        // What there may be any number of has one of each as an example, with nothing but defaults in it.
+        // Sections of which there may be several have one example each, with nothing but defaults in it.
         assert_eq!(settings.regions.remove("eu"), Some(Server::default()));
         let collector = settings.plugin.remove("collector");
         assert_eq!(settings.plugins.confinement(collector.as_ref()), settings.plugins.confinement(None));

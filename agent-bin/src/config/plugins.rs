@@ -1,11 +1,11 @@
-//! `[plugins]` and `[plugin.NAME]`: who has to vouch for plugins, and what a plugin may do.
+//! `[plugins]` and `[plugin.NAME]`: whose signature plugins need, and their limits.
 
 use serde::Deserialize;
 
 use super::value::Within;
 use crate::plugin::PublicKey;
 
-/// What holds for every plugin.
+/// Settings for every plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
@@ -21,7 +21,7 @@ pub(crate) struct Plugins {
     when_full: WhenFull,
 }
 
-/// What holds for one plugin in place of the same key of [`Plugins`].
+/// Settings for one plugin. Each overrides the same key of [`Plugins`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
@@ -40,14 +40,14 @@ pub(crate) struct Plugin {
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(rename_all = "snake_case")]
 enum WhenFull {
-    /// The oldest records of all plugins go, and are counted.
+    /// Drop the oldest records of all plugins, and count them.
     #[default]
     DropOldest,
-    /// The plugin is not read until there is room.
+    /// Do not read from the plugin until there is room.
     Wait,
 }
 
-/// 0 is no limit, as with the others.
+/// 0 means no limit, as with the others.
 type MemoryMib = Within<0, { 1 << 20 }>;
 type CpuPercent = Within<0, 100_000>;
 type Processes = Within<0, { 1 << 20 }>;
@@ -92,7 +92,7 @@ impl Default for Plugins {
     }
 }
 
-/// What one plugin may do.
+/// The limits of one plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Confinement {
     /// Bytes of memory.
@@ -103,29 +103,29 @@ pub(crate) struct Confinement {
     pub(crate) processes: Option<u64>,
     /// Open files of each process.
     pub(crate) open_files: Option<u64>,
-    /// No program that it starts has more rights than it has itself.
+    /// True if no program that it starts may have more rights than it has itself.
     pub(crate) no_new_privs: bool,
-    /// It is killed when the agent ends without stopping it.
+    /// True if it is killed when the agent ends without stopping it.
     pub(crate) end_with_agent: bool,
 }
 
 impl Plugins {
-    /// Who has to vouch for what is started, if anybody.
+    /// Whose signature plugins need, if anybody's.
     pub(crate) fn public_key(&self) -> Option<PublicKey> {
         self.public_key.0
     }
 
-    /// Whether a plugin that has to be signed may be an earlier version than one that has run.
+    /// Returns true when a signed plugin may be an earlier version than one that has run.
     pub(crate) fn allow_downgrade(&self) -> bool {
         self.allow_downgrade
     }
 
-    /// Whether the oldest records may go for those of a plugin that has the section `own`, if it has one.
+    /// Returns true when the oldest records may be dropped for those of a plugin with the section `own`, if any.
     pub(crate) fn may_drop(&self, own: Option<&Plugin>) -> bool {
         own.and_then(|own| own.when_full).unwrap_or(self.when_full) == WhenFull::DropOldest
     }
 
-    /// What a plugin may do that has the section `own`, if it has one.
+    /// The limits of a plugin with the section `own`, if any.
     pub(crate) fn confinement(&self, own: Option<&Plugin>) -> Confinement {
         let none = Plugin::default();
         let own = own.unwrap_or(&none);

@@ -1,29 +1,29 @@
-//! `[proxy]`, and the environment's proxies: the way to servers that are not reached directly.
+//! `[proxy]` and the environment's proxies: how to reach servers through a proxy.
 
 use elklet_core::link::proxy::{Credentials, Exceptions, Kind};
 use serde::Deserialize;
 
 use super::server::Address;
 
-/// What the file says of proxies.
+/// The file's section about proxies.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Section {
-    /// The proxy for everything; nothing leaves it to the environment, `none` goes without.
+    /// The proxy for everything. An empty text leaves it to the environment, and `none` goes without.
     url: Choice,
-    /// Targets that need none; an empty list leaves it to the environment.
+    /// Targets that need no proxy. An empty list leaves it to the environment.
     no_proxy: Vec<Exception>,
 }
 
 impl Section {
-    /// Whether its proxy is one that asks who comes.
+    /// Returns true when its proxy has a user and a password.
     pub(super) fn has_password(&self) -> bool {
         matches!(&self.url, Choice::Proxy(proxy) if proxy.credentials.is_some())
     }
 }
 
-/// What the environment says of proxies, in the variables that curl and Go read.
+/// The environment's proxies, in the variables that curl and Go read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Environment {
     https: Option<Variable>,
@@ -32,7 +32,7 @@ pub(super) struct Environment {
     exceptions: Option<Variable>,
 }
 
-/// The name and the value of a variable that is set; nothing in place of a value that is not UTF-8.
+/// The name and the value of a variable that is set. A value that is not UTF-8 is `None`.
 type Variable = (&'static str, Option<String>);
 
 impl Environment {
@@ -53,7 +53,7 @@ impl Environment {
     }
 }
 
-/// Who asks for a way: the proxies of the environment differ by that.
+/// The kind of a connection. The environment may name a proxy for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scheme {
     /// Plain HTTP: service discovery, and downloads from `http://`.
@@ -62,7 +62,7 @@ pub(crate) enum Scheme {
     Https,
 }
 
-/// The way to every target.
+/// The proxies for all targets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Proxies {
     https: Option<Proxy>,
@@ -71,10 +71,9 @@ pub(crate) struct Proxies {
 }
 
 impl Proxies {
-    /// Puts the file's section and the environment together; the section comes first.
+    /// Merges the file's section and the environment. The section wins.
     ///
-    /// The environment was written for other programs as well. What is not understood there is passed over, and told in
-    /// `warnings`.
+    /// The environment was written for other programs as well, so what is not understood there is skipped with a warning.
     pub(super) fn new(section: &Section, environment: &Environment, warnings: &mut Vec<String>) -> Self {
         let (https, http) = match &section.url {
             Choice::Environment => {
@@ -108,7 +107,7 @@ impl Proxies {
         Self { https, http, exceptions }
     }
 
-    /// The proxy through which this target is reached, if it is not directly; an IPv6 address comes without brackets.
+    /// Returns the proxy through which to reach this target, if there is one. An IPv6 address comes without brackets.
     pub(crate) fn for_target(&self, scheme: Scheme, host: &str, port: u16) -> Option<&Proxy> {
         let proxy = match scheme {
             Scheme::Http => self.http.as_ref(),
@@ -118,7 +117,8 @@ impl Proxies {
     }
 }
 
-/// The proxy that a variable of the environment names. Other programs take more than host and port, and mean nothing by it.
+/// Parses a variable of the environment. Other programs accept more than host and port there and ignore the rest, so
+/// this does too.
 fn understood((name, value): &Variable, warnings: &mut Vec<String>) -> Option<Proxy> {
     let parse = |value: &str| {
         let value = value.trim();
@@ -148,12 +148,12 @@ pub(crate) struct Proxy {
 impl std::str::FromStr for Proxy {
     type Err = String;
 
-    /// `http://USER:PASSWORD@HOST:PORT` or `socks5://...`; what is between `//` and `@` is optional and percent-encoded.
+    /// Parses `http://USER:PASSWORD@HOST:PORT` or `socks5://...`. What is between `//` and `@` is optional and percent-encoded.
     fn from_str(url: &str) -> Result<Self, String> {
         let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
         let (login, address) = rest.rsplit_once('@').map_or((None, rest), |(login, address)| (Some(login), address));
         let address = address.strip_suffix('/').unwrap_or(address);
-        // The login stays out of messages.
+        // Keep the login out of messages.
         let wrong = |why: &str| {
             format!(
                 "{scheme}://{address} is no proxy: {why}, expected http:// or socks5://, [USER:PASSWORD@], HOST:PORT"
@@ -210,7 +210,7 @@ impl TryFrom<String> for Choice {
     }
 }
 
-/// An entry that [`Exceptions`] takes.
+/// An entry that [`Exceptions`] accepts.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(try_from = "String")]
@@ -276,7 +276,7 @@ mod tests {
         assert!(!error.contains("secret"), "{error}");
     }
 
-    /// The proxies where there is nothing to warn of.
+    /// The proxies, when there is nothing to warn of.
     fn quiet(section: &Section, environment: &Environment) -> Proxies {
         let mut warnings = Vec::new();
         let proxies = Proxies::new(section, environment, &mut warnings);
@@ -349,7 +349,7 @@ mod tests {
         let nothing = Some(("A_PROXY", None));
         let (_, warnings) = with(&Environment { all: nothing.clone(), exceptions: nothing, ..Environment::default() });
         assert_eq!(warnings, ["A_PROXY in the environment: it is not UTF-8; it is passed over"; 2]);
-        // Where the file says something, nobody asks the environment.
+        // If the file says something, the environment does not matter.
         let file = section("url = \"none\"\nno_proxy = [\"a\"]");
         assert!(quiet(&file, &environment).http.is_none());
     }

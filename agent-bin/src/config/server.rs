@@ -1,4 +1,4 @@
-//! `[server]` and `[regions.NAME]`: where servers are.
+//! `[server]` and `[regions.NAME]`: the addresses of servers.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::value::Within;
 
-/// Where the servers of a region are, in the order in which they are tried.
+/// The servers of a region, in the order in which they are tried.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
@@ -30,7 +30,7 @@ pub(crate) struct Server {
     keepalive_s: Within<6, 3600>,
     /// The name in the servers' certificates.
     name: Name,
-    /// The keys that servers may have; any, if there are none.
+    /// The keys that servers may have. If there are none, any key is good.
     pin_sha256: Vec<Pin>,
 }
 
@@ -53,7 +53,7 @@ impl Default for Server {
 }
 
 impl Server {
-    /// How soon a fleet that loses its servers comes back, and how often a quiet connection is used.
+    /// How fast a fleet reconnects, and how often a quiet connection gets a PING.
     pub(crate) fn timing(&self) -> Timing {
         Timing {
             spread_ms: 1000 * u64::from(self.reconnect_spread_s.value()),
@@ -61,17 +61,17 @@ impl Server {
         }
     }
 
-    /// The name that a server's certificate has to have, whatever address was dialled.
+    /// The name that a server's certificate must have, whatever address was dialled.
     pub(crate) fn name(&self) -> ServerName<'static> {
         self.name.0.clone()
     }
 
-    /// The SHA-256 of the keys that servers may have; they may have any if there are none.
+    /// The SHA-256 of the keys that servers may have. If there are none, any key is good.
     pub(crate) fn pins(&self) -> Vec<[u8; 32]> {
         self.pin_sha256.iter().map(|pin| pin.0).collect()
     }
 
-    /// Whether there is nowhere to go.
+    /// Returns true when there is no server.
     pub(crate) fn is_empty(&self) -> bool {
         self.discovery.is_empty() && self.private.is_empty() && self.public.is_empty()
     }
@@ -99,7 +99,7 @@ impl TryFrom<String> for Name {
     }
 }
 
-/// The SHA-256 of a key (the `SubjectPublicKeyInfo`), in hexadecimal or, as HPKP and curl write it, in Base64.
+/// The SHA-256 of a key (the `SubjectPublicKeyInfo`), in hexadecimal or in Base64, as HPKP and curl write it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize), serde(into = "String"))]
 #[serde(try_from = "String")]
@@ -135,7 +135,7 @@ impl From<Pin> for String {
     }
 }
 
-/// `HOST:PORT`, where an IPv6 address stands in brackets.
+/// `HOST:PORT`, with brackets around an IPv6 address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize), serde(into = "String"))]
 #[serde(try_from = "String")]

@@ -1,4 +1,4 @@
-//! `[spool]`: what is kept on disk for a server that is not there.
+//! `[spool]`: how much is kept on disk for a server that is not there.
 
 use elklet_core::limits::{MAX_SPOOL_BYTES, MIN_SPOOL_BYTES, SPOOL_BYTES};
 use serde::Deserialize;
@@ -18,7 +18,7 @@ impl Default for Spool {
 }
 
 impl Spool {
-    /// Bytes of all its files; 0 for no spool.
+    /// Most bytes of all its files, or 0 for no spool.
     pub(crate) fn bytes(&self) -> u64 {
         u64::from(self.mib.0) << 20
     }

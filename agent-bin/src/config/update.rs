@@ -9,9 +9,9 @@ use super::value::Within;
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Update {
-    /// Whether the agent becomes the version that the server names.
+    /// True if the agent becomes the version that the server names.
     pub(crate) enabled: bool,
-    /// Whether it may be an earlier one, or one that cannot be compared.
+    /// True if that may be an earlier version, or one that cannot be compared.
     pub(crate) allow_downgrade: bool,
     hold_s: Within<1, 86_400>,
     trial_s: Within<1, 86_400>,

@@ -9,12 +9,12 @@ use serde::Deserialize;
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Upload {
-    /// Files, and directories with all that is below; nothing else is sent.
+    /// Files that may be sent, and directories below which everything may.
     pub(crate) allow: Vec<AbsolutePath>,
 }
 
 impl Default for Upload {
-    /// Any file, as the reference has it: whoever may send plugins to run as root can read what he likes.
+    /// Allows any file, as the reference does: whoever can send plugins that run as root can read everything anyway.
     fn default() -> Self {
         Self { allow: vec![AbsolutePath(PathBuf::from("/"))] }
     }
@@ -27,7 +27,7 @@ impl Upload {
     }
 }
 
-/// A path from the root on.
+/// An absolute path.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(try_from = "PathBuf")]

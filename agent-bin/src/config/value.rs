@@ -1,4 +1,4 @@
-//! Kinds of values that sections are made of; each says what was expected when it is something else.
+//! Types of values in sections. Each says what it expected if it finds something else.
 
 use serde::Deserialize;
 
@@ -9,7 +9,7 @@ use serde::Deserialize;
 pub(crate) struct Within<const LEAST: u32, const MOST: u32>(u32);
 
 impl<const LEAST: u32, const MOST: u32> Within<LEAST, MOST> {
-    /// A number that is known to be within the bounds; another does not compile where it is a constant.
+    /// A number within the bounds. A constant outside of them does not compile.
     pub(crate) const fn new(value: u32) -> Self {
         assert!(LEAST <= value && value <= MOST);
         Self(value)

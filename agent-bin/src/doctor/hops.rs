@@ -1,4 +1,4 @@
-//! The hops between this host and an AgentCenter: which of them an attempt's end belongs to, and what helps.
+//! The hops between this host and an AgentCenter. Decides at which hop an attempt ended, and what helps.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use super::visit::{Outcome, Reached};
 use crate::config::Address;
 use crate::net::{DialError, End, tls_reason};
 
-/// One hop; the order is that of the way.
+/// One hop. The order is that of the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Hop {
     Dns,
@@ -39,7 +39,7 @@ impl Hop {
         }
     }
 
-    /// Why there is no such hop on the way to `address`, if there is none.
+    /// Says why this hop is skipped on the way to `address`, if it is.
     pub(super) fn passed_over(self, address: &Address, proxy: Option<&str>, asks: bool) -> Option<String> {
         match (self, proxy) {
             (Self::Dns | Self::Tcp, Some(_)) => Some("the proxy does this".to_owned()),
@@ -50,7 +50,7 @@ impl Hop {
         }
     }
 
-    /// What is worth saying of a hop where nothing is wrong.
+    /// Details of a hop at which nothing is wrong.
     pub(super) fn detail(self, proxy: Option<&str>) -> String {
         match (self, proxy) {
             (Self::Proxy, Some(proxy)) => format!("through {proxy}"),
@@ -68,7 +68,7 @@ pub(super) struct Failure {
     pub(super) advice: String,
 }
 
-/// Where an attempt failed, if it did; `asked` says whether AgentCenter was told the agent's id.
+/// Decides where an attempt failed, if it did. `asked` is true if AgentCenter was told the agent's id.
 pub(super) fn judge(reached: Reached, outcome: &Outcome, asked: bool) -> Option<Failure> {
     let failure = |hop, what: String, advice: &str| Some(Failure { hop, what, advice: advice.to_owned() });
     let end = match outcome {
@@ -117,7 +117,7 @@ fn judge_tls(error: &io::Error) -> Failure {
         Some(rustls::Error::InvalidCertificate(certificate)) => (Hop::Tls, of_certificate(certificate)),
         Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => (Hop::Alpn, NO_HTTP2.to_owned()),
         Some(rustls::Error::Other(_)) => (Hop::Tls, IMPOSTOR.to_owned()),
-        // What the server thinks of the client's certificate is heard through HTTP/2 in TLS 1.3, as text.
+        // In TLS 1.3, the server's verdict on the client's certificate comes through HTTP/2, as text.
         Some(rustls::Error::AlertReceived(_)) => (Hop::Tls, REFUSED.to_owned()),
         None if text.contains("received fatal alert") => (Hop::Tls, REFUSED.to_owned()),
         _ => (Hop::Tls, NOT_TLS.to_owned()),
@@ -154,7 +154,7 @@ fn judge_status(status: &Status, asked: bool) -> Option<Failure> {
     let failure = |hop, advice: &str| Some(Failure { hop, what: status.to_string(), advice: advice.to_owned() });
     match (status.code, &*status.message) {
         (0, _) => None,
-        // AgentCenter's answer to a stream that ends before its first message.
+        // AgentCenter answers this to a stream that ends before its first message.
         (2, "EOF") if !asked => None,
         (2, "agentID conflict") => failure(
             Hop::AgentCenter,

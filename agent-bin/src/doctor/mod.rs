@@ -1,8 +1,8 @@
-//! `elklet doctor`: walks the way from this host's configuration to a server's acceptance of this agent, and says where it
-//! ends and what to do about it.
+//! `elklet doctor`: checks every hop from this host's configuration to a server that accepts this agent, and says which
+//! one fails and what to do about it.
 //!
-//! It connects as the agent does, by the agent's own code, and opens a Transfer stream under the agent's id that carries no
-//! record. While the agent itself runs, nothing is sent on that stream: its id belongs to the agent.
+//! It connects with the agent's own code, and opens a Transfer stream under the agent's id that carries no record.
+//! While the agent itself runs, it sends nothing on that stream, because the id belongs to the agent.
 
 mod hops;
 mod permissions;
@@ -30,13 +30,13 @@ use crate::net::{Certificates, Compressor, Tls, discover};
 use crate::plugin;
 use crate::version;
 
-/// Bytes that the work directory's file system should have free: the log takes 11 MB with its old files.
+/// Bytes that should be free on the work directory's file system. The log takes 11 MB with its old files.
 const LEAST_FREE_BYTES: u64 = 16 << 20;
 
-/// What became of one hop.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 struct Finding {
-    /// The server that it is on the way to; nothing for what is this host's own.
+    /// The server, or `None` for a check of this host itself.
     server: Option<String>,
     hop: &'static str,
     verdict: Verdict,
@@ -69,18 +69,18 @@ impl Verdict {
     }
 }
 
-/// All that was found.
+/// All findings.
 #[derive(Debug, Default, Serialize)]
 struct Report {
-    /// The first server to which all hops are passed.
+    /// The first server at which no hop failed.
     server: Option<String>,
     findings: Vec<Finding>,
-    /// Printed as it comes.
+    /// True to print each finding as it is made.
     #[serde(skip)]
     as_text: bool,
 }
 
-/// Prints what is found, as JSON if asked; says whether an agent can work here.
+/// Prints the findings, as JSON on request. Returns true when an agent can work here.
 ///
 /// # Errors
 /// When the runtime cannot be started or standard output is closed.
@@ -88,7 +88,7 @@ pub(crate) fn run(flags: &Flags, json: bool) -> io::Result<bool> {
     let mut report = Report { as_text: !json, ..Report::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let examined = runtime.block_on(examine(flags, &mut report));
-    // A lookup that hangs is not waited for.
+    // Do not wait for a lookup that hangs.
     runtime.shutdown_background();
     examined?;
     let failed_here = report.findings.iter().any(|found| found.server.is_none() && found.verdict == Verdict::Failed);
@@ -168,7 +168,7 @@ fn work_directory(workdir: &Path, report: &mut Report) -> io::Result<()> {
     }
 }
 
-/// Whether each `[plugin.NAME]` is that of a plugin: of those that the agent has, or had when it ran last.
+/// Warns of each `[plugin.NAME]` that belongs to none of the plugins that the agent has, or had when it last ran.
 fn sections(settings: &Settings, running: &Running, report: &mut Report) -> io::Result<()> {
     let kept = || plugin::read_kept(&settings.workdir).unwrap_or_default();
     let names = || kept().iter().map(|plugin| plugin.name.to_string()).collect();
@@ -187,7 +187,7 @@ fn sections(settings: &Settings, running: &Running, report: &mut Report) -> io::
     Ok(())
 }
 
-/// Files that others on this host could read or change.
+/// Warns of files that others on this host could read or change.
 fn permissions(settings: &Settings, flags: &Flags, report: &mut Report) -> io::Result<()> {
     let findings = permissions::examine(settings, flags);
     if findings.is_empty() {
@@ -198,7 +198,7 @@ fn permissions(settings: &Settings, flags: &Flags, report: &mut Report) -> io::R
     findings.into_iter().try_for_each(|what| report.warned(None, "permissions", what, advice))
 }
 
-/// What connections are made with; nothing when the files are of no use.
+/// Checks the certificates. Returns `None` if the files are useless.
 fn certificates(settings: &Settings, report: &mut Report) -> io::Result<Option<Tls>> {
     let hop = "certificates";
     let certificates = match Certificates::load(settings.certs.clone(), &settings.server) {
@@ -238,7 +238,7 @@ fn certificates(settings: &Settings, report: &mut Report) -> io::Result<Option<T
     Ok(Some(certificates.tls().clone()))
 }
 
-/// What says who this is, and nothing else.
+/// A message that says who this is and carries no record.
 fn first_message(agent_id: String) -> Bytes {
     let envelope = Envelope::new(Sender {
         agent_id,
@@ -251,9 +251,9 @@ fn first_message(agent_id: String) -> Bytes {
 }
 
 struct Doctor<'a> {
-    /// Nothing when the certificates are of no use.
+    /// `None` if the certificates are useless.
     tls: Option<Tls>,
-    /// Nothing while the agent itself runs.
+    /// The message to send, or `None` while the agent itself runs.
     first: Option<Bytes>,
     running: Running,
     settings: &'a Settings,
@@ -285,7 +285,7 @@ impl Doctor<'_> {
         }
     }
 
-    /// Goes all the way to an AgentCenter, as far as it leads.
+    /// Goes as far as possible towards an AgentCenter.
     async fn visit(&self, address: &Address, mode: &str, report: &mut Report) -> io::Result<()> {
         let server = format!("{address} ({mode})");
         let proxies = &self.settings.proxies;
@@ -321,7 +321,7 @@ impl Doctor<'_> {
     }
 }
 
-/// What helps where the system refuses this user.
+/// The advice when the system refuses something to this user.
 fn forbidden() -> String {
     let user = geteuid().as_raw();
     format!(
@@ -344,7 +344,7 @@ impl Report {
     }
 
     fn failed(&mut self, server: Option<String>, hop: &'static str, detail: String, advice: &str) -> io::Result<()> {
-        // Whoever may not read a file is not helped by hearing where it should be.
+        // It does not help a user who may not read a file to hear where the file should be.
         let is_forbidden = detail.contains("(os error 13)") || detail.contains("(os error 1)");
         let advice = Some(if is_forbidden { forbidden() } else { advice.to_owned() });
         self.add(Finding { server, hop, verdict: Verdict::Failed, detail, advice })

@@ -1,7 +1,7 @@
-//! Which of the agent's files and directories others on the host could read or change.
+//! Finds the agent's files and directories that others on the host could read or change.
 //!
-//! Whoever can write one of them, or any directory above it, can become this agent, its server, or root. Whoever can read
-//! the key can speak to the server in this agent's name.
+//! Whoever can write one of them, or any directory above it, can become this agent, its server, or root. Whoever can
+//! read the key can speak to the server in this agent's name.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
@@ -12,14 +12,14 @@ use rustix::process::{getegid, geteuid};
 
 use crate::config::{Flags, Settings};
 
-/// What lies in a work directory and belongs to the agent alone.
+/// Entries of a work directory that belong to the agent alone.
 const IN_WORKDIR: [&str; 9] =
     ["plugin", "spool", "update", "log", "tmp", "machine-id", "plugins.kept", "specified_env", "elklet.toml"];
 
-/// Plugins that are looked at; a work directory has no more of them.
+/// Most plugins that are looked at. A work directory has no more of them.
 const MAX_PLUGINS: usize = elklet_core::limits::MAX_PLUGINS_KNOWN;
 
-/// What others could do, one text for each file or directory.
+/// Says what others could do, in one text for each file or directory.
 pub(super) fn examine(settings: &Settings, flags: &Flags) -> Vec<String> {
     let workdir = &settings.workdir;
     let mut examined = Examination::default();
@@ -51,7 +51,7 @@ struct Examination {
 }
 
 impl Examination {
-    /// A file that nobody else may read or write.
+    /// Checks a file that nobody else may read or write.
     fn secret(&mut self, path: &Path) {
         if let Ok(found) = fs::metadata(path)
             && is_open(&found, 0o044)
@@ -61,7 +61,7 @@ impl Examination {
         self.kept(path);
     }
 
-    /// A file or directory that nobody else may write, nor any directory above it.
+    /// Checks a file or directory that nobody else may write, and every directory above it.
     fn kept(&mut self, path: &Path) {
         let Ok(path) = fs::canonicalize(path) else { return };
         for (depth, path) in path.ancestors().enumerate() {
@@ -69,7 +69,7 @@ impl Examination {
                 return;
             }
             let Ok(found) = fs::symlink_metadata(path) else { continue };
-            // In a directory like /tmp, nobody removes what belongs to another.
+            // In a sticky directory such as /tmp, nobody can remove another user's file.
             let is_sticky = depth > 0 && found.mode() & 0o1000 != 0;
             if !is_own(&found, path) {
                 self.find(path, &found, &format!("it belongs to user {}, who can change it", found.uid()));
@@ -84,14 +84,14 @@ impl Examination {
     }
 }
 
-/// Whether others have one of these rights: everybody, or a group that is neither root's nor this process's.
+/// Returns true when others have one of these rights: everybody, or a group that is neither root's nor this process's.
 fn is_open(found: &Metadata, rights: u32) -> bool {
     let is_own_group = found.gid() == 0 || found.gid() == getegid().as_raw();
     let counted = if is_own_group { rights & 0o007 } else { rights };
     found.mode() & counted != 0
 }
 
-/// Whether it belongs to root, to this user, or to whom the directory around it belongs.
+/// Returns true when it belongs to root, to this user, or to the owner of the directory around it.
 fn is_own(found: &Metadata, path: &Path) -> bool {
     let owner = found.uid();
     let around = || path.parent().and_then(|parent| fs::metadata(parent).ok()).map(|parent| parent.uid());

@@ -1,4 +1,4 @@
-//! Whether an agent runs in the work directory, and how it is by its own account.
+//! Finds out whether an agent runs in the work directory, and asks how it is.
 
 use std::io;
 use std::path::Path;
@@ -8,13 +8,13 @@ use serde_json::Value;
 use crate::status;
 use crate::workdir;
 
-/// The agent that runs in a work directory, as far as it can be told.
+/// The agent that runs in a work directory.
 #[derive(Debug)]
 pub(super) enum Running {
     No,
-    /// It says this of itself; see docs/operations.md.
+    /// It runs and answers with its state; see docs/operations.md.
     Says(Value),
-    /// It runs, and does not answer for this reason.
+    /// It runs and does not answer, for this reason.
     Silent(String),
 }
 
@@ -34,14 +34,14 @@ impl Running {
         !matches!(self, Self::No)
     }
 
-    /// Where its stream goes, if it has one.
+    /// The server of its stream, if it has one.
     pub(super) fn connected_to(&self) -> Option<&str> {
         let Self::Says(said) = self else { return None };
         let connection = &said["connection"];
         if connection["connected"] == true { connection["address"].as_str() } else { None }
     }
 
-    /// How it is, in words; the second value says whether that is as it should be.
+    /// Describes it. The second value is true when all is well.
     pub(super) fn describe(&self) -> (String, bool) {
         let said = match self {
             Self::No => return ("it does not run: its id is tried".to_owned(), true),

@@ -1,4 +1,4 @@
-//! One attempt to reach a server, as the agent makes it, which ends in order as soon as the stream is open.
+//! One attempt to reach a server, made as the agent makes it. It ends in order as soon as the stream is open.
 
 use bytes::Bytes;
 use elklet_core::link::session::{Action, Endpoints, Session, Timing};
@@ -9,15 +9,15 @@ use crate::clock::Clock;
 use crate::config::{Address, Proxies};
 use crate::net::{Connector, End, Event, HalfOpen, Tls, Transfer};
 
-/// How far an attempt has come.
+/// How far an attempt has got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reached {
     Nothing,
     /// The server's port, directly or through a proxy.
     Port,
-    /// The end of the TLS handshake, which tells the client nothing yet of what the server thinks of it.
+    /// The end of the TLS handshake. The client does not know yet whether the server accepts it.
     Tls,
-    /// HTTP/2, and the call is on its way.
+    /// HTTP/2, with the call under way.
     Call,
 }
 
@@ -26,11 +26,11 @@ pub(super) enum Reached {
 pub(super) enum Outcome {
     /// One side has ended it.
     Ended(End),
-    /// What the agent waits for did not come within the time that it waits.
+    /// An answer did not come within the agent's time limit.
     Late,
 }
 
-/// Connects to `address`, opens a stream, sends `first` on it if there is such a thing, and ends the stream.
+/// Connects to `address`, opens a stream, sends `first` on it if there is such a message, and ends the stream.
 pub(super) async fn visit(
     tls: &Tls,
     proxies: &Proxies,
@@ -77,7 +77,7 @@ pub(super) async fn visit(
                 session.handle_shutdown(clock.now());
             }
             Some(Event::Ended(_, end)) => return (reached, Outcome::Ended(end)),
-            // Commands that a server may have are not the doctor's to carry out.
+            // The doctor does not carry out commands.
             Some(_) => {}
             None => session.handle_timeout(clock.now()),
         }

@@ -1,11 +1,11 @@
 //! The fields of the heartbeat records: 1000 for the agent and its host, 1001 for each plugin.
 //!
-//! The names are generation C's (`agent/heartbeat/heartbeat.go` of the reference); every value is a string, fractions
-//! have eight decimals. Record 1000 always has every field: what cannot be found out is empty or 0, since the server
-//! builds its picture of the host from this record alone.
+//! The names are generation C's (`agent/heartbeat/heartbeat.go` of the reference). Every value is a string, and
+//! fractions have eight decimals. Record 1000 always has every field, because the server builds its picture of the host
+//! from this record alone. What cannot be found out is empty or 0.
 //!
-//! `du` is as it was at the heartbeat before, and 0 in the first one: on a slow disk or over a network, looking through a
-//! directory takes seconds, so it is done beside everything else.
+//! `du` is as old as the previous heartbeat, and 0 in the first one. On a slow disk or over a network, walking a
+//! directory takes seconds, so it happens in the background.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,11 +20,11 @@ use super::usage::{
     Hardware, ProcessMeter, ProcessUsage, Rates, SystemMeter, SystemUsage, directory_bytes, gateway, name_servers,
 };
 
-/// Of how many plugins the last sample is kept. More than a configuration has; one more takes the place of the one that
-/// was reported least recently, whose next rates are then those since its start.
+/// Number of plugins whose last sample is kept. It is more than a configuration has. A further plugin replaces the one
+/// that was reported least recently, whose next rates are then those since its start.
 const PLUGIN_LIMIT: usize = 128;
 
-/// What only the rest of the agent knows for record 1000.
+/// Facts for record 1000 that only the rest of the agent knows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AgentFacts<'a> {
     /// `running` or `abnormal`.
@@ -35,14 +35,13 @@ pub(crate) struct AgentFacts<'a> {
     pub(crate) idc: &'a str,
     /// The region that was set for the host.
     pub(crate) region: &'a str,
-    /// How the server was reached: `sd`, `private`, `public`, or `unknown` before it was.
+    /// How the agent reached the server: `sd`, `private`, `public`, or `unknown` before it has.
     pub(crate) net_mode: &'a str,
-    /// What went over the connections, as the agent sees it: bytes of gRPC payload of all calls, records sent and
-    /// commands received.
+    /// Traffic of the connections as the agent sees it: bytes of gRPC payload of all calls, records sent and commands received.
     pub(crate) traffic: Traffic,
 }
 
-/// What only the rest of the agent knows for record 1001.
+/// Facts for record 1001 that only the rest of the agent knows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PluginFacts<'a> {
     /// The plugin's name, unique among the plugins.
@@ -51,15 +50,15 @@ pub(crate) struct PluginFacts<'a> {
     pub(crate) version: &'a str,
     /// Its process.
     pub(crate) pid: u32,
-    /// When its process was started, in monotonic milliseconds: its rates count from then.
+    /// When its process was started, in monotonic milliseconds. Its rates count from then.
     pub(crate) began_ms: u64,
     /// Its directory, whose size is reported.
     pub(crate) dir: &'a Path,
-    /// What went over its pipes, as the plugin sees it: `tx` is from the plugin to the agent.
+    /// Traffic of its pipes as the plugin sees it: `tx` is from the plugin to the agent.
     pub(crate) traffic: Traffic,
 }
 
-/// Totals of what was received and sent; the heartbeat makes rates of them. They may start again from 0.
+/// Totals of what was received and sent, of which the heartbeat makes rates. They may start again from 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Traffic {
     /// Bytes received.
@@ -72,7 +71,7 @@ pub(crate) struct Traffic {
     pub(crate) tx_messages: u64,
 }
 
-/// Makes heartbeats; keeps what does not change and the last sample of what is reported as a rate.
+/// Makes heartbeats. It keeps what does not change, and the last sample of each rate.
 #[derive(Debug)]
 pub(crate) struct Heartbeat {
     host: HostRoot,
@@ -84,13 +83,13 @@ pub(crate) struct Heartbeat {
     system: SystemMeter,
     process: ProcessMeter,
     traffic: TrafficMeter,
-    /// By name, the one reported last at the end.
+    /// The plugin that was reported last is at the end.
     plugins: Vec<PluginMeter>,
     sizes: DirectoryMeter,
 }
 
 impl Heartbeat {
-    /// A heartbeat of this process; `workdir` is where `du` is taken.
+    /// A heartbeat of this process. `du` is that of `workdir`.
     pub(crate) fn new(host: HostRoot, workdir: PathBuf) -> Self {
         Self {
             kernel: Kernel::current(),
@@ -107,7 +106,7 @@ impl Heartbeat {
         }
     }
 
-    /// Has the sizes of the work directory and of the plugins' directories measured for the next heartbeat.
+    /// Measures the work directory and the plugins' directories for the next heartbeat.
     pub(crate) fn measure_directories(&mut self, plugins: impl Iterator<Item = PathBuf>) {
         self.sizes.measure(&self.workdir, plugins);
     }
@@ -144,8 +143,8 @@ impl Heartbeat {
         }
     }
 
-    /// Replaces `out` by the fields of record 1001, or clears it and gives `false` when the plugin's process has gone:
-    /// exited plugins are not reported. `now_ms` is monotonic.
+    /// Replaces `out` by the fields of record 1001. Clears it and returns false when the plugin's process has gone,
+    /// because ended plugins are not reported. `now_ms` is monotonic.
     #[must_use]
     pub(crate) fn plugin_fields(&mut self, now_ms: u64, facts: &PluginFacts<'_>, out: &mut Fields) -> bool {
         out.clear();
@@ -164,7 +163,7 @@ impl Heartbeat {
         true
     }
 
-    /// Frees the last sample of a plugin that runs no more.
+    /// Frees the last sample of a plugin that no longer runs.
     pub(crate) fn forget(&mut self, plugin: &str) {
         self.plugins.retain(|meter| meter.name != plugin);
     }
@@ -185,21 +184,21 @@ impl Heartbeat {
     }
 }
 
-/// The sizes of directories, as they were when they were last measured.
+/// The sizes of directories at their last measurement.
 #[derive(Debug, Default)]
 struct DirectoryMeter {
     last: Arc<Mutex<HashMap<PathBuf, u64>>>,
-    /// Somebody holds the other end while they are being measured.
+    /// The measuring thread holds the other end while it works.
     at_work: Weak<()>,
 }
 
 impl DirectoryMeter {
-    /// 0 for one that has not been measured yet.
+    /// The size of a directory, or 0 if it has not been measured yet.
     fn bytes(&self, dir: &Path) -> u64 {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).get(dir).copied().unwrap_or(0)
     }
 
-    /// Measures them where blocking is allowed, unless that is still going on from the last time.
+    /// Measures on a thread that may block, unless the last measurement is still going on.
     fn measure(&mut self, workdir: &Path, plugins: impl Iterator<Item = PathBuf>) {
         if self.at_work.strong_count() > 0 {
             return;
@@ -207,7 +206,7 @@ impl DirectoryMeter {
         let (workdir, plugins, last) = (workdir.to_owned(), plugins.collect::<Vec<_>>(), Arc::clone(&self.last));
         let at_work = Arc::new(());
         self.at_work = Arc::downgrade(&at_work);
-        // Without a thread, the sizes stay as they are until the next heartbeat.
+        // If no thread can be started, the sizes stay as they are until the next heartbeat.
         let _ = blocking::start((workdir, plugins), move |(workdir, plugins)| {
             let mut sizes: HashMap<_, _> =
                 plugins.into_iter().map(|dir| (dir.clone(), directory_bytes(&dir, false))).collect();
@@ -360,7 +359,7 @@ mod tests {
         Heartbeat::new(tree.host().clone(), tree.path().join("wd"))
     }
 
-    /// Measures the directories and waits for it.
+    /// Measures the directories, and waits for the result.
     fn measure(heartbeat: &mut Heartbeat, plugins: &[&Path]) {
         heartbeat.measure_directories(plugins.iter().map(|dir| dir.to_path_buf()));
         while heartbeat.sizes.at_work.strong_count() > 0 {
@@ -481,7 +480,7 @@ mod tests {
         measure(&mut heartbeat, &[&dir]);
         let sizes = |heartbeat: &Heartbeat| (heartbeat.sizes.bytes(&workdir), heartbeat.sizes.bytes(&dir));
         assert_eq!(sizes(&heartbeat), (5, 7));
-        // A disk that does not answer: whoever measures waits, and nobody else begins.
+        // On a disk that does not answer, the measurement waits and no other begins.
         let (answer, silence) = std::sync::mpsc::channel::<()>();
         let at_work = Arc::new(());
         heartbeat.sizes.at_work = Arc::downgrade(&at_work);
@@ -512,7 +511,7 @@ mod tests {
         for n in 0..PLUGIN_LIMIT {
             report(&mut heartbeat, 0, &n.to_string(), 0);
         }
-        // Reported again, the first is not the one that makes room.
+        // The first plugin was reported again, so it does not make room.
         assert_eq!(report(&mut heartbeat, 10_000, "0", 100), "10.00000000");
         report(&mut heartbeat, 10_000, "one more", 0);
         assert_eq!(heartbeat.plugins.len(), PLUGIN_LIMIT);

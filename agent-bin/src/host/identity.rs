@@ -1,10 +1,9 @@
-//! The agent's id, by the recipe of the reference agent's generation C, so that a host keeps its id when its agent is
-//! exchanged.
+//! The agent's id, by the recipe of the reference agent's generation C, so that a host keeps its id when its agent is replaced.
 //!
-//! The order is: the environment; a name-based UUID of what the cloud and the firmware call this machine;
+//! The sources, in order: the environment; a name-based UUID of what the cloud and the firmware call this machine;
 //! `/etc/machine-id`; `<workdir>/machine-id`, which the agent itself has written before; a random UUID. The reference
-//! stops at an empty id where the firmware's product name is missing or a placeholder; here the next step is taken, so
-//! the id is never empty. It is the same as the reference's wherever that is not empty.
+//! stops at an empty id if the firmware's product name is missing or a placeholder. Here the next source is tried, so
+//! the id is never empty. It equals the reference's wherever that is not empty.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -21,11 +20,11 @@ use crate::files::{self, read_bounded};
 /// The id's file in the work directory.
 const STORED: &str = "machine-id";
 
-/// The longest id that the environment may give. A UUID has 36 bytes; the server keeps ids as map keys and database
+/// The longest id that the environment may set. A UUID has 36 bytes. The server keeps ids as map keys and database
 /// values, for which 256 is ample.
 const SPECIFIED_LIMIT: usize = 256;
 
-/// How much of an identity file is read; a longer one is not what it should be and counts as absent.
+/// Most bytes of an identity file that are read. A longer file is not what it should be and counts as absent.
 const FILE_LIMIT: u64 = 4096;
 
 /// A shorter file is no identity (reference: `agent/agent/id.go`, six bytes before trimming).
@@ -34,26 +33,26 @@ const FILE_MINIMUM: usize = 6;
 /// The joined identities must be longer than this to tell machines apart (reference: `agent/agent/id.go`).
 const SOURCE_MINIMUM: usize = 8;
 
-/// Product UUIDs that firmware vendors have left at their default, shared by many machines (generation C).
+/// Product UUIDs that firmware vendors have left at their default, so that many machines share them (generation C).
 const SHARED_PRODUCT_UUIDS: [&[u8]; 2] =
     [b"03000200-0400-0500-0006-000700080009", b"02000100-0300-0400-0005-000600070008"];
 
-/// Product names that say that nobody filled in the firmware's table (generation C).
+/// Product names that show that nobody filled in the firmware's table (generation C).
 const PLACEHOLDER_NAMES: [&[u8]; 4] = [b"--", b"unknown", b"To be filled by O.E.M.", b"OEM not specify"];
 
-/// The agent's id and how it came about.
+/// The agent's id and its source.
 #[derive(Debug)]
 pub(crate) struct AgentId {
-    /// The id; never empty.
+    /// The id. It is never empty.
     pub(crate) id: String,
-    /// Which step gave it.
+    /// The source that had it.
     pub(crate) source: IdSource,
-    /// Why `<workdir>/machine-id` could not be written. The id is good nevertheless, but a random one will be another
-    /// at the next start.
+    /// Why `<workdir>/machine-id` could not be written. The id is good nevertheless, but a random one will differ at
+    /// the next start.
     pub(crate) not_stored: Option<io::Error>,
 }
 
-/// Where an agent's id comes from.
+/// The source of an agent's id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IdSource {
     /// `SPECIFIED_AGENT_ID`, verbatim.
@@ -62,7 +61,7 @@ pub(crate) enum IdSource {
     Hardware,
     /// `/etc/machine-id`, which is a UUID.
     EtcMachineId,
-    /// UUIDv5 of `/etc/machine-id`, which is as long as a UUID and is none.
+    /// UUIDv5 of `/etc/machine-id`, which has the length of a UUID but is none.
     EtcMachineIdHashed,
     /// `<workdir>/machine-id`, stored by an earlier start.
     Stored,
@@ -83,10 +82,10 @@ impl fmt::Display for IdSource {
     }
 }
 
-/// What is wrong with the id that the environment gives.
+/// What is wrong with the environment's id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IdentityError {
-    /// Its length in bytes, over the limit.
+    /// Its length in bytes is over the limit.
     TooLong(usize),
     /// It has a control character.
     Control(char),
@@ -107,12 +106,12 @@ impl fmt::Display for IdentityError {
 
 impl std::error::Error for IdentityError {}
 
-/// Finds the agent's id; `specified` is the value of `SPECIFIED_AGENT_ID`, where an empty one counts as unset.
+/// Finds the agent's id. `specified` is the value of `SPECIFIED_AGENT_ID`, of which an empty one counts as unset.
 ///
-/// Unless it comes from the environment, the id is stored in `<workdir>/machine-id`, mode 0600.
+/// Stores the id in `<workdir>/machine-id`, mode 0600, unless it comes from the environment.
 ///
 /// # Errors
-/// When `specified` cannot be an id. A host that cannot be read is no error: the steps end with a random id.
+/// When `specified` cannot be an id. A host that cannot be read is no error, because the last source is random.
 pub(crate) fn agent_id(host: &HostRoot, workdir: &Path, specified: Option<&OsStr>) -> Result<AgentId, IdentityError> {
     let (id, source) = find_id(host, workdir, specified)?;
     let not_stored = match source {
@@ -122,7 +121,7 @@ pub(crate) fn agent_id(host: &HostRoot, workdir: &Path, specified: Option<&OsStr
     Ok(AgentId { id, source, not_stored })
 }
 
-/// The same without storing it: whoever only looks leaves no trace.
+/// The same without storing it, for commands that only look.
 ///
 /// # Errors
 /// As [`agent_id`].
@@ -153,7 +152,7 @@ fn checked_id(value: &OsStr) -> Result<&str, IdentityError> {
     }
 }
 
-/// The id that the machine's own identities give, where they can be trusted to be unique.
+/// The id from the machine's own identities, if they can be trusted to be unique.
 fn hardware_id(host: &HostRoot) -> Option<Uuid> {
     let product_uuid = identity_file(host, "/sys/class/dmi/id/product_uuid").unwrap_or_default();
     let mut name = identity_file(host, "/var/lib/cloud/data/instance-id").unwrap_or_default();
@@ -183,19 +182,19 @@ fn stored_id(path: &Path) -> Option<Uuid> {
     parse(trimmed(&whole_file(path)?)).ok()
 }
 
-/// The trimmed content of a file that identifies the machine, if it is long enough to.
+/// The trimmed content of a file that identifies the machine, if it is long enough.
 fn identity_file(host: &HostRoot, path: &str) -> Option<Vec<u8>> {
     let content = whole_file(&host.path(path)).filter(|content| content.len() >= FILE_MINIMUM)?;
     Some(trimmed(&content).to_vec())
 }
 
-/// The content of a file that is not too long for what it should be.
+/// The content of a file, unless it is too long for what it should be.
 fn whole_file(path: &Path) -> Option<Vec<u8>> {
     let content = read_bounded(path, FILE_LIMIT + 1).ok()?;
     (content.len() as u64 <= FILE_LIMIT).then_some(content)
 }
 
-/// Without the white space at both ends, of Unicode where the bytes are UTF-8, as Go trims.
+/// Trims white space at both ends. As in Go, that is Unicode's white space if the bytes are UTF-8.
 fn trimmed(bytes: &[u8]) -> &[u8] {
     match str::from_utf8(bytes) {
         Ok(text) => text.trim().as_bytes(),
@@ -206,13 +205,13 @@ fn trimmed(bytes: &[u8]) -> &[u8] {
 /// Why a text is no UUID.
 #[derive(Debug, PartialEq, Eq)]
 enum NotUuid {
-    /// No form of a UUID has this length, or the `urn:uuid:` is another.
+    /// No form of a UUID has this length, or it has another prefix than `urn:uuid:`.
     Shape,
-    /// The length is right, and what it holds is not.
+    /// The length is right, but the content is wrong.
     Digits,
 }
 
-/// Parses the forms that google/uuid 1.3 does: dashed, bare hexadecimal, `urn:uuid:` and in braces (whatever the two
+/// Parses the forms that google/uuid 1.3 accepts: dashed, bare hexadecimal, `urn:uuid:` and in braces (whatever the two
 /// bytes around it are). The difference between the two errors decides about hashing `/etc/machine-id`.
 fn parse(text: &[u8]) -> Result<Uuid, NotUuid> {
     let digits = match text.len() {
@@ -224,8 +223,8 @@ fn parse(text: &[u8]) -> Result<Uuid, NotUuid> {
     Uuid::try_parse_ascii(digits).map_err(|_| NotUuid::Digits)
 }
 
-/// Stores the id so that a reader sees the old file or the new one, never a part. A file that is right already is left
-/// alone, which spares flash.
+/// Stores the id so that a reader sees the old file or the new one, never a part. Leaves a file alone that is right
+/// already, which spares flash.
 fn store(path: &Path, id: &str) -> io::Result<()> {
     let is_private = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.mode() & 0o7777 == 0o600);
     if is_private && read_bounded(path, FILE_LIMIT).is_ok_and(|content| content == id.as_bytes()) {
@@ -300,7 +299,7 @@ mod tests {
         let (id, source) = found(&[INSTANCE, PRODUCT, ETH0, NAME, ETC, STORED]);
         let name = b"i-0123456789abcdef04c4c4544-0042-3510-8054-b4c04f4d323252:54:00:12:34:56";
         assert_eq!((id, source), (Uuid::new_v5(&Uuid::NAMESPACE_OID, name).to_string(), IdSource::Hardware));
-        // Five bytes are no identity, whatever they are; six with the line end are.
+        // Five bytes are no identity, whatever they are. Six with the line feed are one.
         let short = ("/var/lib/cloud/data/instance-id", "i-01\n");
         assert_eq!(found(&[short, ETH0, NAME]).0, found(&[ETH0, NAME]).0);
         let enough = ("/var/lib/cloud/data/instance-id", "i-012\n");

@@ -1,15 +1,15 @@
-//! Which distribution and kernel the host runs.
+//! Finds out which distribution and kernel the host runs.
 //!
 //! The server chooses plugin packages by exactly `platform_family` and `arch`, so these strings are part of the protocol.
-//! They follow the library that the reference agent asks, gopsutil v3.22.3 (`host.PlatformInformation`): the order of
-//! the files in `/etc`, what it takes from each, and its families, also where a distribution would be named better
-//! otherwise. `/usr/bin/lsb_release` is not run: called as the library calls it, it prints neither name nor version.
+//! They follow the library that the reference agent uses, gopsutil v3.22.3 (`host.PlatformInformation`): the order of the
+//! files in `/etc`, what it takes from each, and its families, even where another name would be better.
+//! `/usr/bin/lsb_release` is not run, because it prints neither name nor version when it is called as the library calls it.
 
 use rustix::system::uname;
 
 use super::root::HostRoot;
 
-/// How much of a release file is read; the longest seen, os-release files with their URLs, have under 1 KiB.
+/// Most bytes of a release file that are read. The longest seen, os-release files with their URLs, have under 1 KiB.
 const FILE_LIMIT: u64 = 16 * 1024;
 
 /// The kernel's own account of itself, uname(2).
@@ -32,19 +32,19 @@ impl Kernel {
     }
 }
 
-/// The host's Linux distribution; a string is empty where the host does not say.
+/// The host's Linux distribution. A string is empty if the host does not say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Distribution {
-    /// The distribution's name in lower case, as `ubuntu`, `centos` or `opensuse-leap`.
+    /// The distribution's name in lower case, such as `ubuntu`, `centos` or `opensuse-leap`.
     pub(crate) platform: String,
-    /// The family that shares its packages, as `debian` or `rhel`; empty for one that gopsutil does not know.
+    /// The family that shares its packages, such as `debian` or `rhel`. It is empty if gopsutil does not know the distribution.
     pub(crate) family: &'static str,
     /// Its version.
     pub(crate) version: String,
 }
 
 impl Distribution {
-    /// Finds the distribution by the files in `/etc`: the first that exists decides.
+    /// Finds the distribution by the files in `/etc`. The first that exists decides.
     pub(crate) fn detect(host: &HostRoot) -> Self {
         let (platform, version) = platform_and_version(host);
         Self { family: family(&platform), platform, version }
@@ -124,7 +124,7 @@ fn family(platform: &str) -> &'static str {
     }
 }
 
-/// What `/etc/lsb-release` says, with the quotes it may have.
+/// The content of `/etc/lsb-release`, with any quotes.
 #[derive(Debug, Default)]
 struct Lsb {
     id: String,
@@ -148,15 +148,15 @@ impl Lsb {
         let platform = match self.id.as_str() {
             "" => return Default::default(),
             "ScientificSL" => "scientific".to_owned(),
-            // Among them RedHat, Amazon and XenServer, which gopsutil lists to the same effect.
+            // They include RedHat, Amazon and XenServer, which gopsutil lists to the same effect.
             id => id.to_lowercase(),
         };
         (platform, self.release)
     }
 }
 
-/// `ID` and `VERSION`; where there is no `VERSION`, as on rolling distributions, `VERSION_ID`, for which gopsutil
-/// v3.22.3 has nothing and its later versions have this.
+/// `ID` and `VERSION`, or `VERSION_ID` if there is no `VERSION`, as on rolling distributions. gopsutil v3.22.3 has
+/// nothing in that case, and its later versions have this.
 fn os_release(text: &str) -> (String, String) {
     let (mut platform, mut version, mut version_id) = ("", "", "");
     for (key, value) in assignments(text) {
@@ -203,7 +203,7 @@ fn suse(text: &str) -> (String, String) {
     (platform.to_owned(), version)
 }
 
-/// The digits and dots behind `key` in `line`, if there are any.
+/// The digits and dots after `key` in `line`, if there are any.
 fn value_after<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     let (_, rest) = line.split_once(key)?;
     Some(digits_and_dots(rest)).filter(|value| !value.is_empty())
@@ -223,7 +223,7 @@ fn first_line(text: &str) -> String {
     text.split('\n').next().unwrap_or_default().to_owned()
 }
 
-/// The lines of the form `key=value`; a second `=` ends the value, as in gopsutil.
+/// The lines of the form `key=value`. As in gopsutil, a second `=` ends the value.
 fn assignments(text: &str) -> impl Iterator<Item = (&str, &str)> {
     text.lines().filter_map(|line| {
         let mut parts = line.split('=');
@@ -231,7 +231,7 @@ fn assignments(text: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// Without double quotes, if there is one at each end.
+/// Removes double quotes if there is one at each end.
 fn unquoted(value: &str) -> &str {
     value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value)
 }

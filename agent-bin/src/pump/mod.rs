@@ -1,11 +1,11 @@
 //! The pump: a thread that moves records from the plugins' pipes into the intake, and tasks the other way.
 //!
-//! It waits on all pipes at once, reads large pieces, and appends the records of one piece under one lock. A plugin whose
-//! record finds no room is not read any more until the net thread has taken the buffer; its pipe fills and it blocks, as
-//! with any pipe. No plugin is read twice before all others that have something were read once.
+//! It waits on all pipes at once, reads large pieces, and appends the records of one piece under one lock. If a plugin's
+//! record finds no room, the pump stops reading that plugin until the net thread has taken the buffer. The pipe fills and the
+//! plugin blocks: backpressure as with any pipe. The pump reads every ready plugin once before it reads any plugin twice.
 //!
-//! Plugins that write often and little are left to gather their records for some milliseconds (`rest`); high-priority records
-//! are read at once.
+//! The pump coalesces: it leaves plugins that write often and little unread for some milliseconds (`rest`). It reads
+//! high-priority records at once.
 
 mod outlet;
 mod rest;
@@ -34,10 +34,10 @@ pub(crate) use self::stats::PluginStats;
 use crate::clock::Clock;
 use crate::shared::SharedIntake;
 
-/// Bytes of one read: what a pipe holds unless it was made larger.
+/// Bytes of one read: the capacity of a pipe that was not made larger.
 const READ_BYTES: usize = 64 << 10;
 
-/// Names a plugin's process to the pump; never used again.
+/// Identifies a plugin's process to the pump. It is never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct PlugId(usize);
 
@@ -55,13 +55,13 @@ pub(crate) struct PipeEnds {
 /// What the pump tells the net thread.
 #[derive(Debug)]
 pub(crate) enum PumpEvent {
-    /// A plugin's pipes are read to their ends and closed.
+    /// The pump has read a plugin's pipes to their ends and closed them.
     Closed(PlugId),
     /// A task did not reach its plugin.
     TaskRefused {
         /// The task's token.
         token: String,
-        /// Why.
+        /// Why it did not.
         reason: String,
     },
 }
@@ -124,22 +124,22 @@ impl PumpHandle {
         plug
     }
 
-    /// Queues a framed task; it is answered with [`PumpEvent::TaskRefused`] if it does not reach the plugin.
+    /// Queues a framed task. [`PumpEvent::TaskRefused`] answers a task that does not reach the plugin.
     pub(crate) fn task(&self, plug: PlugId, frame: Vec<u8>, token: String) {
         self.order(Order::Task { plug, frame, token });
     }
 
-    /// Closes the task pipe: the plugin is to end.
+    /// Closes the task pipe, which asks the plugin to end.
     pub(crate) fn close_tasks(&self, plug: PlugId) {
         self.order(Order::CloseTasks(plug));
     }
 
-    /// The process has ended: what is left in its pipes is read, whoever else may hold them open, and they are closed.
+    /// The process has ended. The pump reads what is left in its pipes, whoever else may hold them open, and closes them.
     pub(crate) fn finish(&self, plug: PlugId) {
         self.order(Order::Finish(plug));
     }
 
-    /// There is room again.
+    /// There is room in the buffer again.
     pub(crate) fn resume(&self) {
         self.order(Order::Resume);
     }
@@ -165,10 +165,10 @@ impl Drop for PumpHandle {
 const WAKER: Token = Token(usize::MAX);
 const BULK: Token = Token(usize::MAX - 1);
 
-/// What the kernel tells at once.
+/// Most events of one poll.
 const EVENTS: usize = 64;
 
-/// Tokens a plugin has: its lanes, and its tasks.
+/// Tokens of a plugin: its two lanes, and its tasks.
 const TOKENS: usize = 3;
 
 fn lane_token(plug: PlugId, lane: Lane) -> Token {
@@ -179,7 +179,7 @@ fn tasks_token(plug: PlugId) -> Token {
     Token(plug.0 * TOKENS + 2)
 }
 
-/// What a token stands for; `None` is the tasks' pipe.
+/// The plugin and the lane of a token. `None` is the task pipe.
 fn of_token(token: Token) -> (PlugId, Option<Lane>) {
     let lane = match token.0 % TOKENS {
         0 => Some(Lane::Bulk),
@@ -189,7 +189,7 @@ fn of_token(token: Token) -> (PlugId, Option<Lane>) {
     (PlugId(token.0 / TOKENS), lane)
 }
 
-/// A plugin as the pump sees it.
+/// The pump's view of a plugin.
 struct Plug {
     name: PluginName,
     bulk: Option<Source>,
@@ -197,7 +197,7 @@ struct Plug {
     tasks: Outlet,
     stats: Arc<PluginStats>,
     complaints: Complaints,
-    /// Its process has ended: the lanes close when they are empty, not only at their ends.
+    /// True once its process has ended. Its lanes then close when they are empty, not only at their ends.
     finishing: bool,
 }
 
@@ -210,9 +210,9 @@ impl Plug {
     }
 }
 
-/// What the pump waits for.
+/// The polls of the pump.
 struct Polls {
-    /// Orders, high-priority lanes, task pipes, and the other one unless it is left alone.
+    /// Orders, high-priority lanes, task pipes, and `bulk` unless the pump rests.
     all: Poll,
     /// Bulk lanes.
     bulk: Poll,
@@ -232,18 +232,18 @@ impl Polls {
         }
     }
 
-    /// Bulk records wake the pump, at once if there are any.
+    /// Lets bulk records wake the pump, at once if there are any.
     fn watch_bulk(&self) -> io::Result<()> {
         self.all.registry().register(&mut SourceFd(&self.bulk.as_raw_fd()), BULK, Interest::READABLE)
     }
 
-    /// They do not any more.
+    /// Stops bulk records from waking the pump.
     fn ignore_bulk(&self) -> io::Result<()> {
         self.all.registry().deregister(&mut SourceFd(&self.bulk.as_raw_fd()))
     }
 }
 
-/// Waits for events; false when that is impossible.
+/// Waits for events. Returns false when that is impossible.
 fn wait(poll: &mut Poll, events: &mut Events, timeout: Option<Duration>) -> bool {
     match poll.poll(events, timeout) {
         Err(error) if error.kind() != io::ErrorKind::Interrupted => {
@@ -256,18 +256,18 @@ fn wait(poll: &mut Poll, events: &mut Events, timeout: Option<Duration>) -> bool
 
 struct Pump {
     polls: Polls,
-    /// Until when bulk lanes are not looked at.
+    /// Decides how long bulk lanes are left unread.
     rest: Rest,
-    /// Bytes that bulk lanes gave since the last look.
+    /// Bytes that were read from bulk lanes since the last look.
     gathered: usize,
-    /// What the net thread is to hear of the records that were read since it was told last.
+    /// The wake-up that the net thread still needs for records that were read.
     wake: Wake,
     orders: mpsc::Receiver<Order>,
     intake: SharedIntake,
     clock: Clock,
     events: UnboundedSender<PumpEvent>,
     plugs: HashMap<PlugId, Plug>,
-    /// Lanes that may have something to read, in the order in which they are read.
+    /// Lanes that may have something to read, in reading order.
     ready: VecDeque<(PlugId, Lane)>,
     /// Lanes that wait for room.
     stalled: Vec<(PlugId, Lane)>,
@@ -298,7 +298,7 @@ impl Pump {
             if look && !self.look_at_bulk(&mut events) {
                 return;
             }
-            // One read each, urgent lanes first, then the kernel is asked again.
+            // Read each lane once, urgent lanes first, and then ask the kernel again.
             for _ in 0..self.ready.len() {
                 if let Some((plug, lane)) = self.ready.pop_front() {
                     self.read(plug, lane);
@@ -311,14 +311,14 @@ impl Pump {
     }
 
     fn handle_readable(&mut self, plug: PlugId, lane: Lane, is_hangup: bool) {
-        // The kernel says once that nobody writes any more.
+        // The kernel says only once that the last writer is gone.
         if is_hangup {
             self.handle_hangup(plug, lane);
         }
         self.make_ready(plug, lane);
     }
 
-    /// Asks which bulk lanes have something; false when that fails.
+    /// Asks which bulk lanes have something to read. Returns false when that fails.
     fn look_at_bulk(&mut self, events: &mut Events) -> bool {
         loop {
             if !wait(&mut self.polls.bulk, events, Some(Duration::ZERO)) {
@@ -335,8 +335,9 @@ impl Pump {
         }
     }
 
-    /// Everything is read. After a look, bulk lanes are left alone for a while, or else wake the pump. While they are, the
-    /// pump says when records have waited long enough; else the net thread hears of the first and waits itself.
+    /// Everything is read. After a look, the pump either rests from bulk lanes for a while or lets them wake it. While
+    /// it rests, it tells the net thread when records have waited long enough. Otherwise it tells of the first record,
+    /// and the net thread waits by itself.
     fn tell(&mut self, look: bool) {
         if look {
             self.rest();
@@ -365,7 +366,7 @@ impl Pump {
         }
     }
 
-    /// Carries out what the net thread has ordered; false when it is gone.
+    /// Carries out the net thread's orders. Returns false when the net thread is gone.
     fn obey(&mut self) -> bool {
         loop {
             match self.orders.try_recv() {
@@ -422,7 +423,7 @@ impl Pump {
             }
         }
         if let Err(error) = registered {
-            // The pipes close with `plugin`, which the plugin takes for a wish that it end.
+            // The pipes close with `plugin`, which asks the plugin to end.
             log::error!("plugin {}: its pipes cannot be watched: {error}", plugin.name);
             let _ = self.events.send(PumpEvent::Closed(plug));
             return;
@@ -449,7 +450,7 @@ impl Pump {
         if lane == Lane::Bulk {
             self.gathered += usize::try_from(source.tally().record_bytes - before).unwrap_or(usize::MAX);
         }
-        // What is due at once does not wait until everything is read.
+        // Wake the net thread at once for what is due now, before everything is read.
         match wake {
             Wake::Now => self.intake.wake(wake),
             Wake::First | Wake::Unneeded => self.wake = self.wake.max(wake),
@@ -483,7 +484,7 @@ impl Pump {
         self.close_if_done(plug);
     }
 
-    /// Publishes a lane's counts, and logs what was wrong with its bytes, though not each time.
+    /// Publishes a lane's counts. Logs what was wrong with its bytes, but not each time.
     fn tell_oddities(&mut self, plug: PlugId, lane: Lane) {
         let Some(plugin) = self.plugs.get_mut(&plug) else { return };
         let Some(source) = plugin.source(lane) else { return };
@@ -511,12 +512,12 @@ impl Pump {
         if let Err(error) = written {
             log::warn!("plugin {} takes no tasks any more: {error}", plugin.name);
             self.close_tasks(plug);
-            // It has closed its end, so that what is in the pipe is not read any more.
+            // The plugin has closed its end, so nobody reads what is in the pipe.
             self.finish_tasks(plug);
         }
     }
 
-    /// Nobody reads tasks any more: those that are in the pipe are answered.
+    /// Nobody reads tasks any more. Answers those that are in the pipe.
     fn finish_tasks(&mut self, plug: PlugId) {
         let Some(plugin) = self.plugs.get_mut(&plug) else { return };
         for token in plugin.tasks.finish() {
@@ -525,7 +526,7 @@ impl Pump {
     }
 
     fn refuse(&self, token: String, reason: &str) {
-        // Nobody listens any more only when the process ends.
+        // The receiver goes away only when the process ends.
         let _ = self.events.send(PumpEvent::TaskRefused { token, reason: reason.to_owned() });
     }
 

@@ -1,7 +1,7 @@
-//! The pipe that tasks go into: a queue bounded in number and in bytes, and a pipe that takes what it can.
+//! The pipe for tasks, with a queue in front that is bounded in number and in bytes.
 //!
-//! A task that is in the pipe has not reached the plugin: one that dies leaves it there. The outlet therefore remembers the tokens
-//! of what the plugin has not read yet, which the pipe tells (FIONREAD), and gives them back at the end.
+//! A task in the pipe has not reached the plugin yet: a plugin that dies leaves it there. The outlet therefore remembers the
+//! tokens of unread tasks. The pipe says how much of it is unread (FIONREAD). At the end, the outlet returns those tokens.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -20,16 +20,17 @@ use super::stats::Tasks;
 
 #[derive(Debug)]
 pub(super) struct Outlet {
-    /// `None` when it is closed.
+    /// `None` once it is closed.
     pipe: Option<Sender>,
-    /// The other end, opened when this one was closed: the plugin may go on reading what is in the pipe, and this tells how far.
+    /// The other end, opened when this one was closed. The plugin may go on reading what is in the pipe, and this end
+    /// shows how far.
     closed: Option<File>,
     queue: VecDeque<Task>,
     queued_bytes: usize,
-    /// Bytes of the first task that are in the pipe already.
+    /// Bytes of the first task that are already in the pipe.
     first_written: usize,
     written: Tasks,
-    /// Tasks in the pipe that the plugin had not read when that was looked at: the bytes of each, and its token.
+    /// Length and token of each task in the pipe that the plugin had not read at the last look.
     unread: VecDeque<(usize, String)>,
 }
 
@@ -59,7 +60,7 @@ impl Outlet {
         }
     }
 
-    /// Queues a task, or gives its token back with the reason why not.
+    /// Queues a task, or returns its token and why it cannot.
     pub(super) fn push(&mut self, frame: Vec<u8>, token: String) -> Result<(), (String, &'static str)> {
         if self.pipe.is_none() {
             return Err((token, "the plugin is ending"));
@@ -102,7 +103,7 @@ impl Outlet {
     /// Forgets the tasks of which the plugin has read the last byte.
     fn forget_read(&mut self) {
         let Some(mut left) = self.left_in_pipe() else { return };
-        // The task that is being written lies behind them.
+        // The task that is being written comes after them.
         left = left.saturating_sub(self.first_written);
         let whole = self.unread.iter().rev().take_while(|(bytes, _)| {
             let is_there = left > 0;
@@ -113,7 +114,7 @@ impl Outlet {
         self.unread.drain(..self.unread.len() - whole);
     }
 
-    /// Bytes in the pipe, as far as that can be told.
+    /// Bytes in the pipe, if that is known.
     fn left_in_pipe(&self) -> Option<usize> {
         let pipe = match (&self.pipe, &self.closed) {
             (Some(pipe), _) => pipe.as_fd(),
@@ -123,14 +124,14 @@ impl Outlet {
         usize::try_from(ioctl_fionread(pipe).ok()?).ok()
     }
 
-    /// Nobody reads any more: gives the tokens of tasks that are in the pipe still.
+    /// Nobody reads any more. Returns the tokens of tasks that are still in the pipe.
     pub(super) fn finish(&mut self) -> Vec<String> {
         self.forget_read();
         self.closed = None;
         mem::take(&mut self.unread).into_iter().map(|(_, token)| token).collect()
     }
 
-    /// Closes the pipe; the tokens of tasks that have not gone into it are given back.
+    /// Closes the pipe. Returns the tokens of tasks that have not gone into it.
     pub(super) fn close(&mut self, registry: &Registry) -> Vec<String> {
         if let Some(mut pipe) = self.pipe.take() {
             let _ = registry.deregister(&mut pipe);
@@ -141,7 +142,7 @@ impl Outlet {
     }
 }
 
-/// The end of a pipe that the plugin reads from, by the one that the agent writes to.
+/// Opens the end of a pipe that the plugin reads from, by the agent's writing end.
 fn reading_end(pipe: &impl AsRawFd) -> io::Result<File> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     File::options().read(true).custom_flags(flags).open(format!("/proc/self/fd/{}", pipe.as_raw_fd()))
@@ -163,7 +164,7 @@ mod tests {
         for token in ["one", "two", "three"] {
             outlet.push(vec![0; 100], token.to_owned()).expect("there is room");
         }
-        // More than a pipe takes.
+        // It is more than a pipe holds.
         outlet.push(vec![0; 1 << 20], "half".to_owned()).expect("there is room");
         outlet.push(vec![0; 100], "queued".to_owned()).expect("there is room");
         outlet.write().expect("the pipe takes what it can");

@@ -1,31 +1,32 @@
-//! When bulk records are left to gather in their pipes.
+//! Decides how long bulk records are left to gather in their pipes.
 
 use elklet_core::limits::FLUSH_INTERVAL_MS;
 use elklet_core::time::Millis;
 
-/// Pipes are looked at again after this long at most, in milliseconds: a plugin that suddenly writes more than its pipe
-/// holds waits no longer.
+/// Longest time for which pipes are left unread, in milliseconds. A plugin that suddenly writes more than its pipe
+/// holds waits no longer than this.
 const REST_MS: u64 = 50;
 
-/// Records that have waited in their pipes leave this long after the first of them can have been written: what is done with
-/// them until they are on the wire is a part of the flush interval.
+/// Time from the earliest possible write of a record that waits in its pipe to its leaving, in milliseconds. The rest
+/// of the flush interval is for what happens until the record is on the wire.
 const FLUSH_MS: u64 = FLUSH_INTERVAL_MS - 10;
 
-/// Says after each look at the pipes how long they need not be looked at.
+/// Decides after each look at the pipes for how long not to look again.
 ///
-/// To be woken costs as much as to move a hundred records. So the plugins that write often and little are looked at when a
-/// pipe may be half full, and no later than after [`REST_MS`]; those that write rarely, or much, are read when they write.
+/// A wake-up costs as much as moving a hundred records. The pump therefore coalesces: it looks at plugins that write
+/// often and little only when a pipe may be half full, and at the latest after [`REST_MS`]. Plugins that write rarely,
+/// or much, are read when they write.
 #[derive(Debug, Default)]
 pub(super) struct Rest {
     last: Option<Millis>,
     until: Option<Millis>,
-    /// When the records that were read in between, and those that may be in a pipe, are to leave.
+    /// When the records that were read meanwhile, and those that may be in a pipe, have to leave.
     flush: Option<Millis>,
 }
 
 impl Rest {
-    /// All pipes are read empty and gave this many bytes since the last time; the smallest holds `capacity` of them. True
-    /// when what was read has waited long enough.
+    /// The pump has read all pipes until they were empty and got `bytes` bytes since the last look. The smallest pipe
+    /// holds `capacity` bytes. Returns true when what was read has waited long enough.
     pub(super) fn handle_look(&mut self, bytes: usize, capacity: usize, now: Millis) -> bool {
         let length = self.length(bytes, capacity, now);
         let is_due = self.flush.is_some_and(|flush| length.is_none() || flush <= now);
@@ -39,12 +40,12 @@ impl Rest {
         is_due
     }
 
-    /// Until when the pipes are left alone, if they are.
+    /// Until when the pipes are left unread, if they are.
     pub(super) fn until(&self) -> Option<Millis> {
         self.until
     }
 
-    /// The pipes cannot wake anybody: they are to be looked at again in any case.
+    /// The pipes cannot wake anybody, so look at them again in any case.
     pub(super) fn go_on(&mut self, now: Millis) {
         let flush = *self.flush.get_or_insert(now + FLUSH_MS);
         self.until = Some(flush.min(now + REST_MS));
@@ -54,7 +55,7 @@ impl Rest {
         let since = now.since(self.last.replace(now)?).max(1);
         let is_often = bytes > 0 && since <= 2 * REST_MS;
         let rest = (capacity as u64 / 2 * since).checked_div(bytes as u64)?.min(REST_MS);
-        // Less is not worth it.
+        // A shorter rest is not worth it.
         (is_often && rest > 1).then_some(rest)
     }
 }
@@ -65,7 +66,7 @@ mod tests {
 
     const CAPACITY: usize = 256 << 10;
 
-    /// How long it rests after reading so much every so often.
+    /// How long it rests after reading `bytes` bytes every `every` milliseconds.
     fn rest(bytes: usize, every: u64) -> Option<u64> {
         let mut rest = Rest::default();
         assert!(!rest.handle_look(bytes, CAPACITY, Millis(1_000)));

@@ -1,4 +1,4 @@
-//! One pipe that records come out of.
+//! One pipe with a plugin's records.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -13,39 +13,39 @@ use mio::unix::pipe::Receiver;
 
 use crate::shared::SharedIntake;
 
-/// A plugin's mistakes are logged at most this often, with the number of those that were not.
+/// Shortest time between two logged mistakes of a plugin, in milliseconds. Each log line says how many were not logged.
 const COMPLAINT_INTERVAL_MS: u64 = 10_000;
 
-/// Bytes that a pipe holds unless it was made larger.
+/// Capacity of a pipe that was not made larger, in bytes.
 const SMALL_PIPE_BYTES: usize = 64 << 10;
 
-/// Different mistakes in one read that are worth a line; the counters have them all.
+/// Most mistakes of one read that are logged. The counters have them all.
 const ODDITIES_KEPT: usize = 4;
 
 #[derive(Debug)]
 pub(super) struct Source {
     pipe: Receiver,
-    /// Bytes that the pipe holds at most.
+    /// Capacity of the pipe in bytes.
     capacity: usize,
     lane: Lane,
     origin: Origin,
     decoder: FrameDecoder,
-    /// Bytes that were read and not yet taken, for want of room; the decoder may hold a record besides.
+    /// Bytes that were read and found no room yet. The decoder may hold a record besides.
     backlog: Vec<u8>,
     stalled: bool,
-    /// Nobody writes any more, so that the pipe is to be read to its end.
+    /// True when nobody writes any more, so that the pipe has to be read to its end.
     hung_up: bool,
     oddities: Vec<Oddity>,
 }
 
-/// How far a read came.
+/// How far a read got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
     /// There may be more to read at once.
     More,
-    /// The pipe is empty for now; mio says when it is not.
+    /// The pipe is empty for now. mio says when it is not.
     Drained,
-    /// The intake is full: read again when it was swapped.
+    /// The intake is full. Read again once it was swapped.
     Stalled,
     /// The pipe has ended.
     Ended,
@@ -71,7 +71,7 @@ impl Source {
         &mut self.pipe
     }
 
-    /// Bytes that the pipe holds at most.
+    /// Capacity of the pipe in bytes.
     pub(super) fn capacity(&self) -> usize {
         self.capacity
     }
@@ -81,7 +81,7 @@ impl Source {
         self.hung_up = true;
     }
 
-    /// Reads once and moves what was read into the intake; says whom that concerns beside the pump.
+    /// Reads once and moves what was read into the intake. Also returns how to wake the net thread.
     pub(super) fn read(&mut self, buffer: &mut [u8], intake: &SharedIntake) -> (Progress, Wake) {
         let mut wake = Wake::Unneeded;
         (self.advance(buffer, intake, &mut wake), wake)
@@ -103,11 +103,13 @@ impl Source {
             Ok(n) => {
                 let left = self.feed(&buffer[..n], intake, wake);
                 self.backlog.extend_from_slice(&buffer[n - left..n]);
-                match () {
-                    () if self.stalled => Progress::Stalled,
-                    // A pipe gives all that it has; it had less than was asked for, and mio will say when it has more.
-                    () if n < buffer.len() && !self.hung_up => Progress::Drained,
-                    () => Progress::More,
+                if self.stalled {
+                    Progress::Stalled
+                } else if n < buffer.len() && !self.hung_up {
+                    // A short read means that the pipe is empty. mio says when it has more.
+                    Progress::Drained
+                } else {
+                    Progress::More
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Progress::Drained,
@@ -119,7 +121,7 @@ impl Source {
         }
     }
 
-    /// Moves records from `input` into the intake until one finds no room; returns the bytes that are left then.
+    /// Moves records from `input` into the intake until one finds no room. Returns the number of bytes left.
     fn feed(&mut self, mut input: &[u8], intake: &SharedIntake, wake: &mut Wake) -> usize {
         self.stalled = false;
         let before = self.decoder.tally();
@@ -151,7 +153,7 @@ impl Source {
         input.len()
     }
 
-    /// Nothing more comes: half a frame is half a frame for ever.
+    /// The stream has ended. Half a frame will never be completed.
     pub(super) fn end(&mut self) {
         if let Err(bad) = self.decoder.finish() {
             self.oddities.push(Oddity::BadFrame(bad));
@@ -170,11 +172,11 @@ impl Source {
 /// What was strange about a plugin's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Oddity {
-    /// Bytes that are no record; they were skipped.
+    /// Bytes that are no record. The decoder has skipped them.
     BadFrame(BadFrame),
-    /// The first record without a payload; it is passed on, as are those that follow.
+    /// The first record without a payload. It and later ones are passed on.
     WithoutPayload,
-    /// The first record whose timestamp is 0; it is passed on, as are those that follow.
+    /// The first record whose timestamp is 0. It and later ones are passed on.
     WithoutTimestamp,
 }
 
@@ -196,7 +198,7 @@ pub(super) struct Complaints {
 }
 
 impl Complaints {
-    /// Whether a complaint may be logged now: then, how many were not since the last one.
+    /// Returns how many complaints were suppressed since the last one if another may be logged now.
     pub(super) fn admit(&mut self, now: Millis) -> Option<u64> {
         if now < self.next {
             self.suppressed += 1;
@@ -251,7 +253,7 @@ mod tests {
             spare.clear();
             bytes
         };
-        // The first passes make the memory of a cut frame.
+        // The first passes allocate the memory for cut frames.
         assert!(pass() + pass() > 100_000);
         let before = allocations();
         let moved: usize = (0..100).map(|_| pass()).sum();

@@ -1,4 +1,4 @@
-//! What the pump counts for each plugin, where the net thread can read it.
+//! The pump's counts for each plugin, which the net thread reads.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use elklet_core::record::frame::Tally;
 use elklet_core::record::intake::Lane;
 
-/// A plugin's counts; they live as long as its process.
+/// A plugin's counts. They live as long as its process.
 #[derive(Debug, Default)]
 pub(crate) struct PluginStats {
     counts: Mutex<Counts>,
@@ -40,17 +40,17 @@ impl PluginStats {
         self.change(|counts| counts.tasks = written);
     }
 
-    /// Bytes of its standard error are not written anywhere.
+    /// Counts bytes of its standard error that are not written anywhere.
     pub(crate) fn leave_out_stderr(&self, bytes: u64) {
         self.stderr_left_out.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// How many these are.
+    /// The number of these bytes.
     pub(crate) fn stderr_left_out(&self) -> u64 {
         self.stderr_left_out.load(Ordering::Relaxed)
     }
 
-    /// Both lanes together.
+    /// The counts of both lanes together.
     pub(crate) fn tally(&self) -> Tally {
         let Counts { urgent: mut both, bulk, .. } = self.change(|counts| *counts);
         both += bulk;

@@ -1,4 +1,4 @@
-//! `elklet status`: asks the agent that runs in a work directory and prints what it says.
+//! `elklet status`: asks the agent that runs in a work directory, and prints its answer.
 
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -10,16 +10,16 @@ use super::metrics;
 use super::server::Page;
 use super::socket::connect_in;
 
-/// An agent that does not answer within this does not answer.
+/// Time limit for the agent's answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes of an answer at most; 64 plugins take about 100 KiB.
+/// The longest answer, in bytes. 64 plugins take about 100 KiB.
 const MAX_ANSWER_BYTES: u64 = 4 << 20;
 
-/// What the agent says, and whether it is connected.
+/// Asks the agent for a page. The second value is true when it is connected.
 ///
 /// # Errors
-/// When there is no answer: what can be printed all the same, and why there is none.
+/// When there is no answer. The error is what can be printed all the same, and why there is no answer.
 pub(crate) fn ask(workdir: &Path, page: Page) -> Result<(String, bool), (String, String)> {
     exchange(workdir, page).map_err(|error| {
         let directory = workdir.display();
@@ -36,10 +36,10 @@ pub(crate) fn ask(workdir: &Path, page: Page) -> Result<(String, bool), (String,
     })
 }
 
-/// What the agent says of itself, as programs read it.
+/// Asks the agent for its state as JSON.
 ///
 /// # Errors
-/// When there is no answer, or none of an agent's.
+/// When there is no answer, or not an agent's.
 pub(crate) fn ask_itself(workdir: &Path) -> io::Result<serde_json::Value> {
     let (text, _) = exchange(workdir, Page::Json)?;
     serde_json::from_str(&text).map_err(io::Error::from)
@@ -52,6 +52,6 @@ fn exchange(workdir: &Path, page: Page) -> io::Result<(String, bool)> {
     socket.take(MAX_ANSWER_BYTES).read_to_string(&mut answer)?;
     let parts = answer.split_once("\r\n\r\n").filter(|(head, _)| head.starts_with("HTTP/1.1 200 "));
     let (head, body) = parts.ok_or_else(|| io::Error::other("the answer is none of an agent's"))?;
-    // Whoever answers there may be another than the agent.
+    // Something else than the agent may answer there.
     Ok((PrintablePage(body).to_string(), head.contains("\r\nElklet-Connected: yes\r\n")))
 }

@@ -1,12 +1,12 @@
-//! Rates for whoever asks, whenever that is.
+//! Rates that can be asked for at any time.
 
 use elklet_core::time::Millis;
 
-/// Samples closer than this do not replace each other.
+/// A sample sooner than this after the last one does not replace it.
 const INTERVAL_MS: u64 = 10_000;
 
-/// Rates of `N` counters since one of the last two samples: over ten seconds at least, once the counters are as old, and over
-/// two intervals of sampling at most.
+/// Rates of `N` counters since one of the last two samples. They cover at least ten seconds, once the counters are that
+/// old, and at most two intervals of sampling.
 #[derive(Debug)]
 pub(crate) struct Meter<const N: usize> {
     before: (Millis, [u64; N]),
@@ -19,7 +19,7 @@ impl<const N: usize> Meter<N> {
         Self { before: (now, [0; N]), last: (now, [0; N]) }
     }
 
-    /// Samples the counters: to be called as often as heartbeats leave, and before [`Meter::rates`].
+    /// Samples the counters. Call this whenever a heartbeat leaves, and before [`Meter::rates`].
     pub(crate) fn sample(&mut self, now: Millis, totals: [u64; N]) {
         if now.since(self.last.0) >= INTERVAL_MS {
             self.before = self.last;
@@ -27,13 +27,13 @@ impl<const N: usize> Meter<N> {
         }
     }
 
-    /// Milliseconds, and the rates per second over them.
+    /// Returns the period in milliseconds, and the rates per second over it.
     pub(crate) fn rates(&self, now: Millis, totals: [u64; N]) -> (u64, [f64; N]) {
         let (then, before) = self.before;
         let over_ms = now.since(then);
         let mut rates = [0.0; N];
         for ((rate, total), before) in rates.iter_mut().zip(totals).zip(before) {
-            // One decimal says enough.
+            // One decimal is enough.
             *rate = (total.saturating_sub(before) as f64 * 10_000.0 / over_ms.max(1) as f64).round() / 10.0;
         }
         (over_ms, rates)
@@ -52,7 +52,7 @@ mod tests {
         assert_eq!(meter.rates(at(500), [100]), (500, [200.0]));
         meter.sample(at(60_000), [600]);
         assert_eq!(meter.rates(at(60_000), [600]), (60_000, [10.0]));
-        // Whoever asks often hears of at least ten seconds.
+        // Whoever asks often still gets rates over at least ten seconds.
         meter.sample(at(61_000), [1_600]);
         assert_eq!(meter.rates(at(61_000), [1_600]), (61_000, [26.2]));
         meter.sample(at(70_000), [1_600]);

@@ -1,4 +1,4 @@
-//! The snapshot as Prometheus reads it (text format 0.0.4).
+//! Renders the snapshot for Prometheus (text format 0.0.4).
 
 use std::fmt::{Display, Write};
 
@@ -7,7 +7,7 @@ use elklet_core::printable::Printable;
 use super::{Plugin, Process, Snapshot};
 use crate::host::Footprint;
 
-/// What is told of an agent that does not run.
+/// The page for an agent that does not run.
 pub(super) fn down() -> String {
     let mut page = Page::default();
     page.up(0);
@@ -66,7 +66,7 @@ pub(super) fn render(snapshot: &Snapshot<'_>) -> String {
     page.text
 }
 
-/// The text so far, and the family that samples belong to.
+/// The text so far, and the family of the next samples.
 #[derive(Default)]
 struct Page {
     text: String,
@@ -100,7 +100,7 @@ impl Page {
             self.family(&format!("elklet_plugin_{name}"), kind, help);
             processes().for_each(|(plugin, process)| self.sample(&[("plugin", plugin)], value(process)));
         };
-        // All processes are counted by the same names.
+        // All processes have the same counters.
         let Some((_, one)) = processes().next() else { return };
         of_processes("resident_bytes", "gauge", "memory of the plugin's process", &|process| {
             process.footprint.rss_bytes.to_string()
@@ -121,7 +121,7 @@ impl Page {
 
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         self.family = name.to_owned();
-        // Strings take all that is written to them, here and below.
+        // Writing to a string cannot fail, here and below.
         let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
     }
 

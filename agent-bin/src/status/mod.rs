@@ -1,8 +1,8 @@
-//! What a running agent says of itself on its own host: a Unix socket in the work directory that answers `elklet status`,
-//! curl and Prometheus.
+//! What a running agent shows on its own host: a Unix socket in the work directory that answers `elklet status`, curl
+//! and Prometheus.
 //!
-//! Everything that is shown comes from one [`Snapshot`], which the agent's loop takes when somebody asks. It is shown as text
-//! for people (`text`), as JSON (the fields' own names, see docs/operations.md), or as metrics (`metrics`).
+//! All of it comes from one [`Snapshot`], which the agent's loop takes when somebody asks. It is rendered as text for
+//! people (`text`), as JSON (with the fields' own names, see docs/operations.md), or as metrics (`metrics`).
 
 mod client;
 mod meter;
@@ -23,14 +23,14 @@ pub(crate) use self::client::{ask, ask_itself};
 pub(crate) use self::meter::Meter;
 pub(crate) use self::server::{Inquiry, Page, Server};
 
-/// One thing that is counted, since the agent's start.
+/// A counter since the agent's start.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Count {
-    /// Its name in heartbeats and in JSON; in the metrics it is `elklet_NAME_total`.
+    /// Its name in heartbeats and in JSON. The metric is `elklet_NAME_total`.
     pub(crate) name: &'static str,
     /// What it counts.
     pub(crate) help: &'static str,
-    /// How many there were.
+    /// Its value.
     pub(crate) value: u64,
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Snapshot<'a> {
     pub(crate) rates: Rates,
     pub(crate) buffer: Buffer,
     pub(crate) ledger: Ledger,
-    /// `None` where records are not kept on disk.
+    /// `None` without a spool.
     pub(crate) spool: Option<Spool>,
     pub(crate) certificates: Certificates,
     pub(crate) logs: Logs,
@@ -58,9 +58,9 @@ pub(crate) struct Identity<'a> {
     pub(crate) pid: u32,
     pub(crate) workdir: &'a str,
     pub(crate) uptime_seconds: u64,
-    /// `running`, or `abnormal` when `state_detail` is not empty; as in the heartbeat.
+    /// `running`, or `abnormal` when `state_detail` is not empty, as in the heartbeat.
     pub(crate) state: &'static str,
-    /// What went wrong since the last configuration came.
+    /// What has gone wrong since the last configuration came.
     pub(crate) state_detail: Vec<&'a str>,
     pub(crate) footprint: Footprint,
     /// The data centre's name, and the region, that were set for the host; only heartbeats tell them.
@@ -78,12 +78,12 @@ pub(crate) struct Connection<'a> {
     pub(crate) connected: bool,
     /// See `elklet_core::link::session::Session::phase`.
     pub(crate) state: &'static str,
-    /// How long there has been a stream, or none.
+    /// For how long there has been a stream, or none.
     pub(crate) for_seconds: u64,
-    /// Where the stream goes, or what was tried last; empty before the first attempt.
+    /// The server of the stream, or the one that was tried last. It is empty before the first attempt.
     pub(crate) address: &'a str,
     pub(crate) net_mode: &'static str,
-    /// Until the next attempt, while the agent waits for it.
+    /// Milliseconds until the next attempt, while the agent waits for it.
     pub(crate) next_attempt_ms: Option<u64>,
     pub(crate) last_error: Option<LastError<'a>>,
 }
@@ -94,7 +94,7 @@ pub(crate) struct LastError<'a> {
     pub(crate) seconds_ago: u64,
 }
 
-/// Rates per second over the time that is named.
+/// Rates per second over `over_ms`.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Rates {
     pub(crate) over_ms: u64,
@@ -106,19 +106,19 @@ pub(crate) struct Rates {
     pub(crate) sent_bytes_per_second: f64,
 }
 
-/// The buffers that fill, of both lanes.
+/// The filling buffers of both lanes.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(crate) struct Buffer {
     pub(crate) records: usize,
     pub(crate) bytes: usize,
     pub(crate) capacity_records: usize,
     pub(crate) capacity_bytes: usize,
-    /// The most that has left at once.
+    /// The most that left at once.
     pub(crate) high_water_records: usize,
     pub(crate) high_water_bytes: usize,
 }
 
-/// What was sent, or is about to be, and is not known to have arrived.
+/// Batches that were sent, or are about to be, and are not known to have arrived.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Ledger {
     pub(crate) batches: usize,
@@ -137,21 +137,21 @@ pub(crate) struct Spool {
     pub(crate) capacity_bytes: u64,
 }
 
-/// Until when the certificates are good for.
+/// Expiry of the certificates.
 #[derive(Debug, Serialize)]
 pub(crate) struct Certificates {
-    /// `None` where the agent has none, or its end cannot be read.
+    /// `None` if the agent has none, or its expiry cannot be read.
     pub(crate) client: Option<Certificate>,
-    /// The authority's that lasts longest.
+    /// The certificate of the authority that expires last.
     pub(crate) authority: Option<Certificate>,
 }
 
-/// The end of a certificate.
+/// Expiry of a certificate.
 #[derive(Debug, Serialize)]
 pub(crate) struct Certificate {
-    /// As RFC 3339 has it.
+    /// In the format of RFC 3339.
     pub(crate) expires: String,
-    /// Whole days; negative once it has expired.
+    /// Whole days, negative after expiry.
     pub(crate) days_left: i64,
 }
 
@@ -161,12 +161,12 @@ impl Certificate {
     }
 }
 
-/// Whether the agent's log and audit are written.
+/// Errors of the agent's log and audit.
 #[derive(Debug, Serialize)]
 pub(crate) struct Logs {
-    /// Why no line of the log is written at present.
+    /// Why no line of the log can be written now.
     pub(crate) error: Option<String>,
-    /// Why no event is audited at present.
+    /// Why no event can be audited now.
     pub(crate) audit_error: Option<String>,
 }
 
@@ -177,9 +177,9 @@ pub(crate) struct Plugin<'a> {
     /// See `elklet_core::dispatch::PluginState::phase`.
     pub(crate) state: &'static str,
     pub(crate) restarts: u64,
-    /// Until it is tried again, while it waits for that.
+    /// Milliseconds until the next attempt, while it waits for that.
     pub(crate) retry_ms: Option<u64>,
-    /// What there is of it while it has a process.
+    /// Its process, if it has one.
     pub(crate) process: Option<Process>,
 }
 
@@ -191,7 +191,7 @@ pub(crate) struct Process {
     pub(crate) footprint: Footprint,
     pub(crate) records_per_second: f64,
     pub(crate) bytes_per_second: f64,
-    /// Its limits, and how they are kept.
+    /// Its limits, and how they are enforced.
     pub(crate) limits: Vec<String>,
     #[serde(serialize_with = "as_map")]
     pub(crate) counters: Vec<Count>,

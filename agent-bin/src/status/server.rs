@@ -1,7 +1,7 @@
-//! The agent's side of the socket: a little HTTP/1.1, one request a connection.
+//! The agent's side of the socket: a little HTTP/1.1, with one request a connection.
 //!
-//! A client can cost the agent only its own task: a few at a time, each with a bounded request and a bounded time. The loop
-//! is asked for a page and has nothing to do with who reads it how fast.
+//! A client can hold up only its own task. There are a few tasks, each with a bounded request and a bounded time. The
+//! loop answers a request for a page and does not care how fast anybody reads it.
 
 use std::io;
 use std::path::Path;
@@ -17,19 +17,19 @@ use tokio::time::{sleep, timeout};
 use super::socket::{SocketFile, listen_in};
 use super::{Snapshot, metrics, text};
 
-/// Clients at a time; others wait to be accepted.
+/// Clients at a time. Others wait to be accepted.
 const CLIENTS: usize = 4;
 
-/// A client is done within this, or hung up on.
+/// Time limit for a client.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// After a connection could not be accepted (no descriptors, most likely), the next is tried after this.
+/// Pause after a connection could not be accepted, most likely for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// Bytes of a request at most, headers included; curl and Prometheus send about 200.
+/// The longest request, in bytes, headers included. curl and Prometheus send about 200.
 const MAX_REQUEST_BYTES: usize = 4096;
 
-/// What can be asked for.
+/// The pages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Page {
     #[default]
@@ -58,7 +58,7 @@ impl Page {
     }
 }
 
-/// Somebody wants to see the agent's state.
+/// Somebody's request for the agent's state.
 #[derive(Debug)]
 pub(crate) struct Inquiry {
     page: Page,
@@ -69,11 +69,11 @@ impl Inquiry {
     pub(crate) fn answer(self, snapshot: &Snapshot<'_>) {
         let body = match self.page {
             Page::Text => text::render(snapshot),
-            // Neither maps with odd keys nor writers that fail are in it.
+            // This cannot fail: there are no maps with odd keys, and the writer does not fail.
             Page::Json => format!("{}\n", PrintableJson(serde_json::to_string(snapshot).unwrap_or_default())),
             Page::Metrics => metrics::render(snapshot),
         };
-        // Who asked may have gone.
+        // The client may be gone.
         let _ = self.answer.send((snapshot.connection.connected, body));
     }
 }
@@ -89,7 +89,7 @@ impl Server {
     /// Starts to listen in the work directory.
     ///
     /// # Errors
-    /// When there can be no socket; the text says why.
+    /// When there can be no socket. The text says why.
     pub(crate) fn start(workdir: &Path) -> Result<(Self, mpsc::Receiver<Inquiry>), String> {
         let (listener, file) = listen_in(workdir)?;
         let listener = Arc::new(UnixListener::from_std(listener).map_err(|error| error.to_string())?);
@@ -100,7 +100,7 @@ impl Server {
             tasks.spawn(async move {
                 loop {
                     match listener.accept().await {
-                        // One that is slow, or has gone, is no one's concern.
+                        // A client that is slow or gone does not matter.
                         Ok((client, _)) => drop(timeout(CLIENT_TIMEOUT, serve(&client, &inquiries)).await),
                         Err(error) => {
                             log::warn!("status socket: {error}");
@@ -118,7 +118,7 @@ async fn serve(client: &UnixStream, inquiries: &mpsc::Sender<Inquiry>) -> io::Re
     let answer = match page(&read_request(client).await?) {
         Ok(page) => {
             let (sender, receiver) = oneshot::channel();
-            // The loop is gone only when the process ends.
+            // The loop goes away only when the process ends.
             let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
             inquiries.send(Inquiry { page, answer: sender }).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
             let (connected, body) = receiver.await.map_err(gone)?;
@@ -136,7 +136,7 @@ fn response(status: &str, head: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\n{head}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}")
 }
 
-/// The page that a request is for, or the status and text to refuse it with.
+/// The page that a request asks for, or the status and text to refuse it with.
 fn page(request: &[u8]) -> Result<Page, (&'static str, String)> {
     let line = request.split(|byte| *byte == b'\r' || *byte == b'\n').next().and_then(|line| str::from_utf8(line).ok());
     let mut words = line.unwrap_or_default().split(' ');
@@ -160,7 +160,7 @@ fn page(request: &[u8]) -> Result<Page, (&'static str, String)> {
     })
 }
 
-/// Reads until a request's head is whole, the client has nothing more to say, or it has said too much.
+/// Reads until a request's head is complete, the client sends nothing more, or it has sent too much.
 async fn read_request(client: &UnixStream) -> io::Result<Vec<u8>> {
     let mut request = vec![0; MAX_REQUEST_BYTES];
     let mut length = 0;

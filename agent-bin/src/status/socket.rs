@@ -1,4 +1,4 @@
-//! The socket file: made where nobody else's is, for its owner only, also under a path that is too long for an address.
+//! The socket file. It replaces nobody else's file, only its owner may use it, and its path may be too long for an address.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -16,17 +16,17 @@ const FILE: &str = "elklet.sock";
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 8;
 
-/// The socket as a file. Dropping it removes the file.
+/// The socket's file. Dropping it removes the file.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
     inode: u64,
 }
 
-/// Makes the socket in the work directory. One that a dead agent has left is replaced; whatever else bears its name stays.
+/// Makes the socket in the work directory. Replaces one that a dead agent has left, and nothing else of that name.
 ///
 /// # Errors
-/// When there cannot be one; the text says why.
+/// When there can be no socket. The text says why.
 pub(super) fn listen_in(workdir: &Path) -> Result<(UnixListener, SocketFile), String> {
     let path = workdir.join(FILE);
     let failed = |error: io::Error| format!("{}: {error}", path.display());
@@ -49,8 +49,7 @@ pub(super) fn listen_in(workdir: &Path) -> Result<(UnixListener, SocketFile), St
     Ok((socket.into(), SocketFile { path, inode }))
 }
 
-/// Connects to the agent that runs in the work directory; everything done with the connection, this included, takes `timeout`
-/// at most.
+/// Connects to the agent that runs in the work directory. Connecting and each later step take at most `timeout`.
 pub(super) fn connect_in(workdir: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let directory = File::open(workdir)?;
     let socket = UnixStream::from(socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?);
@@ -60,8 +59,8 @@ pub(super) fn connect_in(workdir: &Path, timeout: Duration) -> io::Result<UnixSt
     Ok(socket)
 }
 
-/// The socket's address by way of its open directory: an address has room for a path of 107 bytes, which work directories may
-/// well exceed.
+/// Makes the socket's address by its open directory. An address has room for a path of 107 bytes, and work directories
+/// may be longer.
 fn address(directory: &File) -> io::Result<SocketAddrUnix> {
     Ok(SocketAddrUnix::new(format!("/proc/self/fd/{}/{FILE}", directory.as_raw_fd()))?)
 }

@@ -1,4 +1,4 @@
-//! The snapshot for people: short, aligned, with units.
+//! Renders the snapshot for people: short, aligned, with units.
 
 use std::fmt::Write;
 
@@ -96,7 +96,7 @@ fn of_connection(connection: &Connection<'_>) -> String {
     }
 }
 
-/// The columns behind a plugin's name, version and state, which are words.
+/// The table's columns. The first three are words, which are aligned on the left.
 const COLUMNS: [&str; 10] =
     ["PLUGIN", "VERSION", "STATE", "PID", "UP", "MEMORY", "CPU", "RESTARTS", "RECORDS/S", "BYTES/S"];
 const WORDS: usize = 3;
@@ -105,11 +105,11 @@ struct Page(String);
 
 impl Page {
     fn line(&mut self, name: &str, text: &str) {
-        // Strings take all that is written to them, here and below.
+        // Writing to a string cannot fail, here and below.
         let _ = writeln!(self.0, "{}", Printable(format_args!("{name:<11} {text}")));
     }
 
-    /// Four to a line.
+    /// Adds a list, four items to a line.
     fn list(&mut self, name: &str, items: &[String]) {
         for (i, items) in items.chunks(4).enumerate() {
             self.line(if i == 0 { name } else { "" }, &items.join(", "));
@@ -167,7 +167,7 @@ fn row(plugin: &Plugin<'_>) -> [String; COLUMNS.len()] {
     }
 }
 
-/// With commas between thousands.
+/// Formats a number with commas between thousands.
 fn number(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
@@ -180,7 +180,7 @@ fn number(n: u64) -> String {
     text
 }
 
-/// A rate, of which the tenths matter only while it is small.
+/// Formats a rate. Its tenths matter only while it is small.
 fn decimal(rate: f64) -> String {
     if rate > 0.0 && rate < 100.0 { format!("{rate:.1}") } else { number(whole(rate)) }
 }
@@ -202,7 +202,7 @@ fn bytes(n: u64) -> String {
     }
 }
 
-/// Two units at most.
+/// Formats a time span with at most two units.
 fn span(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {

@@ -1,24 +1,24 @@
-//! How much a directory holds.
+//! Measures how much a directory holds.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// How many directory entries one measurement looks at. The agent's directory has some hundreds; a walk must end soon
-/// wherever it is sent.
+/// Most directory entries that one measurement looks at. The agent's directory has some hundreds; a walk has to end
+/// soon wherever it is sent.
 const ENTRY_LIMIT: usize = 20_000;
 
-/// How deep a measurement goes; plugins' directories have some five levels, and a path of sixteen is still short.
+/// Most levels that a measurement enters. Plugins' directories have some five levels.
 const DEPTH_LIMIT: usize = 16;
 
-/// The directories that the agent's own `du` leaves out (generation C): each plugin reports its own.
+/// The directories that the agent's own `du` leaves out (generation C), because each plugin reports its own.
 const PLUGIN_DIR: &str = "plugin";
 
-/// The bytes of the regular files below `dir`, by their lengths.
+/// Returns the sum of the lengths of the regular files below `dir`, in bytes.
 ///
-/// With `skip_plugins`, directories named `plugin` are left out. Links are not followed, and other file systems (a
-/// cgroup mounted below the working directory) are not entered. A walk that reaches its limits, 20,000 entries or 16
-/// levels, gives the bytes found so far; what cannot be read counts nothing.
+/// With `skip_plugins`, it leaves out directories named `plugin`. It does not follow links or enter other file systems
+/// (such as a cgroup mounted below the working directory). A walk that reaches its limits, 20,000 entries or 16 levels,
+/// returns the bytes found so far. What cannot be read counts as nothing.
 pub(in crate::host) fn directory_bytes(dir: &Path, skip_plugins: bool) -> u64 {
     let Ok(meta) = fs::metadata(dir) else { return 0 };
     let mut walk = Walk { device: meta.dev(), skip_plugins, entries_left: ENTRY_LIMIT, bytes: 0 };
@@ -34,8 +34,8 @@ struct Walk {
 }
 
 impl Walk {
-    /// Goes through the directories one after another. What is still to be visited waits in a list, which is bounded as the
-    /// entries are; one descriptor is open at a time.
+    /// Visits one directory after another. Directories still to be visited wait in a list, which has the same bound as
+    /// the entries. One descriptor is open at a time.
     fn run(&mut self, dir: PathBuf) {
         let mut waiting = vec![(dir, 1)];
         while let Some((dir, depth)) = waiting.pop() {

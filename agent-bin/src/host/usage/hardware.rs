@@ -1,14 +1,14 @@
-//! What the machine is made of: facts that do not change while it runs.
+//! The machine's hardware: facts that do not change while it runs.
 
 use super::super::root::HostRoot;
 
-/// How much of `/proc/cpuinfo` is read. The first processor's block is enough, and it has under 3 KiB.
+/// Most bytes of `/proc/cpuinfo` that are read. The first processor's block is enough, and it has under 3 KiB.
 const CPUINFO_LIMIT: u64 = 8 * 1024;
 
-/// How much of a DMI attribute is read; the kernel gives at most a page.
+/// Most bytes of a DMI attribute that are read. The kernel returns at most a page.
 const DMI_LIMIT: u64 = 4096;
 
-/// The machine's own description, each string trimmed and empty where there is none (no DMI, or no permission).
+/// The machine's own description. Each string is trimmed, and empty if there is none (no DMI, or no permission).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in crate::host) struct Hardware {
     pub(in crate::host) serial: String,
@@ -32,7 +32,7 @@ impl Hardware {
 }
 
 /// The first processor's name: `model name` (x86), `cpu` (POWER), or the `Processor` that old ARM kernels put first.
-/// Newer ARM kernels give none, for which gopsutil v3.22.3 too is empty.
+/// Newer ARM kernels have none, and gopsutil v3.22.3 is empty for them too.
 fn cpu_name(cpuinfo: &str) -> String {
     let mut name = "";
     let mut processors = 0;

@@ -4,13 +4,13 @@ use std::net::Ipv4Addr;
 
 use super::super::root::HostRoot;
 
-/// How much of `/etc/resolv.conf` is read; a resolver uses its first three servers.
+/// Most bytes of `/etc/resolv.conf` that are read. A resolver uses its first three servers.
 const RESOLV_CONF_LIMIT: u64 = 8 * 1024;
 
-/// How much of `/proc/net/route` is read, 512 routes of 128 bytes. The default route stands first in it.
+/// Most bytes of `/proc/net/route` that are read, 512 routes of 128 bytes. The default route comes first.
 const ROUTE_LIMIT: u64 = 64 * 1024;
 
-/// `RTF_UP | RTF_GATEWAY`, `linux/route.h`: a route that is usable and leads over another host.
+/// `RTF_UP | RTF_GATEWAY`, `linux/route.h`: the route is usable and leads through another host.
 const GATEWAY_FLAGS: u32 = 0x1 | 0x2;
 
 /// The addresses of `/etc/resolv.conf`'s `nameserver` lines, joined by commas.
@@ -33,7 +33,7 @@ pub(in crate::host) fn gateway(host: &HostRoot) -> Option<Ipv4Addr> {
     host.text("/proc/net/route", ROUTE_LIMIT).lines().skip(1).find_map(gateway_of)
 }
 
-/// The gateway of one line: interface, destination, gateway, flags, … The kernel prints an address as the hexadecimal
+/// The gateway in one line: interface, destination, gateway, flags, … The kernel prints an address as the hexadecimal
 /// number that its four bytes in network order are on this machine.
 fn gateway_of(line: &str) -> Option<Ipv4Addr> {
     let mut words = line.split_ascii_whitespace().skip(2);

@@ -1,4 +1,4 @@
-//! One process's share of CPU, memory and IO.
+//! Measures one process's CPU, memory and IO.
 
 use std::fs;
 
@@ -8,32 +8,32 @@ use serde::Serialize;
 use super::super::root::HostRoot;
 use super::Rates;
 
-/// How much of `/proc/<pid>/stat` and `/proc/<pid>/io` is read; both have a few hundred bytes.
+/// Most bytes of `/proc/<pid>/stat` and `/proc/<pid>/io` that are read. Both have a few hundred.
 const FILE_LIMIT: u64 = 4096;
 
-/// How many descriptors are counted; a process that has more is reported with this many.
+/// Most descriptors that are counted. A process that has more is reported with this many.
 const DESCRIPTOR_LIMIT: usize = 65_536;
 
 /// What a process uses.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(in crate::host) struct ProcessUsage {
-    /// CPU time since the last sample by wall time: 1 is one core kept busy.
+    /// CPU time since the last sample divided by wall time: 1 is one busy core.
     pub(in crate::host) cpu: f64,
     /// Resident bytes.
     pub(in crate::host) rss: u64,
-    /// Bytes per second that the process caused to be read from storage since the last sample.
+    /// Bytes per second that the process had read from storage since the last sample.
     pub(in crate::host) read_speed: f64,
-    /// The same, written.
+    /// The same for writing.
     pub(in crate::host) write_speed: f64,
     /// Open descriptors.
     pub(in crate::host) nfd: u64,
     /// Threads.
     pub(in crate::host) threads: u64,
-    /// Unix seconds.
+    /// Start of the process in unix seconds.
     pub(in crate::host) start_time: u64,
 }
 
-/// What a process takes.
+/// Memory and CPU time of a process.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(crate) struct Footprint {
     /// Resident bytes.
@@ -43,7 +43,7 @@ pub(crate) struct Footprint {
 }
 
 impl Footprint {
-    /// That of the process `pid`; zeros when it has gone.
+    /// The footprint of the process `pid`, or zeros if it is gone.
     pub(crate) fn of(host: &HostRoot, pid: u32) -> Self {
         let stat = Stat::parse(&host.text(&format!("/proc/{pid}/stat"), FILE_LIMIT));
         stat.map_or(Self::default(), |stat| Self {
@@ -53,13 +53,13 @@ impl Footprint {
     }
 }
 
-/// Samples one process after another under the same name: a plugin that is started again is a new process, and its
-/// counters are not compared with the old one's.
+/// Samples one process after another under the same name. A restarted plugin is a new process, and its counters are not
+/// compared with the old one's.
 #[derive(Debug)]
 pub(in crate::host) struct ProcessMeter {
-    /// The pid and the start time in ticks, which together name a process.
+    /// The pid and the start time in ticks, which together identify a process.
     process: Option<(u32, u64)>,
-    /// Of CPU ticks, bytes read, bytes written.
+    /// Rates of CPU ticks, bytes read and bytes written.
     rates: Rates<3>,
 }
 
@@ -68,9 +68,9 @@ impl ProcessMeter {
         Self { process: None, rates: Rates::new() }
     }
 
-    /// Samples the process `pid`, or gives `None` when it has gone (a zombie has gone too). `boot_time` is in unix
-    /// seconds, `now_ms` is monotonic, and so is `began_ms`, when the process began: a process that is new here has rates since
-    /// then, or zeros where that is not known.
+    /// Samples the process `pid`, or returns `None` when it has gone (a zombie counts as gone). `boot_time` is in unix
+    /// seconds. `now_ms` is monotonic, and so is `began_ms`, when the process began. A new process has rates since
+    /// then, or zeros if that is unknown.
     pub(in crate::host) fn sample(
         &mut self,
         host: &HostRoot,
@@ -109,15 +109,15 @@ struct Stat {
 }
 
 impl Stat {
-    /// `None` for a line that is none, and for a process that is dead already.
+    /// Parses a line. Returns `None` for a malformed line and for a dead process.
     fn parse(line: &str) -> Option<Self> {
-        // The name in parentheses may hold anything, parentheses and spaces too. Behind it stands column 3.
+        // The name in parentheses may contain anything, even parentheses and spaces. Column 3 follows it.
         let (_, columns) = line.rsplit_once(')')?;
         let mut columns = columns.split_ascii_whitespace();
         if matches!(columns.next()?, "Z" | "X" | "x") {
             return None;
         }
-        // `nth` counts from the column behind the last one taken.
+        // `nth` counts from the column after the last one taken.
         let user: u64 = columns.nth(10)?.parse().ok()?; // column 14
         let system: u64 = columns.next()?.parse().ok()?; // 15
         let threads = columns.nth(4)?.parse().ok()?; // 20
@@ -127,8 +127,8 @@ impl Stat {
     }
 }
 
-/// `/proc/<pid>/io`, proc_pid_io(5): bytes from and to storage, not to pipes and sockets. Needs the rights of the
-/// process's owner; zeros without them.
+/// `/proc/<pid>/io`, proc_pid_io(5): bytes from and to storage, not pipes and sockets. Without the rights of the
+/// process's owner, they are zeros.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Io {
     read: u64,
@@ -160,7 +160,7 @@ mod tests {
     use super::super::super::root::tests::Tree;
     use super::*;
 
-    /// A stat line with what matters in it: CPU ticks in two halves, and a name made to mislead.
+    /// A stat line with the columns that matter: CPU ticks in two halves, and a misleading name.
     fn stat(state: char, ticks: u64, start: u64) -> String {
         let (user, system) = (ticks - ticks / 2, ticks / 2);
         format!(

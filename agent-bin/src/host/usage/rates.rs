@@ -1,13 +1,13 @@
-//! From counters to rates.
+//! Turns counters into rates.
 
-/// Below this distance a new sample does not make a new rate: the kernel counts CPU time in steps of 10 ms, and two
-/// heartbeats can come close together when a connection is opened right after one was due.
+/// A sample that comes sooner than this makes no new rate. The kernel counts CPU time in steps of 10 ms, and two
+/// heartbeats can come close together when a connection opens right after one was due.
 const MIN_INTERVAL_MS: u64 = 1000;
 
 /// The rates per second of `N` counters that are sampled together.
 ///
-/// Rates are finite and not negative, whatever the counters and the clock do: a counter that goes back gives 0, and so
-/// does a clock that does.
+/// Rates are finite and not negative, whatever the counters and the clock do. A counter or a clock that goes back makes
+/// a rate of 0.
 #[derive(Debug, Clone)]
 pub(in crate::host) struct Rates<const N: usize> {
     last: Option<(u64, [u64; N])>,
@@ -19,13 +19,14 @@ impl<const N: usize> Rates<N> {
         Self { last: None, per_second: [0.0; N] }
     }
 
-    /// Counters that were 0 at `began_ms`: the first sample gives the rates since then.
+    /// Rates of counters that were 0 at `began_ms`. The first sample returns the rates since then.
     pub(in crate::host) fn since(began_ms: u64) -> Self {
         Self { last: Some((began_ms, [0; N])), ..Self::new() }
     }
 
-    /// The rates since the last sample, given the counters' totals at `now_ms`, which is monotonic. The first sample
-    /// gives zeros unless it is known when the counters began; one that comes less than a second after the last gives the rates that the last gave.
+    /// Returns the rates since the last sample. `totals` are the counters at `now_ms`, which is monotonic. The first
+    /// sample returns zeros unless it is known when the counters began. A sample less than a second after the last
+    /// returns the same rates again.
     pub(in crate::host) fn sample(&mut self, now_ms: u64, totals: [u64; N]) -> [f64; N] {
         let elapsed_ms = self.last.and_then(|(then_ms, _)| now_ms.checked_sub(then_ms));
         match (self.last, elapsed_ms) {

@@ -1,15 +1,15 @@
-//! The whole host's load, memory and CPU.
+//! Measures the whole host's load, memory and CPU.
 
 use super::super::root::HostRoot;
 
-/// How much of `/proc/stat` is read. Before `btime`, which is wanted, stands a line with a number for each interrupt:
+/// Most bytes of `/proc/stat` that are read. `btime` comes after a line with a number for each interrupt, which has
 /// tens of kilobytes on large machines.
 const STAT_LIMIT: u64 = 512 * 1024;
 
-/// How much of `/proc/meminfo` is read, which has about 1.5 KiB.
+/// Most bytes of `/proc/meminfo` that are read. It has about 1.5 KiB.
 const MEMINFO_LIMIT: u64 = 8 * 1024;
 
-/// How much of `/proc/loadavg` is read, which has one line.
+/// Most bytes of `/proc/loadavg` that are read. It has one line.
 const LOADAVG_LIMIT: u64 = 256;
 
 /// The host's state at one moment.
@@ -21,20 +21,20 @@ pub(in crate::host) struct SystemUsage {
     pub(in crate::host) running_procs: u64,
     /// All tasks.
     pub(in crate::host) total_procs: u64,
-    /// Bytes.
+    /// Memory in bytes.
     pub(in crate::host) total_mem: u64,
-    /// The part of the memory that is neither free nor a cache that can be taken back, 0 to 1.
+    /// The share of the memory that is neither free nor reclaimable cache, 0 to 1.
     pub(in crate::host) mem_usage: f64,
-    /// The part of the CPU time since the last sample that was not idle, 0 to 1. Waiting for IO counts as busy, as it
-    /// does in gopsutil v3.22.
+    /// The share of the CPU time since the last sample that was not idle, 0 to 1. Waiting for IO counts as busy, as in
+    /// gopsutil v3.22.
     pub(in crate::host) cpu_usage: f64,
     /// Logical processors online.
     pub(in crate::host) nproc: u64,
-    /// Unix seconds.
+    /// Boot time in unix seconds.
     pub(in crate::host) boot_time: u64,
 }
 
-/// Samples the host; keeps the CPU times and the boot time of the last sample.
+/// Samples the host. Keeps the CPU times and the boot time of the last sample.
 #[derive(Debug, Default)]
 pub(in crate::host) struct SystemMeter {
     last: Option<CpuTimes>,
@@ -43,7 +43,7 @@ pub(in crate::host) struct SystemMeter {
 }
 
 impl SystemMeter {
-    /// When the host was started, in unix seconds; 0 if it does not say. Reads only if no sample has been taken.
+    /// When the host was started, in unix seconds, or 0 if it does not say. Reads only if no sample has been taken.
     pub(in crate::host) fn boot_time(&mut self, host: &HostRoot) -> u64 {
         if self.boot_time == 0 {
             self.boot_time = Stat::parse(&host.text("/proc/stat", STAT_LIMIT)).boot_time;
@@ -79,8 +79,8 @@ struct CpuTimes {
 }
 
 impl CpuTimes {
-    /// From the `cpu` line behind its name: user, nice, system, idle, iowait, irq, softirq, steal; then guest times,
-    /// which user and nice contain already.
+    /// Parses the `cpu` line after its name: user, nice, system, idle, iowait, irq, softirq, steal, and then guest
+    /// times, which user and nice include already.
     fn parse<'a>(words: impl Iterator<Item = &'a str>) -> Self {
         let mut times = Self::default();
         for (column, word) in words.take(8).enumerate() {
