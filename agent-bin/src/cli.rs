@@ -12,10 +12,11 @@ use crate::agent;
 use crate::config::{Environment, Flags, Settings};
 use crate::ctl;
 use crate::doctor;
-use crate::inherited;
+use crate::failure::Failure;
 use crate::logging;
 use crate::spool::{self, Look};
 use crate::status::{self, Page};
+use crate::sys::inherited;
 use crate::update;
 
 /// Behind the program's name and version.
@@ -89,7 +90,7 @@ pub fn main(version: &'static str) -> ExitCode {
     if is_ctl || words.next_if(|word| word == "ctl").is_some() {
         return match ctl::run(words) {
             Ok(text) => print(&text),
-            Err(error) => fail(&agent::Failure::Settings(error)),
+            Err(error) => fail(&Failure::Settings(error)),
         };
     }
     match parse(words) {
@@ -104,18 +105,18 @@ pub fn main(version: &'static str) -> ExitCode {
         }
         Ok(Invocation::Status(flags, page)) => match Settings::workdir(&flags) {
             Ok(workdir) => ask(&workdir, page),
-            Err(error) => fail(&agent::Failure::Settings(error)),
+            Err(error) => fail(&Failure::Settings(error)),
         },
         Ok(Invocation::Doctor(flags, json)) => match doctor::run(&flags, json) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
-            Err(error) => fail(&agent::Failure::System(error.to_string())),
+            Err(error) => fail(&Failure::System(error.to_string())),
         },
         Ok(Invocation::Spool(flags, what)) => match Settings::workdir(&flags) {
             Ok(workdir) => look(&workdir, what),
-            Err(error) => fail(&agent::Failure::Settings(error)),
+            Err(error) => fail(&Failure::Settings(error)),
         },
-        Err(error) => fail(&agent::Failure::Settings(format!("{error} (elklet --help tells more)"))),
+        Err(error) => fail(&Failure::Settings(format!("{error} (elklet --help tells more)"))),
     }
 }
 
@@ -126,12 +127,12 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
-fn fail(failure: &agent::Failure) -> ExitCode {
+fn fail(failure: &Failure) -> ExitCode {
     // A reader of standard error that does not read is not waited for.
     logging::say(&format!("elklet: {}\n", Printable(failure)));
     match failure {
-        agent::Failure::Settings(_) => ExitCode::from(2),
-        agent::Failure::System(_) => ExitCode::FAILURE,
+        Failure::Settings(_) => ExitCode::from(2),
+        Failure::System(_) => ExitCode::FAILURE,
     }
 }
 
@@ -144,7 +145,7 @@ fn ask(workdir: &Path, page: Page) -> ExitCode {
         },
         Err((text, why)) => {
             let _ = print(&text);
-            fail(&agent::Failure::System(why))
+            fail(&Failure::System(why))
         }
     }
 }
@@ -153,7 +154,7 @@ fn look(workdir: &Path, what: Look) -> ExitCode {
     // Where no agent has been, nothing waits either, which is not what was asked.
     if !workdir.is_dir() {
         let why = format!("work directory {}: no such directory (--workdir names another)", workdir.display());
-        return fail(&agent::Failure::System(why));
+        return fail(&Failure::System(why));
     }
     let directory = workdir.join(spool::DIRECTORY);
     match spool::look(&directory, what) {
@@ -162,7 +163,7 @@ fn look(workdir: &Path, what: Look) -> ExitCode {
             let _ = print(&text);
             ExitCode::FAILURE
         }
-        Err(error) => fail(&agent::Failure::System(format!("{}: {error}", directory.display()))),
+        Err(error) => fail(&Failure::System(format!("{}: {error}", directory.display()))),
     }
 }
 

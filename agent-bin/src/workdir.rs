@@ -4,14 +4,15 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use crate::clock::Stopwatch;
 use crate::files::close_to_others;
 use crate::plugin;
-use crate::remove::remove_tree;
+use crate::sys::remove::remove_tree;
 
 /// A lock that seems taken is tried again this often: what another agent was just starting holds it from its fork to its exec,
 /// though that agent has ended.
@@ -91,7 +92,7 @@ pub(crate) fn leftovers(workdir: &Path) -> Vec<PathBuf> {
 
 /// Deletes what is left at the end.
 pub(crate) fn clear(workdir: &Path) {
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     for path in leftovers(workdir) {
         if let Err(error) = remove_tree(&path, &|| begun.elapsed() < CLEARING) {
             log::warn!("{}: {error}; the next start tries again", path.display());

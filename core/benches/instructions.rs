@@ -243,7 +243,7 @@ fn dispatch_command() {
                 if let Action::Plugin(PluginAction::Prepare(preparation, config)) = &action {
                     dispatch.handle_prepared(&config.name, *preparation, Millis(5));
                 }
-                assert!(!matches!(action, Action::Report(_)), "{action:?}");
+                assert!(!matches!(action, Action::Answer(_)), "{action:?}");
                 actions += 1;
             }
         }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
 use elklet_core::command::{AgentTask, Command, PluginConfig, PluginName, Upload};
-use elklet_core::dispatch::{Action, Dispatch, PluginAction, Preparation, Report};
+use elklet_core::dispatch::{Action, Dispatch, PluginAction, Preparation, TaskFailure};
 use elklet_core::limits::{
     MAX_PLUGIN_NAME_BYTES, MAX_PLUGINS, MAX_PLUGINS_KNOWN, MAX_REPORT_CHARS, MAX_STATE_DETAILS, MAX_TASK_BYTES,
     MAX_TOKEN_BYTES,
@@ -273,7 +273,7 @@ impl Shell {
                 }
                 self.answered(task.token());
             }
-            Action::Report(Report { token, message }) => {
+            Action::Answer(TaskFailure { token, message }) => {
                 self.answered(&token);
                 assert!(token.len() <= MAX_TOKEN_BYTES);
                 assert!(!message.is_empty() && message.chars().count() <= MAX_REPORT_CHARS);

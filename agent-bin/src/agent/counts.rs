@@ -7,8 +7,10 @@ use elklet_core::delivery::losses::Cause;
 use elklet_core::record::frame::Tally;
 
 use super::plugins::Plugins;
+use crate::logging;
+use crate::logging::reports;
 use crate::status::Count;
-use crate::{blocking, logging, reports};
+use crate::sys::blocking;
 
 const fn count(name: &'static str, value: u64, help: &'static str) -> Count {
     Count { name, help, value }

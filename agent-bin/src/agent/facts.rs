@@ -14,8 +14,8 @@ use super::records::Records;
 use crate::config::Settings;
 use crate::host::{Footprint, HostRoot, Traffic};
 use crate::status::{
-    Certificate, Certificates, Connection, Count, Identity, Inquiry, LastError, Ledger, Logs, Meter, Plugin, Process,
-    Rates, Server, Snapshot, Spool,
+    Certificate, Certificates, Connection, Count, Identity, Inquiry, LastError, Ledger, Logs, Meter, PluginView,
+    Process, Rates, Server, Snapshot, SpoolFill,
 };
 use crate::upload::Uploads;
 use crate::{clock, logging, version};
@@ -138,7 +138,7 @@ impl Facts {
                 capacity_bytes: LEDGER_BYTES,
                 unconfirmed_records: unconfirmed.memory_records,
             },
-            spool: (spool_bytes > 0).then_some(Spool {
+            spool: (spool_bytes > 0).then_some(SpoolFill {
                 files: unconfirmed.disk_files,
                 records: unconfirmed.disk_records,
                 bytes: unconfirmed.disk_bytes,
@@ -165,10 +165,10 @@ fn certificates(link: &Link) -> Certificates {
     Certificates { client: end(client, client_days), authority: end(authority, authority_days) }
 }
 
-fn plugin<'a>(state: &PluginState<'a>, plugins: &'a Plugins, host: &HostRoot, now: Millis) -> Plugin<'a> {
+fn plugin<'a>(state: &PluginState<'a>, plugins: &'a Plugins, host: &HostRoot, now: Millis) -> PluginView<'a> {
     let process = plugins.get(state.name);
     let config = state.config.map(|config| config.version.as_str());
-    Plugin {
+    PluginView {
         name: state.name.as_str(),
         version: process.map(|process| process.version.as_str()).or(config).unwrap_or_default(),
         state: state.phase,

@@ -9,7 +9,8 @@ use tokio::sync::mpsc;
 
 use crate::config::{Address, Server, Settings};
 use crate::net::{self, BadCommand, Certificates, Connector, End, Ends, Event, HalfOpen, Transfer};
-use crate::{blocking, clock, logging};
+use crate::sys::blocking;
+use crate::{clock, logging};
 
 /// Events of one attempt that may wait for the loop; commands beyond that stay with the server.
 const EVENTS_AHEAD: usize = 32;

@@ -14,7 +14,6 @@ mod reload;
 mod spool;
 mod tasks;
 
-use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,7 +23,7 @@ use elklet_core::agent::{Action, After as End, Agent, Setup, Termination, Update
 use elklet_core::command::{PluginConfig, PluginName};
 use elklet_core::delivery::losses::Loss;
 use elklet_core::delivery::{Bounds, Unconfirmed, feed};
-use elklet_core::dispatch::{PluginAction, Report};
+use elklet_core::dispatch::{PluginAction, TaskFailure};
 use elklet_core::limits::LEDGER_BYTES;
 use elklet_core::record::intake::Origin;
 use elklet_core::record::manifest::Row;
@@ -41,41 +40,30 @@ use self::link::Link;
 use self::plugins::{Outcome, PluginEvent, Plugins};
 use self::records::Records;
 use self::spool::{SpoolEvent, SpoolFiles};
-use crate::alarm::Alarm;
 use crate::clock::Clock;
 use crate::config::{Environment, Flags, Settings};
+use crate::failure::Failure;
 use crate::host::{AgentId, HostRoot, agent_id};
+use crate::logging::reports;
 use crate::logging::{Event, Kind};
 use crate::net::{self, Certificates};
+use crate::pump::intake::SharedIntake;
 use crate::pump::{PumpEvent, PumpHandle};
-use crate::shared::SharedIntake;
 use crate::status::Inquiry;
+use crate::sys::alarm::Alarm;
+use crate::sys::blocking;
+use crate::sys::children;
+use crate::sys::inherited;
 use crate::update::{After, Updated, Updates};
 use crate::upload::Uploads;
 use crate::workdir::{self, WorkdirLock};
-use crate::{blocking, children, clock, inherited, logging, plugin, reports, version};
+use crate::{clock, logging, plugin, version};
 
 /// At the end, threads that write or fetch something are waited for this long.
 const END_OF_THREADS: Duration = Duration::from_secs(2);
 
 /// A pump that cannot be started is tried again this often, a second apart: by then it is better that somebody looks.
 const PUMP_TRIES: u32 = 60;
-
-/// Why the program cannot run.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// It was told something wrong: exit code 2.
-    Settings(String),
-    /// The system refuses what it needs: exit code 1.
-    System(String),
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Settings(text) | Self::System(text)) = self;
-        f.write_str(text)
-    }
-}
 
 /// Runs the agent until it is told to end, or to become another version; one that is on trial has to hold a stream.
 ///
@@ -298,7 +286,7 @@ impl Shell {
                 Action::Task(task) => self.carry_out_task(task, now),
                 Action::AbortUpload => self.uploads.abort(),
                 Action::Update(action) => self.carry_out_update(action),
-                Action::Report(report) => self.report(&report),
+                Action::Answer(report) => self.report(&report),
                 Action::Complain(what) => log::warn!("{what}"),
                 Action::Exit(end) => return Some(self.leave(end)),
             }
@@ -510,7 +498,7 @@ impl Shell {
     }
 
     /// Answers a task that failed.
-    fn report(&mut self, Report { token, message }: &Report) {
+    fn report(&mut self, TaskFailure { token, message }: &TaskFailure) {
         log::warn!(target: reports::TOLD_OTHERWISE, "a task failed: {message} (token {token:?})");
         logging::audit(&Event { token, ..Event::new(Kind::Refused, "task", message) });
         let fields = [("token", &**token), ("status", "failed"), ("msg", message)];

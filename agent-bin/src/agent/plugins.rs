@@ -17,16 +17,16 @@ use elklet_proto::grpc::Task;
 use rustix::process::{Pid, Signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
-use crate::blocking::{self, Chores};
-use crate::children::Own;
 use crate::clock::{self, Clock};
 use crate::config::Settings;
 use crate::fetch::{Cancel, Fetcher};
 use crate::logging::{self, Event, Kind};
 use crate::plugin::{self, Applied, Confiner, Group, Kin, Newest, Prepared, Preparer, Spawned, Stderr};
 use crate::pump::{PlugId, PluginStats, PumpHandle};
-use crate::remove::remove_tree;
 use crate::status::Meter;
+use crate::sys::blocking::{self, Chores};
+use crate::sys::children::Own;
+use crate::sys::remove::remove_tree;
 
 /// Paths that wait to be deleted at most; each is tried again at every heartbeat.
 const MAX_LITTER: usize = 1_000;

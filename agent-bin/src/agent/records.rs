@@ -15,7 +15,7 @@ use elklet_core::record::intake::Level;
 use elklet_core::record::manifest::{Row, Source, Sources};
 
 use crate::net::{Compressor, decompress};
-use crate::shared::{OwnedBuffers, SharedIntake, empty_buffers};
+use crate::pump::intake::{OwnedBuffers, SharedIntake, empty_buffers};
 use crate::status;
 
 /// Bytes for the heartbeats of one round: the agent's own, whose `state_detail` may be long, and one for each plugin.

@@ -8,8 +8,8 @@ use elklet_core::delivery::spool::{Done, Op};
 use elklet_core::record::manifest::Sources;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
-use crate::blocking;
 use crate::spool::Store;
+use crate::sys::blocking;
 
 /// An operation on the spool has ended.
 #[derive(Debug)]

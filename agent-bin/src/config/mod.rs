@@ -25,10 +25,10 @@ use serde::Deserialize;
 
 use self::buffer::Buffer;
 pub(crate) use self::log::Log;
-pub(crate) use self::plugins::{Confinement, Plugin, Plugins};
+pub(crate) use self::plugins::{Confinement, PluginSettings, Plugins};
 pub(crate) use self::proxy::{Proxies, Proxy, Scheme};
 pub(crate) use self::server::{Address, Server};
-use self::spool::Spool;
+use self::spool::SpoolSettings;
 pub(crate) use self::update::Update;
 pub(crate) use self::upload::Upload;
 use crate::specified::{Key, Specified};
@@ -103,8 +103,8 @@ pub(crate) struct Settings {
     pub(crate) buffer: Buffer,
     pub(crate) plugins: Plugins,
     /// The plugins that have a section of their own, by name.
-    pub(crate) plugin: BTreeMap<String, Plugin>,
-    pub(crate) spool: Spool,
+    pub(crate) plugin: BTreeMap<String, PluginSettings>,
+    pub(crate) spool: SpoolSettings,
     pub(crate) log: Log,
     /// The proxies of `[proxy]` and the environment.
     #[serde(skip)]
@@ -136,7 +136,7 @@ impl Default for Settings {
             buffer: Buffer::default(),
             plugins: Plugins::default(),
             plugin: BTreeMap::new(),
-            spool: Spool::default(),
+            spool: SpoolSettings::default(),
             log: Log::default(),
             proxies: Proxies::default(),
             upload: Upload::default(),
@@ -343,7 +343,7 @@ mod tests {
         assert_eq!(settings, Settings::default());
 
         settings.regions.insert("eu".to_owned(), Server::default());
-        settings.plugin.insert("collector".to_owned(), Plugin::default());
+        settings.plugin.insert("collector".to_owned(), PluginSettings::default());
         let mut expected = BTreeSet::new();
         keys(&serde_json::to_value(&settings).expect("it has no odd keys"), "", &mut expected);
         let written: toml::Table = uncommented.parse().expect("it is TOML");

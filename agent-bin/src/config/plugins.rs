@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::value::Within;
-use crate::plugin::PublicKey;
+use crate::signing::PublicKey;
 
 /// Settings for every plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -25,7 +25,7 @@ pub(crate) struct Plugins {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct Plugin {
+pub(crate) struct PluginSettings {
     memory_mib: Option<MemoryMib>,
     cpu_percent: Option<CpuPercent>,
     processes: Option<Processes>,
@@ -121,13 +121,13 @@ impl Plugins {
     }
 
     /// Returns true when the oldest records may be dropped for those of a plugin with the section `own`, if any.
-    pub(crate) fn may_drop(&self, own: Option<&Plugin>) -> bool {
+    pub(crate) fn may_drop(&self, own: Option<&PluginSettings>) -> bool {
         own.and_then(|own| own.when_full).unwrap_or(self.when_full) == WhenFull::DropOldest
     }
 
     /// The limits of a plugin with the section `own`, if any.
-    pub(crate) fn confinement(&self, own: Option<&Plugin>) -> Confinement {
-        let none = Plugin::default();
+    pub(crate) fn confinement(&self, own: Option<&PluginSettings>) -> Confinement {
+        let none = PluginSettings::default();
         let own = own.unwrap_or(&none);
         let limit = |value: u32| (value != 0).then_some(u64::from(value));
         Confinement {
@@ -148,13 +148,14 @@ mod tests {
     #[test]
     fn a_plugins_own_section_comes_before_that_of_all() {
         let all: Plugins = toml::from_str("memory_mib = 100\ncpu_percent = 50\nno_new_privs = false").expect("valid");
-        let own: Plugin = toml::from_str("memory_mib = 200\ncpu_percent = 0\nend_with_agent = false").expect("valid");
+        let own: PluginSettings =
+            toml::from_str("memory_mib = 200\ncpu_percent = 0\nend_with_agent = false").expect("valid");
         let Confinement { memory, cpu_percent, processes, no_new_privs, end_with_agent, .. } =
             all.confinement(Some(&own));
         assert_eq!((memory, cpu_percent, processes), (Some(200 << 20), None, None));
         assert!(!no_new_privs && !end_with_agent);
         assert_eq!(all.confinement(None).memory, Some(100 << 20));
-        let own: Plugin = toml::from_str("when_full = \"wait\"").expect("valid");
+        let own: PluginSettings = toml::from_str("when_full = \"wait\"").expect("valid");
         assert!(all.may_drop(None) && !all.may_drop(Some(&own)));
         let error = toml::from_str::<Plugins>("public_key = \"AAAA\"").expect_err("too short");
         assert!(error.message().contains("\"AAAA\" is not the Base64 of an ed25519 key's 32 bytes"), "{error}");

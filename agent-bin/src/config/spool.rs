@@ -7,17 +7,17 @@ use serde::Deserialize;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct Spool {
+pub(crate) struct SpoolSettings {
     mib: Size,
 }
 
-impl Default for Spool {
+impl Default for SpoolSettings {
     fn default() -> Self {
         Self { mib: Size(mib(SPOOL_BYTES)) }
     }
 }
 
-impl Spool {
+impl SpoolSettings {
     /// Most bytes of all its files, or 0 for no spool.
     pub(crate) fn bytes(&self) -> u64 {
         u64::from(self.mib.0) << 20

@@ -2,13 +2,13 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::time::SystemTime;
 
 use elklet_core::link::grpc::Status;
 use elklet_core::link::session::{CONNECT_TIMEOUT_MS, DRAIN_TIMEOUT_MS};
 use rustls::{AlertDescription, CertificateError};
 
 use super::visit::{Outcome, Reached};
+use crate::clock;
 use crate::config::Address;
 use crate::net::{DialError, End, tls_reason};
 
@@ -132,7 +132,7 @@ const REFUSED: &str = "the server refuses this agent's certificate: client.crt h
     the server trusts";
 
 fn of_certificate(error: &CertificateError) -> String {
-    let clock = || humantime::format_rfc3339_seconds(SystemTime::now());
+    let clock = || clock::date(clock::unix_seconds());
     match error {
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "ca.crt is not the authority of the server's certificate: copy the deployment's".to_owned()

@@ -11,7 +11,6 @@ mod visit;
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use elklet_core::printable::{Printable, PrintableJson};
@@ -22,12 +21,12 @@ use serde::Serialize;
 
 use self::hops::{HOPS, Hop, judge};
 use self::running::Running;
-use crate::blocking::blocking;
 use crate::clock;
 use crate::config::{Address, Environment, Flags, Scheme, Settings};
 use crate::host::{HostRoot, find_id, hostname};
 use crate::net::{Certificates, Compressor, Tls, discover};
 use crate::plugin;
+use crate::sys::blocking::blocking;
 use crate::version;
 
 /// Bytes that should be free on the work directory's file system. The log takes 11 MB with its old files.
@@ -220,7 +219,7 @@ fn certificates(settings: &Settings, report: &mut Report) -> io::Result<Option<T
     let now = clock::unix_seconds();
     let warnings = certificates.warnings(now).join("; ");
     if certificates.days_left(now).into_iter().flatten().any(|days| days < 0) {
-        let clock = humantime::format_rfc3339_seconds(SystemTime::now());
+        let clock = clock::date(clock::unix_seconds());
         let advice = format!("this host's clock says {clock}: set it if that is wrong, else renew the certificate");
         report.failed(None, hop, warnings, &advice)?;
     } else if warnings.is_empty() {

@@ -57,7 +57,7 @@ pub(super) async fn visit(
                 Action::Resolve { .. } | Action::Ping => {}
             }
         }
-        let deadline = session.poll_timeout().map_or_else(Instant::now, |due| Instant::from_std(clock.instant(due)));
+        let deadline = Instant::from_std(clock.instant(session.poll_timeout().unwrap_or(clock.now())));
         let event = tokio::select! {
             event = events.recv() => event,
             () = sleep_until(deadline) => None,

@@ -1,11 +1,11 @@
 //! Downloads over http and https. A download returns a whole file with the right hash, or an error.
 //!
-//! To download a file, make an [`Order`] and call [`Fetcher::fetch`] on a blocking thread, with the path of a file that
+//! To download a file, make an [`Request`] and call [`Fetcher::fetch`] on a blocking thread, with the path of a file that
 //! does not exist yet, the [`Room`] for it, and a [`Cancel`] of which another thread keeps a clone (in an `Arc`). On
 //! success the file is open at its beginning. After an error there is no file.
 //!
 //! ```text
-//! let order = Order { urls: &config.urls, sha256: config.sha256, max_bytes: MAX_DOWNLOAD_BYTES };
+//! let order = Request { urls: &config.urls, sha256: config.sha256, max_bytes: MAX_DOWNLOAD_BYTES };
 //! let mut room = Room::below(&directory)?;
 //! let file = fetcher.fetch(&order, &directory.join("package"), &mut room, &cancel)?;
 //! ```
@@ -21,16 +21,17 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use elklet_core::command::Sha256;
 use ring::digest;
 use ureq::Agent;
 use ureq::http::{Response, StatusCode, header};
 
+use crate::clock::Stopwatch;
 use crate::config::Proxies;
 use crate::net::http_agent;
-use crate::room::Room;
+use crate::sys::room::Room;
 
 /// Redirections to follow for one address.
 const MAX_REDIRECTS: u32 = 5;
@@ -43,7 +44,7 @@ const PIECE_BYTES: usize = 64 << 10;
 
 /// A file to download.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Order<'a> {
+pub(crate) struct Request<'a> {
     /// Its addresses, tried in order.
     pub(crate) urls: &'a [String],
     /// The hash of the whole.
@@ -119,7 +120,13 @@ impl Fetcher {
     /// # Errors
     /// When no address has it, it is too long, its hash is wrong, `to` cannot be written, there is no room for it, or
     /// the fetch was cancelled. The text says which, for each address. There is then no file.
-    pub(crate) fn fetch(&self, order: &Order<'_>, to: &Path, room: &mut Room, cancel: &Cancel) -> Result<File, String> {
+    pub(crate) fn fetch(
+        &self,
+        order: &Request<'_>,
+        to: &Path,
+        room: &mut Room,
+        cancel: &Cancel,
+    ) -> Result<File, String> {
         if order.urls.is_empty() {
             return Err("no address to download it from was given".to_owned());
         }
@@ -132,7 +139,7 @@ impl Fetcher {
                 failures = vec!["the download was cancelled".to_owned()];
                 break;
             }
-            let begun = Instant::now();
+            let begun = Stopwatch::start();
             match partial.complete(&agent, url, order, cancel) {
                 Ok(()) => {
                     let settled = partial.file.sync_all().and_then(|()| partial.file.seek(SeekFrom::Start(0)));
@@ -191,7 +198,7 @@ impl<'a> Partial<'a> {
     }
 
     /// Downloads what is missing from this address, and checks the hash of the whole.
-    fn complete(&mut self, agent: &Agent, url: &str, order: &Order<'_>, cancel: &Cancel) -> Result<(), String> {
+    fn complete(&mut self, agent: &Agent, url: &str, order: &Request<'_>, cancel: &Cancel) -> Result<(), String> {
         self.read_from(agent, url, order, cancel)?;
         let mut sha256 = self.sha256();
         if sha256 != order.sha256 && self.inherited > 0 {
@@ -208,7 +215,7 @@ impl<'a> Partial<'a> {
         Err(why)
     }
 
-    fn read_from(&mut self, agent: &Agent, url: &str, order: &Order<'_>, cancel: &Cancel) -> Result<(), String> {
+    fn read_from(&mut self, agent: &Agent, url: &str, order: &Request<'_>, cancel: &Cancel) -> Result<(), String> {
         let is_http = |scheme: &str| scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
         if !url.split_once("://").is_some_and(|(scheme, _)| is_http(scheme)) {
             return Err("is no http or https address".to_owned());

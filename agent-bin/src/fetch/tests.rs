@@ -66,7 +66,7 @@ fn some_bytes() -> Vec<u8> {
 fn fetch_with(fetcher: &Fetcher, urls: &[String], wanted: &[u8], cancel: &Cancel) -> Result<Vec<u8>, String> {
     let directory = tempfile::tempdir().expect("a directory");
     let to = directory.path().join("file");
-    let order = Order { urls, sha256: hash(wanted), max_bytes: 1 << 20 };
+    let order = Request { urls, sha256: hash(wanted), max_bytes: 1 << 20 };
     let mut room = Room::below(directory.path()).expect("it is there");
     let result = fetcher.fetch(&order, &to, &mut room, cancel);
     assert_eq!(to.exists(), result.is_ok(), "there is a file exactly if it is the right one");
@@ -154,7 +154,7 @@ fn time_is_limited_for_silence_and_for_the_whole() {
     let body = some_bytes();
     let patience = Patience { stall: Duration::from_secs(3), ..Patience::default() };
     let silent = broken(body.len(), body[..10].to_vec(), || thread::sleep(Duration::from_secs(60)));
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let urls = [silent, right(body.clone())];
     assert_eq!(fetch_with(&fetcher(patience), &urls, &body, &Cancel::default()), Ok(body.clone()));
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
@@ -169,7 +169,7 @@ fn time_is_limited_for_silence_and_for_the_whole() {
         }
         Ok(())
     });
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let error = fetch_with(&fetcher(patience), &[drop_by_drop], &body, &Cancel::default()).expect_err("too slow");
     assert!(error.contains("timeout") && begun.elapsed() < Duration::from_secs(4), "{error}: {:?}", begun.elapsed());
 }
@@ -182,7 +182,7 @@ fn a_fetch_that_waits_is_cancelled_at_once() {
     let fetch =
         thread::spawn(move || fetch_with(&fetcher(Patience::default()), &[silent.clone(), silent], b"wanted", &cancel));
     thread::sleep(Duration::from_millis(300));
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     handle.cancel();
     let error = fetch.join().expect("no panic").expect_err("it was cancelled");
     assert!(error.contains("cancelled") && begun.elapsed() < Duration::from_secs(5), "{error}: {:?}", begun.elapsed());

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::blocking;
+use crate::sys::blocking;
 
 use super::fields::Fields;
 use super::platform::{Distribution, Kernel};

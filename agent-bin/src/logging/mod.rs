@@ -10,13 +10,13 @@
 
 mod audit;
 mod files;
+pub(crate) mod reports;
 mod stderr;
 
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::SystemTime;
 
 use elklet_core::flood::{Flood, Rate, Verdict};
 use elklet_core::limits::{
@@ -30,8 +30,9 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 pub(crate) use self::audit::{Event, Kind};
 use self::files::{Directory, Rotated};
 use self::stderr::Stderr;
+use crate::clock;
 use crate::clock::Clock;
-use crate::{config, reports};
+use crate::config;
 
 /// The longest line, in bytes, with its line feed. Texts of peers may be in it, and a pipe takes this much at once.
 const MAX_LINE_BYTES: usize = stderr::MAX_BYTES;
@@ -307,7 +308,7 @@ impl Kept {
 }
 
 fn now() -> String {
-    humantime::format_rfc3339_millis(SystemTime::now()).to_string()
+    clock::date_and_time().to_string()
 }
 
 /// Formats a line of the log with its time and a line feed.

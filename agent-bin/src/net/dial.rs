@@ -1,6 +1,7 @@
 //! TCP connections, direct or to a proxy. The addresses of a name race, and the fastest wins.
 
 use std::fmt;
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -141,9 +142,17 @@ async fn connect(to: &Address, limit: Duration) -> Result<TcpStream, DialError> 
                     failure = DialError::Tcp(error);
                 }
             },
-            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+            () = until(due) => {}
             () = &mut limited => return Err(late(&race, limit)),
         }
+    }
+}
+
+/// Returns at this moment, or never.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => pending().await,
     }
 }
 

@@ -15,7 +15,7 @@ use elklet_core::limits::MAX_LOOKUPS;
 use elklet_core::link::race::Family;
 use tokio::sync::mpsc;
 
-use crate::blocking;
+use crate::sys::blocking;
 
 /// Stack of a thread that asks. Resolvers keep at most a few answers of 64 KiB on it.
 const STACK_BYTES: usize = 512 << 10;

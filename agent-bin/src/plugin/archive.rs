@@ -14,7 +14,7 @@ use elklet_core::limits::{MAX_ARCHIVE_DEPTH, MAX_ARCHIVE_ENTRIES, MAX_ARCHIVE_NA
 use flate2::read::MultiGzDecoder;
 use tar::{Archive, Entry, EntryType, PaxExtensions};
 
-use crate::room::Room;
+use crate::sys::room::Room;
 
 /// Bytes that are read and written at once.
 const PIECE_BYTES: usize = 64 << 10;

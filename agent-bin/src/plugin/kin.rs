@@ -11,15 +11,16 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{fs, process};
 
 use elklet_core::command::PluginName;
 use elklet_core::time::Millis;
 use rustix::process::{Pid, Signal};
 
-use crate::children;
+use crate::clock::Stopwatch;
 use crate::host::{HostRoot, Process, environment, processes};
+use crate::sys::children;
 
 /// The environment variable that says whose a process is. Its value is `DEVICE-INODE/PID-NUMBER/NAME`: the agent's work
 /// directory, the agent's process and a count, and the plugin.
@@ -46,13 +47,13 @@ pub(crate) struct Kin {
     place: String,
     agent: String,
     given: u64,
-    live: Vec<Plugin>,
+    live: Vec<Family>,
     leaving: Vec<Leaving>,
 }
 
 /// A plugin's main process.
 #[derive(Debug)]
-struct Plugin {
+struct Family {
     mark: Mark,
     pid: u32,
     start_ticks: u64,
@@ -61,7 +62,7 @@ struct Plugin {
 /// A plugin that has ended and whose descendants may not have.
 #[derive(Debug)]
 struct Leaving {
-    plugin: Plugin,
+    plugin: Family,
     look_at: Millis,
     looks: u32,
 }
@@ -100,7 +101,7 @@ impl Kin {
     /// The process was started.
     pub(crate) fn join(&mut self, mark: Mark, pid: u32) {
         let start_ticks = Process::find(&self.host, pid).map_or(0, |process| process.start_ticks);
-        self.live.push(Plugin { mark, pid, start_ticks });
+        self.live.push(Family { mark, pid, start_ticks });
     }
 
     /// The process has ended. Kills what it has left behind.
@@ -137,10 +138,10 @@ impl Kin {
     }
 
     /// The adopted processes that an ended plugin has left behind.
-    fn left_by(&self, plugin: &Plugin, all: &[Process]) -> Vec<u32> {
+    fn left_by(&self, plugin: &Family, all: &[Process]) -> Vec<u32> {
         let guesses = children::all_orphans_are_plugins();
         let is_left = |process: &&Process| {
-            let of_group = |plugin: &Plugin| plugin.pid == process.group;
+            let of_group = |plugin: &Family| plugin.pid == process.group;
             match mark_of(&self.host, process.pid, &self.place) {
                 Some(mark) => !self.live.iter().any(|live| live.mark == mark),
                 None if of_group(plugin) => true,
@@ -151,7 +152,7 @@ impl Kin {
     }
 }
 
-impl Plugin {
+impl Family {
     fn name(&self) -> &str {
         self.mark.0.rsplit('/').next().unwrap_or_default()
     }
@@ -187,7 +188,7 @@ pub(crate) fn end_all(workdir: &Path) {
 
 /// Kills until nobody is left or the time is over. Returns how many were killed.
 fn end(host: &HostRoot, find: impl Fn(&[Process]) -> Vec<u32>) -> usize {
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let mut most = 0;
     loop {
         let left = kill_all(host, &find);

@@ -10,7 +10,6 @@ mod prepare;
 mod process;
 mod stage;
 mod stderr;
-mod trust;
 
 pub use self::archive::unpack;
 pub(crate) use self::confine::{Applied, Confiner, Group};
@@ -23,4 +22,3 @@ pub(crate) use self::prepare::{Prepared, Preparer};
 pub(crate) use self::process::{Spawned, describe, reserve_descriptors, spawn};
 pub(crate) use self::stage::{recover, take_away};
 pub(crate) use self::stderr::Stderr;
-pub(crate) use self::trust::PublicKey;

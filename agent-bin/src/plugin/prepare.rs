@@ -15,9 +15,9 @@ use super::archive::unpack_in;
 use super::executable::{Executable, directory, verify};
 use super::newest::Newest;
 use super::stage::{PLUGIN_MODE, Stage, Staged};
-use super::trust::PublicKey;
-use crate::fetch::{Cancel, Fetcher, Order};
+use crate::fetch::{Cancel, Fetcher, Request};
 use crate::files::make_directory;
+use crate::signing::PublicKey;
 
 /// A file in a plugin's directory with the SHA-256 of the archive that was unpacked there.
 const ORIGIN: &str = ".elklet-archive";
@@ -71,7 +71,7 @@ impl Preparer {
         let name = config.name.as_str();
         let mut stage = Stage::beside(&place)?;
         let download = stage.path().join("download");
-        let order = Order { urls: &config.urls, sha256: config.download_sha256, max_bytes: MAX_DOWNLOAD_BYTES };
+        let order = Request { urls: &config.urls, sha256: config.download_sha256, max_bytes: MAX_DOWNLOAD_BYTES };
         let mut file = self.fetcher.fetch(&order, &download, stage.room(), cancel)?;
         let (staged, executable) = match config.packing {
             Packing::Plain => {

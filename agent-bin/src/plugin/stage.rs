@@ -20,8 +20,8 @@ use rustix::io::Errno;
 
 use crate::files::make_directory;
 use crate::host::{HostRoot, mount_of};
-use crate::remove::remove_tree;
-use crate::room::Room;
+use crate::sys::remove::remove_tree;
+use crate::sys::room::Room;
 
 /// Marks in the names of stages and removed plugins: `.NAME.new.NUMBER`, `.NAME.removed.NUMBER`.
 const NEW: &str = "new";

@@ -28,9 +28,9 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::blocking;
 use crate::clock::Clock;
 use crate::pump::PluginStats;
+use crate::sys::blocking;
 
 /// Bytes of one read.
 const READ_BYTES: usize = 16 << 10;

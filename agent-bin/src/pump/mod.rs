@@ -7,9 +7,10 @@
 //! The pump coalesces: it leaves plugins that write often and little unread for some milliseconds (`rest`). It reads
 //! high-priority records at once.
 
+pub(crate) mod intake;
 mod outlet;
+mod reader;
 mod rest;
-mod source;
 mod stats;
 
 use std::collections::{HashMap, VecDeque};
@@ -28,11 +29,11 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use tokio::sync::mpsc::UnboundedSender;
 
 use self::outlet::Outlet;
+use self::reader::{Complaints, PipeReader, Progress};
 use self::rest::Rest;
-use self::source::{Complaints, Progress, Source};
 pub(crate) use self::stats::PluginStats;
 use crate::clock::Clock;
-use crate::shared::SharedIntake;
+use crate::pump::intake::SharedIntake;
 
 /// Bytes of one read: the capacity of a pipe that was not made larger.
 const READ_BYTES: usize = 64 << 10;
@@ -192,8 +193,8 @@ fn of_token(token: Token) -> (PlugId, Option<Lane>) {
 /// The pump's view of a plugin.
 struct Plug {
     name: PluginName,
-    bulk: Option<Source>,
-    urgent: Option<Source>,
+    bulk: Option<PipeReader>,
+    urgent: Option<PipeReader>,
     tasks: Outlet,
     stats: Arc<PluginStats>,
     complaints: Complaints,
@@ -202,7 +203,7 @@ struct Plug {
 }
 
 impl Plug {
-    fn source(&mut self, lane: Lane) -> &mut Option<Source> {
+    fn source(&mut self, lane: Lane) -> &mut Option<PipeReader> {
         match lane {
             Lane::Bulk => &mut self.bulk,
             Lane::Urgent => &mut self.urgent,
@@ -349,7 +350,7 @@ impl Pump {
     }
 
     fn rest(&mut self) {
-        let capacity = self.plugs.values().filter_map(|plugin| plugin.bulk.as_ref()).map(Source::capacity).min();
+        let capacity = self.plugs.values().filter_map(|plugin| plugin.bulk.as_ref()).map(PipeReader::capacity).min();
         let rested = self.rest.until().is_some();
         if self.rest.handle_look(mem::take(&mut self.gathered), capacity.unwrap_or(0), self.clock.now()) {
             let wake = self.intake.lock().ripen();
@@ -406,8 +407,8 @@ impl Pump {
 
     fn plug(&mut self, plug: PlugId, name: PluginName, origin: Origin, pipes: PipeEnds, stats: Arc<PluginStats>) {
         let mut plugin = Plug {
-            bulk: Some(Source::new(pipes.records, Lane::Bulk, origin)),
-            urgent: Some(Source::new(pipes.urgent, Lane::Urgent, origin)),
+            bulk: Some(PipeReader::new(pipes.records, Lane::Bulk, origin)),
+            urgent: Some(PipeReader::new(pipes.urgent, Lane::Urgent, origin)),
             tasks: Outlet::new(pipes.tasks),
             stats,
             complaints: Complaints::default(),

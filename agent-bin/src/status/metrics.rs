@@ -4,7 +4,7 @@ use std::fmt::{Display, Write};
 
 use elklet_core::printable::Printable;
 
-use super::{Plugin, Process, Snapshot};
+use super::{PluginView, Process, Snapshot};
 use crate::host::Footprint;
 
 /// The page for an agent that does not run.
@@ -79,7 +79,7 @@ impl Page {
         self.sample(&[], up);
     }
 
-    fn plugins(&mut self, plugins: &[Plugin<'_>]) {
+    fn plugins(&mut self, plugins: &[PluginView<'_>]) {
         if plugins.is_empty() {
             return;
         }

@@ -43,12 +43,12 @@ pub(crate) struct Snapshot<'a> {
     pub(crate) buffer: Buffer,
     pub(crate) ledger: Ledger,
     /// `None` without a spool.
-    pub(crate) spool: Option<Spool>,
+    pub(crate) spool: Option<SpoolFill>,
     pub(crate) certificates: Certificates,
     pub(crate) logs: Logs,
     #[serde(serialize_with = "as_map")]
     pub(crate) counters: Vec<Count>,
-    pub(crate) plugins: Vec<Plugin<'a>>,
+    pub(crate) plugins: Vec<PluginView<'a>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -130,7 +130,7 @@ pub(crate) struct Ledger {
 
 /// Records on the disk.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Spool {
+pub(crate) struct SpoolFill {
     pub(crate) files: usize,
     pub(crate) records: u64,
     pub(crate) bytes: u64,
@@ -171,7 +171,7 @@ pub(crate) struct Logs {
 }
 
 #[derive(Debug, Serialize)]
-pub(crate) struct Plugin<'a> {
+pub(crate) struct PluginView<'a> {
     pub(crate) name: &'a str,
     pub(crate) version: &'a str,
     /// See `elklet_core::dispatch::PluginState::phase`.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use elklet_core::printable::Printable;
 
-use super::{Certificate, Connection, Plugin, Snapshot};
+use super::{Certificate, Connection, PluginView, Snapshot};
 use crate::net::WARNED_DAYS;
 
 /// Counters that have a line of their own.
@@ -116,7 +116,7 @@ impl Page {
         }
     }
 
-    fn plugins(&mut self, plugins: &[Plugin<'_>]) {
+    fn plugins(&mut self, plugins: &[PluginView<'_>]) {
         if plugins.is_empty() {
             self.0 += "no plugins\n";
             return;
@@ -140,7 +140,7 @@ impl Page {
     }
 }
 
-fn row(plugin: &Plugin<'_>) -> [String; COLUMNS.len()] {
+fn row(plugin: &PluginView<'_>) -> [String; COLUMNS.len()] {
     let state = match plugin.retry_ms {
         Some(ms) => format!("{} {}", plugin.state, span_ms(ms)),
         None => plugin.state.to_owned(),

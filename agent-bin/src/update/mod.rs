@@ -26,11 +26,11 @@ use tokio::task::JoinHandle;
 use self::package::{Kind, Unsuitable};
 pub(crate) use self::start::{After, run};
 use self::state::{Failed, Store, Trial};
-use crate::blocking::{self, blocking, blocking_at_last};
 use crate::config::Settings;
-use crate::fetch::{Cancel, Fetcher, Order};
-use crate::remove::remove_tree;
-use crate::room::Room;
+use crate::fetch::{Cancel, Fetcher, Request};
+use crate::sys::blocking::{self, blocking, blocking_at_last};
+use crate::sys::remove::remove_tree;
+use crate::sys::room::Room;
 use crate::{files, version};
 
 /// Why a job ends that the server has taken back.
@@ -305,7 +305,7 @@ fn download(fetcher: &Fetcher, tmp: &Path, wanted: &AgentConfig, cancel: &Cancel
     let fetched = || {
         let path = directory.join("elklet");
         let mut room = Room::below(&directory).map_err(|error| failed(&directory, &error))?;
-        let order = Order { urls: &wanted.urls, sha256: wanted.sha256, max_bytes: MAX_DOWNLOAD_BYTES };
+        let order = Request { urls: &wanted.urls, sha256: wanted.sha256, max_bytes: MAX_DOWNLOAD_BYTES };
         let mut file = fetcher.fetch(&order, &path, &mut room, cancel)?;
         if cancel.is_cancelled() {
             return Err(UNWANTED.to_owned());

@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
-use crate::children::Own;
 use crate::plugin::explain;
+use crate::sys::children::Own;
 
 /// How long a package manager may work; it may wait for another one.
 const MANAGER_TIMEOUT: Duration = Duration::from_secs(300);

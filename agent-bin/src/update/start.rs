@@ -9,7 +9,7 @@ use std::process::Command;
 use elklet_core::update::may_start;
 
 use super::state::{Store, Trial};
-use crate::agent::Failure;
+use crate::failure::Failure;
 use crate::version;
 
 /// What becomes of the process when the agent has ended.

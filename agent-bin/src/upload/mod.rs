@@ -3,7 +3,7 @@
 //! The reference's rules: `buf_size` bytes a second, at most 500 KiB; a file that would take longer than ten minutes is
 //! refused; the token names the file at the server, which reports success itself. Whatever fails is the task's answer.
 
-mod source;
+mod file;
 
 use std::future::pending;
 use std::path::PathBuf;
@@ -16,11 +16,11 @@ use elklet_core::limits::{UPLOAD_BYTES_PER_SECOND, UPLOAD_PIECE_BYTES, UPLOAD_SE
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use self::source::Source;
-use crate::blocking::blocking;
+use self::file::UploadFile;
 use crate::config::{Address, Upload as Rules};
 use crate::logging::{self, Event, Kind};
 use crate::net::{Connector, UploadCall};
+use crate::sys::blocking::blocking;
 
 /// What connecting, a slow server and the last answer may take beyond the file's own time.
 const GRACE: Duration = Duration::from_secs(60);
@@ -86,7 +86,7 @@ impl Job {
         let rate = buf_size.min(UPLOAD_BYTES_PER_SECOND);
         let (rules, file) = (self.rules, PathBuf::from(&path));
         let failed = |what: &dyn std::fmt::Display| format!("{path}: {what}");
-        let opened = blocking(move || Source::open(&file, &rules, rate * UPLOAD_SECONDS)).await;
+        let opened = blocking(move || UploadFile::open(&file, &rules, rate * UPLOAD_SECONDS)).await;
         let mut source = opened.map_err(|error| failed(&error))??;
         // Before anything leaves, and whatever comes of it.
         let audit = |result: &str| logging::audit(&Event { token: &token, ..Event::new(Kind::Upload, &path, result) });

@@ -22,7 +22,7 @@ use crate::delivery::feed::{self, Feed};
 use crate::delivery::losses::{Cause, Losses};
 use crate::delivery::spool::{Done, Op};
 use crate::delivery::{self, Batch, Bounds, Unconfirmed};
-use crate::dispatch::{self, Dispatch, PluginAction, PluginState, Preparation, Report};
+use crate::dispatch::{self, Dispatch, PluginAction, PluginState, Preparation, TaskFailure};
 use crate::limits::MAX_UPLOADS_WAITING;
 use crate::link::session::{self, Abandoned, Attempt, Endpoints, Session, Target, Timing};
 use crate::link::{End, LinkCounters};
@@ -54,7 +54,7 @@ pub enum Action<M> {
     /// The agent's own update.
     Update(UpdateAction),
     /// Put the answer to a task that failed into the intake (data type 5100).
-    Report(Report),
+    Answer(TaskFailure),
     /// Tell people: something is not as it should be.
     Complain(String),
     /// The end is over: leave, and become what this says.
@@ -546,9 +546,9 @@ impl<M: Clone> Agent<M> {
             dispatch::Action::Task(task) => Some(Action::Task(task)),
             dispatch::Action::UpdateAgent(config) => Some(Action::Update(UpdateAction::Install(config))),
             dispatch::Action::KeepAgent => Some(Action::Update(UpdateAction::Keep)),
-            dispatch::Action::Report(report) => {
+            dispatch::Action::Answer(report) => {
                 self.counters.refused_tasks += 1;
-                Some(Action::Report(report))
+                Some(Action::Answer(report))
             }
             dispatch::Action::Complain(what) => Some(Action::Complain(what)),
         }

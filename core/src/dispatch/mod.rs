@@ -2,7 +2,7 @@
 //!
 //! It takes commands and what the shell reports of its plugins, and answers with [`Action`]s. The newest configuration is
 //! what counts: it is never queued behind an older one that is still being applied, and a slow step never delays the next
-//! command. Every task that cannot be done is answered with a [`Action::Report`] that carries its token.
+//! command. Every task that cannot be done is answered with a [`Action::Answer`] that carries its token.
 
 mod plugin;
 
@@ -32,7 +32,7 @@ pub enum Action {
     /// The agent is to be what it is: what is done about an [`Action::UpdateAgent`] is given up.
     KeepAgent,
     /// Tell the server that a task has failed (data type 5100).
-    Report(Report),
+    Answer(TaskFailure),
     /// Tell people: something is not as it should be.
     Complain(String),
 }
@@ -72,14 +72,14 @@ pub struct Preparation(u64);
 
 /// The answer to a task that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
+pub struct TaskFailure {
     /// The task's token.
     pub token: String,
     /// Why it failed, at most [`MAX_REPORT_CHARS`] characters.
     pub message: String,
 }
 
-impl Report {
+impl TaskFailure {
     /// A report whose text is made printable, and cut to what a report may have. The token stays as it is: the server
     /// knows its task by it.
     #[must_use]
@@ -346,7 +346,7 @@ impl Dispatch {
     }
 
     fn report(&mut self, token: String, message: &str) {
-        self.actions.push_back(Action::Report(Report::new(token, message)));
+        self.actions.push_back(Action::Answer(TaskFailure::new(token, message)));
     }
 }
 

@@ -353,17 +353,17 @@ fn tasks_reach_running_plugins_and_all_others_are_answered() {
     configure(&mut dispatch, vec![config("a", 1)], Millis(0));
     dispatch.handle_command(task("a"), Millis(0));
     let steps = settle(&mut dispatch, Millis(0));
-    assert!(steps.contains(&Action::Report(Report::new("t".into(), "plugin a is not running"))), "{steps:?}");
+    assert!(steps.contains(&Action::Answer(TaskFailure::new("t".into(), "plugin a is not running"))), "{steps:?}");
 
     dispatch.handle_command(task("a"), Millis(1));
     assert!(matches!(dispatch.poll_action(), Some(Action::Plugin(PluginAction::ForwardTask(..)))));
     for name in ["b", "../a", ""] {
         dispatch.handle_command(task(name), Millis(1));
-        assert!(matches!(dispatch.poll_action(), Some(Action::Report(report)) if report.token == "t"), "{name}");
+        assert!(matches!(dispatch.poll_action(), Some(Action::Answer(report)) if report.token == "t"), "{name}");
     }
     let unknown = Command::RefusedTask(RefusedTask { token: "u".into(), reason: "unknown task 4242".into() });
     dispatch.handle_command(unknown, Millis(1));
-    assert_eq!(dispatch.poll_action(), Some(Action::Report(Report::new("u".into(), "unknown task 4242"))));
+    assert_eq!(dispatch.poll_action(), Some(Action::Answer(TaskFailure::new("u".into(), "unknown task 4242"))));
 }
 
 #[test]

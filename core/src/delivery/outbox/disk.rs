@@ -15,7 +15,7 @@ use crate::record::manifest::{Row, Source};
 use crate::time::Millis;
 
 #[derive(Debug)]
-pub(super) enum Spool {
+pub(super) enum DiskState {
     Off,
     /// It is not known what the files hold; they are looked at from then on.
     Unopened {
@@ -51,7 +51,7 @@ pub(super) enum Pending {
     Sync,
 }
 
-impl Spool {
+impl DiskState {
     /// Files of so many bytes that are to be looked at first; 0 for none.
     pub(super) fn new(bytes: u64, now: Millis) -> Self {
         match bytes {
@@ -65,8 +65,8 @@ impl<M: Clone> Outbox<M> {
     /// The spool may take another number of bytes from now on.
     pub fn set_spool_bytes(&mut self, bytes: u64) {
         match &mut self.spool {
-            Spool::Unopened { limit, .. } | Spool::Resting { limit, .. } if bytes > 0 => *limit = bytes,
-            Spool::Ready { limit, plan, .. } if bytes > 0 => {
+            DiskState::Unopened { limit, .. } | DiskState::Resting { limit, .. } if bytes > 0 => *limit = bytes,
+            DiskState::Ready { limit, plan, .. } if bytes > 0 => {
                 *limit = bytes;
                 plan.set_limit(bytes);
             }
@@ -87,14 +87,16 @@ impl<M: Clone> Outbox<M> {
     fn next_op(&mut self, now: Millis) -> Option<(Pending, Op<M>)> {
         self.expire(now);
         self.settle_rest();
-        let spool = core::mem::replace(&mut self.spool, Spool::Off);
+        let spool = core::mem::replace(&mut self.spool, DiskState::Off);
         self.spool = match spool {
-            Spool::Resting { limit, plan, until } if until <= now => Spool::Ready { limit, plan, full_until: None },
+            DiskState::Resting { limit, plan, until } if until <= now => {
+                DiskState::Ready { limit, plan, full_until: None }
+            }
             other => other,
         };
         let (plan, full_until, limit) = match &mut self.spool {
-            Spool::Unopened { at, .. } if *at <= now => return Some((Pending::Open, Op::Open)),
-            Spool::Ready { plan, full_until, limit } => (plan, full_until, *limit),
+            DiskState::Unopened { at, .. } if *at <= now => return Some((Pending::Open, Op::Open)),
+            DiskState::Ready { plan, full_until, limit } => (plan, full_until, *limit),
             _ => return None,
         };
         if plan.segments() == 0 {
@@ -171,8 +173,8 @@ impl<M: Clone> Outbox<M> {
         let Some(pending) = self.pending.take() else { return };
         match (pending, done) {
             (Pending::Open, Done::Opened(found)) => {
-                if let Spool::Unopened { limit, .. } = self.spool {
-                    self.spool = Spool::Ready { limit, plan: Plan::new(limit, found), full_until: None };
+                if let DiskState::Unopened { limit, .. } = self.spool {
+                    self.spool = DiskState::Ready { limit, plan: Plan::new(limit, found), full_until: None };
                 }
             }
             (Pending::Append { place, written }, Done::Appended(ends)) => {
@@ -195,7 +197,7 @@ impl<M: Clone> Outbox<M> {
     }
 
     fn handle_appended(&mut self, place: Place, written: &[(u64, u64)], ends: &[u64]) {
-        let Self { spool: Spool::Ready { plan, .. }, ledger, counters, detached, .. } = self else { return };
+        let Self { spool: DiskState::Ready { plan, .. }, ledger, counters, detached, .. } = self else { return };
         let mut at = place;
         for (&(id, records), &offset) in written.iter().zip(ends) {
             detached.retain(|place| *place != at);
@@ -261,7 +263,7 @@ impl<M: Clone> Outbox<M> {
     }
 
     fn handle_dropped(&mut self, rows: &[Row]) {
-        let Self { spool: Spool::Ready { plan, .. }, ledger, .. } = self else { return };
+        let Self { spool: DiskState::Ready { plan, .. }, ledger, .. } = self else { return };
         let Some(oldest) = plan.oldest() else { return };
         let unsent = plan.handle_dropped();
         ledger.change(|batch, _| {
@@ -281,16 +283,16 @@ impl<M: Clone> Outbox<M> {
             return;
         }
         let later = now + SPOOL_RETRY_MS;
-        let spool = core::mem::replace(&mut self.spool, Spool::Off);
+        let spool = core::mem::replace(&mut self.spool, DiskState::Off);
         self.spool = match (spool, pending, failed) {
-            (Spool::Unopened { limit, .. }, _, _) => Spool::Unopened { limit, at: later, was_tried: true },
-            (Spool::Ready { limit, plan, .. }, Pending::Append { .. }, Failed::Full) => {
-                Spool::Ready { limit, plan, full_until: Some(later) }
+            (DiskState::Unopened { limit, .. }, _, _) => DiskState::Unopened { limit, at: later, was_tried: true },
+            (DiskState::Ready { limit, plan, .. }, Pending::Append { .. }, Failed::Full) => {
+                DiskState::Ready { limit, plan, full_until: Some(later) }
             }
-            (Spool::Ready { limit, plan, .. }, _, Failed::Full | Failed::Broken) => {
-                Spool::Resting { limit, plan, until: later }
+            (DiskState::Ready { limit, plan, .. }, _, Failed::Full | Failed::Broken) => {
+                DiskState::Resting { limit, plan, until: later }
             }
-            (Spool::Ready { limit, plan, .. }, _, Failed::Vanished) => {
+            (DiskState::Ready { limit, plan, .. }, _, Failed::Vanished) => {
                 let mut on_their_way = 0;
                 self.ledger.change(|batch, _| {
                     if batch.stored.take().is_some() {
@@ -303,7 +305,7 @@ impl<M: Clone> Outbox<M> {
                 self.recent.clear();
                 self.doubles_end = Place::default();
                 self.unsynced = None;
-                Spool::Unopened { limit, at: now, was_tried: true }
+                DiskState::Unopened { limit, at: now, was_tried: true }
             }
             (other, _, _) => other,
         };
@@ -311,7 +313,7 @@ impl<M: Clone> Outbox<M> {
 
     /// Whether that which failed is done without. A file that stays as it is must not stop what lies behind it.
     fn goes_on_without(&mut self, pending: &Pending) -> bool {
-        let Spool::Ready { limit, plan, .. } = &mut self.spool else { return false };
+        let DiskState::Ready { limit, plan, .. } = &mut self.spool else { return false };
         match pending {
             // It costs sending some batches twice after a crash.
             Pending::Mark => plan.handle_marked(),
@@ -334,29 +336,29 @@ impl<M: Clone> Outbox<M> {
 
     pub(super) fn plan(&self) -> Option<&Plan> {
         match &self.spool {
-            Spool::Ready { plan, .. } | Spool::Resting { plan, .. } => Some(plan),
-            Spool::Off | Spool::Unopened { .. } => None,
+            DiskState::Ready { plan, .. } | DiskState::Resting { plan, .. } => Some(plan),
+            DiskState::Off | DiskState::Unopened { .. } => None,
         }
     }
 
     pub(super) fn plan_mut(&mut self) -> Option<&mut Plan> {
         match &mut self.spool {
-            Spool::Ready { plan, .. } | Spool::Resting { plan, .. } => Some(plan),
-            Spool::Off | Spool::Unopened { .. } => None,
+            DiskState::Ready { plan, .. } | DiskState::Resting { plan, .. } => Some(plan),
+            DiskState::Off | DiskState::Unopened { .. } => None,
         }
     }
 
     /// Whether it is known what the disk holds, or hopeless to wait for that.
     pub(super) fn is_open(&self) -> bool {
-        !matches!(self.spool, Spool::Unopened { was_tried: false, .. })
+        !matches!(self.spool, DiskState::Unopened { was_tried: false, .. })
     }
 
     /// Whether there is a spool that takes or holds anything.
     pub(super) fn has_spool(&self, now: Millis) -> bool {
         match &self.spool {
-            Spool::Off | Spool::Resting { .. } => false,
-            Spool::Unopened { was_tried, .. } => !was_tried,
-            Spool::Ready { plan, full_until, .. } => {
+            DiskState::Off | DiskState::Resting { .. } => false,
+            DiskState::Unopened { was_tried, .. } => !was_tried,
+            DiskState::Ready { plan, full_until, .. } => {
                 plan.segments() > 0 || (!plan.is_used_up() && full_until.is_none_or(|until| until <= now))
             }
         }
@@ -365,9 +367,9 @@ impl<M: Clone> Outbox<M> {
     /// Whether batches will go to the disk without further ado.
     pub(super) fn can_spool(&self, now: Millis) -> bool {
         match &self.spool {
-            Spool::Off | Spool::Resting { .. } => false,
-            Spool::Unopened { was_tried, .. } => !was_tried,
-            Spool::Ready { plan, full_until, .. } => {
+            DiskState::Off | DiskState::Resting { .. } => false,
+            DiskState::Unopened { was_tried, .. } => !was_tried,
+            DiskState::Ready { plan, full_until, .. } => {
                 let is_down = matches!(self.stream, Stream::Down { .. });
                 let has_room = plan.has_room_for(SPOOL_WRITE_BYTES) && full_until.is_none_or(|until| until <= now);
                 has_room || (is_down && (self.may_drop || self.is_ending) && plan.segments() > 0)
@@ -378,9 +380,9 @@ impl<M: Clone> Outbox<M> {
     /// Whether nothing can be written until something is dropped.
     pub(super) fn disk_is_full(&self, now: Millis) -> bool {
         match &self.spool {
-            Spool::Off | Spool::Resting { .. } => true,
-            Spool::Unopened { .. } => false,
-            Spool::Ready { plan, full_until, .. } => {
+            DiskState::Off | DiskState::Resting { .. } => true,
+            DiskState::Unopened { .. } => false,
+            DiskState::Ready { plan, full_until, .. } => {
                 !plan.has_room_for(SPOOL_WRITE_BYTES) || full_until.is_some_and(|until| now < until)
             }
         }
@@ -389,13 +391,13 @@ impl<M: Clone> Outbox<M> {
     /// When there may be something to do with the files although nothing has happened.
     pub(super) fn disk_timeout(&self) -> Option<Millis> {
         match (&self.spool, &self.pending) {
-            (Spool::Unopened { at, .. }, None) => Some(*at),
-            (Spool::Resting { until, .. }, None) => Some(*until),
-            (Spool::Ready { full_until, .. }, None) => {
+            (DiskState::Unopened { at, .. }, None) => Some(*at),
+            (DiskState::Resting { until, .. }, None) => Some(*until),
+            (DiskState::Ready { full_until, .. }, None) => {
                 let sync = self.unsynced.map(|since| since + SPOOL_SYNC_MS);
                 full_until.iter().copied().chain(sync).min()
             }
-            (_, Some(_)) | (Spool::Off, _) => None,
+            (_, Some(_)) | (DiskState::Off, _) => None,
         }
     }
 }

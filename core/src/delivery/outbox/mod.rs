@@ -6,7 +6,7 @@ mod replay;
 
 use alloc::vec::Vec;
 
-use self::disk::{Pending, Spool};
+use self::disk::{DiskState, Pending};
 use self::replay::Recent;
 use super::batch::{Batch, Identity, Kind, Stored};
 use super::ledger::{Ledger, Room};
@@ -59,7 +59,7 @@ pub struct Counters {
 #[derive(Debug)]
 pub struct Outbox<M> {
     ledger: Ledger<M>,
-    spool: Spool,
+    spool: DiskState,
     /// The operation that the shell is at.
     pending: Option<Pending>,
     /// Since when something in the spool would not survive a loss of power.
@@ -133,7 +133,7 @@ impl<M: Clone> Outbox<M> {
     pub fn new(bounds: Bounds, now: Millis) -> Self {
         Self {
             ledger: Ledger::new(bounds.memory),
-            spool: Spool::new(bounds.spool, now),
+            spool: DiskState::new(bounds.spool, now),
             pending: None,
             unsynced: None,
             unread: None,

@@ -12,7 +12,7 @@ use crate::config::Upload;
 
 /// A regular file that may be uploaded.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct UploadFile {
     file: File,
     /// Bytes that are to be read yet; what is appended meanwhile is not.
     left: u64,
@@ -20,7 +20,7 @@ pub(super) struct Source {
     is_sized: bool,
 }
 
-impl Source {
+impl UploadFile {
     /// Opens the file that a path leads to. Blocks.
     ///
     /// A descriptor that can only be looked at decides: what it shows is checked, and that very file is opened for reading.
@@ -103,8 +103,8 @@ mod tests {
 
     use super::*;
 
-    fn open(path: &Path, allow: &[&Path]) -> Result<Source, String> {
-        Source::open(path, &Upload::of(allow), 1000)
+    fn open(path: &Path, allow: &[&Path]) -> Result<UploadFile, String> {
+        UploadFile::open(path, &Upload::of(allow), 1000)
     }
 
     fn refusal(path: &Path, allow: &[&Path]) -> String {

@@ -11,7 +11,7 @@ use elklet_core::record::intake::{Lane, Origin, Wake};
 use elklet_core::time::Millis;
 use mio::unix::pipe::Receiver;
 
-use crate::shared::SharedIntake;
+use crate::pump::intake::SharedIntake;
 
 /// Shortest time between two logged mistakes of a plugin, in milliseconds. Each log line says how many were not logged.
 const COMPLAINT_INTERVAL_MS: u64 = 10_000;
@@ -23,7 +23,7 @@ const SMALL_PIPE_BYTES: usize = 64 << 10;
 const ODDITIES_KEPT: usize = 4;
 
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct PipeReader {
     pipe: Receiver,
     /// Capacity of the pipe in bytes.
     capacity: usize,
@@ -51,7 +51,7 @@ pub(super) enum Progress {
     Ended,
 }
 
-impl Source {
+impl PipeReader {
     pub(super) fn new(pipe: OwnedFd, lane: Lane, origin: Origin) -> Self {
         let capacity = rustix::pipe::fcntl_getpipe_size(&pipe).unwrap_or(SMALL_PIPE_BYTES);
         Self {
@@ -217,7 +217,7 @@ mod tests {
     use elklet_core::record::intake::{Buffers, Due};
 
     use super::*;
-    use crate::shared::empty_buffers;
+    use crate::pump::intake::empty_buffers;
     use crate::testing::allocations;
 
     const ORIGIN: Origin = Origin { source: elklet_core::record::manifest::Source::OTHER, may_drop: true };
@@ -231,9 +231,9 @@ mod tests {
         frame
     }
 
-    fn pipe() -> (Source, io::PipeWriter) {
+    fn pipe() -> (PipeReader, io::PipeWriter) {
         let (reader, writer) = io::pipe().expect("a pipe");
-        let source = Source::new(reader.into(), Lane::Bulk, ORIGIN);
+        let source = PipeReader::new(reader.into(), Lane::Bulk, ORIGIN);
         source.pipe.set_nonblocking(true).expect("a pipe can be non-blocking");
         (source, writer)
     }

@@ -1,0 +1,8 @@
+//! What is Linux's own: timers, threads that may be refused, orphans, inherited signals, room on a disk, deleting without recursion.
+
+pub(crate) mod alarm;
+pub(crate) mod blocking;
+pub(crate) mod children;
+pub(crate) mod inherited;
+pub(crate) mod remove;
+pub(crate) mod room;
