@@ -191,7 +191,7 @@ fn streams_that_end_by_the_clock_cost_nothing() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::default())]
 
     /// The server is killed and restarted in a loop.
     #[test]

@@ -108,8 +108,21 @@ mod tests {
                 buffer.push(&record.encode_to_vec()).expect("room");
             }
             let mut envelope = Envelope::new(Sender::default());
-            envelope.update(sender.clone());
-            let message = PackagedData { records, ..packaged(&sender) };
+            envelope.update(sender);
+            let [intranet_ipv4, extranet_ipv4, intranet_ipv6, extranet_ipv6] =
+                addresses.try_into().expect("there are four");
+            let [agent_id, hostname, version, product] = names.try_into().expect("there are four");
+            let message = PackagedData {
+                records,
+                agent_id,
+                intranet_ipv4,
+                extranet_ipv4,
+                intranet_ipv6,
+                extranet_ipv6,
+                hostname,
+                version,
+                product,
+            };
             prop_assert_eq!([buffer.bytes(), envelope.bytes()].concat(), message.encode_to_vec());
         }
     }

@@ -227,9 +227,7 @@ impl FrameDecoder {
     fn forget_cut(&mut self) {
         self.state = State::Head;
         self.cut.clear();
-        if self.cut.capacity() > KEPT_CAPACITY {
-            self.cut.shrink_to(KEPT_CAPACITY);
-        }
+        self.cut.shrink_to(KEPT_CAPACITY);
     }
 }
 
@@ -330,7 +328,7 @@ pub fn task_frame(task: &Task) -> Result<Vec<u8>, usize> {
 
 #[cfg(test)]
 mod tests {
-    use alloc::string::String;
+    use alloc::string::{String, ToString};
     use alloc::vec;
 
     use elklet_proto::grpc::EncodedRecord;
@@ -474,8 +472,111 @@ mod tests {
     }
 
     #[test]
+    fn memory_of_a_short_cut_frame_is_kept_for_the_next() {
+        let body = EncodedRecord { data_type: 1, timestamp: 1, data: vec![0; 1_000] }.encode_to_vec();
+        let frame = framed(&body);
+        let mut decoder = FrameDecoder::new(1 << 20);
+        let (mut first, mut second) = frame.split_at(500);
+        assert!(decoder.peek(&mut first).is_none());
+        assert!(decoder.peek(&mut second).expect("whole now").is_ok());
+        decoder.take(&mut second);
+        assert!(decoder.cut.capacity() >= body.len());
+    }
+
+    #[test]
+    fn a_body_at_the_limit_is_a_record_whole_or_cut() {
+        let body = EncodedRecord { data_type: 1, timestamp: 1, data: vec![0; 94] }.encode_to_vec();
+        assert_eq!(body.len(), LIMIT);
+        let frame = framed(&body);
+        for cut in [frame.len(), 4, 50] {
+            let mut decoder = FrameDecoder::new(LIMIT);
+            let (mut first, mut second) = frame.split_at(cut);
+            let is_whole = decoder.peek(&mut first).is_some_and(|record| record.is_ok());
+            assert!(is_whole || decoder.peek(&mut second).is_some_and(|record| record.is_ok()), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_stream_may_end_between_frames_and_nowhere_else() {
+        let frame = framed(&[0x08, 1, 0x10, 1]);
+        for arrived in 0..=frame.len() {
+            let mut decoder = FrameDecoder::new(LIMIT);
+            let mut input = &frame[..arrived];
+            if decoder.peek(&mut input).is_some() {
+                decoder.take(&mut input);
+            }
+            let expected = match arrived {
+                0 | 8 => Ok(()),
+                1..4 => Err(BadFrame::Truncated { arrived, length: None }),
+                _ => Err(BadFrame::Truncated { arrived: arrived - 4, length: Some(4) }),
+            };
+            assert_eq!(decoder.finish(), expected, "{arrived} bytes");
+            assert_eq!(decoder.tally().truncated, u64::from(expected.is_err()), "{arrived} bytes");
+        }
+    }
+
+    #[test]
+    fn what_two_decoders_have_seen_adds_up() {
+        let tally = |n: u64| Tally {
+            records: n,
+            record_bytes: n + 1,
+            without_payload: n + 2,
+            without_timestamp: n + 3,
+            too_long: n + 4,
+            invalid: n + 5,
+            reserved_type: n + 6,
+            no_fields: n + 7,
+            truncated: n + 8,
+            skipped_bytes: n + 9,
+        };
+        let mut sum = tally(100);
+        sum += tally(1_000);
+        let expected = Tally {
+            records: 1_100,
+            record_bytes: 1_102,
+            without_payload: 1_104,
+            without_timestamp: 1_106,
+            too_long: 1_108,
+            invalid: 1_110,
+            reserved_type: 1_112,
+            no_fields: 1_114,
+            truncated: 1_116,
+            skipped_bytes: 1_118,
+        };
+        assert_eq!(sum, expected);
+    }
+
+    #[test]
+    fn what_is_said_of_a_bad_frame_carries_its_numbers() {
+        for (bad, words) in [
+            (BadFrame::TooLong { length: 70, limit: 60 }, "a frame of 70 bytes, the limit is 60"),
+            (
+                BadFrame::Invalid { length: 7, why: InvalidRecord::Twice },
+                "a frame of 7 bytes that is no record: it has a field twice",
+            ),
+            (
+                BadFrame::Refused(Refusal::ReservedType { data_type: 1000 }),
+                "a record of data type 1000, which only the agent sends",
+            ),
+            (BadFrame::Truncated { arrived: 3, length: Some(9) }, "3 bytes of a frame of 9, then its end"),
+            (BadFrame::Truncated { arrived: 3, length: None }, "3 bytes of a frame's length, then its end"),
+        ] {
+            assert_eq!(bad.to_string(), words);
+        }
+    }
+
+    #[test]
     fn a_task_over_the_limit_is_refused() {
         let task = Task { data: String::from("x").repeat(MAX_TASK_BYTES), ..Task::default() };
         assert!(task_frame(&task).is_err_and(|length| length > MAX_TASK_BYTES));
+    }
+
+    #[test]
+    fn the_limit_of_a_task_counts_its_length_too() {
+        let of_data = |bytes: usize| Task { data: "x".repeat(bytes), ..Task::default() };
+        // Data of this size has a key and a length of four bytes in all.
+        let longest = MAX_TASK_BYTES - HEAD - 4;
+        assert_eq!(task_frame(&of_data(longest)).map(|frame| frame.len()), Ok(MAX_TASK_BYTES));
+        assert_eq!(task_frame(&of_data(longest + 1)), Err(MAX_TASK_BYTES + 1));
     }
 }

@@ -450,4 +450,100 @@ mod tests {
         taken.clear();
         assert!(!intake.swap(&mut taken));
     }
+
+    fn own(data_type: i32) -> OwnRecord<core::iter::Empty<(&'static str, &'static str)>> {
+        OwnRecord { data_type, timestamp: 9, fields: core::iter::empty() }
+    }
+
+    #[test]
+    fn what_is_held_is_counted_over_both_lanes_and_the_record_beside_them() {
+        let mut intake = Intake::new(buffers(60));
+        assert!(intake.is_empty() && intake.buffers().is_empty());
+        assert_eq!(intake.buffers().capacity(), (URGENT_SLOTS + SLOTS, 64 + 60));
+        assert_eq!(intake.buffers().longest_record(), 58);
+        for (lane, length) in [(Lane::Bulk, 16), (Lane::Urgent, 8), (Lane::Bulk, 58)] {
+            let body = [&[0x22, length - 2][..], &[0; 56][..usize::from(length) - 2]].concat();
+            let fits = length < 58;
+            assert_eq!(
+                push(&mut intake, lane, &body).is_ok(),
+                fits,
+                "what fits an empty arena is no record for beside it"
+            );
+        }
+        assert_eq!((intake.len(), intake.buffers().bytes()), (2, 18 + 10));
+        push(&mut intake, Lane::Bulk, &body::<59>(2)).expect("it is put aside");
+        assert_eq!((intake.len(), intake.buffers().bytes()), (3, 18 + 10 + 61));
+        assert!(!intake.is_empty());
+    }
+
+    #[test]
+    fn a_record_that_is_put_aside_wakes_unless_something_is_due_already() {
+        let mut intake = Intake::new(buffers(60));
+        assert_eq!(push(&mut intake, Lane::Urgent, &body::<8>(1)), Ok(Wake::Now));
+        assert_eq!(push(&mut intake, Lane::Bulk, &body::<100>(2)), Ok(Wake::Unneeded));
+    }
+
+    #[test]
+    fn own_records_are_urgent_and_are_counted_as_the_agents() {
+        let mut intake = Intake::new(buffers(60));
+        assert_eq!(intake.push_own(&own(1010)), Ok(Wake::Now));
+        let mut wakes = core::iter::from_fn(|| intake.push_own(&own(1010)).ok());
+        assert!(wakes.all(|wake| wake == Wake::Unneeded));
+        let counts = intake.buffers().manifests().map(|manifest| manifest.to_rows());
+        // Such a record takes nine bytes.
+        let row = |records| Row { source: Source::AGENT, data_type: 1010, records, first: 9, last: 9 };
+        assert_eq!(counts.map(Vec::from), [vec![row(7)], vec![row(6)]], "both lanes are full of them");
+        assert_eq!(intake.push_own(&own(1010)), Err(Full::Bytes));
+        assert!(!intake.swap(&mut buffers(60)), "the agent does not wait for itself");
+    }
+
+    #[test]
+    fn that_older_records_may_go_for_one_is_known_while_it_is_held() {
+        let mut intake = Intake::new(buffers(60));
+        let record = Record::parse(b"\x22\x02bk").expect("a record");
+        let patient = Origin { source: Source::OTHER, may_drop: false };
+        let urging = Origin { may_drop: true, ..patient };
+        intake.push(Lane::Bulk, patient, &record).expect("room");
+        assert!(!intake.may_drop());
+        intake.push(Lane::Bulk, urging, &record).expect("room");
+        intake.push(Lane::Bulk, patient, &record).expect("room");
+        assert!(intake.may_drop(), "another's record does not change that");
+        let mut taken = buffers(60);
+        assert!(!intake.swap(&mut taken));
+        assert!(!intake.may_drop() && taken.may_drop);
+        taken.clear();
+        assert!(!taken.may_drop);
+    }
+
+    #[test]
+    fn a_record_without_room_does_not_speak_for_those_that_are_held() {
+        let mut intake = Intake::new(buffers(60));
+        push(&mut intake, Lane::Bulk, &body::<50>(1)).expect("room");
+        let record = body::<50>(2);
+        let urging = Origin { source: Source::OTHER, may_drop: true };
+        let refused = intake.push(Lane::Bulk, urging, &Record::parse(&record).expect("a record"));
+        assert_eq!((refused, intake.may_drop()), (Err(Full::Bytes), false));
+    }
+
+    #[test]
+    fn the_bulk_is_half_full_by_bytes_or_by_a_record_beside_it() {
+        let mut intake = Intake::new(buffers(60));
+        push(&mut intake, Lane::Bulk, &body::<24>(1)).expect("room");
+        assert!(!intake.is_half_full());
+        push(&mut intake, Lane::Bulk, &body::<8>(1)).expect("room");
+        assert!(intake.is_half_full());
+        let mut other = Intake::new(buffers(60));
+        push(&mut other, Lane::Bulk, &body::<100>(1)).expect("it is put aside");
+        assert!(other.is_half_full());
+    }
+
+    #[test]
+    #[should_panic(expected = "buffers are cleared before they fill again")]
+    fn buffers_that_hold_records_are_not_filled_again() {
+        let mut intake = Intake::new(buffers(60));
+        push(&mut intake, Lane::Bulk, &body::<8>(1)).expect("room");
+        let mut taken = buffers(60);
+        let _ = intake.swap(&mut taken);
+        let _ = intake.swap(&mut taken);
+    }
 }

@@ -181,4 +181,53 @@ mod tests {
         assert_eq!((sources.source_of("p0"), sources.source_of("elkeid-agent")), (first, Source::AGENT));
         assert_eq!(sources.source_of("no/name"), Source::OTHER);
     }
+
+    #[test]
+    fn every_plugin_has_a_number_of_its_own() {
+        let mut sources = Sources::default();
+        let names: [PluginName; 3] = ["a", "b", "c"].map(|name| name.parse().expect("a name"));
+        let numbers = names.each_ref().map(|name| sources.source(name));
+        assert_eq!(numbers.map(|source| sources.name(source)), ["a", "b", "c"]);
+        assert_eq!(sources.source_of("c"), numbers[2]);
+        assert!(!numbers.contains(&Source::AGENT) && !numbers.contains(&Source::OTHER));
+        assert_eq!(Sources::default().name(numbers[0]), "", "another process's number stands for nothing");
+    }
+
+    fn row(source: u16, records: u64, at: i64) -> Row {
+        Row { source: Source(source), data_type: 7, records, first: at, last: at }
+    }
+
+    #[test]
+    fn kinds_beyond_the_limit_are_counted_together_in_the_last_row() {
+        let mut manifest = Manifest::default();
+        let own = u16::try_from(MANIFEST_ROWS - 1).expect("few rows");
+        for source in 2..2 + own {
+            manifest.add(row(source, 1, 100));
+        }
+        assert_eq!(manifest.rows().len(), MANIFEST_ROWS - 1, "as many kinds have rows of their own");
+        for (source, at) in [(1_000, 50), (1_001, 70), (1_001, 60), (2, 90), (1_002, 80)] {
+            manifest.add(row(source, 10, at));
+        }
+        assert_eq!(manifest.rows().len(), MANIFEST_ROWS);
+        assert_eq!(manifest.rows()[0], Row { first: 90, ..row(2, 11, 100) });
+        let rest = Row { source: Source::OTHER, data_type: 0, records: 40, first: 50, last: 80 };
+        assert_eq!(manifest.rows()[MANIFEST_ROWS - 1], rest);
+        assert_eq!(&*manifest.to_rows(), manifest.rows());
+    }
+
+    #[test]
+    fn records_are_of_one_kind_when_plugin_and_data_type_agree() {
+        let like = |source, data_type| row(2, 1, 0).is_like(&Row { source: Source(source), data_type, ..row(0, 5, 9) });
+        assert_eq!([like(2, 7), like(3, 7), like(2, 8)], [true, false, false]);
+    }
+
+    #[test]
+    fn a_cleared_manifest_counts_from_nothing() {
+        let mut manifest = Manifest::default();
+        [2, 3, 4].into_iter().for_each(|source| manifest.add(row(source, 1, 1)));
+        manifest.clear();
+        assert_eq!(manifest, Manifest::default());
+        manifest.add(row(4, 1, 1));
+        assert_eq!(manifest.rows(), [row(4, 1, 1)]);
+    }
 }

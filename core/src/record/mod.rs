@@ -244,7 +244,7 @@ fn entry_len(key: &str, value: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use alloc::string::String;
+    use alloc::string::{String, ToString};
     use alloc::vec;
     use alloc::vec::Vec;
 
@@ -326,6 +326,17 @@ mod tests {
         assert_eq!(Record::parse(&[0x18, 1]), Err(InvalidRecord::WrongType { field: 3 }));
     }
 
+    #[test]
+    fn what_is_wrong_with_a_record_is_said_in_words() {
+        assert_eq!(InvalidRecord::from(Malformed::Ends).to_string(), "it ends inside a field");
+        assert_eq!(InvalidRecord::WrongType { field: 3 }.to_string(), "its field 3 has the wrong type");
+        assert_eq!(InvalidRecord::Twice.to_string(), "it has a field twice");
+        let reserved = Refusal::ReservedType { data_type: 1001 };
+        assert_eq!(reserved.to_string(), "a record of data type 1001, which only the agent sends");
+        let empty = Refusal::NoFields { data_type: 5100 };
+        assert_eq!(empty.to_string(), "a record of data type 5100 whose payload has no fields, expected at least one");
+    }
+
     fn refusal_of(data_type: u64, payload: Option<&[u8]>) -> Option<Refusal> {
         let body = encoded(|w| {
             w.bytes_field(7, b"unknown");
@@ -355,13 +366,14 @@ mod tests {
 
     #[test]
     fn results_of_tasks_need_a_payload_that_brings_a_map() {
-        let without: [&[u8]; 8] = [
+        let without: [&[u8]; 9] = [
             b"",
             // Unknown fields only.
             b"\x12\x01x",
             b"\x10\x07",
-            // A map entry of the wrong wire type.
+            // A map entry of the wrong wire type, alone and behind a good one.
             b"\x08\x01",
+            b"\x0a\x00\x08\x01",
             // A length that points past the end, alone and after a good entry.
             b"\x0a\x09\x0a\x01k",
             b"\x0a\x03\x0a\x01k\x0a\x09\x0a",

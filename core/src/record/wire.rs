@@ -83,7 +83,8 @@ pub fn take_varint(input: &mut &[u8]) -> Result<u64, Malformed> {
             return Ok(value);
         }
     }
-    Err(if input.len() < 10 { Malformed::Ends } else { Malformed::Varint })
+    // The tenth byte, if there is one, has ended the varint or has been refused.
+    Err(Malformed::Ends)
 }
 
 fn take_bytes<'a>(input: &mut &'a [u8], n: usize) -> Result<&'a [u8], Malformed> {
@@ -168,6 +169,7 @@ impl<'a> Writer<'a> {
 
 #[cfg(test)]
 mod tests {
+    use alloc::string::ToString;
     use alloc::vec;
     use alloc::vec::Vec;
 
@@ -212,5 +214,48 @@ mod tests {
             let mut input = bytes;
             assert_eq!(take_field(&mut input), Err(Malformed::Key), "{bytes:x?}");
         }
+    }
+
+    #[test]
+    fn the_highest_field_number_is_read_and_the_next_one_is_refused() {
+        for (number, expected) in [
+            (1, Ok((1, Value::Varint(5)))),
+            ((1 << 29) - 1, Ok(((1 << 29) - 1, Value::Varint(5)))),
+            (1 << 29, Err(Malformed::Key)),
+        ] {
+            let mut bytes = Vec::new();
+            encode_varint(number << 3, &mut bytes);
+            bytes.push(5);
+            assert_eq!(take_field(&mut &bytes[..]), expected, "{number}");
+        }
+    }
+
+    #[test]
+    fn fields_of_fixed_size_are_passed_over() {
+        for (wire_type, size) in [(1, 8), (5, 4)] {
+            let field = [&[7 << 3 | wire_type][..], &[0xff; 8][..size], b"next"].concat();
+            let mut input = &field[..];
+            assert_eq!(take_field(&mut input), Ok((7, Value::Fixed)));
+            assert_eq!(input, b"next");
+            assert_eq!(take_field(&mut &field[..size]), Err(Malformed::Ends));
+        }
+    }
+
+    #[test]
+    fn a_varint_that_goes_on_is_told_from_one_that_is_too_long() {
+        let varint = |mut bytes: &[u8]| take_varint(&mut bytes);
+        assert_eq!(varint(&[0x80; 9]), Err(Malformed::Ends));
+        assert_eq!(varint(&[0x80; 10]), Err(Malformed::Varint));
+        let tenth = |byte: u8| [&[0xff; 9][..], &[byte]].concat();
+        assert_eq!(varint(&tenth(1)), Ok(u64::MAX));
+        assert_eq!(varint(&tenth(2)), Err(Malformed::Varint));
+        assert_eq!(varint(&tenth(0x81)), Err(Malformed::Varint));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_words() {
+        assert_eq!(Malformed::Ends.to_string(), "it ends inside a field");
+        assert_eq!(Malformed::Varint.to_string(), "it has a varint of more than 64 bits");
+        assert_eq!(Malformed::Key.to_string(), "it has an impossible field key");
     }
 }

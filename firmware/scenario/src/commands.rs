@@ -2,8 +2,8 @@
 
 use core::fmt::{self, Write};
 
-use elklet_core::command::{Command, PluginName};
-use elklet_core::dispatch::{Action, Dispatch};
+use elklet_core::command::{AgentTask, Command, PluginName};
+use elklet_core::dispatch::{Action, Dispatch, PluginAction};
 use elklet_core::limits::MAX_COMMAND_BYTES;
 use elklet_core::link::grpc::MessageReader;
 use elklet_core::record::frame::task_frame;
@@ -56,36 +56,45 @@ impl Shell {
         while let Some(action) = self.dispatch.poll_action() {
             write!(out, "{:>5} ms:   ", self.now.0)?;
             match action {
-                Action::Prepare(preparation, config) => {
-                    let url = config.urls.first().map_or("the disk", |url| url);
-                    writeln!(out, "prepare {} {} from {url}", config.name, config.version)?;
-                    writeln!(out, "             whose executable has the SHA-256 {}", config.executable_sha256)?;
-                    self.now = self.now + PREPARATION_MS;
-                    self.dispatch.handle_prepared(&config.name, preparation, self.now);
-                }
-                Action::Spawn(_, config) => writeln!(out, "start {} {}", config.name, config.version)?,
-                Action::ForwardTask(name, task) => {
-                    let frame = task_frame(&task).map_err(|_| fmt::Error)?;
-                    let mut crc = Crc32c::new();
-                    crc.update(&frame);
-                    let (type_, bytes, crc) = (task.data_type, frame.len(), crc.value());
-                    writeln!(out, "forward task {type_} to {name}: a frame of {bytes} bytes, CRC-32C {crc:08x}")?;
-                    self.die(out, &name)?;
-                }
-                Action::Stop(name) => {
-                    writeln!(out, "stop {name}")?;
-                    self.dispatch.handle_exited(&name, "has ended", "", self.now);
-                }
-                Action::Shutdown => {
+                Action::Plugin(action) => self.carry_out_plugin(out, action)?,
+                Action::Task(AgentTask::Shutdown { .. }) => {
                     writeln!(out, "end")?;
                     self.dispatch.handle_shutdown(self.now);
                 }
-                Action::Keep(plugins) => writeln!(out, "keep a list of {} plugins", plugins.len())?,
                 Action::Report(report) => writeln!(out, "report on task {}: {}", report.token, report.message)?,
                 Action::Complain(what) => writeln!(out, "complain: {what}")?,
                 // The server of this scenario asks for nothing that would come to one of the others.
                 _ => return Err(fmt::Error),
             }
+        }
+        Ok(())
+    }
+
+    fn carry_out_plugin(&mut self, out: &mut impl Write, action: PluginAction) -> fmt::Result {
+        match action {
+            PluginAction::Prepare(preparation, config) => {
+                let url = config.urls.first().map_or("the disk", |url| url);
+                writeln!(out, "prepare {} {} from {url}", config.name, config.version)?;
+                writeln!(out, "             whose executable has the SHA-256 {}", config.executable_sha256)?;
+                self.now = self.now + PREPARATION_MS;
+                self.dispatch.handle_prepared(&config.name, preparation, self.now);
+            }
+            PluginAction::Spawn(_, config) => writeln!(out, "start {} {}", config.name, config.version)?,
+            PluginAction::ForwardTask(name, task) => {
+                let frame = task_frame(&task).map_err(|_| fmt::Error)?;
+                let mut crc = Crc32c::new();
+                crc.update(&frame);
+                let (type_, bytes, crc) = (task.data_type, frame.len(), crc.value());
+                writeln!(out, "forward task {type_} to {name}: a frame of {bytes} bytes, CRC-32C {crc:08x}")?;
+                self.die(out, &name)?;
+            }
+            PluginAction::Stop(name) => {
+                writeln!(out, "stop {name}")?;
+                self.dispatch.handle_exited(&name, "has ended", "", self.now);
+            }
+            PluginAction::Keep(plugins) => writeln!(out, "keep a list of {} plugins", plugins.len())?,
+            // No plugin of this scenario is deleted, replaced or killed.
+            PluginAction::Forget(_) | PluginAction::Remove(_) | PluginAction::Kill(_) => return Err(fmt::Error),
         }
         Ok(())
     }

@@ -3,7 +3,8 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use elklet_core::record::{AGENT_HEARTBEAT, OwnRecord};
+use elklet_core::record::OwnRecord;
+use elklet_proto::data_type::AGENT_HEARTBEAT;
 
 /// Data type of an execve, which is what most of a host's records are.
 const EXECVE: i32 = 59;
