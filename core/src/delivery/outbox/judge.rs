@@ -59,19 +59,24 @@ impl<M: Clone> Outbox<M> {
         if is_free { Some(Millis(0)) } else { self.suspects.gate(next.identity(), self.ledger.is_writing()) }
     }
 
-    /// The next batch and how many bytes of content its parts should have at most, if it is to be cut into several before anything
-    /// is handed to the stream.
-    pub(super) fn to_cut(&self) -> Option<(&Batch<M>, usize)> {
-        let next = self.next().filter(|next| next.kind() != Kind::Heartbeat)?;
+    /// Returns how many bytes of content each part of the next batch should have at most, if it is to be cut before anything is handed
+    /// to the stream.
+    pub(super) fn cut_limit(&self, next: &Batch<M>) -> Option<usize> {
         let content = next.content_bytes();
-        let limit = match () {
-            () if next.is_unchecked => u32::MAX,
-            () if next.is_smallest => return None,
-            () if self.suspects.is_guilty(next.identity()) => (content / SUSPECT_PARTS).max(1),
-            () if content > self.content_limit => self.content_limit,
-            () => return None,
+        let limit = if next.kind() == Kind::Heartbeat {
+            return None;
+        } else if next.is_unchecked {
+            u32::MAX
+        } else if next.is_smallest {
+            return None;
+        } else if self.suspects.is_guilty(next.identity()) {
+            (content / SUSPECT_PARTS).max(1)
+        } else if content > self.content_limit {
+            self.content_limit
+        } else {
+            return None;
         };
-        Some((next, limit as usize))
+        Some(limit as usize)
     }
 
     /// Bytes of content that a batch should have at most. The server has ended streams over more.

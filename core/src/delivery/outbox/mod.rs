@@ -232,15 +232,18 @@ impl<M: Clone> Outbox<M> {
     /// Ask again after each of the two, and at [`Outbox::poll_timeout`].
     pub fn poll_send(&mut self, now: Millis) -> Option<Outgoing<M>> {
         self.prepare(now);
-        if let Some((whole, limit)) = self.to_cut() {
-            return Some(Outgoing::Cut { whole: whole.clone(), limit });
+        let next = self.next()?;
+        if let Some(limit) = self.cut_limit(next) {
+            return Some(Outgoing::Cut { whole: next.clone(), limit });
         }
-        let message = self.waiting(now)?.message()?.clone();
+        self.gate(next).filter(|moment| *moment <= now)?;
+        let message = next.message()?.clone();
         self.hand_over(now);
         Some(Outgoing::Send(message))
     }
 
     /// The batch that may be handed to the stream now.
+    #[cfg(test)]
     pub(super) fn waiting(&self, now: Millis) -> Option<&Batch<M>> {
         self.next().filter(|next| self.gate(next).is_some_and(|moment| moment <= now))
     }
