@@ -41,11 +41,14 @@ impl UploadFile {
         let meta = found.metadata().map_err(failed)?;
         let kind = meta.file_type();
         if !kind.is_file() {
-            let kind = match () {
-                () if kind.is_dir() => "a directory",
-                () if kind.is_fifo() => "a named pipe",
-                () if kind.is_socket() => "a socket",
-                () => "a device",
+            let kind = if kind.is_dir() {
+                "a directory"
+            } else if kind.is_fifo() {
+                "a named pipe"
+            } else if kind.is_socket() {
+                "a socket"
+            } else {
+                "a device"
             };
             return Err(format!("{named}: {kind}, expected a regular file"));
         }

@@ -426,7 +426,6 @@ impl<M: Clone> Agent<M> {
         }
         if self.ending != Ending::Done {
             self.ending = Ending::Done;
-            self.session.handle_shutdown(now);
             self.actions.clear();
             self.actions.push_back(Action::Exit(After::Exit));
         }
@@ -459,6 +458,9 @@ impl<M: Clone> Agent<M> {
 impl<M: Clone> Agent<M> {
     /// Time has passed, or something has happened that was told before.
     pub fn handle_timeout(&mut self, now: Millis) {
+        if self.ending == Ending::Done {
+            return;
+        }
         self.session.handle_timeout(now);
         self.dispatch.handle_timeout(now);
         if self.feed.wants_ping(now) {

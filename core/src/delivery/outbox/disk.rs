@@ -132,19 +132,15 @@ impl<M: Clone> Outbox<M> {
             if !is_full {
                 *full_until = None;
             }
-            match () {
-                () if batches.is_empty() => {}
-                () if !is_full && plan.has_room_for(bytes) => {
-                    let place = plan.write_place();
-                    return Some((Pending::Append { place, written }, Op::Append { place, batches }));
-                }
-                () if !is_up && (self.is_ending || (self.may_drop && !has_memory)) => {
-                    if let Some(place) = plan.oldest() {
-                        *full_until = None;
-                        return Some((Pending::Drop, Op::Drop(place)));
-                    }
-                }
-                () => {}
+            let may_drop = !is_up && (self.is_ending || (self.may_drop && !has_memory));
+            if batches.is_empty() {
+                // Everything is there already.
+            } else if !is_full && plan.has_room_for(bytes) {
+                let place = plan.write_place();
+                return Some((Pending::Append { place, written }, Op::Append { place, batches }));
+            } else if may_drop && let Some(place) = plan.oldest() {
+                *full_until = None;
+                return Some((Pending::Drop, Op::Drop(place)));
             }
         }
         plan.unmarked().map(|place| (Pending::Mark, Op::Mark(place)))
