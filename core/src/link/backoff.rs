@@ -198,4 +198,21 @@ mod tests {
         other.set_spread(2_000);
         assert!(other.after_failure(now).since(now) <= BACKOFF_BASE_MS + 3_000);
     }
+
+    #[test]
+    fn a_turn_that_is_exactly_the_shortest_wait_away_is_taken() {
+        let mut backoff = Backoff::new(RECONNECT_SPREAD_MS, 5);
+        let window = Window { start: Millis(2_000), length_ms: 5_000, place: 1 << 31 };
+        assert_eq!(window.turn(), Millis(4_500), "half of a window lies before a place in its middle");
+        backoff.window = Some(window);
+        assert_eq!(backoff.after_failure(Millis(4_500 - BACKOFF_BASE_MS)), Millis(4_500));
+        assert_eq!(backoff.after_failure(Millis(4_501 - BACKOFF_BASE_MS)), Millis(7_000 + 3_750));
+    }
+
+    #[test]
+    fn the_generator_is_the_published_one() {
+        let mut random = SplitMix64(1_234_567);
+        let numbers: Vec<_> = (0..3).map(|_| random.next()).collect();
+        assert_eq!(numbers, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
+    }
 }

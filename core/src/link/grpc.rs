@@ -210,6 +210,8 @@ fn hex_digit(digit: u8) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use alloc::string::ToString;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -286,5 +288,78 @@ mod tests {
         assert_eq!(status, Status { code: 2, message: String::from("agentID conflict %zz\u{e9}") });
         assert_eq!(Status::parse(None, None).code, 2);
         assert!(Status::parse(Some(b"0"), Some(&[b'x'; 100_000])).message.len() <= MAX_STATUS_MESSAGE_BYTES);
+    }
+
+    #[test]
+    fn a_message_at_the_limit_is_taken() {
+        let mut reader = MessageReader::new(3);
+        let stream = [&prefix(true, 3)[..], b"abc", &prefix(false, 4)].concat();
+        let mut input = &stream[..];
+        let message = GrpcMessage { compressed: true, bytes: b"abc".to_vec() };
+        assert_eq!(reader.next(&mut input), Ok(Some(message)));
+        assert_eq!(reader.next(&mut input), Err(BadMessage::TooLong { length: 4, limit: 3 }));
+        assert!(!reader.skips_compressed());
+    }
+
+    #[test]
+    fn a_stream_may_end_between_messages_only() {
+        let stream = [&prefix(false, 2)[..], b"ok"].concat();
+        for arrived in 0..=stream.len() {
+            let mut reader = MessageReader::new(10);
+            reader.next(&mut &stream[..arrived]).expect("a good message");
+            assert_eq!(reader.is_between_messages(), arrived == 0 || arrived == stream.len(), "{arrived}");
+        }
+    }
+
+    #[test]
+    fn a_strange_message_is_described_with_its_numbers() {
+        assert_eq!(BadMessage::Flag(0x48).to_string(), "a message with the flag byte 0x48, which is neither 0 nor 1");
+        let long = BadMessage::TooLong { length: 70, limit: 60 };
+        assert_eq!(long.to_string(), "a message of 70 bytes, the limit is 60");
+    }
+
+    fn status(code: u32, message: &str) -> Status {
+        Status { code, message: message.into() }
+    }
+
+    #[test]
+    fn a_status_is_shown_with_the_servers_words_if_it_has_any() {
+        assert_eq!(status(2, "agentID conflict").to_string(), "gRPC status 2 (agentID conflict)");
+        assert_eq!(status(0, "").to_string(), "gRPC status 0");
+    }
+
+    #[test]
+    fn what_agentcenter_refuses_an_agent_with_is_recognised() {
+        for words in ["agentID conflict", "out of max connection limit"] {
+            assert!(status(2, words).is_about_the_agent());
+            assert!(!status(14, words).is_about_the_agent());
+        }
+        assert!(!status(2, "something else").is_about_the_agent());
+    }
+
+    #[test]
+    fn a_server_that_finds_a_message_too_large_is_recognised() {
+        let words = "grpc: received message larger than max (5000000 vs. 4194304)";
+        assert!(status(8, words).is_too_large());
+        assert!(status(8, "grpc: received message after decompression larger than max 4194304").is_too_large());
+        assert!(!status(13, words).is_too_large());
+        assert!(!status(8, "out of memory").is_too_large());
+    }
+
+    #[test]
+    fn escaped_bytes_are_read_in_either_case_and_halves_are_left_as_they_are() {
+        for (escaped, plain) in [
+            ("%4A%4a%7E%c3%A9", "JJ~\u{e9}"),
+            ("%0a%7f", "  "),
+            ("%", "%"),
+            ("%4", "%4"),
+            ("%g1%1g", "%g1%1g"),
+            ("%%41", "%A"),
+            ("100%", "100%"),
+        ] {
+            assert_eq!(percent_decoded(escaped.as_bytes()), plain, "{escaped}");
+        }
+        let long = "%41".repeat(MAX_STATUS_MESSAGE_BYTES + 1);
+        assert_eq!(percent_decoded(long.as_bytes()), "A".repeat(MAX_STATUS_MESSAGE_BYTES));
     }
 }

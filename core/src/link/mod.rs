@@ -57,3 +57,29 @@ impl LinkCounters {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_that_are_somebodys_fault_are_counted_by_whose() {
+        let mut counters = LinkCounters::default();
+        let ends = [
+            (End::Unreachable, 5),
+            (End::Tls, 4),
+            (End::Protocol, 3),
+            (End::Ok, 1),
+            (End::TooLarge, 1),
+            (End::TooManyPings, 1),
+            (End::Refused, 1),
+            (End::Silent, 1),
+            (End::Unexplained, 1),
+        ];
+        for (end, times) in ends {
+            (0..times).for_each(|_| counters.count(end));
+        }
+        let expected = LinkCounters { connect_failures: 5, tls_failures: 4, streams: 0, protocol_errors: 3 };
+        assert_eq!(counters, expected);
+    }
+}

@@ -727,6 +727,314 @@ mod tests {
         assert!(connecting.is_ended());
     }
 
+    const KINDS: Endpoints = Endpoints { discovery: 1, private: 1, public: 1 };
+
+    /// Starts `session` and returns the attempt that it begins with.
+    fn started(session: &mut Session, now: Millis) -> Attempt {
+        session.handle_start(now);
+        match actions(session)[..] {
+            [Action::Resolve { attempt, .. } | Action::Connect { attempt, .. }] => attempt,
+            ref other => panic!("{other:?}"),
+        }
+    }
+
+    fn connect_to(session: &mut Session, attempt: Attempt, now: Millis) {
+        session.handle_connected(attempt, now);
+        session.handle_opened(attempt, now);
+        assert_eq!(actions(session), [Action::Open { attempt }]);
+    }
+
+    #[test]
+    fn the_heartbeat_says_by_which_kind_of_address_the_server_was_reached() {
+        let modes = [Target::Discovered(1), Target::Private(0), Target::Public(2)].map(Target::net_mode);
+        assert_eq!(modes, ["sd", "private", "public"]);
+    }
+
+    #[test]
+    fn every_phase_has_a_name_and_only_a_stream_has_a_target() {
+        let mut session = Session::new(Endpoints { public: 0, ..KINDS }, Timing::default(), 7);
+        let mut seen = vec![(session.phase(), session.streaming_to(), session.is_half_closed())];
+        let mut see = |session: &Session| {
+            seen.push((session.phase(), session.streaming_to(), session.is_half_closed()));
+        };
+        let attempt = started(&mut session, Millis(0));
+        see(&session);
+        session.handle_resolved(attempt, 1, Millis(0));
+        let Some(Action::Connect { attempt, .. }) = actions(&mut session).pop() else { panic!("an address is known") };
+        see(&session);
+        session.handle_connected(attempt, Millis(0));
+        see(&session);
+        session.handle_opened(attempt, Millis(0));
+        see(&session);
+        session.handle_reconfigured(KINDS, Timing::default(), false, Millis(1));
+        see(&session);
+        session.handle_shutdown(Millis(2));
+        see(&session);
+        session.handle_failed(attempt, Millis(3));
+        see(&session);
+        let expected = [
+            ("starting", None, false),
+            ("resolving", None, false),
+            ("connecting", None, false),
+            ("opening", None, false),
+            ("connected", Some(Target::Discovered(0)), false),
+            ("moving", None, true),
+            ("draining", None, true),
+            ("ended", None, false),
+        ];
+        assert_eq!(seen, expected);
+
+        let mut refused = Session::new(ONE_PRIVATE, Timing::default(), 7);
+        let attempt = started(&mut refused, Millis(0));
+        refused.handle_failed(attempt, Millis(0));
+        assert_eq!(refused.phase(), "waiting");
+    }
+
+    #[test]
+    fn a_session_starts_once() {
+        let mut session = Session::new(ONE_PRIVATE, Timing::default(), 7);
+        started(&mut session, Millis(5));
+        session.handle_start(Millis(6));
+        assert_eq!((actions(&mut session), session.since()), (vec![], Millis(5)));
+    }
+
+    #[test]
+    fn what_takes_too_long_is_given_up_and_says_in_which_phase() {
+        let mut session = Session::new(KINDS, Timing::default(), 7);
+        let expect = |session: &mut Session, deadline: u64, attempt: Attempt, phase: &'static str| {
+            assert_eq!(session.poll_timeout(), Some(Millis(deadline)), "{phase}");
+            session.handle_timeout(Millis(deadline - 1));
+            assert_eq!(actions(session), [], "{phase}: it has a millisecond left");
+            session.handle_timeout(Millis(deadline));
+            let done = actions(session);
+            assert_eq!(done[0], Action::Abandon { attempt, reason: Abandoned::TimedOut(phase) });
+            done.get(1).copied()
+        };
+        let attempt = started(&mut session, Millis(0));
+        let next = expect(&mut session, RESOLVE_TIMEOUT_MS, attempt, "service discovery");
+        let Some(Action::Connect { attempt, target: Target::Private(0) }) = next else { panic!("{next:?}") };
+        let mut now = RESOLVE_TIMEOUT_MS + CONNECT_TIMEOUT_MS;
+        let next = expect(&mut session, now, attempt, "TCP and TLS");
+        let Some(Action::Connect { attempt, target: Target::Public(0) }) = next else { panic!("{next:?}") };
+        session.handle_connected(attempt, Millis(now));
+        assert_eq!(actions(&mut session), [Action::Open { attempt }]);
+        now += OPEN_TIMEOUT_MS;
+        assert_eq!(expect(&mut session, now, attempt, "opening the stream"), None);
+        assert_eq!(session.phase(), "waiting");
+    }
+
+    #[test]
+    fn what_an_earlier_attempt_still_reports_is_ignored() {
+        let mut session = Session::new(KINDS, Timing::default(), 7);
+        let stale = started(&mut session, Millis(0));
+        session.handle_failed(stale, Millis(0));
+        let Some(Action::Connect { attempt, .. }) = actions(&mut session).pop() else { panic!("it goes on") };
+        let everything = |session: &mut Session, phase: &str| {
+            session.handle_resolved(stale, 1, Millis(1));
+            session.handle_connected(stale, Millis(1));
+            session.handle_opened(stale, Millis(1));
+            session.handle_failed(stale, Millis(1));
+            session.handle_pong(stale, Millis(1));
+            assert_eq!((session.phase(), actions(session)), (phase, vec![]));
+        };
+        everything(&mut session, "connecting");
+        session.handle_connected(attempt, Millis(0));
+        assert_eq!(actions(&mut session), [Action::Open { attempt }]);
+        everything(&mut session, "opening");
+        session.handle_opened(attempt, Millis(0));
+        everything(&mut session, "connected");
+        assert_eq!(session.poll_timeout(), Some(Millis(KEEPALIVE_MS)), "a stale answer does not put the PING off");
+
+        // An attempt that has failed is over, even if it fails once more.
+        let mut session = Session::new(ONE_PRIVATE, Timing::default(), 7);
+        let attempt = started(&mut session, Millis(0));
+        session.handle_failed(attempt, Millis(0));
+        assert_eq!(actions(&mut session), [Action::Abandon { attempt, reason: Abandoned::Failed }]);
+        let turn = session.waits_until();
+        session.handle_failed(attempt, Millis(1));
+        assert_eq!((actions(&mut session), session.waits_until()), (vec![], turn));
+    }
+
+    #[test]
+    fn an_answer_of_service_discovery_to_an_earlier_question_is_ignored() {
+        let mut session = Session::new(Endpoints { discovery: 2, ..KINDS }, Timing::default(), 7);
+        let first = started(&mut session, Millis(0));
+        session.handle_resolved(first, 0, Millis(0));
+        let [Action::Resolve { attempt, host: 1 }] = actions(&mut session)[..] else {
+            panic!("the next host is asked")
+        };
+        session.handle_resolved(first, 1, Millis(0));
+        assert_eq!(actions(&mut session), []);
+        session.handle_resolved(attempt, 0, Millis(0));
+        assert!(matches!(actions(&mut session)[..], [Action::Connect { target: Target::Private(0), .. }]));
+    }
+
+    #[test]
+    fn a_stream_that_ends_early_has_the_next_target_tried_and_a_stable_one_waits_for_the_turn() {
+        for (lived, is_stable) in [(STABLE_MS - 1, false), (STABLE_MS, true)] {
+            let mut session = Session::new(Endpoints { discovery: 0, ..KINDS }, Timing::default(), 7);
+            let attempt = started(&mut session, Millis(0));
+            connect_to(&mut session, attempt, Millis(10));
+            assert_eq!(session.since(), Millis(10));
+            session.handle_failed(attempt, Millis(10 + lived));
+            let done = actions(&mut session);
+            assert_eq!(done[0], Action::Abandon { attempt, reason: Abandoned::Failed });
+            assert_eq!((done.len() == 1, session.waits_until().is_some()), (is_stable, is_stable), "{lived}");
+            assert_eq!(session.since(), Millis(10 + lived), "since then there has been no stream");
+        }
+    }
+
+    #[test]
+    fn other_servers_are_tried_at_once_unless_the_stream_is_good_for_them() {
+        let other = Endpoints { discovery: 0, private: 0, public: 1 };
+        let reconfigured = |session: &mut Session, keeps_stream: bool, now: u64| {
+            session.handle_reconfigured(other, Timing::default(), keeps_stream, Millis(now));
+            actions(session)
+        };
+        let tries = |action: &Action| matches!(action, Action::Connect { target: Target::Public(0), .. });
+
+        let mut idle = Session::new(KINDS, Timing::default(), 7);
+        assert_eq!((reconfigured(&mut idle, false, 0), idle.phase()), (vec![], "starting"));
+
+        let mut session = Session::new(KINDS, Timing::default(), 7);
+        let attempt = started(&mut session, Millis(0));
+        let done = reconfigured(&mut session, false, 1);
+        assert_eq!(done[0], Action::Abandon { attempt, reason: Abandoned::Failed }, "it was resolving");
+        assert!(tries(&done[1]), "{done:?}");
+
+        let Action::Connect { attempt, .. } = done[1] else { panic!("{done:?}") };
+        let done = reconfigured(&mut session, false, 2);
+        assert_eq!(done[0], Action::Abandon { attempt, reason: Abandoned::Failed }, "it was connecting");
+
+        let Action::Connect { attempt, .. } = done[1] else { panic!("{done:?}") };
+        session.handle_connected(attempt, Millis(3));
+        assert_eq!(actions(&mut session), [Action::Open { attempt }]);
+        let done = reconfigured(&mut session, false, 3);
+        assert_eq!(done[0], Action::Abandon { attempt, reason: Abandoned::Failed }, "it was opening");
+
+        let Action::Connect { attempt, .. } = done[1] else { panic!("{done:?}") };
+        session.handle_failed(attempt, Millis(4));
+        assert_eq!(actions(&mut session).len(), 1);
+        let done = reconfigured(&mut session, false, 5);
+        assert!(done.len() == 1 && tries(&done[0]), "it was waiting: {done:?}");
+
+        let Action::Connect { attempt, .. } = done[0] else { panic!("{done:?}") };
+        connect_to(&mut session, attempt, Millis(6));
+        assert_eq!((reconfigured(&mut session, true, 7), session.phase()), (vec![], "connected"));
+        assert_eq!(reconfigured(&mut session, false, 8), [Action::HalfClose]);
+        assert_eq!((reconfigured(&mut session, false, 9), session.phase()), (vec![], "moving"), "once is enough");
+        session.handle_failed(attempt, Millis(10));
+        let done = actions(&mut session);
+        assert_eq!(done[0], Action::Abandon { attempt, reason: Abandoned::Failed });
+        assert!(done.len() == 2 && tries(&done[1]), "{done:?}");
+        assert_eq!(session.since(), Millis(10), "the stream has ended");
+
+        let Action::Connect { attempt, .. } = done[1] else { panic!("{done:?}") };
+        session.handle_shutdown(Millis(11));
+        assert_eq!(actions(&mut session), [Action::Abandon { attempt, reason: Abandoned::Shutdown }]);
+        assert_eq!((reconfigured(&mut session, false, 12), session.phase()), (vec![], "ended"));
+    }
+
+    #[test]
+    fn a_server_that_does_not_end_its_side_does_not_hold_the_move_up() {
+        let mut session = Session::new(ONE_PRIVATE, Timing::default(), 7);
+        let attempt = streaming(&mut session, Millis(0));
+        session.handle_reconfigured(ONE_PRIVATE, Timing::default(), false, Millis(1));
+        assert_eq!(actions(&mut session), [Action::HalfClose]);
+        assert_eq!(session.poll_timeout(), Some(Millis(1 + DRAIN_TIMEOUT_MS)));
+        session.handle_timeout(Millis(1 + DRAIN_TIMEOUT_MS));
+        let done = actions(&mut session);
+        let reason = Abandoned::TimedOut("the server's end of the stream");
+        assert_eq!(done[0], Action::Abandon { attempt, reason });
+        assert!(matches!(done[1..], [Action::Connect { target: Target::Private(0), .. }]), "{done:?}");
+    }
+
+    #[test]
+    fn an_end_while_the_stream_moves_keeps_the_deadline_and_tries_no_server_any_more() {
+        let mut session = Session::new(ONE_PRIVATE, Timing::default(), 7);
+        let attempt = streaming(&mut session, Millis(0));
+        session.handle_reconfigured(ONE_PRIVATE, Timing::default(), false, Millis(1));
+        session.handle_shutdown(Millis(500));
+        assert_eq!(actions(&mut session), [Action::HalfClose], "it is half-closed once");
+        assert_eq!(session.poll_timeout(), Some(Millis(1 + DRAIN_TIMEOUT_MS)));
+        session.handle_shutdown(Millis(600));
+        assert_eq!(session.phase(), "draining", "to be told twice changes nothing");
+        session.handle_timeout(Millis(1 + DRAIN_TIMEOUT_MS));
+        let reason = Abandoned::TimedOut("the server's end of the stream");
+        assert_eq!(actions(&mut session), [Action::Abandon { attempt, reason }]);
+        session.handle_shutdown(Millis(20_000));
+        session.handle_timeout(Millis(20_000));
+        assert_eq!((actions(&mut session), session.poll_timeout()), (vec![], None), "it has ended");
+    }
+
+    #[test]
+    fn an_end_before_there_is_an_attempt_or_after_it_has_failed_abandons_nothing() {
+        let mut idle = Session::new(ONE_PRIVATE, Timing::default(), 7);
+        assert_eq!(idle.poll_timeout(), None);
+        idle.handle_shutdown(Millis(0));
+        assert_eq!((actions(&mut idle), idle.is_ended()), (vec![], true));
+
+        let mut waiting = Session::new(ONE_PRIVATE, Timing::default(), 7);
+        let attempt = started(&mut waiting, Millis(0));
+        waiting.handle_failed(attempt, Millis(0));
+        let _ = actions(&mut waiting);
+        waiting.handle_shutdown(Millis(1));
+        assert_eq!((actions(&mut waiting), waiting.is_ended()), (vec![], true));
+    }
+
+    #[test]
+    fn an_attempt_is_alive_from_its_beginning_until_it_is_given_up() {
+        let mut session = Session::new(Endpoints { discovery: 0, ..KINDS }, Timing::default(), 7);
+        let first = started(&mut session, Millis(0));
+        assert!(session.is_alive(first) && !session.is_alive(Attempt(0)) && !session.is_ended());
+        session.handle_failed(first, Millis(0));
+        let Some(Action::Connect { attempt, .. }) = actions(&mut session).pop() else { panic!("it goes on") };
+        assert!(session.is_alive(attempt) && !session.is_alive(first));
+        connect_to(&mut session, attempt, Millis(0));
+        session.handle_shutdown(Millis(1));
+        assert!(session.is_alive(attempt) && !session.is_ended(), "its stream drains");
+        session.handle_failed(attempt, Millis(2));
+        assert!(!session.is_alive(attempt) && session.is_ended());
+
+        let idle = Session::new(ONE_PRIVATE, Timing::default(), 7);
+        assert!(!idle.is_alive(Attempt(0)), "no attempt has begun");
+        let mut waiting = Session::new(ONE_PRIVATE, Timing::default(), 7);
+        let attempt = started(&mut waiting, Millis(0));
+        waiting.handle_failed(attempt, Millis(0));
+        assert!(!waiting.is_alive(attempt));
+    }
+
+    #[test]
+    fn a_keepalive_goes_along_from_three_quarters_of_its_time_on() {
+        let mut session = Session::new(ONE_PRIVATE, Timing { keepalive_ms: 40_000, ..Timing::default() }, 7);
+        streaming(&mut session, Millis(0));
+        session.handle_sending(Millis(29_999));
+        assert_eq!(actions(&mut session), []);
+        session.handle_sending(Millis(30_000));
+        assert_eq!(actions(&mut session), [Action::Ping]);
+        assert_eq!(session.poll_timeout(), Some(Millis(30_000 + PONG_TIMEOUT_MS)));
+    }
+
+    #[test]
+    fn a_ping_is_sent_on_a_stream_and_nowhere_else() {
+        let mut session = Session::new(ONE_PRIVATE, Timing::default(), 7);
+        started(&mut session, Millis(0));
+        session.handle_ping_wanted(Millis(1));
+        session.handle_sending(Millis(1_000_000));
+        assert_eq!(actions(&mut session), []);
+    }
+
+    #[test]
+    fn another_spread_counts_from_the_next_failure_on() {
+        let spread = |spread_ms| Timing { spread_ms, ..Timing::default() };
+        let mut session = Session::new(ONE_PRIVATE, spread(1_000_000), 7);
+        let attempt = streaming(&mut session, Millis(0));
+        session.handle_reconfigured(ONE_PRIVATE, spread(1_000), true, Millis(1));
+        session.handle_failed(attempt, Millis(STABLE_MS));
+        let turn = session.waits_until().expect("it waits");
+        assert!(turn <= Millis(STABLE_MS + 1_000), "{turn:?}");
+    }
+
     proptest! {
         /// Whatever is reported in whatever order, stale or not: there is never a state without a way on, and the last
         /// attempt that was started is the only one alive.
