@@ -6,7 +6,7 @@ use alloc::string::ToString;
 use alloc::vec;
 
 use super::*;
-use crate::delivery::Kind;
+use crate::delivery::{Kind, feed};
 use crate::limits::{LEDGER_BYTES, SPOOL_THREAD_RETRY_MS, STREAM_AHEAD};
 use crate::link::session::DRAIN_TIMEOUT_MS;
 use crate::record::intake::Due;
