@@ -49,13 +49,13 @@ impl<M: Clone> Agent<M> {
         self.dispatch.plugins()
     }
 
-    /// What is wrong, as the heartbeat's `state_detail` says it; see [`Dispatch::state_details`].
+    /// What is wrong, as the heartbeat's `state_detail` says it; see [`Dispatch::state_details`](crate::dispatch::Dispatch::state_details).
     #[must_use]
     pub fn state_details(&self, now: Millis) -> Vec<&str> {
         self.dispatch.state_details(now)
     }
 
-    /// Credit at which the shell should look at once; see [`Feed::wanted_credit`].
+    /// Credit at which the shell should look at once; see [`Feed::wanted_credit`](crate::delivery::feed::Feed::wanted_credit).
     #[must_use]
     pub fn wanted_credit(&self) -> Option<u64> {
         self.feed.wanted_credit()
