@@ -1,4 +1,5 @@
 //! Reads the few facts about certificates and keys that the agent needs: expiry, public key, key length. It verifies nothing.
+//! Source: RFC 5280, section 4.1.
 
 use core::str;
 
