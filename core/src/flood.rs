@@ -196,4 +196,13 @@ mod tests {
         assert_eq!(flood.handle_line('a', 1, Millis(3)), Verdict::Announce, "its bucket is still empty");
         assert_eq!(flood.handle_line('b', 1_000, Millis(4)), Verdict::Write { left_out: 0 }, "it begins anew");
     }
+
+    #[test]
+    fn without_room_for_any_key_everything_is_left_out_and_counted() {
+        let mut flood = Flood::<_, 0>::new(RATE);
+        for lines in 1..4 {
+            assert_eq!(flood.handle_line('a', 1, Millis(0)), Verdict::LeaveOut);
+            assert_eq!(flood.left_out(), lines);
+        }
+    }
 }
