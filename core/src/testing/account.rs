@@ -210,6 +210,23 @@ impl Account {
         self.missing.saturating_sub(self.told(losses) - self.settled)
     }
 
+    /// Which records are missing, as runs of numbers.
+    pub(super) fn missing(&self) -> String {
+        let mut text = String::new();
+        for (at, series) in self.series.iter().enumerate() {
+            let missing = |number: &usize| series.fates[*number].is_missing();
+            let mut numbers = (0..series.fates.len()).filter(missing).peekable();
+            while let Some(first) = numbers.next() {
+                let mut last = first;
+                while let Some(next) = numbers.next_if(|next| *next == last + 1) {
+                    last = next;
+                }
+                text.push_str(&format!(" {at}.{first}-{last}"));
+            }
+        }
+        text
+    }
+
     /// Records that were told to be lost.
     pub(super) fn lost(&self, losses: Option<&Losses>) -> u64 {
         self.told(losses)

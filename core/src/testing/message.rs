@@ -2,8 +2,10 @@
 //! what it has got.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::rc::Rc;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -85,6 +87,15 @@ impl Message {
 
     pub(super) fn fingerprint(&self) -> u32 {
         self.0.fingerprint
+    }
+
+    /// Which records are in it, as the first and the last of each series.
+    pub(super) fn summary(&self) -> String {
+        let mut series = BTreeMap::<u32, (u32, u32)>::new();
+        for Id { series: of, number } in self.records().filter_map(|record| record.id) {
+            series.entry(of).or_insert((number, number)).1 = number;
+        }
+        series.iter().map(|(of, (first, last))| format!(" {of}.{first}-{last}")).collect()
     }
 
     /// The records in it.

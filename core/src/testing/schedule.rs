@@ -260,6 +260,24 @@ pub(super) enum Event {
 }
 
 impl Event {
+    /// Whether it happens on the agent's host.
+    pub(super) fn is_on_the_host(&self) -> bool {
+        matches!(
+            self,
+            Self::Disk { .. }
+                | Self::Vanish
+                | Self::Spoil { .. }
+                | Self::Jam { .. }
+                | Self::Burst { .. }
+                | Self::Long { .. }
+                | Self::Crash { .. }
+                | Self::CrashLoop { .. }
+                | Self::Terminate { .. }
+                | Self::Kill { .. }
+                | Self::Reload { .. }
+        )
+    }
+
     /// Milliseconds for which it lasts.
     pub(super) fn lasts_ms(&self) -> u64 {
         match *self {

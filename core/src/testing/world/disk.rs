@@ -70,12 +70,14 @@ impl Disk {
             Op::Drop(Place { segment, offset }) => {
                 let batches = self.segments.remove(&segment).unwrap_or_default();
                 self.ends.remove(&segment);
+                self.marks.remove(&segment);
                 let unsent = batches.into_values().filter(|batch| batch.begin >= offset);
                 Done::Dropped(unsent.flat_map(|batch| batch.rows).collect())
             }
             Op::Delete(segment) => {
                 self.segments.remove(&segment);
                 self.ends.remove(&segment);
+                self.marks.remove(&segment);
                 Done::Deleted
             }
             Op::Sync => Done::Synced,
@@ -98,6 +100,7 @@ impl Disk {
         // What is torn at the end of a file is cut off, and a file without a batch is deleted.
         self.ends = found.iter().map(|found| (found.number, found.end)).collect();
         self.segments.retain(|number, _| self.ends.contains_key(number));
+        self.marks.retain(|number, _| self.ends.contains_key(number));
         found
     }
 

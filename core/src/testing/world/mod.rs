@@ -219,8 +219,14 @@ impl World {
         let is_mine = |life: u32| life == self.life;
         match happening {
             Happening::Event(index) => {
-                if let Some(event) = self.events.get(index).map(|timed| timed.event.clone()) {
-                    self.handle_event(&event);
+                let event = self.events.get(index).map(|timed| timed.event.clone());
+                match event {
+                    // Who sleeps does nothing, and nobody can do anything to it.
+                    Some(event) if event.is_on_the_host() && self.agenda.now < self.frozen_until => {
+                        self.agenda.at(self.frozen_until, Happening::Event(index));
+                    }
+                    Some(event) => self.handle_event(&event),
+                    None => {}
                 }
             }
             Happening::Calm => self.calm(),

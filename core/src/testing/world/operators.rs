@@ -60,7 +60,7 @@ impl World {
         host.agent.handle_start(self.kept.clone(), now);
         self.host = Some(host);
         self.rouse = true;
-        (self.unexplained_ends, self.ready) = (0, Vec::new());
+        self.ready = Vec::new();
         self.plugins.iter_mut().for_each(|plugin| plugin.news = None);
         if self.is_calm {
             self.begin_waiting();

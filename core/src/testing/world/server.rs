@@ -189,6 +189,7 @@ impl World {
         if !self.register(id, &done.message) {
             return;
         }
+        self.note(|| format!("the server has taken {:?}", done.message));
         self.take(id, &done.message);
         self.connections[id].far.recent.push_back((now, done.message));
         let far = &mut self.connections[id].far;
@@ -288,6 +289,7 @@ impl World {
         for arrived in far.arrived.into_iter().chain(far.work).filter(|arrived| arrived.is_pinged) {
             // The agent was told that the server has it. It would send it again if the end came soon enough.
             if delay.is_none_or(|delay| now.since(arrived.at) + delay >= FORGOTTEN_MS) {
+                self.note(|| format!("the server loses {:?}, which it had for long", arrived.message));
                 arrived.message.records().filter_map(|record| record.id).for_each(|id| self.account.excuse(id));
             }
         }
@@ -322,6 +324,7 @@ impl World {
             let window = delay.map_or(0, |delay| self.setup.replay_ms.min(FORGOTTEN_MS).saturating_sub(delay));
             let forgets = self.may_forget && self.connections[id].agent_open && window > 0;
             for (_, message) in recent.iter().filter(|(at, _)| forgets && now.since(*at) < window) {
+                self.note(|| format!("the server loses {message:?}, which it has just taken"));
                 message.records().filter_map(|record| record.id).for_each(|id| self.account.forget(id));
             }
             if self.connections[id].server_open {
