@@ -111,7 +111,10 @@ impl World {
         if !is_recovered {
             if waited > patience && !is_mistaken && !host.agent.is_ending() {
                 let phase = host.agent.session().phase();
-                let what = format!("it is {phase} after {waited} ms, with (memory, disk, batches) {left:?}");
+                let missing = self.account.missing();
+                let what = format!(
+                    "it is {phase} after {waited} ms, with (memory, disk, batches) {left:?}; missing are {missing}"
+                );
                 self.fail("after the last fault the agent is connected and everything is taken", &what);
             }
             return;

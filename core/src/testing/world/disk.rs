@@ -134,6 +134,11 @@ impl Disk {
         batches.flat_map(|(_, batch)| batch.message.records().filter_map(|record| record.id))
     }
 
+    /// Whether the directory is gone, and nobody has noticed.
+    pub(super) fn is_gone(&self) -> bool {
+        self.is_gone
+    }
+
     /// The directory is deleted.
     pub(super) fn vanish(&mut self) {
         self.is_gone = true;
@@ -147,15 +152,13 @@ impl Disk {
         self.is_damaged = true;
     }
 
-    /// Makes one batch unreadable.
-    pub(super) fn spoil(&mut self, which: usize) {
+    /// Makes one batch unreadable, and gives it.
+    pub(super) fn spoil(&mut self, which: usize) -> Option<Message> {
         let all: Vec<_> = self.segments.iter().flat_map(|(n, batches)| batches.keys().map(|at| (*n, *at))).collect();
-        if let Some((segment, at)) = all.get(which % all.len().max(1))
-            && let Some(batches) = self.segments.get_mut(segment)
-        {
-            batches.remove(at);
-        }
         self.is_damaged = true;
+        let (segment, at) = all.get(which % all.len().max(1))?;
+        let batches = self.segments.get_mut(segment)?;
+        batches.remove(at).map(|batch| batch.message)
     }
 
     /// Everything can be read and deleted again.

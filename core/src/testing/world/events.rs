@@ -150,8 +150,20 @@ impl World {
                     }
                 }
             }
-            Event::Vanish => self.disk.vanish(),
-            Event::Spoil { which } => self.disk.spoil(which),
+            Event::Vanish => {
+                if self.host.is_none() {
+                    // There is nobody who could tell.
+                    let lost: Vec<_> = self.disk.records().collect();
+                    lost.into_iter().for_each(|id| self.account.excuse(id));
+                }
+                self.disk.vanish();
+            }
+            Event::Spoil { which } => {
+                // If it is the last of all, an agent that starts cannot tell it from one that was never written whole.
+                let spoilt = self.disk.spoil(which);
+                let lost = spoilt.iter().flat_map(|message| message.records().filter_map(|record| record.id));
+                lost.for_each(|id| self.account.excuse(id));
+            }
             Event::Jam { which } => self.disk.jam(which),
             Event::Burst { plugin, records, urgent } => self.burst(plugin, records, usize::from(urgent), 0),
             Event::Long { plugin } => self.burst(plugin, 1, 0, self.setup.arena + 200),

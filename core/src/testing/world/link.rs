@@ -56,6 +56,9 @@ pub(super) struct Connection {
     sent: u64,
     unacknowledged: u64,
     half_close: bool,
+    has_half_closed: bool,
+    /// The server has ended the stream because the agent has.
+    pub(super) is_answered: bool,
     pub(super) credit: u64,
     credit_told: u64,
     pinged: Option<Millis>,
@@ -88,6 +91,7 @@ impl World {
             Action::HalfClose => {
                 if let Some(id) = self.current() {
                     self.connections[id].half_close = true;
+                    self.connections[id].has_half_closed = true;
                     self.write(id);
                 }
             }
@@ -132,6 +136,8 @@ impl World {
             sent: 0,
             unacknowledged: 0,
             half_close: false,
+            has_half_closed: false,
+            is_answered: false,
             credit: 0,
             credit_told: 0,
             pinged: None,
@@ -362,7 +368,10 @@ impl World {
     fn handle_end(&mut self, id: usize, end: End) {
         self.note(|| format!("the agent's connection ends: {end:?}"));
         let now = self.agenda.now;
-        let Connection { attempt, is_streaming, opened, .. } = self.connections[id];
+        let Connection { attempt, is_streaming, opened, has_half_closed, .. } = self.connections[id];
+        let is_asked = core::mem::take(&mut self.connections[id].is_answered);
+        // A server that ends a call before its client has sends a RST_STREAM behind the trailers, as grpc-go does.
+        let end = if end == End::Ok && has_half_closed && !is_asked { End::Unexplained } else { end };
         self.connections[id].agent_open = false;
         if matches!(end, End::Silent)
             && let Some(host) = &mut self.host

@@ -91,14 +91,17 @@ impl World {
         let Some(host) = self.host.take() else { return };
         self.tear();
         let level = host.intake.level();
-        let memory = host.agent.unconfirmed(level).memory_records;
-        self.lose_memory(&host, memory);
+        let unconfirmed = host.agent.unconfirmed(level);
+        // That the spool is gone may not have been noticed.
+        let on_disk = if self.disk.is_gone() { unconfirmed.disk_records } else { 0 };
+        self.lose_memory(&host, unconfirmed.memory_records + on_disk);
         self.leave(host, down_ms);
     }
 
     /// Holds what is known of records against what will be known in the next life.
     fn lose_memory(&mut self, host: &Host, in_memory: u64) {
-        let gone = self.account.handle_agent_gone(host.agent.losses(), in_memory, self.disk.records());
+        let elsewhere: Vec<_> = self.disk.records().chain(self.promised()).collect();
+        let gone = self.account.handle_agent_gone(host.agent.losses(), in_memory, elsewhere.into_iter());
         if let Err(what) = gone {
             self.fail("no record is lost that was not told", &what);
         }

@@ -59,7 +59,7 @@ pub(super) struct FarEnd {
     strikes: u32,
     is_half_closed: bool,
     /// What it has taken lately.
-    recent: VecDeque<(Millis, Message)>,
+    recent: VecDeque<(Millis, Arrived)>,
 }
 
 #[derive(Debug)]
@@ -148,6 +148,7 @@ impl World {
             if far.is_half_closed && far.begun.is_none() {
                 // It has passed everything on.
                 far.recent.clear();
+                connection.is_answered = true;
                 self.end_stream(id, End::Ok);
             }
             return;
@@ -191,7 +192,7 @@ impl World {
         }
         self.note(|| format!("the server has taken {:?}", done.message));
         self.take(id, &done.message);
-        self.connections[id].far.recent.push_back((now, done.message));
+        self.connections[id].far.recent.push_back((now, done));
         let far = &mut self.connections[id].far;
         while far.recent.front().is_some_and(|(at, _)| now.since(*at) > FORGOTTEN_MS) {
             far.recent.pop_front();
@@ -323,7 +324,12 @@ impl World {
             let recent = core::mem::take(&mut self.connections[id].far.recent);
             let window = delay.map_or(0, |delay| self.setup.replay_ms.min(FORGOTTEN_MS).saturating_sub(delay));
             let forgets = self.may_forget && self.connections[id].agent_open && window > 0;
-            for (_, message) in recent.iter().filter(|(at, _)| forgets && now.since(*at) < window) {
+            for (_, arrived) in recent.iter().filter(|(at, _)| forgets && now.since(*at) < window) {
+                if arrived.is_pinged && now.since(arrived.at) + 2 >= window {
+                    // The agent was told long ago that the server has it.
+                    continue;
+                }
+                let message = &arrived.message;
                 self.note(|| format!("the server loses {message:?}, which it has just taken"));
                 message.records().filter_map(|record| record.id).for_each(|id| self.account.forget(id));
             }
@@ -348,6 +354,13 @@ impl World {
                 self.connections[id].far.recent.clear();
             }
         }
+    }
+
+    /// Records that servers have not taken, while the agent was told that they have them.
+    pub(super) fn promised(&self) -> impl Iterator<Item = Id> {
+        let far = self.connections.iter().map(|connection| &connection.far);
+        let arrived = far.flat_map(|far| far.arrived.iter().chain(&far.work)).filter(|arrived| arrived.is_pinged);
+        arrived.flat_map(|arrived| arrived.message.records().filter_map(|record| record.id))
     }
 
     /// Ends the stream of the agent that is open to a server.
