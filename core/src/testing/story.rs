@@ -2,9 +2,7 @@
 
 use core::fmt;
 
-use super::schedule::{
-    DiskFault, Event, NoDial, Request, Schedule, Setup, Silent, StreamEnd, TooLarge, Update, Way,
-};
+use super::schedule::{DiskFault, Event, NoDial, Request, Schedule, Setup, Silent, StreamEnd, TooLarge, Update, Way};
 
 /// Milliseconds as people say them.
 struct Time(u64);
@@ -50,12 +48,25 @@ impl fmt::Display for Setup {
         }
         for (at, plugin) in self.plugins.iter().enumerate() {
             let each = Time(plugin.every_ms);
-            write!(f, "plugin p{at} writes {} records every {each} or so, {}% urgent", plugin.records, plugin.urgent_percent)?;
+            write!(
+                f,
+                "plugin p{at} writes {} records every {each} or so, {}% urgent",
+                plugin.records, plugin.urgent_percent
+            )?;
             let drops = if plugin.may_drop { ", for which others may be dropped" } else { "" };
-            writeln!(f, "{drops}; it takes {} to prepare and {} to end", Time(plugin.prepare_ms), Time(plugin.stop_ms))?;
+            writeln!(
+                f,
+                "{drops}; it takes {} to prepare and {} to end",
+                Time(plugin.prepare_ms),
+                Time(plugin.stop_ms)
+            )?;
         }
         let (memory, scale) = (self.memory, self.scale);
-        write!(f, "the agent keeps {memory} bytes in memory and {} on the disk; each byte counts as {scale}", self.spool)?;
+        write!(
+            f,
+            "the agent keeps {memory} bytes in memory and {} on the disk; each byte counts as {scale}",
+            self.spool
+        )?;
         let trial = if self.is_on_trial { "; its version is on trial" } else { "" };
         let forgets = if self.forgets { "; killed servers lose what they took last" } else { "" };
         write!(f, "{trial}{forgets}")
@@ -100,7 +111,9 @@ impl fmt::Display for Event {
             }
             Self::NoDiscovery { .. } => write!(f, "service discovery fails for {ms}"),
             Self::ServerKilled { server, .. } => write!(f, "server {server} is killed, and is back after {ms}"),
-            Self::HostDies { server, .. } => write!(f, "server {server} is gone without a word, and is back after {ms}"),
+            Self::HostDies { server, .. } => {
+                write!(f, "server {server} is gone without a word, and is back after {ms}")
+            }
             Self::ServerStops { server, .. } => write!(f, "server {server} is stopped for {ms}"),
             Self::AppStops { server, .. } => write!(f, "the application of server {server} takes nothing for {ms}"),
             Self::AppSlow { server, work_ms, .. } => {

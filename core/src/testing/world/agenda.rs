@@ -24,33 +24,90 @@ pub(super) enum Happening {
     Lapse,
     AgentStarts,
     /// The agent is asked to end once more.
-    TerminateAgain { life: u32 },
-    Resolved { life: u32, attempt: Attempt, works: bool },
+    TerminateAgain {
+        life: u32,
+    },
+    Resolved {
+        life: u32,
+        attempt: Attempt,
+        works: bool,
+    },
     /// The first packet of a connection arrives, or is lost for the so manieth time.
-    Syn { connection: usize, lost: u32 },
-    Opened { connection: usize },
-    Written { connection: usize },
-    Arrive { connection: usize, packet: Packet },
+    Syn {
+        connection: usize,
+        lost: u32,
+    },
+    Opened {
+        connection: usize,
+    },
+    Written {
+        connection: usize,
+    },
+    Arrive {
+        connection: usize,
+        packet: Packet,
+    },
     /// Packets that were held up go on.
-    Release { connection: usize, to_server: bool },
+    Release {
+        connection: usize,
+        to_server: bool,
+    },
     /// The agent's host has waited long enough for an acknowledgement.
-    GiveUp { connection: usize },
-    AppDone { connection: usize },
-    ServerNotices { connection: usize },
+    GiveUp {
+        connection: usize,
+    },
+    AppDone {
+        connection: usize,
+    },
+    ServerNotices {
+        connection: usize,
+    },
     /// The balancer looks at a connection.
-    Balance { connection: usize },
-    DiskDone { life: u32, done: Box<Done<Message>> },
-    Prepared { life: u32, name: PluginName, id: Preparation, works: bool },
-    PluginWrites { process: u32 },
-    PluginExits { process: u32, asked: bool },
-    PipesClosed { process: u32 },
+    Balance {
+        connection: usize,
+    },
+    DiskDone {
+        life: u32,
+        done: Box<Done<Message>>,
+    },
+    Prepared {
+        life: u32,
+        name: PluginName,
+        id: Preparation,
+        works: bool,
+    },
+    PluginWrites {
+        process: u32,
+    },
+    PluginExits {
+        process: u32,
+        asked: bool,
+    },
+    PipesClosed {
+        process: u32,
+    },
     /// Processes whose records found no room try again.
-    Resume { life: u32 },
-    TaskRead { process: u32, token: String },
-    Uploaded { life: u32, upload: u32, works: bool },
-    Updated { life: u32, update: u32, works: bool },
+    Resume {
+        life: u32,
+    },
+    TaskRead {
+        process: u32,
+        token: String,
+    },
+    Uploaded {
+        life: u32,
+        upload: u32,
+        works: bool,
+    },
+    Updated {
+        life: u32,
+        update: u32,
+        works: bool,
+    },
     /// The server asks for a plugin again that it had removed.
-    Restore { plugin: usize },
+    Restore {
+        plugin: usize,
+    },
 }
 
 impl Happening {
@@ -76,7 +133,11 @@ impl Happening {
 #[derive(Debug, Clone)]
 pub(super) enum Packet {
     /// Some bytes of a message: how long it is if it begins with them, and the message if it ends with them.
-    Data { bytes: u64, begins: Option<u64>, whole: Option<Message> },
+    Data {
+        bytes: u64,
+        begins: Option<u64>,
+        whole: Option<Message>,
+    },
     Ping,
     HalfClose,
     /// The agent's host knows no such connection any more.
@@ -88,7 +149,10 @@ pub(super) enum Packet {
     Pong,
     Command(Rc<[u8]>),
     /// The connection is over.
-    End { end: End, how: Manner },
+    End {
+        end: End,
+        how: Manner,
+    },
 }
 
 /// How the end of a connection is told.

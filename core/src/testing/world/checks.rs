@@ -22,8 +22,7 @@ impl World {
         // A path that died unnoticed, then an attempt at each server, then the longest wait, and an attempt again.
         let dead = self.setup.keepalive_ms.max(60_000) + PONG_TIMEOUT_MS;
         let servers = self.setup.servers.len() as u64;
-        let round = RESOLVE_TIMEOUT_MS * self.setup.discovery as u64
-            + servers * (CONNECT_TIMEOUT_MS + OPEN_TIMEOUT_MS);
+        let round = RESOLVE_TIMEOUT_MS * self.setup.discovery as u64 + servers * (CONNECT_TIMEOUT_MS + OPEN_TIMEOUT_MS);
         let connected = dead + 2 * round + BACKOFF_CAP_MS;
         // Then the disk is tried again, everything is sent, and a PING confirms the last of it.
         let sent = 3 * SPOOL_RETRY_MS + 10 * PING_INTERVAL_MS;

@@ -114,7 +114,8 @@ impl Disk {
             let bytes = message.length();
             let end = begin + OVERHEAD + bytes as u64;
             let fingerprint = message.fingerprint();
-            segment.insert(begin, Replay { message, bytes, fingerprint, content_bytes, begin, end, first_record, rows });
+            segment
+                .insert(begin, Replay { message, bytes, fingerprint, content_bytes, begin, end, first_record, rows });
             *file_end = end;
             ends.push(end);
         }
@@ -164,8 +165,7 @@ impl Disk {
     /// Everything can be read and deleted again.
     pub(super) fn mend(&mut self, now: Millis) {
         self.jammed.clear();
-        for until in
-            [&mut self.full_until, &mut self.read_only_until, &mut self.no_thread_until, &mut self.slow_until]
+        for until in [&mut self.full_until, &mut self.read_only_until, &mut self.no_thread_until, &mut self.slow_until]
         {
             *until = now.min(*until);
         }

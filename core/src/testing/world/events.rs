@@ -111,7 +111,6 @@ impl World {
                 let path = &mut self.paths[server];
                 (path.slow_ms, path.bytes_per_ms) = (delay_ms, bytes_per_ms);
                 later(&mut path.slow_until);
-                self.was_slow = true;
             }
             Event::Reset => {
                 if let Some(id) = self.current() {

@@ -108,7 +108,9 @@ impl World {
         let listed = &self.host.as_ref()?.listed;
         let is = |server: &usize, way: Way| self.setup.servers[*server].way == way;
         match target {
-            Target::Discovered(index) => (0..self.servers.len()).filter(|server| is(server, Way::Discovered)).nth(index),
+            Target::Discovered(index) => {
+                (0..self.servers.len()).filter(|server| is(server, Way::Discovered)).nth(index)
+            }
             Target::Private(index) => listed.iter().copied().filter(|server| is(server, Way::Private)).nth(index),
             Target::Public(index) => listed.iter().copied().filter(|server| is(server, Way::Public)).nth(index),
         }

@@ -102,7 +102,8 @@ pub(super) struct World {
     unexplained_ends: u32,
     longest_life_ms: u64,
     may_forget: bool,
-    was_slow: bool,
+    /// When a server was killed last that has lost something.
+    forgot_at: Option<Millis>,
     /// Records that servers die of.
     poisoned: u64,
 }
@@ -161,7 +162,7 @@ impl World {
             unexplained_ends: 0,
             longest_life_ms: 0,
             may_forget: setup.forgets,
-            was_slow: false,
+            forgot_at: None,
             poisoned: 0,
             events: schedule.events.clone(),
             setup,

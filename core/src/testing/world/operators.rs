@@ -198,6 +198,10 @@ impl World {
     /// The agent's host sleeps. The servers do not.
     pub(super) fn suspend(&mut self, ms: u64) {
         let now = self.agenda.now;
+        if self.forgot_at.is_some_and(|at| now.since(at) < 1_000) {
+            // The agent would hear of that only when it wakes up, and reckon from then.
+            return;
+        }
         self.frozen_until = self.frozen_until.max(now + ms);
         if let Some(id) = self.current() {
             let notices = self.setup.servers[self.connections[id].server].notices_ms;
@@ -225,4 +229,5 @@ impl World {
     pub(super) fn is_mistaken(&self) -> bool {
         let dead = |id: usize| !self.connections[id].agent_open || self.connections[id].is_cut;
         (0..self.connections.len()).any(|id| self.connections[id].server_open && dead(id))
-    }}
+    }
+}

@@ -158,18 +158,21 @@ impl World {
             self.agenda.after(*ms, Happening::PluginExits { process, asked: false });
         }
         let source = self.sources.source(name);
-        self.processes.insert(process, Process {
-            plugin,
-            name: name.clone(),
-            version,
-            source,
-            series,
-            pipes: [VecDeque::new(), VecDeque::new()],
-            is_alive: true,
-            stopped_at: None,
-            tasks: Vec::new(),
-            is_closing: false,
-        });
+        self.processes.insert(
+            process,
+            Process {
+                plugin,
+                name: name.clone(),
+                version,
+                source,
+                series,
+                pipes: [VecDeque::new(), VecDeque::new()],
+                is_alive: true,
+                stopped_at: None,
+                tasks: Vec::new(),
+                is_closing: false,
+            },
+        );
         self.agenda.after(1, Happening::PluginWrites { process });
     }
 

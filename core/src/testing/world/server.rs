@@ -154,16 +154,20 @@ impl World {
             return;
         };
         let most = if now < server.app_slow_until { server.app_slow_ms } else { setup.work_ms };
-        let limit = self.program.limit.filter(|(bytes, _, until)| now < *until && next.message.length() as u64 > *bytes);
+        let limit =
+            self.program.limit.filter(|(bytes, _, until)| now < *until && next.message.length() as u64 > *bytes);
         far.read = next.end;
         far.work = Some(next);
         if let Some((_, how, _)) = limit {
             self.note(|| "the message is too large for the server".into());
-            return self.end_stream(id, match how {
-                TooLarge::Says => End::TooLarge,
-                TooLarge::EndsInOrder => End::Ok,
-                TooLarge::Breaks => End::Unexplained,
-            });
+            return self.end_stream(
+                id,
+                match how {
+                    TooLarge::Says => End::TooLarge,
+                    TooLarge::EndsInOrder => End::Ok,
+                    TooLarge::Breaks => End::Unexplained,
+                },
+            );
         }
         let ms = self.random.between(0, most);
         self.agenda.after(ms, Happening::AppDone { connection: id });
@@ -335,6 +339,7 @@ impl World {
             }
             if self.connections[id].server_open {
                 let how = if forgets { Manner::Surely } else { Manner::Once };
+                self.forgot_at = if forgets { Some(now) } else { self.forgot_at };
                 self.send(id, Packet::End { end: End::Unexplained, how });
                 self.close_far_end(id);
                 self.connections[id].far.recent.clear();
@@ -368,11 +373,14 @@ impl World {
         let open = self.connections.iter().enumerate().filter(|(_, it)| it.server == server && it.server_open);
         let open: alloc::vec::Vec<usize> = open.map(|(id, _)| id).collect();
         for id in open {
-            self.end_stream(id, match how {
-                StreamEnd::InOrder => End::Ok,
-                StreamEnd::Broken => End::Unexplained,
-                StreamEnd::TooManyPings => End::TooManyPings,
-            });
+            self.end_stream(
+                id,
+                match how {
+                    StreamEnd::InOrder => End::Ok,
+                    StreamEnd::Broken => End::Unexplained,
+                    StreamEnd::TooManyPings => End::TooManyPings,
+                },
+            );
         }
     }
 

@@ -96,8 +96,8 @@ impl World {
                 }
             }
             Action::Update(action) => self.carry_out_update(action),
-            Action::Report(report) => {
-                self.answer(&report.token);
+            Action::Answer(failure) => {
+                self.answer(&failure.token);
                 self.push_own(0, TASK_RESULT);
             }
             Action::Complain(what) => self.note(|| format!("the agent complains: {what}")),
@@ -264,7 +264,8 @@ impl World {
                 let now = self.agenda.now;
                 for plugin in 0..self.plugins.len() {
                     let wanted = self.center.wanted(plugin);
-                    if wanted.is_some() && core::mem::replace(&mut self.told_versions[plugin], wanted.clone()) != wanted {
+                    if wanted.is_some() && core::mem::replace(&mut self.told_versions[plugin], wanted.clone()) != wanted
+                    {
                         self.plugins[plugin].news = Some(now);
                     }
                 }
