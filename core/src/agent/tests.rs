@@ -320,7 +320,7 @@ fn plugins_pipes_are_read_to_their_ends_before_the_flush() {
 fn an_upload_that_is_asked_for_while_the_agent_ends_is_answered() {
     let mut agent = agent_with(0, None);
     connected(&mut agent);
-    agent.handle_terminate(Millis(1));
+    let _ = agent.handle_terminate(Millis(1));
     let upload = Upload { token: "late".to_string(), path: "/x".to_string(), buf_size: 1 };
     agent.handle_command(Command::AgentTask(AgentTask::Upload(upload)), 1, Millis(1));
     let asked = actions(&mut agent, EMPTY, Millis(1));

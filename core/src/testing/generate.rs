@@ -105,10 +105,12 @@ pub(super) fn by_theme(draw: &mut impl Draw, setup: &Setup) -> Vec<Timed> {
         // The same again is what one event alone does not find.
         let theme = draw.pick(&themes);
         let event = event(draw, theme, setup);
-        let repeats = if draw.chance(15) { 1 + draw.index(3) } else { 0 };
+        let repeats = if draw.chance(15) { draw.pick(&[1usize, 2, 3]) } else { 0 };
         let gap = event.lasts_ms() + draw.between(0, 12_000);
-        for again in 0..=repeats as u64 {
-            events.push(Timed { at: at + again * gap, event: event.clone(), index: index * 4 + again as usize });
+        let mut when = at;
+        for again in 0..=repeats {
+            events.push(Timed { at: when, event: event.clone(), index: index * 4 + again });
+            when = when + gap;
         }
         at = at + draw.between(0, pace);
     }

@@ -13,7 +13,7 @@ use crate::command::AGENT_NAME;
 use crate::link::End;
 use crate::testing::message::Id;
 use crate::testing::random::Draw;
-use crate::testing::schedule::{DiskFault, Event, Request, Silent, Update};
+use crate::testing::schedule::{DiskFault, Event, Request, Silent, TooLarge, Update};
 use crate::time::Millis;
 
 /// What the servers ask for: which plugins, and which version of the agent.
@@ -135,7 +135,11 @@ impl World {
             Event::StreamEnds { server, how } => self.end_streams(server, how),
             Event::Poison { plugin, .. } => self.poison(plugin, until),
             Event::DiesOfNext { times, .. } => self.program.dies = (times, until),
-            Event::Limit { bytes, how, .. } => self.program.limit = Some((bytes, how, until)),
+            Event::Limit { bytes, how, .. } => {
+                self.program.limit = Some((bytes, how, until));
+                // A server that does not say why it ends streams may be dying of a single record that is too long for it.
+                self.may_give_up |= how != TooLarge::Says;
+            }
             Event::Disk { fault, .. } => {
                 let disk = &mut self.disk;
                 later(&mut disk.bad_until);

@@ -58,6 +58,7 @@ pub(super) struct World {
     passes: u64,
     steps: u64,
     waiting_since: Millis,
+    has_recovered: bool,
 
     host: Option<Host>,
     life: u32,
@@ -106,6 +107,7 @@ pub(super) struct World {
     forgot_at: Option<Millis>,
     /// Records that servers die of.
     poisoned: u64,
+    may_give_up: bool,
 }
 
 impl World {
@@ -125,6 +127,7 @@ impl World {
             passes: 0,
             steps: 0,
             waiting_since: Millis(0),
+            has_recovered: false,
             host: None,
             life: 0,
             version: "1.0".to_string(),
@@ -164,6 +167,7 @@ impl World {
             may_forget: setup.forgets,
             forgot_at: None,
             poisoned: 0,
+            may_give_up: false,
             events: schedule.events.clone(),
             setup,
         }

@@ -90,12 +90,17 @@ impl World {
     pub(super) fn kill_agent(&mut self, down_ms: u64) {
         let Some(host) = self.host.take() else { return };
         self.tear();
-        let level = host.intake.level();
-        let unconfirmed = host.agent.unconfirmed(level);
+        let memory = self.in_memory(&host);
+        self.lose_memory(&host, memory);
+        self.leave(host, down_ms);
+    }
+
+    /// Records that are gone with an agent's process.
+    fn in_memory(&self, host: &Host) -> u64 {
+        let unconfirmed = host.agent.unconfirmed(host.intake.level());
         // That the spool is gone may not have been noticed.
         let on_disk = if self.disk.is_gone() { unconfirmed.disk_records } else { 0 };
-        self.lose_memory(&host, unconfirmed.memory_records + on_disk);
-        self.leave(host, down_ms);
+        unconfirmed.memory_records + on_disk
     }
 
     /// Holds what is known of records against what will be known in the next life.
@@ -121,7 +126,7 @@ impl World {
         let Some(host) = self.host.take() else { return };
         let now = self.agenda.now;
         self.note(|| format!("the agent has ended: {after:?}"));
-        let memory = host.agent.unconfirmed(host.intake.level()).memory_records;
+        let memory = self.in_memory(&host);
         let began = host.ending.map_or(now, |(began, _)| began);
         if host.is_at_once {
             self.lose_memory(&host, memory);
@@ -222,7 +227,7 @@ impl World {
 
     /// The moment from which on the world's faults are over, as far as the agent can tell.
     pub(super) fn begin_waiting(&mut self) {
-        self.waiting_since = self.agenda.now;
+        (self.waiting_since, self.has_recovered) = (self.agenda.now, false);
     }
 
     /// Whether a server believes in a connection that is dead.

@@ -29,6 +29,8 @@ const DATA_TYPES: i32 = 3_000;
 pub(super) struct Plugin {
     /// Processes of this version die soon, until then.
     pub(super) loops: Option<(String, u64, Millis)>,
+    /// The version that ran last.
+    in_place: Option<String>,
     /// When the agent was told of the version that is wanted now, if that version has not run since.
     pub(super) news: Option<Millis>,
 }
@@ -114,8 +116,11 @@ impl World {
     fn prepare(&mut self, id: Preparation, config: &PluginConfig) {
         let usual = self.setup.plugins[plugin_of(&config.name)].prepare_ms;
         let now = self.agenda.now;
-        let slow = if now < self.slow_downloads_until { self.random.between(5_000, 40_000) } else { 0 };
-        let works = now >= self.no_preparations_until;
+        // What ran last is in its place, and need not be fetched.
+        let is_there = self.plugins[plugin_of(&config.name)].in_place.as_ref() == Some(&config.version);
+        let is_slow = !is_there && now < self.slow_downloads_until;
+        let slow = if is_slow { self.random.between(5_000, 40_000) } else { 0 };
+        let works = is_there || now >= self.no_preparations_until;
         let (life, name) = (self.life, config.name.clone());
         self.agenda.after(usual + slow, Happening::Prepared { life, name, id, works });
     }
@@ -151,6 +156,7 @@ impl World {
         let process = self.next_process;
         self.next_process += 1;
         let version = config.version.clone();
+        self.plugins[plugin].in_place = Some(version.clone());
         if self.center.wanted(plugin).as_ref() == Some(&version) {
             self.plugins[plugin].news = None;
         }

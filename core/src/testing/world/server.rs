@@ -237,7 +237,8 @@ impl World {
 
     /// The application has taken a message.
     fn take(&mut self, id: usize, message: &Message) {
-        let may_overtake = self.unexplained_ends >= 3;
+        // Suspects are overtaken, and so is what was read from a file that then had to go.
+        let may_overtake = self.unexplained_ends >= 3 || self.shrunk_at.0 > 0;
         for record in message.records() {
             if let Some(record_id) = record.id {
                 let newest = self.connections[id].newest.entry(record_id.series).or_default();
