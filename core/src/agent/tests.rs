@@ -324,7 +324,10 @@ fn an_upload_that_is_asked_for_while_the_agent_ends_is_answered() {
     let upload = Upload { token: "late".to_string(), path: "/x".to_string(), buf_size: 1 };
     agent.handle_command(Command::AgentTask(AgentTask::Upload(upload)), 1, Millis(1));
     let asked = actions(&mut agent, EMPTY, Millis(1));
-    assert!(asked.iter().any(|action| matches!(action, Action::Answer(failure) if failure.token == "late")), "{asked:?}");
+    assert!(
+        asked.iter().any(|action| matches!(action, Action::Answer(failure) if failure.token == "late")),
+        "{asked:?}"
+    );
 }
 
 #[test]
