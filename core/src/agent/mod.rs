@@ -481,6 +481,10 @@ impl<M: Clone> Agent<M> {
                 self.open_pipes += usize::from(matches!(action, PluginAction::Spawn(..)));
                 Some(Action::Plugin(action))
             }
+            dispatch::Action::Task(AgentTask::Upload(upload)) if self.ending != Ending::No => {
+                self.handle_task_failed(upload.token, "the agent ends before the file is uploaded");
+                None
+            }
             dispatch::Action::Task(AgentTask::Upload(upload)) => {
                 if let Err(Upload { token, path, .. }) = self.uploads.push(upload) {
                     let why = format!("{MAX_UPLOADS_WAITING} uploads wait already: {path}");

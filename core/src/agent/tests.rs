@@ -315,3 +315,36 @@ fn plugins_pipes_are_read_to_their_ends_before_the_flush() {
     agent.handle_pipes_closed();
     assert!(actions(&mut agent, EMPTY, Millis(4)).contains(&Action::Exit(After::Exit)));
 }
+
+#[test]
+fn an_upload_that_is_asked_for_while_the_agent_ends_is_answered() {
+    let mut agent = agent_with(0, None);
+    connected(&mut agent);
+    let _ = agent.handle_terminate(Millis(1));
+    let upload = Upload { token: "late".to_string(), path: "/x".to_string(), buf_size: 1 };
+    agent.handle_command(Command::AgentTask(AgentTask::Upload(upload)), 1, Millis(1));
+    let asked = actions(&mut agent, EMPTY, Millis(1));
+    assert!(
+        asked.iter().any(|action| matches!(action, Action::Answer(failure) if failure.token == "late")),
+        "{asked:?}"
+    );
+}
+
+#[test]
+fn what_is_lost_in_the_last_step_is_told_in_the_same_pass() {
+    let mut agent = agent_with(0, None);
+    agent.handle_start(Vec::new(), Millis(0));
+    agent.handle_batch(batch(1));
+    let mut now = Millis(0);
+    // The server says of a single record that it is too large, twice.
+    for _ in 0..2 {
+        let attempt = connect(&mut agent, now);
+        let _ = actions(&mut agent, EMPTY, now);
+        agent.handle_ended(attempt, End::TooLarge, now);
+        now = now + 10_000;
+    }
+    connect(&mut agent, now);
+    let _ = actions(&mut agent, EMPTY, now);
+    assert_eq!((agent.losses().total(Cause::Refused), agent.losses().poll_timeout()), (1, None), "it is told");
+    assert!(agent.poll_timeout(EMPTY, now).is_some_and(|due| due > now), "it does not wake up at once");
+}

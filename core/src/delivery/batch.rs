@@ -35,6 +35,8 @@ pub struct Batch<M> {
     pub(super) is_double: bool,
     /// True when it cannot be cut further.
     pub(super) is_smallest: bool,
+    /// It is not all that lies at its place in the spool.
+    pub(super) is_part: bool,
     kind: Kind,
     bytes: usize,
     content_bytes: u32,
@@ -71,6 +73,7 @@ impl<M> Batch<M> {
             is_unchecked: false,
             is_double: false,
             is_smallest: records <= 1,
+            is_part: false,
             kind,
             bytes,
             content_bytes,

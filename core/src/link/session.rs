@@ -335,6 +335,10 @@ impl Session {
             State::Backoff { .. } => self.start_round(now),
             State::Idle | State::Ended => {}
         }
+        // The agent's turn may be now.
+        if matches!(self.state, State::Backoff { until } if until <= now) {
+            self.start_round(now);
+        }
     }
 
     /// When [`Session::handle_timeout`] is due; changes with every call of a `handle_*` method.

@@ -128,7 +128,14 @@ mod tests {
         let time = |text: &[u8]| wrap(if text.len() == 13 { UTC_TIME } else { GENERALIZED_TIME }, text);
         let version = version.map(|version| wrap(VERSION, &wrap(INTEGER, &[version]))).unwrap_or_default();
         let validity = wrap(SEQUENCE, &[time(not_before), time(not_after)].concat());
-        let names = [wrap(SEQUENCE, &[1; 130]), validity, wrap(SEQUENCE, &[2; 9]), wrap(SEQUENCE, &[3; 7])].concat();
+        let names = [
+            wrap(SEQUENCE, &[1; 130]),
+            validity,
+            wrap(SEQUENCE, &[2; 9]),
+            wrap(SEQUENCE, &[3; 7]),
+            wrap(0xa3, &[4; 5]),
+        ]
+        .concat();
         let tbs = [version, wrap(INTEGER, &[9]), wrap(SEQUENCE, &[]), names].concat();
         wrap(SEQUENCE, &wrap(SEQUENCE, &tbs))
     }

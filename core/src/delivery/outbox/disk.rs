@@ -222,34 +222,46 @@ impl<M: Clone> Outbox<M> {
     fn handle_read(&mut self, place: Place, replay: Replay<M>) {
         self.unread = None;
         let has_memory = self.ledger.is_free();
-        let doubles_end = self.doubles_end;
         let Replay { message, bytes, fingerprint, content_bytes, begin, end, first_record, rows } = replay;
         let is_up = matches!(self.stream, Stream::Up);
         let Some(plan) = self.plan_mut().filter(|plan| is_up && plan.backlog() == Some(place)) else { return };
         let [at, end] = [begin, end].map(|offset| Place { offset, ..place });
         let may_be_refused = |row: &Row| row.source != Source::AGENT && needs_fields(row.data_type);
         let mut batch = Batch::new(Kind::Bulk, message, bytes, content_bytes, rows).with_fingerprint(fingerprint);
-        batch.is_double = end <= doubles_end;
         batch.is_unchecked = batch.rows().iter().any(may_be_refused);
         let missing = plan.handle_sent(end, first_record, batch.records());
+        if let Some(known) = self.doubles.iter().position(|double| *double == at) {
+            self.doubles.swap_remove(known);
+            batch.is_double = true;
+        }
         self.last_id += 1;
         batch.id = self.last_id;
         if self.detached.contains(&at) {
             self.settle_rest();
         } else if has_memory && self.suspects.is_suspect(batch.identity()) {
             // Others on the disk go before it, and it does not keep their files.
-            let records = batch.records();
-            self.detached.push(at);
+            batch.stored = Some(Stored { at, end, first_record });
+            self.detach(&mut batch);
             self.ledger.push(batch);
-            if let Some(plan) = self.plan_mut() {
-                plan.forget(records);
-            }
             self.settle_rest();
         } else {
             batch.stored = Some(Stored { at, end, first_record });
             self.ledger.push_urgent(batch);
         }
         self.lose_unknown(Cause::SpoolDamaged, missing);
+    }
+
+    /// A batch does not count on its place on the disk any more: others go before it, and once they are confirmed nothing keeps that
+    /// place.
+    pub(super) fn detach(&mut self, batch: &mut Batch<M>) {
+        let Some(stored) = batch.stored.take_if(|_| batch.message.is_some()) else { return };
+        // Of a part, the others are read there again.
+        if !batch.is_part {
+            self.detached.push(stored.at);
+        }
+        if let Some(plan) = self.plan_mut() {
+            plan.forget(batch.records());
+        }
     }
 
     fn handle_unreadable(&mut self, place: Place) {
@@ -299,7 +311,7 @@ impl<M: Clone> Outbox<M> {
                 self.unread = None;
                 self.detached.clear();
                 self.recent.clear();
-                self.doubles_end = Place::default();
+                self.doubles.clear();
                 self.unsynced = None;
                 DiskState::Unopened { limit, at: now, was_tried: true }
             }

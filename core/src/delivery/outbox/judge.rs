@@ -27,7 +27,8 @@ impl<M: Clone> Outbox<M> {
             } else if self.suspects.is_condemned(who) {
                 self.give_up_next(Cause::Poison);
             } else if self.suspects.is_set_aside(who, now) && self.others_wait() {
-                if let Some(batch) = self.ledger.pop_next() {
+                if let Some(mut batch) = self.ledger.pop_next() {
+                    self.detach(&mut batch);
                     self.ledger.push(batch);
                 }
             } else {
@@ -88,7 +89,11 @@ impl<M: Clone> Outbox<M> {
     /// The batch of [`Outgoing::Cut`](super::Outgoing::Cut) is these, and `refused` counts records of it that plugins may not send. Neither parts nor
     /// refused ones mean that it could not be read, and is lost.
     pub fn handle_cut(&mut self, parts: Vec<Batch<M>>, refused: &[Row]) {
-        let Some(whole) = self.ledger.pop_next() else { return };
+        let Some(mut whole) = self.ledger.pop_next() else { return };
+        if !parts.is_empty() && self.suspects.is_suspect(whole.identity()) {
+            // Its parts are suspects too, and others will go before them.
+            self.detach(&mut whole);
+        }
         if parts.is_empty() {
             if let (Some(_), Some(plan)) = (whole.stored, self.plan_mut()) {
                 plan.forget(whole.records());
@@ -102,7 +107,7 @@ impl<M: Clone> Outbox<M> {
         self.suspects.handle_cut(whole.identity(), parts.iter().map(Batch::identity));
         for (from_the_end, mut part) in parts.into_iter().rev().enumerate() {
             self.last_id += 1;
-            part.id = self.last_id;
+            (part.id, part.is_part) = (self.last_id, whole.stored.is_some());
             // The last one stands for the place on the disk; all of them are sent again from there.
             part.stored = whole.stored.map(|stored| match from_the_end {
                 0 => stored,

@@ -86,8 +86,8 @@ pub struct Outbox<M> {
     detached: Vec<Place>,
     /// What the server has taken lately.
     recent: Recent<M>,
-    /// What lies before it on the disk and is read again was taken before.
-    doubles_end: Place,
+    /// Where batches lie on the disk that the server had taken once and that are read again.
+    doubles: Vec<Place>,
     /// The stream has ended in order.
     is_completed: bool,
     /// What the end of the stream says about batches was looked at.
@@ -149,7 +149,7 @@ impl<M: Clone> Outbox<M> {
             suspects: Suspects::default(),
             detached: Vec::new(),
             recent: Recent::default(),
-            doubles_end: Place::default(),
+            doubles: Vec::new(),
             is_completed: false,
             is_judged: false,
             losses: Losses::default(),
@@ -339,6 +339,7 @@ impl<M: Clone> Outbox<M> {
         }
         let oldest = self.plan().and_then(Plan::oldest).map_or(0, |place| place.segment);
         self.detached.retain(|place| place.segment >= oldest);
+        self.doubles.retain(|place| place.segment >= oldest);
     }
 
     /// The agent ends: all that remains goes to the disk as soon as there is no stream.

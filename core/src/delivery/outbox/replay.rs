@@ -112,7 +112,9 @@ impl<M: Clone> Outbox<M> {
                     if first.is_none_or(|first| stored.at < first.at) {
                         first = Some(stored);
                     }
-                    self.doubles_end = self.doubles_end.max(stored.end);
+                    if !batch.is_part {
+                        self.doubles.push(stored.at);
+                    }
                 }
                 None => {
                     batch.is_double = true;
