@@ -224,4 +224,16 @@ mod tests {
         let rest = Row { source: Source::OTHER, data_type: 0, records: 31, first: 2, last: 9 };
         assert_eq!(told[LOSS_ROWS - 1], Loss { cause: Cause::Refused, row: rest });
     }
+
+    #[test]
+    fn records_of_unknown_kind_take_in_those_without_a_row_of_their_own() {
+        let mut losses = Losses::default();
+        let unknown = Row { source: Source::OTHER, ..row(0, 1) };
+        losses.add(Cause::Refused, unknown);
+        let kinds = i32::try_from(LOSS_ROWS).expect("few");
+        (1..=kinds).for_each(|kind| losses.add(Cause::Refused, row(kind, 10)));
+        let told = losses.take(Millis(0));
+        assert_eq!(told[0].row, Row { records: 11, ..unknown });
+        assert_eq!(told[LOSS_ROWS - 1].row, row(kinds - 1, 10));
+    }
 }
