@@ -348,3 +348,22 @@ fn what_is_lost_in_the_last_step_is_told_in_the_same_pass() {
     assert_eq!((agent.losses().total(Cause::Refused), agent.losses().poll_timeout()), (1, None), "it is told");
     assert!(agent.poll_timeout(EMPTY, now).is_some_and(|due| due > now), "it does not wake up at once");
 }
+
+#[test]
+fn what_others_see_follows_the_stream_and_the_end() {
+    let mut agent = agent_with(0, None);
+    assert!(!agent.is_ending() && !agent.takes_reports() && agent.streaming_to().is_none());
+    let attempt = connected(&mut agent);
+    assert!(agent.takes_reports() && agent.streaming_to().is_some());
+    assert_eq!(agent.wanted_credit(), None, "there is room");
+    for id in 1..=8 {
+        agent.handle_batch(Batch::new(Kind::Bulk, id, LEDGER_BYTES / 8, 1, Box::new([row(1)])));
+        actions(&mut agent, EMPTY, Millis(1));
+        agent.handle_written(attempt, Millis(1));
+    }
+    assert_eq!(actions(&mut agent, URGENT, Millis(1)), [], "memory is full of what is not confirmed");
+    assert!(agent.wanted_credit().is_some_and(|credit| credit > (LEDGER_BYTES / 8) as u64));
+    assert_eq!(agent.unconfirmed(URGENT).memory_records, 9, "eight in memory, and one in the intake");
+    let _ = agent.handle_terminate(Millis(2));
+    assert!(agent.is_ending());
+}
