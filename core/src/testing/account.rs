@@ -227,6 +227,12 @@ impl Account {
         text
     }
 
+    /// Whether a record was written, is expected, and no server has it.
+    pub(super) fn is_missing(&self, id: Id) -> bool {
+        let series = self.series.get(id.series as usize);
+        series.and_then(|series| series.fates.get(id.number as usize)).is_some_and(|fate| fate.is_missing())
+    }
+
     /// Records that were told to be lost.
     pub(super) fn lost(&self, losses: Option<&Losses>) -> u64 {
         self.told(losses)
@@ -247,7 +253,8 @@ impl Account {
         let untold: u64 = by_type.iter().map(|(kind, missing)| missing.saturating_sub(told(kind))).sum();
         let blurred = told(&0) + (self.told(losses).saturating_sub(self.told_in_stream));
         if untold > blurred {
-            return Err(format!("missing are {by_type:?} by data type, told to be lost {:?}", self.told_by_type));
+            let (told, missing) = (&self.told_by_type, self.missing());
+            return Err(format!("missing are {by_type:?} by data type, told to be lost {told:?}; these:{missing}"));
         }
         Ok(())
     }

@@ -187,6 +187,7 @@ impl World {
         if self.is_fatal(&done.message) {
             let server = self.connections[id].server;
             self.note(|| format!("server {server} dies of a message"));
+            self.died_at = now;
             self.connections[id].far.work = Some(done);
             let away = self.random.between(500, 3_000);
             return self.kill_server(server, away);
@@ -360,6 +361,13 @@ impl World {
                 self.connections[id].far.recent.clear();
             }
         }
+    }
+
+    /// Whether there is a record that servers die of, and that has neither been given up nor lost.
+    pub(super) fn is_poisoned(&self) -> bool {
+        let missing = self.program.poison.iter().filter(|(id, _)| self.account.is_missing(*id)).count() as u64;
+        let losses = self.host.as_ref().map(|host| host.agent.losses());
+        missing > self.account.poison(losses)
     }
 
     /// Records that servers have not taken, while the agent was told that they have them.
