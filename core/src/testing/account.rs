@@ -143,6 +143,12 @@ impl Account {
         }
     }
 
+    /// A server has lost a record that the agent thinks it has, and sends again as long as it has room.
+    pub(super) fn expect_again(&mut self, id: Id) {
+        self.ever_forgotten.push(id);
+        self.forgotten += u64::from(self.is_missing(id));
+    }
+
     /// What servers have lost is not expected again.
     pub(super) fn excuse_forgotten(&mut self) {
         core::mem::take(&mut self.ever_forgotten).into_iter().for_each(|id| self.excuse(id));

@@ -78,7 +78,7 @@ fn replay(text: &str) -> Result<Work, lexopt::Error> {
         Some((index.parse().ok()?, at.parse().ok()?))
     };
     let events: Option<Vec<_>> = events.split(',').filter(|event| !event.is_empty()).map(event).collect();
-    Ok(Work::Replay(seed.parse()?, events.ok_or_else(wrong)?))
+    Ok(Work::Replay(seed.parse().map_err(|_| wrong())?, events.ok_or_else(wrong)?))
 }
 
 /// Runs a schedule. A panic, of the agent or of the simulation, is a rule that does not hold.

@@ -70,7 +70,7 @@ impl World {
             || unconfirmed.disk_bytes * 2 > self.spool_bytes.max(1)
             || self.disk.is_damaged
             || self.disk.bad_until.0 > 0;
-        if self.may_forget && is_short {
+        if is_short {
             // What may be a double gives way when room is short.
             self.may_forget = false;
             self.account.excuse_forgotten();

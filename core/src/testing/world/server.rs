@@ -295,9 +295,10 @@ impl World {
         let far = core::mem::take(&mut connection.far);
         for arrived in far.arrived.into_iter().chain(far.work).filter(|arrived| arrived.is_pinged) {
             // The agent was told that the server has it. It would send it again if the end came soon enough.
-            if delay.is_none_or(|delay| now.since(arrived.at) + delay >= FORGOTTEN_MS) {
-                self.note(|| format!("the server loses {:?}, which it had for long", arrived.message));
-                arrived.message.records().filter_map(|record| record.id).for_each(|id| self.account.excuse(id));
+            let is_excused = delay.is_none_or(|delay| now.since(arrived.at) + delay >= FORGOTTEN_MS);
+            self.note(|| format!("the server loses {:?}, which the agent thinks it has", arrived.message));
+            for id in arrived.message.records().filter_map(|record| record.id) {
+                if is_excused { self.account.excuse(id) } else { self.account.expect_again(id) }
             }
         }
         self.connections[id].far.recent = far.recent;
