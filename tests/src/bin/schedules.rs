@@ -4,6 +4,8 @@
 //!     schedules --story SEED             makes the schedule of a seed that fails small, and tells what happens in it
 //!     schedules --replay SEED:I@MS,...   tells what happens when only these events of a seed do, each at its time
 
+#![allow(clippy::print_stdout, reason = "that is how it answers")]
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::panic::{self, AssertUnwindSafe};
