@@ -32,9 +32,9 @@ pub(super) struct Suspects {
     quiet_since: Millis,
     /// Batches that were in flight each time when the last streams ended, and how many did.
     streak: Option<(Vec<Identity>, u32)>,
-    /// Batches that are to be handed over carefully, and when the last one was.
+    /// Batches that are to be handed over carefully, and when the last one was, or the stream was opened.
     careful: Vec<Identity>,
-    careful_at: Option<Millis>,
+    careful_at: Millis,
     /// The batches that were handed over carefully, and when.
     handed: Vec<(Identity, Millis)>,
     /// The suspect that was handed over alone.
@@ -65,8 +65,7 @@ pub(super) enum Verdict {
 impl Suspects {
     /// A stream was opened.
     pub(super) fn handle_opened(&mut self, now: Millis) {
-        (self.opened, self.quiet_since) = (now, now);
-        self.careful_at = None;
+        (self.opened, self.quiet_since, self.careful_at) = (now, now, now);
         self.trial = None;
         self.handed.clear();
     }
@@ -77,7 +76,7 @@ impl Suspects {
             self.trial = Some(who);
         } else if let Some(at) = self.careful.iter().position(|careful| *careful == who) {
             self.careful.swap_remove(at);
-            self.careful_at = Some(now);
+            self.careful_at = now;
             self.handed.retain(|(_, at)| now.since(*at) <= TRIAL_MS);
             self.handed.push((who, now));
         }
@@ -112,8 +111,10 @@ impl Suspects {
             return (!is_writing).then(|| self.ripe_at(next).max(self.quiet_since + TRIAL_MS));
         }
         // Only those that were in flight keep a distance from each other, so that what comes meanwhile does not hold them up.
-        let last = self.careful_at.filter(|_| self.careful.contains(&next));
-        Some(last.map_or(Millis(0), |at| at + CAREFUL_GAP_MS))
+        if self.careful.contains(&next) {
+            return (!is_writing).then(|| self.careful_at + CAREFUL_GAP_MS);
+        }
+        Some(Millis(0))
     }
 
     /// Returns true while others should overtake a batch.
@@ -329,7 +330,8 @@ mod tests {
         assert_eq!(suspects.gate(who(1), true), None, "one at a time");
         suspects.handle_handed(who(1), Millis(300));
         suspects.handle_written(Millis(310));
-        assert_eq!(suspects.gate(who(2), false), Some(Millis(310 + CAREFUL_GAP_MS)));
+        assert_eq!(suspects.gate(who(2), false), Some(Millis(300 + CAREFUL_GAP_MS)));
+        assert_eq!(suspects.gate(who(9), true), Some(Millis(0)), "what comes meanwhile does not wait");
         suspects.handle_handed(who(2), Millis(510));
         assert_eq!(suspects.gate(who(3), true), Some(Millis(0)), "those in flight have been handed over again");
         assert!(suspects.is_empty() && !suspects.is_suspect(who(1)));
