@@ -1,6 +1,6 @@
 //! `[proxy]` and the environment's proxies: how to reach servers through a proxy.
 
-use elklet_core::link::proxy::{Credentials, Exceptions, Kind};
+use elklet_core::link::proxy::{BadException, Credentials, Exceptions, Kind};
 use serde::Deserialize;
 
 use super::server::Address;
@@ -100,7 +100,7 @@ impl Proxies {
             let entries = value.split(|c: char| c.is_whitespace() || [',', ';'].contains(&c));
             for entry in entries.filter(|entry| !entry.is_empty()) {
                 if let Err(error) = exceptions.add(entry) {
-                    warnings.push(passed_over(name, &error));
+                    warnings.push(passed_over(name, &error.to_string()));
                 }
             }
         }
@@ -217,9 +217,9 @@ impl TryFrom<String> for Choice {
 struct Exception(String);
 
 impl TryFrom<String> for Exception {
-    type Error = String;
+    type Error = BadException;
 
-    fn try_from(entry: String) -> Result<Self, String> {
+    fn try_from(entry: String) -> Result<Self, BadException> {
         Exceptions::default().add(&entry)?;
         Ok(Self(entry))
     }

@@ -97,7 +97,7 @@ impl Updates {
         let tried = failed.as_ref().map(|failed| (&*failed.version, &*failed.sha256));
         may_try(&config, version(), tried, settings.update.allow_downgrade).map_err(|why| match &failed {
             Some(failed) if failed.version == config.version => format!("{why} ({})", failed.why),
-            _ => why,
+            _ => why.to_string(),
         })?;
         self.store.forget_failed();
         if let Some(key) = settings.plugins.public_key() {

@@ -16,10 +16,12 @@ use core::fmt;
 use elklet_proto::grpc::Task;
 use prost::Message;
 
-pub use self::checked::{PluginName, Sha256, Signature};
+pub use self::checked::{BadDigest, BadName, BadSignature, PluginName, Sha256, Signature};
 use self::configuration::Checking;
-pub use self::configuration::{AgentConfig, AgentEntry, Configuration, Packing, PluginConfig, RefusedConfig};
-pub use self::task::{AgentTask, RefusedTask, SetMetadata, Upload};
+pub use self::configuration::{
+    AgentConfig, AgentEntry, BadPackage, Configuration, Packing, PluginConfig, RefusedConfig,
+};
+pub use self::task::{AgentTask, BadTask, RefusedTask, SetMetadata, Upload};
 use crate::limits::MAX_TOKEN_BYTES;
 use crate::record::wire::{Value, take_field};
 
@@ -132,7 +134,7 @@ mod tests {
         }
     }
 
-    fn agent_task_of(data_type: i32, data: &str) -> Result<AgentTask, String> {
+    fn agent_task_of(data_type: i32, data: &str) -> Result<AgentTask, BadTask> {
         let task = Task { data_type, object_name: AGENT_NAME.into(), data: data.into(), token: "t".into() };
         match Command::decode(&grpc::Command { task: Some(task), ..grpc::Command::default() }.encode_to_vec()) {
             Ok(Command::AgentTask(task)) => Ok(task),
@@ -160,7 +162,7 @@ mod tests {
             (1050, r#"{"path":"/x","buf_size":0}"#, "buf_size"),
             (4242, "{}", "unknown task 4242"),
         ] {
-            assert!(agent_task_of(data_type, data).is_err_and(|reason| reason.contains(why)), "{data_type}");
+            assert!(agent_task_of(data_type, data).is_err_and(|bad| bad.to_string().contains(why)), "{data_type}");
         }
     }
 
@@ -251,7 +253,7 @@ mod tests {
         let got = configured(vec![bare]);
         let agent = got.agent.expect("it is there");
         assert_eq!((agent.version.as_str(), got.refused.len()), ("1", 0));
-        let why = agent.package.expect_err("it has no hash");
+        let why = agent.package.expect_err("it has no hash").to_string();
         assert!(why.contains("agent update to \"1\": sha256 \"\" is not 64 hexadecimal digits"), "{why}");
     }
 
