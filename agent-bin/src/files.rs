@@ -1,12 +1,46 @@
 //! Reading no more of a file than it should have, and writing files so that a reader, and a host that loses its power, has
 //! the old content or the new, never a part.
 
+use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
+
+/// The host refuses to do something with a file or a directory.
+#[derive(Debug)]
+pub struct FileError {
+    path: PathBuf,
+    /// What it refuses, where the error alone does not say it.
+    what: Option<&'static str>,
+    error: io::Error,
+}
+
+impl FileError {
+    /// Makes an error of one at this path.
+    pub(crate) fn at(path: &Path) -> impl Fn(io::Error) -> Self + Copy {
+        move |error| Self { path: path.to_owned(), what: None, error }
+    }
+
+    /// The same, and says what cannot be done there: "cannot be opened".
+    pub(crate) fn because(path: &Path, what: &'static str) -> impl Fn(io::Error) -> Self + Copy {
+        move |error| Self { path: path.to_owned(), what: Some(what), error }
+    }
+}
+
+impl fmt::Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, what, error } = self;
+        match what {
+            Some(what) => write!(f, "{}: {what}: {error}", path.display()),
+            None => write!(f, "{}: {error}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for FileError {}
 
 /// The first `limit` bytes of a file.
 ///
