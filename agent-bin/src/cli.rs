@@ -19,7 +19,7 @@ use crate::status::{self, Page};
 use crate::sys::inherited;
 use crate::update;
 
-/// Behind the program's name and version.
+/// The help after the program's name and version.
 const HELP: &str = " - a small agent for the Elkeid host security system
 
 Usage:
@@ -80,12 +80,12 @@ enum Invocation {
     Version,
 }
 
-/// The whole program, which is of this version.
+/// Runs the program, whose version is `version`.
 pub fn main(version: &'static str) -> ExitCode {
     crate::version::set(version);
     let mut words = std::env::args_os().peekable();
     let name = words.next();
-    // As the reference's control program is called; `ctl` says the same.
+    // The reference's control program has this name. `ctl` does the same.
     let is_ctl = name.is_some_and(|name| Path::new(&name).file_name() == Some("elkeidctl".as_ref()));
     if is_ctl || words.next_if(|word| word == "ctl").is_some() {
         return match ctl::run(words) {
@@ -128,7 +128,7 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn fail(failure: &Failure) -> ExitCode {
-    // A reader of standard error that does not read is not waited for.
+    // This does not wait for a reader of standard error that does not read.
     logging::say(&format!("elklet: {}\n", Printable(failure)));
     match failure {
         Failure::Settings(_) => ExitCode::from(2),
@@ -139,7 +139,7 @@ fn fail(failure: &Failure) -> ExitCode {
 fn ask(workdir: &Path, page: Page) -> ExitCode {
     match status::ask(workdir, page) {
         Ok((text, connected)) => match print(&text) {
-            // Whoever collects metrics wants to hear of a lost connection as well.
+            // Whoever collects metrics wants them without a connection as well.
             ExitCode::SUCCESS if !connected && page != Page::Metrics => ExitCode::from(NOT_CONNECTED),
             printed => printed,
         },
@@ -151,7 +151,7 @@ fn ask(workdir: &Path, page: Page) -> ExitCode {
 }
 
 fn look(workdir: &Path, what: Look) -> ExitCode {
-    // Where no agent has been, nothing waits either, which is not what was asked.
+    // Without a work directory there is no spool, but that is not what was asked.
     if !workdir.is_dir() {
         let why = format!("work directory {}: no such directory (--workdir names another)", workdir.display());
         return fail(&Failure::System(why));
@@ -182,7 +182,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Invocation, lexopt
     let mut command = None;
     let mut what = None;
     while let Some(argument) = parser.next()? {
-        // A doctor is told what an agent would be.
+        // The doctor has the flags of the agent.
         let runs = matches!(command, Some(Word::Run | Word::Doctor));
         let asks = command == Some(Word::Status);
         let looks = command == Some(Word::Spool);

@@ -1,11 +1,11 @@
-//! The one place where the agent looks at a clock; clippy.toml holds all others to it.
+//! The agent's clock. Only this module looks at one; clippy.toml forbids it to all others.
 #![allow(clippy::disallowed_methods, reason = "this is the place")]
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use elklet_core::time::Millis;
 
-/// Monotonic milliseconds since the clock was made; copies share their origin.
+/// A monotonic clock in milliseconds since it was made. Copies share their origin.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
     origin: Instant,
@@ -21,12 +21,12 @@ impl Clock {
         Millis(u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// How long it is until a moment; nothing if it has passed.
+    /// Time until a moment, or zero if it has passed.
     pub(crate) fn until(self, moment: Millis) -> Duration {
         self.instant(moment).saturating_duration_since(Instant::now())
     }
 
-    /// The moment as tokio's timers take it.
+    /// Converts a moment for tokio's timers.
     pub(crate) fn instant(self, moment: Millis) -> Instant {
         self.origin.checked_add(Duration::from_millis(moment.0)).unwrap_or(self.origin)
     }
@@ -46,19 +46,19 @@ impl Stopwatch {
     }
 }
 
-/// The wall clock as people read it (RFC 3339, UTC), to the millisecond.
+/// The wall clock for people (RFC 3339, UTC), to the millisecond.
 pub(crate) fn date_and_time() -> humantime::Rfc3339Timestamp {
     humantime::format_rfc3339_millis(SystemTime::now())
 }
 
-/// Seconds since 1970 as people read them (RFC 3339, UTC).
+/// Formats seconds since 1970 as a date (RFC 3339, UTC).
 pub(crate) fn date(unix_seconds: i64) -> String {
-    // What is beyond the year 9999 has no such form.
+    // The format ends with the year 9999.
     let seconds = u64::try_from(unix_seconds).unwrap_or(0).min(253_402_300_799);
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
 }
 
-/// Seconds since 1970 by the wall clock, as record timestamps have them; 0 before 1970.
+/// Seconds since 1970 by the wall clock, for records' timestamps, or 0 before 1970.
 pub(crate) fn unix_seconds() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)

@@ -1,5 +1,5 @@
-//! What of the reference's `elkeidctl` an agent needs that is started by its service manager: `elklet ctl`, or the program
-//! called by the name `elkeidctl`.
+//! The part of the reference's `elkeidctl` that an agent needs whose service manager starts it: `elklet ctl`, or the
+//! program called by the name `elkeidctl`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,11 +17,11 @@ Writes specified_env in the work directory (default: /etc/elklet, as for every c
 and on SIGHUP.
 ";
 
-/// The reference's other commands, which are the service manager's.
+/// The reference's other commands, which are the service manager's here.
 const OTHERS: [&str; 9] =
     ["start", "stop", "restart", "status", "enable", "disable", "check", "service-reload", "cleanup"];
 
-/// Does what the words say; the text is for standard output.
+/// Carries out the command in `words`. Returns the text for standard output.
 ///
 /// # Errors
 /// What is wrong with the words, or could not be done.

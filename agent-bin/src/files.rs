@@ -1,4 +1,4 @@
-//! Reading no more of a file than it should have, and writing files so that a reader, and a host that loses its power, has
+//! Reads files with a bound on their length, and writes files atomically: a reader, or a host after a power loss, finds
 //! the old content or the new, never a part.
 
 use std::fmt;
@@ -42,28 +42,28 @@ impl fmt::Display for FileError {
 
 impl std::error::Error for FileError {}
 
-/// The first `limit` bytes of a file.
+/// Reads the first `limit` bytes of a file.
 ///
 /// # Errors
-/// Whatever opening or reading the file gives.
+/// When the file cannot be opened or read.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     File::open(path)?.take(limit).read_to_end(&mut content)?;
     Ok(content)
 }
 
-/// Puts `content` in the place of a file, with this mode.
+/// Replaces a file by one with `content` and this mode.
 ///
 /// # Errors
-/// Whatever writing gives; the old file stays then.
+/// When it cannot be written. The old file then stays.
 pub(crate) fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     replace_by(path, mode, |file| file.write_all(content))
 }
 
-/// Puts a copy of what `from` has in the place of a file, with this mode.
+/// Replaces a file by a copy of `from` with this mode.
 ///
 /// # Errors
-/// Whatever reading or writing gives; the old file stays then.
+/// When it cannot be read or written. The old file then stays.
 pub(crate) fn replace_by_copy(path: &Path, from: &mut File, mode: u32) -> io::Result<()> {
     replace_by(path, mode, |file| io::copy(from, file).map(drop))
 }
@@ -72,7 +72,7 @@ fn replace_by(path: &Path, mode: u32, write: impl FnOnce(&mut File) -> io::Resul
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = Path::new(&new);
-    // One that was left by a crash, or that somebody has put there.
+    // A crash may have left it, or somebody may have put it there.
     let _ = fs::remove_file(new);
     let put = || {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(new)?;
@@ -83,7 +83,7 @@ fn replace_by(path: &Path, mode: u32, write: impl FnOnce(&mut File) -> io::Resul
         fs::rename(new, path)
     };
     put().inspect_err(|_| drop(fs::remove_file(new)))?;
-    // The new content is in place, whether or not the directory can be made to last, which some file systems refuse.
+    // The new content is in place even if the directory cannot be synced, which some file systems refuse.
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if let Err(error) = File::open(directory).and_then(|directory| directory.sync_all()) {
         log::warn!("{}: {error}; what was written may not outlast a loss of power", directory.display());
@@ -91,11 +91,11 @@ fn replace_by(path: &Path, mode: u32, write: impl FnOnce(&mut File) -> io::Resul
     Ok(())
 }
 
-/// Makes a directory with this mode where there is none, and those on the way to it. One that is there has to be the agent's
-/// own, and is closed to others if they may write it: whoever may write a directory can replace what lies there.
+/// Makes a directory with this mode if there is none, and those on the way to it. An existing directory has to be the agent's
+/// own. If others may write it, they lose that permission, because whoever may write a directory can replace what lies in it.
 ///
 /// # Errors
-/// When it cannot be made, or is somebody else's.
+/// When it cannot be made, or belongs to another user.
 pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     match DirBuilder::new().mode(mode).create(path) {
         Ok(()) => return fs::set_permissions(path, Permissions::from_mode(mode)),
@@ -109,10 +109,10 @@ pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     close_to_others(path)
 }
 
-/// Takes from others the permission to write a directory that the agent has made.
+/// Takes write permission on one of the agent's directories away from others.
 ///
 /// # Errors
-/// When it is somebody else's who may write it, or cannot be changed.
+/// When another user owns it, or it cannot be changed.
 pub(crate) fn close_to_others(path: &Path) -> io::Result<()> {
     let directory = File::options().read(true).custom_flags(OFlags::DIRECTORY.bits().cast_signed()).open(path)?;
     let found = directory.metadata()?;
@@ -148,7 +148,7 @@ mod tests {
         assert_eq!(read_bounded(&path, 2).expect("readable"), b"on");
         let from = directory.path().join("from");
         fs::write(&from, "two").expect("writable");
-        // Whatever the umask is.
+        // The mode does not depend on the umask.
         replace_by_copy(&path, &mut File::open(&from).expect("readable"), 0o757).expect("writable");
         assert_eq!((fs::read(&path).expect("readable"), mode()), (b"two".to_vec(), 0o757));
         assert_eq!(fs::read_dir(directory.path()).expect("readable").count(), 2);

@@ -1,13 +1,13 @@
-//! Files of certificates and keys as people and their tools leave them: with a byte order mark, with any line ends, with text
-//! around, with several sections of which one is of no use.
+//! Reads files of certificates and keys as people and their tools leave them: with a byte order mark, with any line
+//! ends, with text around, with several sections of which some are useless.
 //!
-//! Source: RFC 7468, and RFC 1421 for the heads of encrypted keys.
+//! Source: RFC 7468, and RFC 1421 for the headers of encrypted keys.
 
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
-/// Padding is missing at times, and says nothing that the length does not.
+/// Padding is optional here. It is missing at times, and says nothing that the length does not.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
@@ -15,23 +15,23 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// What stands between `BEGIN` and `END`.
+/// A section between `BEGIN` and `END`.
 #[derive(Debug)]
 pub(crate) struct Section {
-    /// The words behind `BEGIN`.
+    /// The words after `BEGIN`.
     pub(crate) label: String,
     /// The line of `BEGIN`, from 1.
     pub(crate) line: usize,
-    /// What it holds, unless that is no Base64 or does not end.
+    /// Its content, or `None` if that is no Base64 or does not end.
     pub(crate) der: Option<Vec<u8>>,
-    /// A head says that it is encrypted.
+    /// True if a header says that it is encrypted.
     pub(crate) is_encrypted: bool,
 }
 
-/// The sections of a file, in order.
+/// Returns the sections of a file in order.
 ///
 /// # Errors
-/// Says what the file is when it cannot have any.
+/// What the file is, if it cannot have any.
 pub(crate) fn sections(bytes: &[u8]) -> Result<Vec<Section>, &'static str> {
     match bytes {
         [] => return Err("is empty"),
@@ -48,14 +48,14 @@ pub(crate) fn sections(bytes: &[u8]) -> Result<Vec<Section>, &'static str> {
         if let Some(label) = line.strip_prefix(b"-----BEGIN ").and_then(|rest| rest.strip_suffix(b"-----")) {
             let label = String::from_utf8_lossy(label).into_owned();
             let section = Section { label, line: number, der: None, is_encrypted: false };
-            // One that has not ended holds nothing.
+            // A section that has not ended has no content.
             sections.extend(open.replace((section, Vec::new())).map(|(section, _)| section));
         } else if line.starts_with(b"-----END ") {
             if let Some((section, body)) = open.take() {
                 sections.push(Section { der: BASE64.decode(body).ok(), ..section });
             }
         } else if let Some((section, body)) = &mut open {
-            // `Proc-Type: 4,ENCRYPTED` and `DEK-Info: ...` of OpenSSL's own format.
+            // These headers are OpenSSL's own format: `Proc-Type: 4,ENCRYPTED` and `DEK-Info: ...`.
             match line.contains(&b':') {
                 true => section.is_encrypted |= line.ends_with(b"ENCRYPTED"),
                 false => body.extend_from_slice(line),
@@ -66,7 +66,7 @@ pub(crate) fn sections(bytes: &[u8]) -> Result<Vec<Section>, &'static str> {
     Ok(sections)
 }
 
-/// Lines that end with LF, CR LF or, as on old Macs, CR alone, numbered from 1.
+/// Splits into lines that end with LF, CR LF or, as on old Macs, CR alone. Lines are numbered from 1.
 fn lines(text: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let mut number = 1;
     text.split_inclusive(|&byte| byte == b'\n' || byte == b'\r').scan(false, move |after_cr, line| {

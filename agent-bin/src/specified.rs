@@ -1,7 +1,7 @@
-//! What an operator, or the server, has specified of this host: id, idc and region, in the file `specified_env` of the work
-//! directory.
+//! What an operator or the server has specified for this host: id, idc and region, in the file `specified_env` of the
+//! work directory.
 //!
-//! It is the file that the reference's `elkeidctl set` writes (`agent/deploy/control`): lines `key = value`, which its unit
+//! The reference's `elkeidctl set` writes the same file (`agent/deploy/control`): lines `key = value`, which its unit
 //! reads as an EnvironmentFile. Other lines stay as they are.
 
 use std::fmt;
@@ -14,13 +14,13 @@ use crate::files::{self, FileError};
 
 const FILE: &str = "specified_env";
 
-/// Bytes of a value at most.
+/// The longest value, in bytes.
 const MAX_VALUE_BYTES: usize = 128;
 
-/// Bytes of the file that are read; `elkeidctl` writes some hundred.
+/// Most bytes of the file that are read. `elkeidctl` writes some hundred.
 const MAX_FILE_BYTES: u64 = 64 << 10;
 
-/// What can be specified, by the file's keys.
+/// The file's keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Key {
     Id,
@@ -96,7 +96,7 @@ pub(crate) struct Specified {
 }
 
 impl Specified {
-    /// Reads the file of a work directory; one that is not there specifies nothing.
+    /// Reads the file of a work directory. A missing file specifies nothing.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -114,13 +114,13 @@ impl Specified {
         Ok(Self { text: fs::read_to_string(&path).map_err(failed)? })
     }
 
-    /// What the last line with this key says, if it says anything.
+    /// The value in the last line with this key, if it is not empty.
     pub(crate) fn value(&self, key: Key) -> Option<&str> {
         let mut values = self.text.lines().filter_map(split).filter(|(name, _)| *name == key.name());
         values.next_back().map(|(_, value)| value).filter(|value| !value.is_empty())
     }
 
-    /// Says something else, or nothing.
+    /// Sets or removes a value.
     fn set(&mut self, key: Key, value: Option<&str>) {
         let mut text = String::new();
         let others = self.text.lines().filter(|line| split(line).is_none_or(|(name, _)| name != key.name()));
@@ -132,10 +132,10 @@ impl Specified {
     }
 }
 
-/// Changes what the file of a work directory says: to a value, or to nothing.
+/// Sets or removes values in the file of a work directory.
 ///
 /// # Errors
-/// When a value cannot be one, or the file cannot be read or written; nothing has changed then.
+/// When a value is invalid, or the file cannot be read or written. Nothing has changed then.
 pub(crate) fn change(workdir: &Path, changes: &[(Key, Option<&str>)]) -> Result<(), SpecifyError> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -151,7 +151,7 @@ pub(crate) fn change(workdir: &Path, changes: &[(Key, Option<&str>)]) -> Result<
     replaced.map_err(|error| SpecifyError::File(FileError::at(&path)(error)))
 }
 
-/// Holds a value to what both systemd and the reference read back as it was.
+/// Checks that both systemd and the reference read a value back as it is.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -172,7 +172,7 @@ fn path(workdir: &Path) -> PathBuf {
     workdir.join(FILE)
 }
 
-/// A line's key and value; quotes around the value are systemd's.
+/// Splits a line into key and value. systemd allows quotes around the value.
 fn split(line: &str) -> Option<(&str, &str)> {
     let line = line.trim();
     if line.starts_with(['#', '!', ';']) {

@@ -1,4 +1,4 @@
-//! What unit tests share: an allocator that counts what each thread allocates.
+//! Shared by unit tests: an allocator that counts what each thread allocates.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

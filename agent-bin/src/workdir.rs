@@ -1,4 +1,4 @@
-//! The work directory, which belongs to one agent at a time and is written by nobody else.
+//! The work directory. It belongs to one agent at a time, and nobody else writes it.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -15,18 +15,18 @@ use crate::files::{FileError, close_to_others};
 use crate::plugin;
 use crate::sys::remove::remove_tree;
 
-/// A lock that seems taken is tried again this often: what another agent was just starting holds it from its fork to its exec,
-/// though that agent has ended.
+/// How often to try a lock that seems taken. A child that another agent was just starting holds it from its fork to its
+/// exec, even if that agent has ended.
 const ATTEMPTS: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The directories that the agent makes. `log` and `spool` are theirs who write there, and closed to others all the same.
+/// The directories that the agent makes. Other modules make `log` and `spool`, but they too are closed to others.
 const DIRECTORIES: [&str; 5] = ["log", "plugin", "spool", "tmp", "update"];
 
-/// Deleting what an end has left takes this long at most; the next start goes on with it.
+/// Time limit for deleting leftovers at the end. The next start goes on with them.
 const CLEARING: Duration = Duration::from_secs(5);
 
-/// Entries of `tmp/` that are looked at; the next start looks at more.
+/// Most entries of `tmp/` that are looked at. The next start looks at more.
 const MAX_LEFT: usize = 10_000;
 
 /// Returns true while an agent runs in the directory, as far as this user may look.
@@ -55,7 +55,7 @@ impl fmt::Display for NotTaken {
 
 impl std::error::Error for NotTaken {}
 
-/// What lies in the directory is this agent's own, as long as this lives.
+/// The directory is this agent's own for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct WorkdirLock {
     _directory: File,
@@ -65,7 +65,7 @@ impl WorkdirLock {
     /// Takes the directory.
     ///
     /// # Errors
-    /// When another agent runs in it, or it is none.
+    /// When another agent runs in it, or it is no directory.
     pub(crate) fn take(workdir: &Path) -> Result<Self, NotTaken> {
         let failed = |error| NotTaken::File(FileError::at(workdir)(error));
         let directory = File::open(workdir).map_err(failed)?;
@@ -80,8 +80,8 @@ impl WorkdirLock {
     }
 }
 
-/// Closes to others the directories that an earlier version may have left open to them, and tells of a work directory that
-/// others can write: they could replace all of it.
+/// Takes write permission away from others on directories that an earlier version may have left open. Warns of a work
+/// directory that others can write, because they could replace all of it.
 pub(crate) fn tighten(workdir: &Path) {
     for directory in DIRECTORIES.map(|name| workdir.join(name)) {
         if directory.is_dir()
@@ -97,10 +97,10 @@ pub(crate) fn tighten(workdir: &Path) {
     }
 }
 
-/// What earlier runs have left to be deleted, in `tmp/` and beside plugins; what a crash has interrupted is put back.
+/// Finds what earlier runs have left to delete, in `tmp/` and beside plugins. Puts back what a crash has interrupted.
 pub(crate) fn leftovers(workdir: &Path) -> Vec<PathBuf> {
     let tmp = workdir.join("tmp");
-    // Where it is a link, others may use what it leads to.
+    // If it is a link, others may use its target.
     let is_link = tmp.is_symlink();
     let entries = fs::read_dir(&tmp).into_iter().flatten().flatten().take(MAX_LEFT);
     let mut left: Vec<_> = entries
@@ -111,7 +111,7 @@ pub(crate) fn leftovers(workdir: &Path) -> Vec<PathBuf> {
     left
 }
 
-/// Deletes what is left at the end.
+/// Deletes leftovers when the agent ends.
 pub(crate) fn clear(workdir: &Path) {
     let begun = Stopwatch::start();
     for path in leftovers(workdir) {
@@ -119,6 +119,6 @@ pub(crate) fn clear(workdir: &Path) {
             log::warn!("{}: {error}; the next start tries again", path.display());
         }
     }
-    // Unless it is a link, or something is left in it.
+    // This fails if it is a link, or something is left in it.
     let _ = fs::remove_dir(workdir.join("tmp"));
 }

@@ -206,7 +206,9 @@ fn confirm_batches() {
     let confirmed = measured(|| {
         for number in 0..BATCHES as u64 {
             let now = Millis(number * FLUSH_INTERVAL_MS);
-            black_box(outbox.make_room(true, now));
+            if !outbox.has_room() {
+                black_box(outbox.make_room(true, now));
+            }
             outbox.push(Batch::new(Kind::Bulk, (), BYTES, 0, rows.clone()));
             black_box(outbox.poll_send(Millis(0)));
             outbox.handle_written(now);

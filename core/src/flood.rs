@@ -163,4 +163,46 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_bucket_fills_again_and_never_beyond_its_size() {
+        let mut flood = Flood::<_, 4>::new(RATE);
+        let write = Verdict::Write { left_out: 0 };
+        assert_eq!(flood.handle_line('a', 1_000, Millis(0)), write, "all of it at once");
+        // 10 bytes a second.
+        assert_eq!(flood.handle_line('a', 10, Millis(1_000)), write);
+        assert_eq!(flood.handle_line('a', 1, Millis(1_000)), Verdict::Announce);
+        assert_eq!(flood.handle_line('a', 1_000, Millis(1_000_000)), Verdict::Write { left_out: 1 });
+        assert_eq!(flood.handle_line('a', 1_001, Millis(9_000_000)), Verdict::Announce, "it is longer than the bucket");
+    }
+
+    #[test]
+    fn a_key_that_was_silenced_speaks_again_at_a_quarter_of_its_bucket() {
+        for (at, expected) in [(24_999, Verdict::LeaveOut), (25_000, Verdict::Write { left_out: 1 })] {
+            let mut flood = Flood::<_, 4>::new(RATE);
+            assert_eq!(flood.handle_line('a', 1_000, Millis(0)), Verdict::Write { left_out: 0 });
+            assert_eq!(flood.handle_line('a', 1, Millis(0)), Verdict::Announce);
+            assert_eq!(flood.handle_line('a', 1, Millis(at)), expected, "after {at} ms");
+        }
+    }
+
+    #[test]
+    fn the_key_that_was_silent_for_longest_makes_room() {
+        let mut flood = Flood::<_, 2>::new(RATE);
+        for (key, at) in [('a', 0), ('b', 1), ('a', 2)] {
+            assert_eq!(flood.handle_line(key, 500, Millis(at)), Verdict::Write { left_out: 0 });
+        }
+        assert_eq!(flood.handle_line('c', 1, Millis(3)), Verdict::Write { left_out: 0 });
+        assert_eq!(flood.handle_line('a', 1, Millis(3)), Verdict::Announce, "its bucket is still empty");
+        assert_eq!(flood.handle_line('b', 1_000, Millis(4)), Verdict::Write { left_out: 0 }, "it begins anew");
+    }
+
+    #[test]
+    fn without_room_for_any_key_everything_is_left_out_and_counted() {
+        let mut flood = Flood::<_, 0>::new(RATE);
+        for lines in 1..4 {
+            assert_eq!(flood.handle_line('a', 1, Millis(0)), Verdict::LeaveOut);
+            assert_eq!(flood.left_out(), lines);
+        }
+    }
 }

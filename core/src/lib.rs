@@ -10,6 +10,7 @@
 //! - [`delivery`]: keeps batches, in memory and on disk, until the server is known to have them.
 //! - [`update`], [`reports`], [`flood`]: the agent's own update, its reports to the server, and the bounds of its log.
 //! - [`limits`]: every capacity, with its reason.
+//! - `testing` (a feature): the whole agent in a simulated world.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -29,5 +30,7 @@ pub mod printable;
 pub mod record;
 pub mod reports;
 pub mod similar;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod time;
 pub mod update;

@@ -137,4 +137,10 @@ mod tests {
             prop_assert_eq!(serde_json::from_str::<String>(&json).expect("JSON"), text);
         }
     }
+
+    #[test]
+    fn a_cut_text_has_as_many_characters_as_asked_for() {
+        assert_eq!(cut("gr\u{fc}n\x1b[0m", 5), "gr\u{fc}n\u{fffd}");
+        assert_eq!((cut("abc", 0).as_str(), cut("abc", 9).as_str()), ("", "abc"));
+    }
 }

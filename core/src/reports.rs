@@ -166,4 +166,56 @@ mod tests {
             prop_assert_eq!(handled, taken + reports.suppressed());
         }
     }
+
+    #[test]
+    fn a_place_may_report_again_when_its_interval_is_over() {
+        let mut reports = Reports::new();
+        for start in [0, REPORT_INTERVAL_MS, 2 * REPORT_INTERVAL_MS] {
+            let admitted =
+                (0..10).filter(|i| reports.handle(at(1), Millis(start + i), |suppressed| suppressed)).count();
+            assert_eq!(admitted, REPORTS_PER_PLACE);
+            let taken: alloc::vec::Vec<_> = core::iter::from_fn(|| reports.take()).collect();
+            assert_eq!(taken[0], if start == 0 { 0 } else { 10 - REPORTS_PER_PLACE as u64 });
+            assert!(taken[1..].iter().all(|suppressed| *suppressed == 0), "they are told once");
+        }
+    }
+
+    #[test]
+    fn no_more_reports_wait_than_there_is_room_for() {
+        let mut reports = Reports::new();
+        let mut handle = |line| reports.handle(at(line), Millis(0), |_| line);
+        assert!((0..40).all(&mut handle), "each of 40 places has one");
+        let admitted = (0..40).filter(|line| handle(*line)).count();
+        assert_eq!(admitted, MAX_REPORTS_WAITING - 40);
+        assert_eq!(reports.suppressed(), 40 - admitted as u64);
+        assert_eq!(reports.take(), Some(0), "the oldest goes first");
+        assert!(reports.handle(at(47), Millis(0), |_| 47), "and leaves room");
+    }
+
+    #[test]
+    fn a_new_place_takes_that_of_one_that_has_been_silent_and_has_nothing_waiting() {
+        let places = u32::try_from(MAX_REPORT_PLACES).expect("few");
+        let mut reports = Reports::new();
+        (0..places).for_each(|line| assert!(reports.handle(at(line), Millis(0), |_| line)));
+        let later = Millis(REPORT_INTERVAL_MS);
+        assert!(!reports.handle(at(900), later, |_| 900), "all have reports that wait");
+        assert_eq!(core::iter::from_fn(|| reports.take()).count(), MAX_REPORT_PLACES);
+        assert!(!reports.handle(at(901), Millis(REPORT_INTERVAL_MS - 1), |_| 901), "all were heard of lately");
+        assert_eq!(reports.suppressed(), 2, "what no place is known for is counted as well");
+        assert!(reports.handle(at(902), later, |_| 902));
+        assert_eq!(reports.take(), Some(902));
+    }
+
+    #[test]
+    fn reports_that_wait_are_counted_by_place() {
+        let mut reports = Reports::new();
+        for i in 0..REPORTS_PER_PLACE as u64 {
+            assert!(reports.handle(at(1), Millis(i), |_| ()));
+        }
+        let later = Millis(REPORT_INTERVAL_MS);
+        assert!(!reports.handle(at(1), later, |_| ()), "as many wait as may");
+        assert_eq!(reports.take(), Some(()));
+        assert!(reports.handle(at(1), later, |_| ()), "one was taken");
+        assert!(!reports.handle(at(1), later, |_| ()));
+    }
 }

@@ -48,6 +48,8 @@ fn slips(a: &[char], b: &[char]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use alloc::format;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -84,6 +86,44 @@ mod tests {
             if x.len().max(y.len()) <= MAX_CHARS {
                 prop_assert!(slips(&x, &y) >= x.len().abs_diff(y.len()) && slips(&x, &y) <= x.len().max(y.len()));
             }
+        }
+    }
+
+    #[test]
+    fn slips_are_counted_one_by_one() {
+        let slips = |a: &str, b: &str| slips(&letters(a), &letters(b));
+        for (a, b, expected) in [
+            ("", "", 0),
+            ("", "abc", 3),
+            ("abc", "abc", 0),
+            ("abc", "abd", 1),
+            ("abc", "ac", 1),
+            ("abc", "abxc", 1),
+            ("abc", "acb", 1),
+            ("abcd", "badc", 2),
+            ("kitten", "sitting", 3),
+            ("ca", "abc", 3),
+            ("aab", "aba", 1),
+            ("abc", "xyz", 3),
+            ("A-b", "a_B", 0),
+        ] {
+            assert_eq!((slips(a, b), slips(b, a)), (expected, expected), "{a} {b}");
+        }
+        let longest = "x".repeat(MAX_CHARS);
+        assert_eq!(slips(&longest, ""), MAX_CHARS);
+        assert_eq!(slips(&format!("{longest}x"), &longest), usize::MAX, "nobody mistypes that much");
+    }
+
+    #[test]
+    fn a_slip_is_forgiven_for_each_three_letters_and_one_at_least() {
+        for (word, known, is_meant) in [
+            ("ab", "a", true),
+            ("ab", "c", false),
+            ("abcde", "abcxx", false),
+            ("abcdef", "abcdxx", true),
+            ("abcdef", "abcxxx", false),
+        ] {
+            assert_eq!(closest(word, [known]).is_some(), is_meant, "{word} {known}");
         }
     }
 }

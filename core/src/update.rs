@@ -281,4 +281,24 @@ mod tests {
             prop_assert!(trial.verdict(trial.poll_timeout()).is_some());
         }
     }
+
+    #[test]
+    fn a_version_on_trial_may_start_as_often_as_the_limit_says() {
+        assert!(may_start(0) && may_start(MAX_TRIAL_STARTS));
+        assert!(!may_start(MAX_TRIAL_STARTS + 1));
+    }
+
+    #[test]
+    fn words_of_suffixes_are_compared_in_order() {
+        for (later, earlier) in [
+            ("1-beta", "1-alpha"),
+            ("1-alpha.2", "1-alpha.1"),
+            ("1-alpha.1", "1-alpha"),
+            ("1-2.0", "1-1.9"),
+            ("2-alpha", "1"),
+        ] {
+            assert_eq!(compare(later, earlier), Some(Ordering::Greater), "{later} {earlier}");
+        }
+        assert_eq!(compare("1-rc.1+x", "1-rc.1+y"), Some(Ordering::Equal));
+    }
 }

@@ -174,17 +174,17 @@ impl List {
 
     fn push(&mut self, body: &[u8]) -> Result<(), Full> {
         let field = 1 + prost::length_delimiter_len(body.len()) + body.len();
-        match () {
-            () if self.records == self.slots => Err(Full::Slots),
-            () if self.fields.len() + field > self.bytes => Err(Full::Bytes),
-            () => {
-                self.records += 1;
-                self.fields.push(1 << 3 | 2);
-                prost::encode_length_delimiter(body.len(), &mut self.fields).expect("a vector grows");
-                self.fields.extend_from_slice(body);
-                Ok(())
-            }
+        if self.records == self.slots {
+            return Err(Full::Slots);
         }
+        if self.fields.len() + field > self.bytes {
+            return Err(Full::Bytes);
+        }
+        self.records += 1;
+        self.fields.push(1 << 3 | 2);
+        prost::encode_length_delimiter(body.len(), &mut self.fields).expect("a vector grows");
+        self.fields.extend_from_slice(body);
+        Ok(())
     }
 
     fn clear(&mut self) {
@@ -197,12 +197,16 @@ impl Lists {
     fn push(&mut self, lane: Lane, body: &[u8]) -> Result<Wake, Full> {
         let before = self.due();
         let is_waiting = self.outsized.is_some();
-        match () {
-            () if body.len() > self.longest && is_waiting => return Err(Full::Bytes),
-            () if body.len() > self.longest => self.outsized = Some(body.to_vec()),
-            () if lane == Lane::Urgent && self.urgent.push(body).is_ok() => {}
-            () if is_waiting => return Err(Full::Bytes),
-            () => self.bulk.push(body)?,
+        if body.len() > self.longest {
+            if is_waiting {
+                return Err(Full::Bytes);
+            }
+            self.outsized = Some(body.to_vec());
+        } else if lane == Lane::Bulk || self.urgent.push(body).is_err() {
+            if is_waiting {
+                return Err(Full::Bytes);
+            }
+            self.bulk.push(body)?;
         }
         Ok(self.wake(before))
     }

@@ -1,12 +1,12 @@
-//! Stands in for the unwinder in what ships: static binaries that abort on a panic, linked without tables for unwinding.
+//! Replaces the unwinder in what ships: static binaries that abort on a panic and are linked without unwind tables.
 //!
-//! Rust's library prints the stack of a panic, if asked to, and so brings an unwinder and a reader of debug information into
-//! every binary: 200 KB that find nothing here, for the tables are not there and the names are stripped. These functions have
-//! the unwinder's names and find nothing either, which the compiler can see, so that all of that is left out. A panic's message
-//! and its place are told as ever.
+//! Rust's library prints the stack of a panic on request, and so brings an unwinder and a reader of debug information
+//! into every binary. They take 200 KB and find nothing here, because the tables are missing and the names are
+//! stripped. These functions have the unwinder's names and find nothing either. The compiler can see that, and leaves
+//! all the rest out. A panic's message and place are printed as before.
 //!
-//! The names and signatures are those of the Itanium C++ ABI, level II; the library calls no others. On targets that are not
-//! musl, and on 32-bit ARM, which has an unwinder of another kind, there is nothing here.
+//! The names and signatures are those of the Itanium C++ ABI, level II. The library calls no others. This crate is
+//! empty on targets other than musl, and on 32-bit ARM, which has an unwinder of another kind.
 #![cfg(all(target_env = "musl", panic = "abort", not(target_arch = "arm")))]
 #![allow(missing_docs, reason = "the ABI's own documentation is the only one that counts")]
 #![allow(non_snake_case, reason = "names of the ABI")]

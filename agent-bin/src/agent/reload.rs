@@ -6,7 +6,7 @@
 use elklet_core::link::session::{Endpoints, Target};
 use elklet_core::time::Millis;
 
-use super::Shell;
+use super::shell::Shell;
 use crate::config::{Address, Scheme, Server, Settings};
 use crate::logging;
 

@@ -3,7 +3,7 @@
 use elklet_core::command::{AgentTask, SetMetadata, Upload};
 use elklet_core::time::Millis;
 
-use super::Shell;
+use super::shell::Shell;
 use crate::logging::{self, Event, Kind};
 use crate::specified::{self, Key};
 

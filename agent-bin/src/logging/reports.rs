@@ -1,7 +1,7 @@
-//! The agent's warnings and errors as records for the server (data type 1010), as the reference sends its errors.
+//! Sends the agent's warnings and errors to the server as records (data type 1010), as the reference sends its errors.
 //!
-//! The logger brings every warning and error here, from whatever thread; the net loop takes what core's [`Reports`] lets
-//! through while there is a stream. Nothing in here logs.
+//! The logger passes every warning and error here, from any thread. While there is a stream, the net loop takes those
+//! that core's [`Reports`] admits. Nothing in here logs.
 
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::clock::{self, Clock};
 
-/// The target of log lines that the server is told of in another way.
+/// The target of log lines about which the server hears in another way.
 pub(crate) const TOLD_OTHERWISE: &str = "elklet::told";
 
 static REPORTS: Mutex<Reports<ErrorReport>> = Mutex::new(Reports::new());
@@ -22,18 +22,18 @@ static NEWS: Notify = Notify::const_new();
 /// One warning or error.
 #[derive(Debug)]
 pub(crate) struct ErrorReport {
-    /// Seconds since 1970 when it was logged.
+    /// When it was logged, in seconds since 1970.
     pub(crate) timestamp: i64,
-    /// As the reference names it.
+    /// The level, under the reference's name.
     pub(crate) level: &'static str,
-    /// File and line, from the crate's `src` on.
+    /// File and line, relative to the crate's `src`.
     pub(crate) source: String,
     pub(crate) text: String,
-    /// How many of the same place were not reported before it.
+    /// How many of the same place were suppressed before it.
     pub(crate) suppressed: u64,
 }
 
-/// Takes note of a log line; `text` is its text as it stands in the log.
+/// Notes a log line. `text` is its text in the log.
 pub(crate) fn note(record: &Record<'_>, text: &str) {
     let (Some(file), Some(line)) = (record.file_static(), record.line()) else { return };
     if record.level() > Level::Warn || record.target() == TOLD_OTHERWISE {
@@ -51,22 +51,22 @@ pub(crate) fn note(record: &Record<'_>, text: &str) {
     }
 }
 
-/// A file's path within the crate's `src`: the rest is that of the machine on which it was built.
+/// A file's path relative to the crate's `src`. The rest belongs to the machine that built it.
 pub(crate) fn in_source(file: &str) -> &str {
     file.rsplit_once("src/").map_or(file, |(_, inner)| inner)
 }
 
-/// The oldest that nobody has taken.
+/// Takes the oldest report.
 pub(crate) fn take() -> Option<ErrorReport> {
     lock().take()
 }
 
-/// How many were only counted.
+/// Number of suppressed reports.
 pub(crate) fn suppressed() -> u64 {
     lock().suppressed()
 }
 
-/// Returns when there is something to take that was not there the last time.
+/// Waits until there is a new report to take.
 pub(crate) async fn news() {
     NEWS.notified().await;
 }

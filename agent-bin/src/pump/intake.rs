@@ -10,15 +10,15 @@ use tokio::sync::Notify;
 /// A pair of record buffers with arenas of their own.
 pub(crate) type OwnedBuffers = Buffers<Box<[u8]>>;
 
-/// Buffers whose pages cost no memory until records lie in them.
+/// Makes buffers whose pages cost no memory until records lie in them.
 pub(crate) fn empty_buffers(arena_bytes: usize) -> Box<OwnedBuffers> {
     let arena = |bytes| vec![0; bytes].into_boxed_slice();
     Box::new(Buffers::new(arena(URGENT_ARENA_BYTES.min(arena_bytes)), arena(arena_bytes)))
 }
 
-/// The intake as both threads hold it.
+/// The intake, shared by both threads.
 ///
-/// The lock is held to append what one read has brought, or to swap the buffers; never across IO.
+/// A thread holds the lock to append what one read has brought, or to swap the buffers, and never across IO.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedIntake {
     intake: Arc<Mutex<Intake<Box<[u8]>>>>,
@@ -33,28 +33,28 @@ impl SharedIntake {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Intake<Box<[u8]>>> {
-        // A panic ends the process, so a poisoned lock can be seen in tests only.
+        // A panic ends the process, so a lock can be poisoned only in tests.
         self.intake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the net thread what was appended, unless it knows.
+    /// Wakes the net thread after an append, unless it knows.
     pub(crate) fn wake(&self, wake: Wake) {
         if wake != Wake::Unneeded {
             self.due.notify_one();
         }
     }
 
-    /// From now on, records for which nothing may be dropped are not taken, or are again.
+    /// Sets whether the intake refuses records for which older ones may not be dropped.
     pub(crate) fn hold(&self, hold: bool) {
         self.held.store(hold, Ordering::Relaxed);
     }
 
-    /// Whether only records are taken for which others may be dropped.
+    /// Returns true while the intake takes only records for which older ones may be dropped.
     pub(crate) fn is_held(&self) -> bool {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Returns when the pump has woken the net thread since the last time.
+    /// Waits until the pump wakes the net thread.
     pub(crate) async fn woken(&self) {
         self.due.notified().await;
     }

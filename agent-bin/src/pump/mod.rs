@@ -7,188 +7,37 @@
 //! The pump coalesces: it leaves plugins that write often and little unread for some milliseconds (`rest`). It reads
 //! high-priority records at once.
 
+mod handle;
 pub(crate) mod intake;
 mod outlet;
+mod polls;
 mod reader;
 mod rest;
 mod stats;
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, TryRecvError};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use elklet_core::command::PluginName;
 use elklet_core::record::intake::{Lane, Origin, Wake};
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Interest};
 use tokio::sync::mpsc::UnboundedSender;
 
+use self::handle::Order;
+pub(crate) use self::handle::{PipeEnds, PlugId, PumpEvent, PumpHandle};
+use self::intake::SharedIntake;
 use self::outlet::Outlet;
+use self::polls::{BULK, EVENTS, Polls, WAKER, lane_token, of_token, tasks_token, wait};
 use self::reader::{Complaints, PipeReader, Progress};
 use self::rest::Rest;
 pub(crate) use self::stats::PluginStats;
 use crate::clock::Clock;
-use crate::pump::intake::SharedIntake;
 
 /// Bytes of one read: the capacity of a pipe that was not made larger.
 const READ_BYTES: usize = 64 << 10;
-
-/// Identifies a plugin's process to the pump. It is never reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct PlugId(usize);
-
-/// The agent's ends of a plugin's pipes.
-#[derive(Debug)]
-pub(crate) struct PipeEnds {
-    /// Records, the plugin's descriptor 4.
-    pub(crate) records: OwnedFd,
-    /// High-priority records, the plugin's descriptor 5.
-    pub(crate) urgent: OwnedFd,
-    /// Tasks, the plugin's descriptor 3.
-    pub(crate) tasks: OwnedFd,
-}
-
-/// What the pump tells the net thread.
-#[derive(Debug)]
-pub(crate) enum PumpEvent {
-    /// The pump has read a plugin's pipes to their ends and closed them.
-    Closed(PlugId),
-    /// A task did not reach its plugin.
-    TaskRefused {
-        /// The task's token.
-        token: String,
-        /// Why it did not.
-        reason: String,
-    },
-}
-
-enum Order {
-    Plug(PlugId, PluginName, Origin, PipeEnds, Arc<PluginStats>),
-    Task { plug: PlugId, frame: Vec<u8>, token: String },
-    CloseTasks(PlugId),
-    Finish(PlugId),
-    Resume,
-}
-
-/// The net thread's side of the pump. Dropping it ends the thread.
-#[derive(Debug)]
-pub(crate) struct PumpHandle {
-    orders: Option<mpsc::Sender<Order>>,
-    waker: Arc<Waker>,
-    next_plug: usize,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl PumpHandle {
-    /// Starts the pump's thread.
-    ///
-    /// # Errors
-    /// When the system has no descriptor or thread left.
-    pub(crate) fn start(intake: SharedIntake, clock: Clock, events: UnboundedSender<PumpEvent>) -> io::Result<Self> {
-        let polls = Polls::start()?;
-        let waker = Arc::new(Waker::new(polls.all.registry(), WAKER)?);
-        let (sender, orders) = mpsc::channel();
-        let pump = Pump {
-            polls,
-            rest: Rest::default(),
-            gathered: 0,
-            wake: Wake::Unneeded,
-            orders,
-            intake,
-            clock,
-            events,
-            plugs: HashMap::new(),
-            ready: VecDeque::new(),
-            stalled: Vec::new(),
-            buffer: vec![0; READ_BYTES].into_boxed_slice(),
-        };
-        let thread = thread::Builder::new().name("pump".to_owned()).spawn(|| pump.run())?;
-        Ok(Self { orders: Some(sender), waker, next_plug: 0, thread: Some(thread) })
-    }
-
-    /// Takes over a plugin's pipes.
-    pub(crate) fn plug(
-        &mut self,
-        name: PluginName,
-        origin: Origin,
-        pipes: PipeEnds,
-        stats: Arc<PluginStats>,
-    ) -> PlugId {
-        let plug = PlugId(self.next_plug);
-        self.next_plug += 1;
-        self.order(Order::Plug(plug, name, origin, pipes, stats));
-        plug
-    }
-
-    /// Queues a framed task. [`PumpEvent::TaskRefused`] answers a task that does not reach the plugin.
-    pub(crate) fn task(&self, plug: PlugId, frame: Vec<u8>, token: String) {
-        self.order(Order::Task { plug, frame, token });
-    }
-
-    /// Closes the task pipe, which asks the plugin to end.
-    pub(crate) fn close_tasks(&self, plug: PlugId) {
-        self.order(Order::CloseTasks(plug));
-    }
-
-    /// The process has ended. The pump reads what is left in its pipes, whoever else may hold them open, and closes them.
-    pub(crate) fn finish(&self, plug: PlugId) {
-        self.order(Order::Finish(plug));
-    }
-
-    /// There is room in the buffer again.
-    pub(crate) fn resume(&self) {
-        self.order(Order::Resume);
-    }
-
-    fn order(&self, order: Order) {
-        let sent = self.orders.as_ref().is_some_and(|orders| orders.send(order).is_ok());
-        if !sent || self.waker.wake().is_err() {
-            log::error!("the pump's thread cannot be reached");
-        }
-    }
-}
-
-impl Drop for PumpHandle {
-    fn drop(&mut self) {
-        self.orders = None;
-        let _ = self.waker.wake();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-const WAKER: Token = Token(usize::MAX);
-const BULK: Token = Token(usize::MAX - 1);
-
-/// Most events of one poll.
-const EVENTS: usize = 64;
-
-/// Tokens of a plugin: its two lanes, and its tasks.
-const TOKENS: usize = 3;
-
-fn lane_token(plug: PlugId, lane: Lane) -> Token {
-    Token(plug.0 * TOKENS + usize::from(lane == Lane::Urgent))
-}
-
-fn tasks_token(plug: PlugId) -> Token {
-    Token(plug.0 * TOKENS + 2)
-}
-
-/// The plugin and the lane of a token. `None` is the task pipe.
-fn of_token(token: Token) -> (PlugId, Option<Lane>) {
-    let lane = match token.0 % TOKENS {
-        0 => Some(Lane::Bulk),
-        1 => Some(Lane::Urgent),
-        _ => None,
-    };
-    (PlugId(token.0 / TOKENS), lane)
-}
 
 /// The pump's view of a plugin.
 struct Plug {
@@ -208,50 +57,6 @@ impl Plug {
             Lane::Bulk => &mut self.bulk,
             Lane::Urgent => &mut self.urgent,
         }
-    }
-}
-
-/// The polls of the pump.
-struct Polls {
-    /// Orders, high-priority lanes, task pipes, and `bulk` unless the pump rests.
-    all: Poll,
-    /// Bulk lanes.
-    bulk: Poll,
-}
-
-impl Polls {
-    fn start() -> io::Result<Self> {
-        let polls = Self { all: Poll::new()?, bulk: Poll::new()? };
-        polls.watch_bulk()?;
-        Ok(polls)
-    }
-
-    fn of(&self, lane: Lane) -> &Poll {
-        match lane {
-            Lane::Bulk => &self.bulk,
-            Lane::Urgent => &self.all,
-        }
-    }
-
-    /// Lets bulk records wake the pump, at once if there are any.
-    fn watch_bulk(&self) -> io::Result<()> {
-        self.all.registry().register(&mut SourceFd(&self.bulk.as_raw_fd()), BULK, Interest::READABLE)
-    }
-
-    /// Stops bulk records from waking the pump.
-    fn ignore_bulk(&self) -> io::Result<()> {
-        self.all.registry().deregister(&mut SourceFd(&self.bulk.as_raw_fd()))
-    }
-}
-
-/// Waits for events. Returns false when that is impossible.
-fn wait(poll: &mut Poll, events: &mut Events, timeout: Option<Duration>) -> bool {
-    match poll.poll(events, timeout) {
-        Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-            log::error!("the pump cannot wait for its pipes: {error}");
-            false
-        }
-        _ => true,
     }
 }
 
@@ -276,6 +81,29 @@ struct Pump {
 }
 
 impl Pump {
+    fn new(
+        polls: Polls,
+        orders: mpsc::Receiver<Order>,
+        intake: SharedIntake,
+        clock: Clock,
+        events: UnboundedSender<PumpEvent>,
+    ) -> Self {
+        Self {
+            polls,
+            rest: Rest::default(),
+            gathered: 0,
+            wake: Wake::Unneeded,
+            orders,
+            intake,
+            clock,
+            events,
+            plugs: HashMap::new(),
+            ready: VecDeque::new(),
+            stalled: Vec::new(),
+            buffer: vec![0; READ_BYTES].into_boxed_slice(),
+        }
+    }
+
     fn run(mut self) {
         let mut events = Events::with_capacity(EVENTS);
         loop {

@@ -1,7 +1,7 @@
 //! The timer of the net thread, set to whatever is due next.
 //!
-//! Tokio keeps its timers in a wheel of coarse and fine slots, and wakes the thread up to three times on the way to a moment that is
-//! some seconds off. An idle agent waits for little else than such moments, so it uses timerfd_create(2), which wakes it once.
+//! Tokio keeps its timers in a wheel of coarse and fine slots, and wakes the thread up to three times on the way to a
+//! moment some seconds off. An idle agent waits for little else, so it uses timerfd_create(2), which wakes it once.
 
 use std::fmt;
 use std::io;
@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::clock::Clock;
 
-/// Rings once, at the moment that it was set to last.
+/// Rings once, at the moment that was set last.
 pub(crate) struct Alarm {
     timer: AsyncFd<OwnedFd>,
     clock: Clock,
@@ -41,7 +41,7 @@ impl Alarm {
         Ok(Self { timer, clock, set_to: None })
     }
 
-    /// Has it ring at `moment`, at once if that has passed, or not at all. To set it to the same moment again costs nothing.
+    /// Sets it to ring at `moment`, at once if that has passed, or never. Setting it to the same moment again costs nothing.
     pub(crate) fn set(&mut self, moment: Option<Millis>) {
         if self.set_to == moment {
             return;
@@ -50,7 +50,7 @@ impl Alarm {
         const NEVER: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
         let it_value = moment.map_or(NEVER, |moment| {
             let left = self.clock.until(moment);
-            // To the kernel, no time at all is never.
+            // To the kernel, a time of 0 means never.
             Timespec {
                 tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
                 tv_nsec: i64::from(left.subsec_nanos()).max(i64::from(left.is_zero())),
@@ -61,13 +61,13 @@ impl Alarm {
             .expect("the descriptor is a timer, and nanoseconds are fewer than a second's");
     }
 
-    /// Waits until it rings; it is not set any more then.
+    /// Waits until it rings. It is then no longer set.
     pub(crate) async fn rung(&mut self) {
         loop {
             // The runtime's end is the only error.
             let Ok(mut guard) = self.timer.readable_mut().await else { return };
             let expirations = guard.try_io(|timer| Ok(rustix::io::read(timer.get_ref(), &mut [0; 8])?));
-            // It would block where it was set to another moment just before the old one.
+            // The read would block if the alarm was set to another moment just before the old one.
             if expirations.is_ok() {
                 break;
             }

@@ -1,8 +1,8 @@
-//! Work that blocks, off the net thread: each piece gets a thread of its own, which ends with it.
+//! Runs blocking work off the net thread. Each piece gets a thread of its own, which ends with it.
 //!
-//! A thread cannot always be started. The user's process limit or the pids cgroup may be exhausted, by an attacker too, and
-//! so may memory. `std::thread::spawn` and tokio's `spawn_blocking` panic then, which ends the agent; clippy.toml bans them.
-//! Here it is an error that the caller handles, and what the thread was to work on comes back with it.
+//! A thread cannot always be started. The user's process limit, the pids cgroup or memory may be exhausted, by an
+//! attacker too. `std::thread::spawn` and tokio's `spawn_blocking` then panic, which ends the agent; clippy.toml bans
+//! them. Here it is an error that the caller handles, and the input of the work comes back with it.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,37 +16,37 @@ use elklet_core::limits::MAX_WORKERS;
 use elklet_core::time::Millis;
 use tokio::sync::oneshot;
 
-/// Work that no thread could be started for is tried again after this long: a try costs one system call.
+/// Time until work that got no thread is tried again. A try costs one system call.
 pub(crate) const RETRY_MS: u64 = 1_000;
 
-/// Threads that are at work.
+/// Number of threads at work.
 static AT_WORK: Mutex<usize> = Mutex::new(0);
-/// None is at work any more.
+/// Notified when no thread is at work any more.
 static QUIET: Condvar = Condvar::new();
-/// The last thread that was asked for could not be started.
+/// True if the last thread could not be started.
 static IS_SHORT: AtomicBool = AtomicBool::new(false);
-/// Threads and processes that could not be started.
+/// Number of threads and processes that could not be started.
 static REFUSED: AtomicU64 = AtomicU64::new(0);
 
-/// Work that no thread could be started for.
+/// Work that got no thread.
 #[derive(Debug)]
 pub(crate) struct NotStarted<I> {
-    /// What it was to work on.
+    /// The input of the work.
     pub(crate) input: I,
     /// Why there is no thread.
     pub(crate) error: io::Error,
 }
 
-/// Does `work` on `input` in a thread of its own.
+/// Runs `work` on `input` in a thread of its own.
 ///
 /// # Errors
-/// When no thread can be started. `input` comes back, so that nothing is lost that it owns; `work` is gone and should own
-/// nothing of value.
+/// When no thread can be started. `input` comes back, so that nothing that it owns is lost. `work` is gone and should
+/// own nothing of value.
 pub(crate) fn start<I: Send + 'static>(
     input: I,
     work: impl FnOnce(I) + Send + 'static,
 ) -> Result<(), Box<NotStarted<I>>> {
-    // A thread that is not started takes its closure with it; what lies in the slot can be taken back.
+    // A failed spawn drops the closure. The slot lets the input be taken back.
     let slot = Arc::new(Mutex::new(Some(input)));
     let take = |slot: &Mutex<Option<I>>| slot.lock().unwrap_or_else(PoisonError::into_inner).take();
     let theirs = Arc::clone(&slot);
@@ -77,7 +77,7 @@ pub(crate) fn start<I: Send + 'static>(
     }
 }
 
-/// The result of work that blocks.
+/// Returns the result of blocking work.
 ///
 /// # Errors
 /// When no thread can be started for it.
@@ -85,7 +85,7 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
     receive(work).await.map_err(|refused| refused.error)
 }
 
-/// The result of work that has to be done: it waits until a thread can be started.
+/// Returns the result of work that has to be done. Waits until a thread can be started.
 pub(crate) async fn blocking_at_last<T: Send + 'static>(mut work: impl FnOnce() -> T + Send + 'static) -> T {
     loop {
         match receive(work).await {
@@ -106,7 +106,7 @@ where
     Ok(receiver.await.expect("a panic ends the process"))
 }
 
-/// Threads and processes that could not be started, since the agent started.
+/// Number of threads and processes that could not be started, since the agent's start.
 pub(crate) fn refused() -> u64 {
     REFUSED.load(Ordering::Relaxed)
 }
@@ -116,7 +116,7 @@ pub(crate) fn count_refused() {
     REFUSED.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Waits until no thread is at work, but no longer than this.
+/// Waits until no thread is at work, but no longer than `most`.
 pub(crate) fn wait_for_quiet(most: Duration) {
     let _quiet = QUIET.wait_timeout_while(at_work(), most, |at_work| *at_work > 0);
 }
@@ -125,7 +125,7 @@ fn at_work() -> MutexGuard<'static, usize> {
     AT_WORK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One of the threads that may be at work.
+/// Counts one thread at work for as long as it lives.
 struct Worker;
 
 impl Worker {
@@ -150,11 +150,11 @@ impl Drop for Worker {
     }
 }
 
-/// A piece of work whose result nobody waits for.
+/// A piece of work whose result nobody needs.
 type Chore = Box<dyn FnOnce() + Send>;
 
-/// Chores that one thread does one after the other: [`Chores::handle_timeout`] starts it when there are any, at the time that
-/// [`Chores::poll_timeout`] says.
+/// Chores that one thread does one after another. [`Chores::handle_timeout`] starts the thread when there are any, at
+/// the time from [`Chores::poll_timeout`].
 #[derive(Default)]
 pub(crate) struct Chores {
     queue: Arc<Mutex<Queue>>,
@@ -168,12 +168,12 @@ struct Queue {
 }
 
 impl Chores {
-    /// Adds a chore; the time of [`Chores::poll_timeout`] may be another then.
+    /// Adds a chore. This may change [`Chores::poll_timeout`].
     pub(crate) fn push(&mut self, chore: impl FnOnce() + Send + 'static) {
         lock(&self.queue).waiting.push_back(Box::new(chore));
     }
 
-    /// Starts a thread for what waits, or tries again later.
+    /// Starts a thread for the waiting chores, or schedules another attempt.
     pub(crate) fn handle_timeout(&mut self, now: Millis) {
         if self.poll_timeout().is_none_or(|due| due > now) {
             return;
@@ -186,7 +186,7 @@ impl Chores {
         }
     }
 
-    /// When to call [`Chores::handle_timeout`]; nothing when no chore waits for a thread.
+    /// When to call [`Chores::handle_timeout`], or `None` if no chore waits for a thread.
     pub(crate) fn poll_timeout(&self) -> Option<Millis> {
         let queue = lock(&self.queue);
         (!queue.is_served && !queue.waiting.is_empty()).then(|| self.retry_at.unwrap_or(Millis(0)))

@@ -1,11 +1,11 @@
 //! The agent's children: those that it has started itself, and the orphans that it adopts.
 //!
-//! A plugin may leave processes behind. The agent is their subreaper (prctl(2)), so an orphan becomes the agent's child
-//! instead of init's, where the agent finds it (`plugin::kin`). As the first process of a container the agent adopts every orphan
-//! there. Somebody has to take the exit status of each, or it stays as a zombie: [`reap`] does so on SIGCHLD, and leaves those
-//! alone for which a [`Own`] lives, because whoever has started them waits for them.
+//! A plugin may leave processes behind. The agent is their subreaper (prctl(2)): an orphan becomes the agent's child
+//! instead of init's, and the agent finds it there (`plugin::kin`). As the first process of a container, the agent
+//! adopts every orphan in it. Somebody has to take the exit status of each, or it stays as a zombie. [`reap`] does so
+//! on SIGCHLD. It skips children for which an [`Own`] lives, because whoever has started them waits for them.
 //!
-//! Everything here is called by the net thread. A child that it starts can therefore not be reaped before it is known.
+//! Only the net thread calls these functions, so a child that it starts cannot be reaped before it is known.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -20,21 +20,21 @@ use crate::host::{HostRoot, Process, processes};
 
 static OWN: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 
-/// Whether a child was started that is no plugin.
+/// True once a child was started that is no plugin.
 static HAD_HELPER: AtomicBool = AtomicBool::new(false);
 
-/// A child that the agent has started itself and waits for. [`reap`] may take its exit status once this is dropped.
+/// A child that the agent has started itself and waits for. Once this is dropped, [`reap`] may take its exit status.
 #[derive(Debug)]
 pub(crate) struct Own(u32);
 
 impl Own {
-    /// Takes note of a plugin's process.
+    /// Registers a plugin's process.
     pub(crate) fn plugin(pid: u32) -> Self {
         own().insert(pid);
         Self(pid)
     }
 
-    /// Takes note of another process, such as a package manager. What it starts is no plugin's.
+    /// Registers another process, such as a package manager. What it starts is no plugin's.
     pub(crate) fn helper(pid: u32) -> Self {
         HAD_HELPER.store(true, Ordering::Relaxed);
         Self::plugin(pid)
@@ -51,7 +51,7 @@ fn own() -> MutexGuard<'static, BTreeSet<u32>> {
     OWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// From now on, orphans among the agent's descendants become its children.
+/// Makes orphans among the agent's descendants its children from now on.
 ///
 /// # Errors
 /// On Linux before 3.4.
@@ -59,18 +59,18 @@ pub(crate) fn adopt_orphans() -> io::Result<()> {
     Ok(set_child_subreaper(Some(getpid()))?)
 }
 
-/// From now on they do not any more. A program that is executed in the agent's place would keep the trait, and may be a version
-/// that does not reap them.
+/// Stops adopting orphans. A program that is executed in the agent's place would inherit the trait, and that version
+/// may not reap them.
 pub(crate) fn leave_orphans() {
     let _ = set_child_subreaper(None);
 }
 
-/// Whether every adopted orphan is some plugin's: nobody else is there whose orphans the agent adopts.
+/// Returns true when every adopted orphan is a plugin's, because the agent adopts nobody else's.
 pub(crate) fn all_orphans_are_plugins() -> bool {
     !getpid().is_init() && !HAD_HELPER.load(Ordering::Relaxed)
 }
 
-/// Those of `all` that the agent has adopted.
+/// The processes of `all` that the agent has adopted.
 pub(crate) fn adopted(all: &[Process]) -> impl Iterator<Item = &Process> {
     let (me, own) = (std::process::id(), own().clone());
     all.iter().filter(move |process| process.parent == me && !own.contains(&process.pid))
@@ -83,10 +83,10 @@ pub(crate) fn reap() {
             Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
             Ok(status) => match status.pid().and_then(|pid| u32::try_from(pid.as_raw()).ok()) {
                 Some(pid) if !own().contains(&pid) => take_status(pid),
-                // The kernel would name this one again and again, and hide those behind it.
+                // The kernel would return this one again and again, and hide those after it.
                 _ => return reap_each(),
             },
-            // It was killed by a signal that has no name.
+            // A signal without a name has killed it.
             Err(_) => return reap_each(),
         }
     }
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn a_child_that_somebody_waits_for_is_not_taken_for_an_orphan() {
         let mut child = Command::new("true").spawn().expect("it can be started");
-        // Nobody but this test waits for it, so that its status stays.
+        // Nobody but this test waits for it, so its status stays.
         let mut other = Command::new("true").spawn().expect("it can be started");
         let own = Own::plugin(child.id());
         let ended = || -> Vec<u32> {

@@ -1,5 +1,5 @@
-//! What the process that starts the agent leaves to it, and what is neither to reach plugins nor to be in the agent's own way:
-//! ignored and blocked signals, and open descriptors.
+//! Handles what the agent inherits from the process that starts it: ignored and blocked signals, and open descriptors.
+//! They must neither reach plugins nor disturb the agent.
 
 use std::fs;
 use std::mem;
@@ -10,11 +10,10 @@ use nix::sys::signal::{SigSet, Signal};
 /// The highest number of a signal on Linux.
 const LAST_SIGNAL: libc::c_int = 64;
 
-/// Gives every signal its default action, closes foreign descriptors for the programs that the agent executes, and keeps the
-/// signals back that the agent takes: one that comes before the agent can take it must not end it. [`take_signals`] lets them
-/// through.
+/// Resets ignored signals to their default action, closes foreign descriptors on exec, and blocks the signals that the
+/// agent handles, because one that comes before the agent can handle it must not end it. [`take_signals`] unblocks them.
 ///
-/// The first thing that the agent does, while it has one thread and no descriptor of its own.
+/// The agent calls this first, while it has one thread and no descriptor of its own.
 pub(crate) fn shed() {
     for number in 1..=LAST_SIGNAL {
         // SAFETY: all bytes zero are a valid `sigaction`, and the calls read and write this one. Signals that may not be changed
@@ -31,7 +30,7 @@ pub(crate) fn shed() {
             }
         }
     }
-    // A file that has reached the process's limit is an error of the write, as with any full disk. Plugins get the default.
+    // A file that reaches the process's limit is then an error of the write, as on a full disk. Plugins get the default.
     // SAFETY: a system call on plain numbers.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let awaited = SigSet::from_iter([Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT]);
@@ -46,7 +45,7 @@ pub(crate) fn shed() {
     }
 }
 
-/// From now on signals reach the thread that calls this; those that came meanwhile do so at once.
+/// Lets signals reach the calling thread from now on. Those that came meanwhile arrive at once.
 pub(crate) fn take_signals() {
     let _ = SigSet::empty().thread_set_mask();
 }

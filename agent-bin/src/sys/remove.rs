@@ -1,12 +1,12 @@
-//! Deleting directories that a plugin or an archive has filled.
+//! Deletes directories that a plugin or an archive has filled.
 //!
-//! `std::fs::remove_dir_all` calls itself and keeps a descriptor open for each level, so a tree of 20,000 levels overflows the
-//! stack or runs out of descriptors. This removal never goes deeper than one level: what lies two levels down is first moved
-//! up, next to its parent. Two descriptors suffice for any depth, and no path is ever longer than a name.
+//! `std::fs::remove_dir_all` recurses and keeps a descriptor open for each level, so a tree of 20,000 levels overflows
+//! the stack or runs out of descriptors. This removal never goes deeper than one level. It first moves what lies two
+//! levels down up, next to its parent. It needs two descriptors for any depth, and no path is ever longer than a name.
 //!
-//! Processes that still run may rename things in the tree meanwhile. The removal therefore works through descriptors only,
-//! never follows a link, and renames a directory before it enters it: the kernel refuses to rename a mount point, so that what
-//! is mounted in the tree is left alone.
+//! Processes that still run may rename things in the tree meanwhile. The removal therefore works only through
+//! descriptors, never follows a link, and renames a directory before it enters it. The kernel refuses to rename a mount
+//! point, so what is mounted in the tree is left alone.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -17,21 +17,21 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, chmod, fchmod, fstat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
-/// Entries that one removal looks at. Nothing legitimate has as many; a process that fills the tree as fast as it is emptied
-/// would keep the removal busy for ever.
+/// Most entries that one removal looks at. Nothing legitimate has as many. A process that fills the tree as fast as it
+/// is emptied would keep the removal busy for ever.
 const MAX_STEPS: u64 = 4_000_000;
 
-/// How the names end that directories get on their way up.
+/// Suffix of the names that directories get on their way up.
 const MOVED: &str = ".elklet-removing";
 
 const DIRECTORY: OFlags =
     OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::RDONLY);
 
-/// Deletes a file, or a directory with all that is in it, as long as `may_go_on` says so. A link is deleted itself, a mount
-/// point is emptied, and what is not there is no error. Blocks.
+/// Deletes a file, or a directory with everything in it, while `may_go_on` returns true. Deletes a link itself, and
+/// empties a mount point. A missing file is no error. Blocks.
 ///
 /// # Errors
-/// The first thing that went wrong; everything else that can be deleted is gone all the same.
+/// The first failure. Everything else that can be deleted is gone all the same.
 pub(crate) fn remove_tree(path: &Path, may_go_on: &dyn Fn() -> bool) -> io::Result<()> {
     let Some(name) = path.file_name() else { return Err(io::ErrorKind::InvalidInput.into()) };
     let parent = match path.parent() {
@@ -61,7 +61,7 @@ struct Removal<'a> {
     /// The number of the next name for a directory that moves up.
     next: u64,
     steps: u64,
-    /// The first thing that went wrong in this pass.
+    /// The first failure of this pass.
     failed: Option<io::Error>,
     may_go_on: &'a dyn Fn() -> bool,
 }
@@ -72,8 +72,7 @@ impl<'a> Removal<'a> {
         Ok(Self { top, device, next: 0, steps: 0, failed: None, may_go_on })
     }
 
-    /// Goes through `top` again and again until nothing is left that can be deleted: what moves up in one pass is emptied in
-    /// the next.
+    /// Makes passes over `top` until nothing is left that can be deleted. What moves up in one pass is emptied in the next.
     fn run(&mut self) -> io::Result<()> {
         loop {
             self.failed = None;
@@ -105,12 +104,12 @@ impl<'a> Removal<'a> {
         Ok(())
     }
 
-    /// Remembers what went wrong, if it is the first thing.
+    /// Remembers the first failure.
     fn note<T>(&mut self, result: io::Result<T>) -> Option<T> {
         result.map_err(|error| self.failed.get_or_insert(error)).ok()
     }
 
-    /// Deletes an entry of `top`, or as much of it as can be; whether that is anything.
+    /// Deletes an entry of `top`, or as much of it as possible. Returns true when that is anything.
     fn remove(&mut self, name: &CStr) -> io::Result<bool> {
         match unlink(self.top.as_fd(), name) {
             // Somebody else may have deleted it.
@@ -119,12 +118,11 @@ impl<'a> Removal<'a> {
             Err(error) => return Err(error.into()),
         }
         let moved;
-        let name = match is_moved(name) {
-            true => name,
-            false => {
-                moved = self.take_up(None, name)?;
-                &*moved
-            }
+        let name = if is_moved(name) {
+            name
+        } else {
+            moved = self.take_up(None, name)?;
+            &*moved
         };
         let child = open_directory(self.top.as_fd(), name)?;
         if fstat(&child)?.st_dev != self.device {
@@ -147,7 +145,7 @@ impl<'a> Removal<'a> {
         }
         match unlink(self.top.as_fd(), name) {
             Ok(()) => Ok(true),
-            // What could not be deleted has been noted, and what has come meanwhile is found in the next pass.
+            // Failures have been noted, and the next pass finds what has come meanwhile.
             Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(has_advanced),
             Err(error) => Err(error.into()),
         }
@@ -178,7 +176,8 @@ impl<'a> Removal<'a> {
 /// Deletes a file or an empty directory.
 fn unlink(at: BorrowedFd<'_>, name: impl rustix::path::Arg + Copy) -> Result<(), Errno> {
     match unlinkat(at, name, AtFlags::empty()) {
-        // POSIX has the second for a directory, Linux the first; Linux has the second for a file that may not be deleted.
+        // For a directory, POSIX returns the second error and Linux the first. Linux returns the second also for a file
+        // that may not be deleted.
         Err(error @ (Errno::ISDIR | Errno::PERM)) => match unlinkat(at, name, AtFlags::REMOVEDIR) {
             Err(Errno::NOTDIR) => Err(error),
             done => done,
@@ -191,7 +190,7 @@ fn unlink(at: BorrowedFd<'_>, name: impl rustix::path::Arg + Copy) -> Result<(),
 fn open_directory(at: BorrowedFd<'_>, name: impl rustix::path::Arg + Copy) -> io::Result<OwnedFd> {
     let opened = match openat(at, name, DIRECTORY, Mode::empty()) {
         Err(Errno::ACCESS) => {
-            // By its descriptor: by its name, a link that was just put there would be followed.
+            // Change the mode by the descriptor. The name may be a link by now, which would be followed.
             let path = openat(at, name, DIRECTORY | OFlags::PATH, Mode::empty())?;
             chmod(format!("/proc/self/fd/{}", path.as_raw_fd()), Mode::RWXU)?;
             openat(at, name, DIRECTORY, Mode::empty())?
@@ -199,7 +198,7 @@ fn open_directory(at: BorrowedFd<'_>, name: impl rustix::path::Arg + Copy) -> io
         opened => opened?,
     };
     if !Mode::from_raw_mode(fstat(&opened)?.st_mode).contains(Mode::RWXU) {
-        // Who may not change it may yet be allowed to write: root is.
+        // A failure does not matter: root, for instance, may write without the permission.
         let _ = fchmod(&opened, Mode::RWXU);
     }
     Ok(opened)
@@ -244,7 +243,7 @@ mod tests {
         Place { _directory: directory, tree, outside }
     }
 
-    /// A chain of directories below `top` with a file in each; paths could not name the deeper ones.
+    /// Makes a chain of directories below `top` with a file in each. Paths could not name the deeper ones.
     fn dig(top: &Path, levels: usize) {
         let mut at: OwnedFd = File::open(top).expect("it exists").into();
         for _ in 0..levels {
@@ -256,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_tree_of_20000_levels_is_deleted_on_a_small_stack() {
-        // A disk takes minutes for as many directories, whoever deletes them; memory does not.
+        // A disk takes minutes for so many directories, whoever deletes them. Memory does not.
         let in_memory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
         let place = place_in(in_memory.expect("a directory"));
         dig(&place.tree, 20_000);
@@ -326,7 +325,7 @@ mod tests {
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
-                // Now a directory, now a link to what is to be kept, and directories that change their places.
+                // Alternate between a directory and a link to what must be kept, and swap directories.
                 let (a, b, aside) = (place.tree.join("x/a"), place.tree.join("x/b"), place.tree.join("x/aside"));
                 while !stop.load(Ordering::Relaxed) {
                     let _ = fs::create_dir_all(a.join("deep/er"));

@@ -1,7 +1,7 @@
-//! How much may lie on the disk for the time being: downloads and what is unpacked from them, until they are in their place.
+//! Bounds the downloads and unpacked files on the disk that are not in their place yet.
 //!
-//! All of it together has a quota, and the file system keeps a floor of free space and of free inodes: a disk that an agent
-//! fills is one on which the host's own services fail.
+//! All of them together have a quota, and the file system keeps a floor of free space and of free inodes. If the agent
+//! filled a disk, the host's own services would fail.
 
 use std::fs::File;
 use std::io;
@@ -15,7 +15,7 @@ use rustix::fs::{StatVfs, fstatvfs};
 /// Bytes that all stages of this process have taken.
 static STAGED: AtomicU64 = AtomicU64::new(0);
 
-/// What one stage has taken of the quota; it is given back when this is dropped.
+/// One stage's share of the quota. Dropping this returns it.
 #[derive(Debug)]
 pub(crate) struct Room {
     directory: OwnedFd,
@@ -27,7 +27,7 @@ impl Room {
     /// Room in the file system of this directory.
     ///
     /// # Errors
-    /// When it cannot be opened.
+    /// When the directory cannot be opened.
     pub(crate) fn below(directory: &Path) -> io::Result<Self> {
         Self::of_quota(directory, &STAGED)
     }
@@ -36,10 +36,10 @@ impl Room {
         Ok(Self { directory: File::open(directory)?.into(), staged, taken: 0 })
     }
 
-    /// Takes room for one more file or directory of so many bytes, or for so many more bytes of one.
+    /// Takes room for one more file or directory of `bytes` bytes, or for `bytes` more of one.
     ///
     /// # Errors
-    /// When the quota or the file system has none; the text says which, with the numbers.
+    /// When the quota or the file system has no room. The text says which, with the numbers.
     pub(crate) fn take(&mut self, bytes: u64) -> io::Result<()> {
         let add = |before: u64| before.checked_add(bytes).filter(|after| *after <= MAX_STAGED_BYTES);
         if let Err(before) = self.staged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add) {
@@ -48,11 +48,11 @@ impl Room {
             )));
         }
         self.taken += bytes;
-        // Who cannot tell does not stand in the way: writing will say when the disk is full.
+        // If the file system does not tell, let the write find out whether the disk is full.
         fstatvfs(&self.directory).map_or(Ok(()), |found| check(&found, bytes))
     }
 
-    /// Gives all of it back: what was written is gone.
+    /// Returns all of it, because what was written is gone.
     pub(crate) fn give_back(&mut self) {
         self.staged.fetch_sub(self.taken, Ordering::Relaxed);
         self.taken = 0;
@@ -65,7 +65,7 @@ impl Drop for Room {
     }
 }
 
-/// Whether a file system has room beyond its floor. One without a size of its own (a tmpfs without limit) has.
+/// Checks that a file system has room beyond its floor. One without a size of its own (a tmpfs without limit) has.
 fn check(found: &StatVfs, bytes: u64) -> io::Result<()> {
     let free = found.f_bavail.saturating_mul(found.f_frsize);
     let floor = free_bytes_floor(found.f_blocks.saturating_mul(found.f_frsize));

@@ -1,9 +1,10 @@
-//! The agent's own update: fetched, checked, put in place, tried, and taken back if it does not hold a stream.
+//! The agent's own update: it downloads a version, checks it, puts it in place, tries it, and rolls back if it does not
+//! hold a stream.
 //!
-//! What is decided stands in core's `update`. A package is installed by the host's package manager, a program replaces the
-//! file of the running one; the agent then ends in order and executes what is there now, as the same process. Before that
-//! it keeps itself as `update/previous` and writes down what is on trial. The new version counts its own starts and waits
-//! for its own stream ([`start`]); what crashes before it gets that far stays with the service manager.
+//! Core's `update` decides. The host's package manager installs a package; a program replaces the running program's
+//! file. The agent then ends in order, and the same process executes what is there now. Before that, the agent keeps
+//! itself as `update/previous` and writes down what is on trial. The new version counts its own starts and waits for
+//! its own stream ([`start`]). A version that crashes before it gets that far is left to the service manager.
 
 mod error;
 mod package;
@@ -40,12 +41,12 @@ use crate::{files, version};
 #[derive(Debug)]
 pub(crate) struct Updates {
     store: Store,
-    /// Where this program was when it started; the file may have been replaced since.
+    /// The path of this program when it started. The file may have been replaced since.
     program: Option<PathBuf>,
-    /// A version that failed could not be taken back, as on a full disk.
+    /// True if a failed version could not be rolled back yet, for instance on a full disk.
     pending: Arc<AtomicBool>,
     job: Option<Job>,
-    /// What came while a job was under way.
+    /// The version that the server named while a job was under way.
     next: Option<AgentConfig>,
 }
 
@@ -59,7 +60,7 @@ struct Job {
 /// How a job has ended.
 #[derive(Debug)]
 pub(crate) enum Updated {
-    /// This program is to be executed.
+    /// Execute this program.
     InPlace(PathBuf),
     /// It has failed with this version.
     Failed { version: String, why: UpdateError },
@@ -74,15 +75,15 @@ impl Updates {
             log::warn!("version {version} has failed here: {why}; what it logged is in update/failed.log");
         }
         let pending = store.pending();
-        // While the previous version stands in for one that could not be taken back, its own file is not the program's.
+        // If this is the previous version standing in for one that could not be rolled back, its own file is not the program's.
         let program = pending.as_ref().map(|trial| trial.program.clone()).or_else(|| std::env::current_exe().ok());
         Self { store, program, pending: Arc::new(AtomicBool::new(pending.is_some())), job: None, next: None }
     }
 
-    /// The server names another version: brings it in place, unless something speaks against it.
+    /// The server names another version. Starts to put it in place, unless something speaks against it.
     ///
     /// # Errors
-    /// What does.
+    /// What speaks against it.
     pub(crate) fn want(&mut self, config: AgentConfig, settings: &Settings) -> Result<(), Refusal> {
         if self.job.as_ref().is_some_and(|job| job.config == config && !job.cancel.is_cancelled()) {
             return Ok(());
@@ -110,7 +111,7 @@ impl Updates {
         Ok(())
     }
 
-    /// The server is content with the version that runs.
+    /// The server wants the running version.
     pub(crate) fn keep(&mut self) {
         self.next = None;
         self.job.iter().for_each(|job| job.cancel.cancel());
@@ -119,7 +120,7 @@ impl Updates {
 
     fn start(&mut self, config: AgentConfig, settings: &Settings) {
         log::info!("the agent is to become version {:.80}; this is {}", config.version, version());
-        // Whatever comes of it decides what lies in the program's place.
+        // The outcome decides what lies in the program's place.
         self.pending.store(false, Ordering::Relaxed);
         let cancel = Arc::new(Cancel::default());
         let installation = Installation {
@@ -134,7 +135,7 @@ impl Updates {
         self.job = Some(Job { config, cancel, task });
     }
 
-    /// Waits until what is under way has ended.
+    /// Waits until the running job has ended.
     pub(crate) async fn ended(&mut self, settings: &Settings) -> Updated {
         let Some(job) = &mut self.job else { return pending().await };
         let result = (&mut job.task).await.unwrap_or_else(|error| Err(UpdateError::GivenUp(error)));
@@ -152,13 +153,13 @@ impl Updates {
         }
     }
 
-    /// Tries again to take back a version that failed, if that is still to be done.
+    /// Tries the rollback of a failed version again, if it is still pending.
     pub(crate) fn retry_put_back(&self) {
         if !self.pending.load(Ordering::Relaxed) || self.job.is_some() {
             return;
         }
         let retried = (self.store.clone(), Arc::clone(&self.pending));
-        // Without a thread for it the next heartbeat tries again.
+        // If no thread can be started, the next heartbeat tries again.
         let _ = blocking::start(retried, |(store, pending)| {
             let Some(trial) = store.pending() else { return pending.store(false, Ordering::Relaxed) };
             match store.put_back_again(&trial) {
@@ -171,13 +172,13 @@ impl Updates {
         });
     }
 
-    /// The version that runs has stood its trial.
+    /// The running version has passed its trial.
     pub(crate) fn handle_stays(&self) {
         self.store.end_trial();
     }
 }
 
-/// What one update is carried out with.
+/// What one update needs.
 struct Installation {
     store: Store,
     program: Option<PathBuf>,
@@ -187,13 +188,13 @@ struct Installation {
     cancel: Arc<Cancel>,
 }
 
-/// A version as it was downloaded, in a directory that nobody else can write and that goes with this.
+/// A downloaded version, in a directory that nobody else can write. Dropping this deletes the directory.
 #[derive(Debug)]
 struct Download {
     directory: PathBuf,
     path: PathBuf,
     kind: Kind,
-    /// The very file that was held to its hash.
+    /// The very file whose hash was checked.
     verified: File,
     _room: Room,
 }
@@ -211,7 +212,7 @@ fn remove_directory(directory: &Path) {
 }
 
 impl Installation {
-    /// Brings a version in place; the program that is to be executed then.
+    /// Puts a version in place. Returns the program to execute.
     async fn run(self, config: AgentConfig) -> Result<PathBuf, UpdateError> {
         let program = self.program.clone().ok_or(UpdateError::NoProgram)?;
         self.install(&config, &program).await.map(|()| program)
@@ -244,7 +245,7 @@ impl Installation {
         let trial = Trial {
             version: config.version.clone(),
             sha256: config.sha256.to_string(),
-            // What is on trial itself is nothing to come back to.
+            // A version that is itself on trial is nothing to roll back to.
             previous: before.as_ref().map_or_else(|| version().to_owned(), |trial| trial.previous.clone()),
             program: program.to_owned(),
             starts: 0,
@@ -276,7 +277,7 @@ impl Installation {
             Err(why) => Err(why),
         };
         let Err(why) = checked else { return Ok(()) };
-        // It is not executed: everything is to be as it was, but a package that brings something else is not tried again.
+        // The version will not run, so restore everything. Do not try a package again that brought something else.
         let (text, back) = (why.to_string(), store.clone());
         let put_back = blocking_at_last(move || back.put_back(&trial, &text)).await;
         if !matches!(why, UpdateError::Unsuitable(_)) {
@@ -292,7 +293,7 @@ impl Installation {
     }
 }
 
-/// Fetches a version into a directory of its own. Blocks.
+/// Downloads a version into a directory of its own. Blocks.
 fn download(fetcher: &Fetcher, tmp: &Path, wanted: &AgentConfig, cancel: &Cancel) -> Result<Download, UpdateError> {
     let directory = private_directory(tmp).map_err(FileError::at(tmp))?;
     let fetched = || {
@@ -310,7 +311,7 @@ fn download(fetcher: &Fetcher, tmp: &Path, wanted: &AgentConfig, cancel: &Cancel
     fetched().inspect_err(|_| remove_directory(&directory))
 }
 
-/// Makes a directory that nobody else can write, nor exchange for another.
+/// Makes a directory that nobody else can write or replace.
 fn private_directory(tmp: &Path) -> io::Result<PathBuf> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     files::make_directory(tmp, 0o700)?;
@@ -325,15 +326,15 @@ fn private_directory(tmp: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Makes a file executable and opens it for reading only, since nothing can be executed that is open for writing. What is
-/// opened is the same file.
+/// Makes a file executable, and opens it for reading only, because a file that is open for writing cannot be executed.
+/// Checks that the opened file is the same.
 fn for_execution(file: File, path: &Path) -> io::Result<File> {
     file.set_permissions(Permissions::from_mode(0o700))?;
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let reading = File::options().read(true).custom_flags(flags).open(path)?;
     let inode = |found: fs::Metadata| (found.dev(), found.ino());
-    match inode(reading.metadata()?) == inode(file.metadata()?) {
-        true => Ok(reading),
-        false => Err(io::Error::other("another file lies there than the one that was verified")),
+    if inode(reading.metadata()?) != inode(file.metadata()?) {
+        return Err(io::Error::other("another file lies there than the one that was verified"));
     }
+    Ok(reading)
 }

@@ -1,4 +1,4 @@
-//! A new version as it was downloaded: a program, or a package for the host's package manager.
+//! A downloaded version: a program, or a package for the host's package manager.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -15,33 +15,33 @@ use crate::files::FileError;
 use crate::plugin::explain;
 use crate::sys::children::Own;
 
-/// How long a package manager may work; it may wait for another one.
+/// Time limit for a package manager, which may wait for another one.
 const MANAGER_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// How long a program may take to say its version.
+/// Time limit for a program to print its version.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes of a package manager's output that go into the log, the last ones.
+/// Most bytes of a package manager's output that go into the log. The last ones count.
 const MAX_OUTPUT_BYTES: u64 = 16 << 10;
 
-/// Bytes of a package's list of files that are looked through.
+/// Most bytes of a package's list of files that are read.
 const MAX_LIST_BYTES: u64 = 16 << 20;
 
-/// Programs that are just being started elsewhere in this process may hold the file open for writing that long.
+/// How often and how long to wait while a program that another thread is starting holds the file open for writing.
 const BUSY_RETRIES: u32 = 50;
 const BUSY_WAIT: Duration = Duration::from_millis(100);
 
-/// What was downloaded, as its first bytes say.
+/// The kind of a download, by its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// What the kernel executes: replaces the program.
+    /// The kernel executes it. It replaces the program.
     Program,
     Deb,
     Rpm,
 }
 
 impl Kind {
-    /// Looks at a file from its beginning.
+    /// Reads the first bytes of a file.
     pub(super) fn of(file: &mut File) -> Result<Self, UpdateError> {
         let mut head = [0; 8];
         file.read_exact(&mut head).map_err(UpdateError::Unreadable)?;
@@ -53,7 +53,7 @@ impl Kind {
         }
     }
 
-    /// The host's package manager for it; none for a program.
+    /// The host's package manager for it, or `None` for a program.
     pub(super) fn manager(self) -> Option<Manager> {
         match self {
             Self::Program => None,
@@ -65,7 +65,7 @@ impl Kind {
     }
 }
 
-/// A package manager and its options, as the reference has them.
+/// A package manager and its options, which are the reference's.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Manager {
     name: &'static str,
@@ -75,7 +75,7 @@ pub(super) struct Manager {
 }
 
 impl Manager {
-    /// Installs a package; what the manager says goes into the log.
+    /// Installs a package, and logs the manager's output.
     pub(super) async fn install(self, package: &Path, is_downgrade: bool) -> Result<(), UpdateError> {
         let options = if is_downgrade { self.downgrade } else { self.install };
         let (status, mut output) = self.run(options, package).await?;
@@ -85,37 +85,37 @@ impl Manager {
             .and_then(|_| read_text(&mut output, MAX_OUTPUT_BYTES))
             .unwrap_or_default();
         text.lines().filter(|line| !line.trim().is_empty()).for_each(|line| log::info!("{}: {line}", self.name));
-        match status.success() {
-            true => Ok(()),
-            false => Err(self.failed(ManagerError::NotInstalled(status))),
+        if !status.success() {
+            return Err(self.failed(ManagerError::NotInstalled(status)));
         }
+        Ok(())
     }
 
-    /// Whether a package brings this program, and not another agent, which would run beside this one.
+    /// Returns true when a package brings this program, and not another agent, which would run beside this one.
     pub(super) async fn brings(self, package: &Path, program: &Path) -> Result<bool, UpdateError> {
         let (status, mut output) = self.run(self.list, package).await?;
         let list = output.rewind().and_then(|()| read_text(&mut output, MAX_LIST_BYTES)).unwrap_or_default();
         let program = program.to_string_lossy();
-        // What lies in /usr may be listed as it was before the directories were merged; dpkg puts a dot before the path.
+        // A package may list a file of /usr as before the directories were merged. dpkg puts a dot before the path.
         let names = [&*program, program.strip_prefix("/usr").unwrap_or(&program)];
         let is_named = |line: &str| {
             let heads = names.iter().filter_map(|name| line.strip_suffix(name));
             heads.into_iter().any(|head| head.is_empty() || head.ends_with(" ."))
         };
-        match status.success() {
-            true => Ok(list.lines().any(is_named)),
-            false => Err(self.failed(ManagerError::NotRead(status))),
+        if !status.success() {
+            return Err(self.failed(ManagerError::NotRead(status)));
         }
+        Ok(list.lines().any(is_named))
     }
 
     fn failed(self, why: ManagerError) -> UpdateError {
         UpdateError::Manager(self.name, why)
     }
 
-    /// Runs it on a package; how it ended, and what it said on both outputs.
+    /// Runs it on a package. Returns its exit status, and the file with both its outputs.
     ///
-    /// It is not killed when the agent ends, which may be its own doing, and not waited for beyond its own end, since what
-    /// it has started may keep the outputs open.
+    /// The agent does not kill it at its own end, which may be the package manager's doing. It waits only for the
+    /// process itself, because what that has started may keep the outputs open.
     async fn run(self, options: &[&str], package: &Path) -> Result<(ExitStatus, File), UpdateError> {
         let output = package.with_extension("output");
         let failed = |error: io::Error| {
@@ -124,12 +124,12 @@ impl Manager {
                 _ => ManagerError::Io(error),
             })
         };
-        // The list of the package's files is said before anything is installed.
+        // The output of an earlier run is not needed any more.
         let _ = fs::remove_file(&output);
         let open = || File::options().read(true).write(true).create_new(true).mode(0o600).open(&output);
         let said = open().map_err(FileError::at(&output))?;
         let mut command = Command::new(self.name);
-        // Nobody is there to be asked.
+        // Nobody is there to answer questions.
         command
             .args(options)
             .arg(package)
@@ -155,14 +155,14 @@ fn read_text(from: &mut File, most: u64) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Runs a command to its end and gives what it has written.
+/// Runs a command to its end and returns its output.
 async fn run(command: &mut Command) -> io::Result<Output> {
     let child = command.spawn()?;
     let _own = child.id().map(Own::helper);
     child.wait_with_output().await
 }
 
-/// Has a program say its version, which is to be this one: it can be executed here, and is what was wanted.
+/// Runs a program with `--version` and checks the answer. This shows that it can be executed here and is the wanted version.
 pub(super) async fn check_version(program: &Path, wanted: &str) -> Result<(), UpdateError> {
     let mut command = Command::new(program);
     command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
@@ -177,7 +177,7 @@ pub(super) async fn check_version(program: &Path, wanted: &str) -> Result<(), Up
             Ok(Err(error)) => {
                 let why = explain(&error, program);
                 return Err(match error.kind() {
-                    // Where the host has no process to spare, that says nothing of the program.
+                    // If the host has no process to spare, that says nothing about the program.
                     io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => UpdateError::NotExecuted(why),
                     _ => Unsuitable::NotExecutable(why).into(),
                 });

@@ -1,4 +1,4 @@
-//! Around the agent's run: counting the starts of a version on trial, and executing what takes this one's place.
+//! Runs the agent, counts the starts of a version on trial, and executes the program that replaces this one.
 
 use std::env;
 use std::io::{self, Write};
@@ -12,26 +12,26 @@ use super::state::{Store, Trial};
 use crate::failure::Failure;
 use crate::version;
 
-/// What becomes of the process when the agent has ended.
+/// What the process does when the agent has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum After {
-    /// It ends.
+    /// Exit.
     Exit,
-    /// It becomes this program, which is a new version.
+    /// Execute this program, which is a new version.
     Execute(PathBuf),
-    /// It becomes the previous version, for this reason.
+    /// Roll back to the previous version, for this reason.
     PutBack(String),
 }
 
-/// Runs `agent`, which is told whether it is on trial, and becomes whatever takes its place.
+/// Runs `agent`, which is told whether it is on trial, and then executes the program that replaces it, if any.
 ///
 /// # Errors
-/// Those of the agent.
+/// The agent's errors.
 pub(crate) fn run(workdir: PathBuf, agent: impl FnOnce(bool) -> Result<After, Failure>) -> Result<(), Failure> {
     let store = Store::new(workdir);
     let mut trial = store.trial();
     if let Some(pending) = store.pending() {
-        // The previous version runs, and the program in its place is still the one that has failed.
+        // This is the previous version, and the program in its place is still the one that has failed.
         match store.put_back_again(&pending) {
             Ok(()) => tell(&format!("version {} is taken back at last", pending.version)),
             Err(error) => tell(&format!("{}: {error}; it is tried again", pending.program.display())),
@@ -39,7 +39,7 @@ pub(crate) fn run(workdir: PathBuf, agent: impl FnOnce(bool) -> Result<After, Fa
         trial = None;
     }
     if trial.as_ref().is_some_and(|trial| trial.version != version()) {
-        // Something else than the update has put this one here, or the power went before it was in place.
+        // Something else than the update has put this version here, or the power failed before the new one was in place.
         store.end_trial();
         trial = None;
     }
@@ -58,7 +58,7 @@ pub(crate) fn run(workdir: PathBuf, agent: impl FnOnce(bool) -> Result<After, Fa
         (Ok(After::Exit), _) => Ok(()),
         (Ok(After::Execute(program)), _) => {
             let error = execute(&program);
-            // What was put on trial is the new one.
+            // The version on trial is the new one.
             match store.trial() {
                 Some(trial) => put_back(&store, &trial, &format!("it cannot be executed: {error}")),
                 None => tell(&format!("{}: {error}", program.display())),
@@ -78,7 +78,7 @@ pub(crate) fn run(workdir: PathBuf, agent: impl FnOnce(bool) -> Result<After, Fa
     }
 }
 
-/// Puts the previous version back and becomes it; returns only if neither can be done.
+/// Puts the previous version back and executes it. Returns only if neither can be done.
 fn put_back(store: &Store, trial: &Trial, why: &str) {
     let Trial { version, previous, .. } = trial;
     tell(&format!("version {version} is taken back, {previous} comes again: {why}"));
@@ -93,14 +93,14 @@ fn put_back(store: &Store, trial: &Trial, why: &str) {
     tell(&format!("{} cannot be executed: {error}", program.display()));
 }
 
-/// Becomes a program, with the same arguments and environment; returns only if that fails.
+/// Executes a program with the same arguments and environment. Returns only on failure.
 fn execute(program: &Path) -> io::Error {
     let mut words = env::args_os();
     let name = words.next().unwrap_or_else(|| program.into());
     Command::new(program).arg0(name).args(words).exec()
 }
 
-/// Tells people; there may be no log yet.
+/// Logs and prints a message, because there may be no log yet.
 fn tell(text: &str) {
     log::error!("{text}");
     let _ = writeln!(io::stderr(), "elklet: {text}");

@@ -1,4 +1,5 @@
-//! What is kept of updates in `update/` of the work directory: the previous program, what is on trial, what has failed.
+//! The state of updates in `update/` of the work directory: the previous program, the version on trial, and the version
+//! that failed.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,23 +12,23 @@ use serde::{Deserialize, Serialize};
 use crate::files;
 use crate::version;
 
-/// Bytes of a state file that are read; a version, a hash, a path and a reason have some hundred.
+/// Most bytes of a state file that are read. A version, a hash, a path and a reason have some hundred.
 const MAX_STATE_BYTES: u64 = 64 << 10;
 
-/// A version that has been put in the place of another, until it has held a stream.
+/// A version on trial. It has replaced another and has not held a stream for long enough yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Trial {
     pub(crate) version: String,
     pub(crate) sha256: String,
-    /// The version that is kept, and comes back if this one fails.
+    /// The version that is kept and restored if this one fails.
     pub(crate) previous: String,
-    /// Where the program is.
+    /// The path of the program.
     pub(crate) program: PathBuf,
-    /// How often the new version was started.
+    /// How often the new version has been started.
     pub(crate) starts: u32,
 }
 
-/// The version that was tried last and did not stay.
+/// The last version that was rolled back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Failed {
     pub(crate) version: String,
@@ -35,7 +36,7 @@ pub(crate) struct Failed {
     pub(crate) why: String,
 }
 
-/// The directory.
+/// The directory of the state.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     workdir: PathBuf,
@@ -46,12 +47,12 @@ impl Store {
         Self { workdir }
     }
 
-    /// The program that comes back.
+    /// The path of the previous program.
     pub(crate) fn previous(&self) -> PathBuf {
         self.path("previous")
     }
 
-    /// What is on trial, if anything is.
+    /// The version on trial, if there is one.
     pub(crate) fn trial(&self) -> Option<Trial> {
         self.read("trial.json")
     }
@@ -77,7 +78,7 @@ impl Store {
         let _ = fs::remove_file(self.path("failed.json"));
     }
 
-    /// Keeps the program that runs, whatever has become of its file.
+    /// Keeps a copy of the running program, whatever has happened to its file.
     pub(crate) fn keep_previous(&self) -> io::Result<()> {
         self.make()?;
         replace_program(&mut File::open("/proc/self/exe")?, &self.previous())
@@ -86,15 +87,15 @@ impl Store {
     /// Puts the previous program back, and remembers why the one on trial failed.
     ///
     /// # Errors
-    /// When it cannot be put back, as on a full disk. Then the trial stays, so that it is known at the next start, and
-    /// [`Store::put_back_again`] may try it.
+    /// When it cannot be put back, for instance on a full disk. The trial stays then, so that the next start knows of
+    /// it and [`Store::put_back_again`] can try again.
     pub(crate) fn put_back(&self, trial: &Trial, why: &str) -> io::Result<()> {
         let Trial { version, sha256, .. } = trial.clone();
         let failed = Failed { version, sha256, why: why.to_owned() };
-        // The program comes first: nothing else matters as much when there is room for little.
+        // The program comes first, because nothing else matters as much when there is little room.
         let put_back = File::open(self.previous()).and_then(|mut file| replace_program(&mut file, &trial.program));
         if let Err(error) = put_back {
-            // Why it failed is for the next attempt, if there is room for that.
+            // Keep the reason for the next attempt, if there is room.
             let _ = self.set_failed(&failed);
             return Err(error);
         }
@@ -106,20 +107,20 @@ impl Store {
                 failed.version
             );
         }
-        // What the failed version has logged would be rotated away one day.
+        // Keep the failed version's log, which would be rotated away one day.
         let _ = fs::copy(self.workdir.join("log/elklet.log"), self.path("failed.log"));
         Ok(())
     }
 
-    /// The trial of a version that could not be taken back: this is the version before it, and another program than this one
-    /// lies in its place, or none.
+    /// Returns the trial of a version that could not be rolled back. In that case this is the version before it, and
+    /// the program in its place is not this one, or missing.
     pub(crate) fn pending(&self) -> Option<Trial> {
         let trial = self.trial().filter(|trial| trial.version != version() && trial.previous == version())?;
         let inode = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
         (inode(&trial.program) != inode(Path::new("/proc/self/exe"))).then_some(trial)
     }
 
-    /// Tries to put the previous program back once more.
+    /// Tries once more to put the previous program back.
     ///
     /// # Errors
     /// As [`Store::put_back`].
@@ -138,7 +139,7 @@ impl Store {
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        // One that cannot be read says nothing: it is written whole or not at all.
+        // A file is written whole or not at all, so one that cannot be read says nothing.
         serde_json::from_slice(&files::read_bounded(&self.path(name), MAX_STATE_BYTES).ok()?).ok()
     }
 
@@ -147,7 +148,8 @@ impl Store {
     }
 }
 
-/// Puts a copy of a program in the place of another, which may be running, with the same permissions. Others may not write it.
+/// Replaces a program, which may be running, by a copy of another. The copy has the same permissions, except that
+/// others may not write it.
 pub(crate) fn replace_program(from: &mut File, to: &Path) -> io::Result<()> {
     let mode = fs::metadata(to).map_or(0o700, |meta| meta.permissions().mode() & 0o755);
     files::replace_by_copy(to, from, mode)

@@ -1,4 +1,4 @@
-//! The file that is uploaded: found by its path, held to the rules, and read from the descriptor that was held to them.
+//! The file to upload. It is found by its path and checked against the rules, and read through the descriptor that was checked.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -50,20 +50,20 @@ impl std::error::Error for Refusal {}
 #[derive(Debug)]
 pub(super) struct UploadFile {
     file: File,
-    /// Bytes that are to be read yet; what is appended meanwhile is not.
+    /// Bytes that are still to be read. They do not include what is appended meanwhile.
     left: u64,
-    /// A file of /proc has no size, and ends where it ends.
+    /// False for a file of /proc, which has no size and ends where it ends.
     is_sized: bool,
 }
 
 impl UploadFile {
-    /// Opens the file that a path leads to. Blocks.
+    /// Opens the file at a path. Blocks.
     ///
-    /// A descriptor that can only be looked at decides: what it shows is checked, and that very file is opened for reading.
-    /// So no link that changes meanwhile leads anywhere else, and nothing happens to devices or pipes by being opened.
+    /// First opens a descriptor that can only be looked at (`O_PATH`), checks what it shows, and then opens that very file
+    /// for reading. So no link that changes meanwhile leads elsewhere, and opening has no effect on devices or pipes.
     ///
     /// # Errors
-    /// Why it may not or cannot be read.
+    /// Why the file may not or cannot be read.
     pub(super) fn open(path: &Path, rules: &Upload, max_bytes: u64) -> Result<Self, Refusal> {
         if !path.is_absolute() {
             return Err(Refusal::NotAbsolute);
@@ -97,10 +97,10 @@ impl UploadFile {
         Ok(Self { file, left: if is_sized { size } else { max_bytes }, is_sized })
     }
 
-    /// The next at most `max` bytes; none at the end. Blocks.
+    /// Reads the next at most `max` bytes. There are none at the end. Blocks.
     ///
     /// # Errors
-    /// When it cannot be read, or is shorter or longer than it may be.
+    /// When the file cannot be read, has become shorter, or is longer than it may be.
     pub(super) fn read(&mut self, max: u64) -> io::Result<Vec<u8>> {
         let mut piece = Vec::new();
         if self.left > 0 {
@@ -117,11 +117,11 @@ impl UploadFile {
     }
 }
 
-/// Whether the rules let the file be read whose real path this is.
+/// Returns true when the rules allow the file with this real path.
 fn is_allowed(real: &Path, meta: &fs::Metadata, rules: &Upload) -> bool {
     rules.allow.iter().any(|allowed| {
         let allowed = allowed.as_path();
-        // Of another mount namespace, whose root /proc/PID/root is, the same path may be another file.
+        // In another mount namespace, which /proc/PID/root leads to, the same path may be another file.
         let is_ours = || fs::metadata(real).is_ok_and(|ours| (ours.dev(), ours.ino()) == (meta.dev(), meta.ino()));
         let is_under = || fs::canonicalize(allowed).is_ok_and(|allowed| real.starts_with(allowed));
         allowed == Path::new("/") || (is_under() && is_ours())
@@ -207,7 +207,7 @@ mod tests {
         fs::write(&path, [b'x'; 1000]).expect("writable");
         let mut source = open(&path, &[Path::new("/")]).expect("at the limit");
         assert_eq!(source.read(600).map(|piece| piece.len()).ok(), Some(600));
-        // What is appended stays out; what is cut off is missed.
+        // What is appended is left out. What is cut off is an error.
         fs::write(&path, [b'x'; 5000]).expect("writable");
         assert_eq!(source.read(600).map(|piece| piece.len()).ok(), Some(400));
         assert_eq!(source.read(600).map(|piece| piece.len()).ok(), Some(0));
@@ -217,7 +217,7 @@ mod tests {
         assert_eq!(source.read(600).map(|piece| piece.len()).ok(), Some(10));
         let error = source.read(600).expect_err("it is shorter now");
         assert_eq!(error.to_string(), "it has become shorter: 890 bytes are missing");
-        // Of /proc.
+        // A file of /proc.
         let mut status = open(Path::new("/proc/self/cmdline"), &[Path::new("/")]).expect("a regular file");
         assert!(!status.read(600).expect("readable").is_empty());
     }

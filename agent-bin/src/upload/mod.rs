@@ -1,7 +1,7 @@
-//! Task 1050: files for the server, one at a time, each on a connection of its own, which never disturbs the records'.
+//! Task 1050: uploads files to the server, one at a time, each on a connection of its own, which never disturbs the records.
 //!
-//! The reference's rules: `buf_size` bytes a second, at most 500 KiB; a file that would take longer than ten minutes is
-//! refused; the token names the file at the server, which reports success itself. Whatever fails is the task's answer.
+//! These are the reference's rules. `buf_size` bytes leave a second, at most 500 KiB. A file that would take longer than ten
+//! minutes is refused. The token names the file at the server, which reports success itself. A failure is the task's answer.
 
 mod error;
 mod file;
@@ -25,10 +25,10 @@ use crate::logging::{self, Event, Kind};
 use crate::net::{Connector, UploadCall};
 use crate::sys::blocking::blocking;
 
-/// What connecting, a slow server and the last answer may take beyond the file's own time.
+/// Time for connecting, a slow server and the last answer, beyond the file's own time.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// The upload that is under way. The agent decides when the next one begins.
+/// The running upload. The agent decides when the next one begins.
 #[derive(Debug, Default)]
 pub(crate) struct Uploads {
     running: Option<JoinHandle<Result<(), UploadError>>>,
@@ -36,7 +36,7 @@ pub(crate) struct Uploads {
 }
 
 impl Uploads {
-    /// Starts an upload; there is none under way.
+    /// Starts an upload. There has to be none under way.
     pub(crate) fn start(&mut self, upload: Upload, connector: &Connector, address: &Address, rules: &Rules) {
         let job = Job {
             connector: connector.clone(),
@@ -54,7 +54,7 @@ impl Uploads {
         }));
     }
 
-    /// Waits until the upload under way has ended; what went wrong.
+    /// Waits until the running upload has ended. Returns what went wrong, if something did.
     pub(crate) async fn ended(&mut self) -> Result<(), UploadError> {
         let Some(running) = &mut self.running else { return pending().await };
         let result = running.await.unwrap_or_else(|error| Err(UploadError::GivenUp(error)));
@@ -62,20 +62,20 @@ impl Uploads {
         result
     }
 
-    /// Gives the upload up.
+    /// Gives up the running upload.
     pub(crate) fn abort(&mut self) {
         if let Some(running) = self.running.take() {
             running.abort();
         }
     }
 
-    /// Bytes of messages that went out since the start, gRPC prefixes included.
+    /// Bytes of messages that were sent since the start, gRPC prefixes included.
     pub(crate) fn sent_bytes(&self) -> u64 {
         self.sent_bytes.load(Ordering::Relaxed)
     }
 }
 
-/// What one upload is carried out with.
+/// What one upload needs.
 struct Job {
     connector: Connector,
     address: Address,
@@ -85,13 +85,13 @@ struct Job {
 
 impl Job {
     async fn run(self, Upload { token, path, buf_size }: Upload) -> Result<(), Failure> {
-        // The reference checks the size against `buf_size` and sends no more than this, so that such a file could not
-        // arrive in time.
+        // The reference checks the size against `buf_size` but sends no faster than this, so that a large file could
+        // not arrive in time.
         let rate = buf_size.min(UPLOAD_BYTES_PER_SECOND);
         let (rules, file) = (self.rules, PathBuf::from(&path));
         let opened = blocking(move || UploadFile::open(&file, &rules, rate * UPLOAD_SECONDS)).await;
         let mut source = opened.map_err(Failure::NoThread)??;
-        // Before anything leaves, and whatever comes of it.
+        // Audit before anything leaves, whatever the outcome.
         let audit = |result: &str| logging::audit(&Event { token: &token, ..Event::new(Kind::Upload, &path, result) });
         audit("begins");
         let mut call = UploadCall::open(&self.connector, &self.address).await?;
@@ -108,7 +108,7 @@ impl Job {
                 let (read, rest) = read.map_err(Failure::NoThread)?;
                 source = rest;
                 let piece = read.map_err(Refusal::Io)?;
-                // An empty file is one empty piece: the token has to arrive.
+                // Send an empty file as one empty piece, because the token has to arrive.
                 if piece.is_empty() && !is_first {
                     break 'file;
                 }

@@ -4,27 +4,30 @@
 //! for one room of the shell: the network, the plugins, the spool's files, an upload, an update. What a room has done, or could not
 //! do, it reports back through a `handle_*` method.
 
+mod action;
 mod ending;
 #[cfg(test)]
 mod tests;
 mod uploads;
+mod view;
 
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+pub use self::action::{Action, After, Termination, UpdateAction};
 pub use self::ending::{END_OF_FLUSH_MS, END_OF_PLUGINS_MS, END_OF_SPOOL_MS};
 use self::ending::{Ending, Standing};
 use self::uploads::Uploads;
-use crate::command::{AgentConfig, AgentTask, Command, PluginConfig, PluginName, Upload};
-use crate::delivery::feed::{self, Feed};
-use crate::delivery::losses::{Cause, Losses};
+use crate::command::{AgentTask, Command, PluginConfig, PluginName, Upload};
+use crate::delivery::feed::Feed;
+use crate::delivery::losses::Cause;
 use crate::delivery::spool::{Done, Op};
-use crate::delivery::{self, Batch, Bounds, Unconfirmed};
-use crate::dispatch::{self, Dispatch, PluginAction, PluginState, Preparation, TaskFailure};
+use crate::delivery::{Batch, Bounds};
+use crate::dispatch::{self, Dispatch, PluginAction, Preparation};
 use crate::limits::MAX_UPLOADS_WAITING;
-use crate::link::session::{self, Abandoned, Attempt, Endpoints, Session, Target, Timing};
+use crate::link::session::{self, Abandoned, Attempt, Endpoints, Session, Timing};
 use crate::link::{End, LinkCounters};
 use crate::record::intake::Level;
 use crate::record::manifest::Row;
@@ -33,66 +36,6 @@ use crate::update::{Trial, Verdict};
 
 /// Milliseconds between two heartbeats; the reference's interval.
 pub const HEARTBEAT_INTERVAL_MS: u64 = 60_000;
-
-/// What the shell is to do, by the room that does it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action<M> {
-    /// The network: where to connect, what to do with the connection.
-    Link(session::Action),
-    /// Plugins: their files and processes.
-    Plugin(PluginAction),
-    /// The delivery: records, batches, the spool's files.
-    Delivery(feed::Action<M>),
-    /// Make heartbeats of the agent and of every running plugin, and give them to [`Agent::handle_batch`] as one batch of kind
-    /// [`Heartbeat`](delivery::Kind::Heartbeat). It leaves ahead of everything else.
-    Beat,
-    /// Carry out a task of the agent's own. Answer a failure with [`Agent::handle_task_failed`], the end of an upload, good or bad, with
-    /// [`Agent::handle_uploaded`], and a shutdown with [`Agent::handle_shutdown`].
-    Task(AgentTask),
-    /// Stop the upload that is under way; its task is answered already.
-    AbortUpload,
-    /// The agent's own update.
-    Update(UpdateAction),
-    /// Put the answer to a task that failed into the intake (data type 5100).
-    Answer(TaskFailure),
-    /// Tell people: something is not as it should be.
-    Complain(String),
-    /// The end is over: leave, and become what this says.
-    Exit(After),
-}
-
-/// What the shell is to do about the agent's own version.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum UpdateAction {
-    /// Bring this version in place; what is done about an earlier one of these is given up. Answer with [`Agent::handle_updated`].
-    Install(AgentConfig),
-    /// The agent is to be what it is: what is done about an [`UpdateAction::Install`] is given up.
-    Keep,
-    /// The version that runs has held a stream for long enough: it stays.
-    Commit,
-    /// The version that runs has not held a stream in time. The agent ends, to become the one before ([`After::PutBack`]).
-    Reject,
-}
-
-/// What becomes of the process once the agent has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum After {
-    /// It exits.
-    Exit,
-    /// It becomes the version that an update has brought in place.
-    BecomeUpdate,
-    /// It becomes the version that the one on trial has replaced.
-    PutBack,
-}
-
-/// How the agent was asked to end once more; see [`Agent::handle_terminate`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Termination {
-    /// It begins to end in order.
-    InOrder,
-    /// It was ending already, and ends at once now.
-    AtOnce,
-}
 
 /// What an agent begins with.
 #[derive(Debug)]
@@ -113,7 +56,7 @@ pub struct Setup {
     pub seed: u64,
 }
 
-/// What the agent counts itself, since its start; see [`LinkCounters`] and [`delivery::Counters`] for the rest.
+/// What the agent counts itself, since its start; see [`LinkCounters`] and [`delivery::Counters`](crate::delivery::Counters) for the rest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Commands that were received.
@@ -382,7 +325,7 @@ impl<M: Clone> Agent<M> {
 
 /// # Delivery
 impl<M: Clone> Agent<M> {
-    /// A batch of [`Action::Beat`] or [`feed::Action::Take`].
+    /// A batch of [`Action::Beat`] or [`Take`](crate::delivery::feed::Action::Take).
     pub fn handle_batch(&mut self, batch: Batch<M>) {
         self.feed.push(batch);
     }
@@ -426,7 +369,6 @@ impl<M: Clone> Agent<M> {
         }
         if self.ending != Ending::Done {
             self.ending = Ending::Done;
-            self.session.handle_shutdown(now);
             self.actions.clear();
             self.actions.push_back(Action::Exit(After::Exit));
         }
@@ -459,6 +401,9 @@ impl<M: Clone> Agent<M> {
 impl<M: Clone> Agent<M> {
     /// Time has passed, or something has happened that was told before.
     pub fn handle_timeout(&mut self, now: Millis) {
+        if self.ending == Ending::Done {
+            return;
+        }
         self.session.handle_timeout(now);
         self.dispatch.handle_timeout(now);
         if self.feed.wants_ping(now) {
@@ -536,6 +481,10 @@ impl<M: Clone> Agent<M> {
                 self.open_pipes += usize::from(matches!(action, PluginAction::Spawn(..)));
                 Some(Action::Plugin(action))
             }
+            dispatch::Action::Task(AgentTask::Upload(upload)) if self.ending != Ending::No => {
+                self.handle_task_failed(upload.token, "the agent ends before the file is uploaded");
+                None
+            }
             dispatch::Action::Task(AgentTask::Upload(upload)) => {
                 if let Err(Upload { token, path, .. }) = self.uploads.push(upload) {
                     let why = format!("{MAX_UPLOADS_WAITING} uploads wait already: {path}");
@@ -586,86 +535,5 @@ impl<M: Clone> Agent<M> {
             is_link_ended: self.session.is_ended(),
             is_safe: self.feed.is_safe(level, now),
         }
-    }
-}
-
-/// # What others see of it
-impl<M: Clone> Agent<M> {
-    /// Returns true while there is a stream.
-    #[must_use]
-    pub fn is_streaming(&self) -> bool {
-        self.session.streaming_to().is_some()
-    }
-
-    /// Where the stream goes, while there is one.
-    #[must_use]
-    pub fn streaming_to(&self) -> Option<Target> {
-        self.session.streaming_to()
-    }
-
-    /// Returns true once somebody has asked the agent to end.
-    #[must_use]
-    pub fn is_ending(&self) -> bool {
-        self.ending != Ending::No
-    }
-
-    /// Returns true while the agent's warnings and errors go into the intake. They wait for a stream, so that a long time without a
-    /// server fills no buffer; at the end they take their last chance.
-    #[must_use]
-    pub fn takes_reports(&self) -> bool {
-        self.is_streaming() || matches!(self.ending, Ending::Flush { .. })
-    }
-
-    /// The session, to look at.
-    #[must_use]
-    pub fn session(&self) -> &Session {
-        &self.session
-    }
-
-    /// Every plugin that is configured or still has a process.
-    pub fn plugins(&self) -> impl Iterator<Item = PluginState<'_>> {
-        self.dispatch.plugins()
-    }
-
-    /// What is wrong, as the heartbeat's `state_detail` says it; see [`Dispatch::state_details`].
-    #[must_use]
-    pub fn state_details(&self, now: Millis) -> Vec<&str> {
-        self.dispatch.state_details(now)
-    }
-
-    /// Credit at which the shell should look at once; see [`Feed::wanted_credit`].
-    #[must_use]
-    pub fn wanted_credit(&self) -> Option<u64> {
-        self.feed.wanted_credit()
-    }
-
-    /// What the server is not known to have taken, what the intake holds included.
-    #[must_use]
-    pub fn unconfirmed(&self, level: Level) -> Unconfirmed {
-        self.feed.unconfirmed(level)
-    }
-
-    /// What the agent counts itself.
-    #[must_use]
-    pub fn counters(&self) -> Counters {
-        self.counters
-    }
-
-    /// What has become of attempts and streams.
-    #[must_use]
-    pub fn link_counters(&self) -> LinkCounters {
-        self.link_counters
-    }
-
-    /// What has become of records.
-    #[must_use]
-    pub fn delivery_counters(&self) -> delivery::Counters {
-        self.feed.counters()
-    }
-
-    /// What was lost.
-    #[must_use]
-    pub fn losses(&self) -> &Losses {
-        self.feed.losses()
     }
 }

@@ -290,4 +290,152 @@ mod tests {
             prop_assert!(cut.len() <= limit && text.starts_with(&cut));
         }
     }
+
+    #[test]
+    fn a_task_of_the_agent_is_described_for_the_log_and_keeps_its_token() {
+        let token = || "t".to_owned();
+        let upload = AgentTask::Upload(Upload { token: token(), path: "/a".into(), buf_size: 10 });
+        let place = AgentTask::SetMetadata(SetMetadata { token: token(), idc: Some("west".into()), region: None });
+        let end = AgentTask::Shutdown { token: token() };
+        assert_eq!(upload.to_string(), "upload \"/a\" at 10 bytes/s (token \"t\")");
+        assert_eq!(place.to_string(), "set idc to west, region to as it is (token \"t\")");
+        assert_eq!(end.to_string(), "end (token \"t\")");
+        assert_eq!([upload, place, end].each_ref().map(AgentTask::token), ["t"; 3]);
+    }
+
+    #[test]
+    fn a_piece_of_an_upload_has_at_least_a_byte() {
+        let smallest = AgentTask::Upload(Upload { token: "t".into(), path: "/x".into(), buf_size: 1 });
+        assert_eq!(agent_task_of(1050, r#"{"path":"/x","buf_size":1}"#), Ok(smallest));
+        let why = agent_task_of(1050, r#"{"path":"/x","buf_size":0}"#).expect_err("nothing would be sent").to_string();
+        assert_eq!(why, "buf_size of task 1050 is 0, expected at least 1");
+        let why = agent_task_of(7, "").expect_err("there is no such task").to_string();
+        assert_eq!(why, "unknown task 7: the agent knows 1050, 1051 and 1060");
+    }
+
+    #[test]
+    fn bytes_that_are_no_command_say_why() {
+        for (bytes, why) in [
+            (&[0x10, 1][..], "2 bytes that are no command: a task or an entry is no message"),
+            (&[0x1d, 0, 0, 0, 0], "5 bytes that are no command: a task or an entry is no message"),
+            (&[0x12, 9], "2 bytes that are no command: it ends inside a field"),
+        ] {
+            assert_eq!(Command::decode(bytes).expect_err("it is none").to_string(), why);
+        }
+        assert!(Command::decode(&[0x12, 2, 0x0a, 9]).is_err(), "a task that ends early");
+        assert_eq!(Command::decode(&[0x38, 1, 0x45, 0, 0, 0, 0]), Ok(Command::Nothing), "unknown fields may be there");
+    }
+
+    #[test]
+    fn a_task_for_a_plugin_is_passed_on_with_a_token_of_bounded_length() {
+        let task =
+            Task { data_type: 6, object_name: "p".into(), data: "d".into(), token: "t".repeat(MAX_TOKEN_BYTES + 1) };
+        let command = grpc::Command { task: Some(task.clone()), ..grpc::Command::default() };
+        let cut = Task { token: "t".repeat(MAX_TOKEN_BYTES), ..task };
+        assert_eq!(Command::decode(&command.encode_to_vec()), Ok(Command::PluginTask(cut)));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_tasks_data_is_told_in_part() {
+        let data = format!("{{\"path\":\"/x\",\"buf_size\":\"{}\"}}", "9".repeat(2 * MAX_REPORT_CHARS));
+        let why = agent_task_of(1050, &data).expect_err("a number was expected").to_string();
+        assert!(why.starts_with("data of task 1050 is not as expected: invalid type: string"), "{why}");
+        assert_eq!(why.chars().count(), MAX_REPORT_CHARS);
+    }
+
+    /// Why the one entry of a configuration is refused, or nothing.
+    fn refusal(entry: grpc::Config) -> Option<String> {
+        configured(vec![entry]).refused.pop().map(|refused| refused.reason)
+    }
+
+    #[test]
+    fn an_entry_is_accepted_up_to_its_limits() {
+        let sized = |name: usize, version: usize, detail: usize, urls: usize| grpc::Config {
+            version: "v".repeat(version),
+            detail: "d".repeat(detail),
+            download_urls: vec!["u".into(); urls],
+            ..config(&"n".repeat(name))
+        };
+        let longest = [MAX_PLUGIN_NAME_BYTES, MAX_VERSION_BYTES, MAX_DETAIL_BYTES, MAX_DOWNLOAD_URLS];
+        let [name, version, detail, urls] = longest;
+        assert_eq!(refusal(sized(name, version, detail, urls)), None);
+        assert_eq!(refusal(sized(1, 0, 0, 0)), None);
+        let why = |entry| refusal(entry).expect("it is too long");
+        assert!(why(sized(name + 1, 1, 1, 1)).ends_with(&format!("a name of {} bytes, the limit is {name}", name + 1)));
+        assert!(
+            why(sized(1, version + 1, 1, 1))
+                .ends_with(&format!("version of {} bytes, the limit is {version}", version + 1))
+        );
+        assert!(
+            why(sized(1, 1, detail + 1, 1))
+                .ends_with(&format!("detail of {} bytes, the limit is {detail}", detail + 1))
+        );
+        assert!(why(sized(1, 1, 1, urls + 1)).ends_with("it has 17 download addresses, the limit is 16"));
+    }
+
+    #[test]
+    fn what_no_environment_or_path_can_hold_is_refused() {
+        let why = refusal(grpc::Config { detail: "a\0b".into(), ..config("x") });
+        assert!(why.is_some_and(|why| why.contains("detail has a zero byte")));
+        for name in ["a.b", "a/b", "a b", "\u{e9}"] {
+            let why = refusal(config(name)).expect("it is no name");
+            assert!(why.ends_with("a name has only letters, digits, _ and -"), "{why}");
+        }
+        assert_eq!(refusal(config("aZ_0-9")), None);
+    }
+
+    #[test]
+    fn what_is_quoted_of_a_bad_name_is_short() {
+        let why = refusal(config(&"n".repeat(500))).expect("it is too long");
+        assert!(why.starts_with(&format!("plugin \"{}\": ", "n".repeat(80))), "{why}");
+    }
+
+    #[test]
+    fn a_plugin_on_the_disk_can_be_named_by_its_executable_alone() {
+        let on_disk = grpc::Config { sha256: String::new(), signature: HASH.into(), ..config("x") };
+        let got = configured(vec![on_disk]);
+        assert_eq!(got.plugins[0].download_sha256.to_string(), HASH);
+        let neither = refusal(grpc::Config { sha256: String::new(), ..config("x") }).expect("it has no hash");
+        assert!(neither.contains("signature \"\" is not 64 hexadecimal digits"), "{neither}");
+        let wrong = refusal(grpc::Config { signature: "xyz".into(), ..config("x") }).expect("it is none");
+        assert!(wrong.contains("signature \"xyz\" is not 64 hexadecimal digits"), "{wrong}");
+        let wrong = refusal(grpc::Config { sha256: "xyz".into(), ..config("x") }).expect("it is none");
+        assert!(wrong.contains("sha256 \"xyz\" is not 64 hexadecimal digits"), "{wrong}");
+    }
+
+    #[test]
+    fn an_update_of_the_agent_may_be_signed() {
+        let vouched = BASE64.encode([9; 64]);
+        let entry =
+            |signature: String| grpc::Config { signature, download_urls: vec!["u".into()], ..config(AGENT_NAME) };
+        let package = |signature| configured(vec![entry(signature)]).agent.expect("it is there").package;
+        let signed = package(format!("{HASH}:{vouched}")).expect("it is sound");
+        assert_eq!(signed.signature, Some(Signature(Box::new([9; 64]))));
+        assert_eq!((signed.signed_text(), signed.urls), (format!("elklet agent\n1\n{HASH}\n"), vec!["u".to_owned()]));
+        assert_eq!(package(String::new()).map(|package| package.signature), Ok(None));
+        let why = package(format!("{HASH}:x")).expect_err("it is no signature").to_string();
+        assert_eq!(why, "agent update: signature \"x\" is not the Base64 of 64 bytes");
+    }
+
+    #[test]
+    fn an_entry_of_the_agent_that_cannot_be_read_is_refused_as_its() {
+        let got = configured(vec![grpc::Config { version: "v".repeat(MAX_VERSION_BYTES + 1), ..config(AGENT_NAME) }]);
+        assert_eq!((got.agent, got.refused[0].name.clone()), (None, None));
+        assert!(got.refused[0].reason.starts_with("elkeid-agent: version of"), "{}", got.refused[0].reason);
+        let twice = configured(vec![config(AGENT_NAME), config(AGENT_NAME)]);
+        assert_eq!(twice.refused[0].reason, "elkeid-agent: configured twice, the first counts");
+        let plugins = configured(vec![config("x"), config("x")]);
+        assert_eq!(plugins.refused[0].reason, "plugin \"x\": configured twice, the first counts");
+    }
+
+    #[test]
+    fn digests_are_read_in_either_case() {
+        let digest: Sha256 = HASH.to_uppercase().parse().expect("it is one");
+        assert_eq!(digest.0[..3], [0x00, 0x11, 0x22]);
+        assert_eq!((digest.0[10], digest.0[31]), (0xaa, 0xff));
+        assert_eq!(digest.to_string(), HASH);
+        for wrong in [&HASH[1..], &HASH.replace('a', "g"), &format!("{HASH}0"), &format!("0x{}", &HASH[2..])] {
+            assert!(wrong.parse::<Sha256>().is_err(), "{wrong}");
+        }
+    }
 }

@@ -103,8 +103,8 @@ impl TokenFinder {
                 self.found = value == 0;
                 if value == 0 { Step::Key } else { Step::Token(value) }
             }
-            (Step::Length(_), _) if value > 0 => Step::Skip(value),
-            (Step::Length(_) | Step::Number, _) => Step::Key,
+            (Step::Length(_), _) => Step::Skip(value),
+            (Step::Number, _) => Step::Key,
             (Step::Key, 0) => Step::Number,
             (Step::Key, 1) => Step::Skip(8),
             (Step::Key, 2) => Step::Length(value >> 3),
@@ -165,5 +165,31 @@ mod tests {
         let bytes = Command { task, ..Command::default() }.encode_to_vec();
         assert_eq!(found(&bytes, 7), Some("t".repeat(MAX_TOKEN_BYTES)));
         assert_eq!(found(&bytes[..bytes.len() - 1], 7), None);
+    }
+
+    #[test]
+    fn fields_of_every_kind_may_stand_before_the_token() {
+        for other in [&b"\x09\x22\x01x45678"[..], b"\x0d\x22\x01x4", b"\x08\x96\x01", b"\x2a\x00", b"\x2a\x03\x22\x01x"]
+        {
+            let task = [other, b"\x22\x02ok"].concat();
+            let head = [0x12, u8::try_from(task.len()).expect("short")];
+            let command = [other, &head, &task].concat();
+            for pieces in 1..=command.len() {
+                assert_eq!(found(&command, pieces).as_deref(), Some("ok"), "{other:?} in pieces of {pieces}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_field_with_the_tokens_number_outside_of_a_task_is_none() {
+        assert_eq!(found(b"\x22\x01x", 9), None);
+        assert_eq!(found(b"\x22\x01x\x12\x03\x22\x01t", 9).as_deref(), Some("t"));
+    }
+
+    #[test]
+    fn a_token_may_be_empty_and_one_of_which_nothing_has_come_is_none() {
+        assert_eq!(found(b"\x12\x02\x22\x00", 9).as_deref(), Some(""));
+        assert_eq!(found(b"\x12\x04\x22\x02", 9), None);
+        assert_eq!(found(b"\x12\x06\x22\x00\x22\x02", 9), None, "the last one counts");
     }
 }

@@ -35,6 +35,8 @@ pub struct Batch<M> {
     pub(super) is_double: bool,
     /// True when it cannot be cut further.
     pub(super) is_smallest: bool,
+    /// It is not all that lies at its place in the spool.
+    pub(super) is_part: bool,
     kind: Kind,
     bytes: usize,
     content_bytes: u32,
@@ -71,6 +73,7 @@ impl<M> Batch<M> {
             is_unchecked: false,
             is_double: false,
             is_smallest: records <= 1,
+            is_part: false,
             kind,
             bytes,
             content_bytes,
@@ -144,5 +147,72 @@ impl<M> Batch<M> {
     /// Returns true when it is neither in memory nor on the disk.
     pub(super) fn is_gone(&self) -> bool {
         self.message.is_none() && self.stored.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+    use crate::record::manifest::Source;
+
+    fn row(records: u64) -> Row {
+        Row { source: Source::AGENT, data_type: 1, records, first: 2, last: 3 }
+    }
+
+    fn batch(kind: Kind, records: u64) -> Batch<&'static str> {
+        Batch::new(kind, "message", 70, 700, vec![row(records), row(1)].into())
+    }
+
+    const STORED: Stored =
+        Stored { at: Place { segment: 1, offset: 24 }, end: Place { segment: 1, offset: 100 }, first_record: 9 };
+
+    #[test]
+    fn a_batch_tells_what_it_was_made_of() {
+        let batch = batch(Kind::Urgent, 4);
+        assert_eq!((batch.kind(), batch.message(), batch.records()), (Kind::Urgent, Some(&"message"), 5));
+        assert_eq!((batch.bytes(), batch.content_bytes(), batch.rows()), (70, 700, &[row(4), row(1)][..]));
+    }
+
+    #[test]
+    fn a_single_record_cannot_be_made_smaller() {
+        assert!(!batch(Kind::Bulk, 1).is_smallest, "it has two");
+        assert!(batch(Kind::Bulk, 0).is_smallest);
+    }
+
+    #[test]
+    fn batches_are_told_apart_by_length_and_checksum() {
+        let batch = batch(Kind::Bulk, 1).with_fingerprint(5);
+        let stored = Batch { stored: Some(STORED), message: None, ..batch.clone() };
+        assert_eq!(stored.identity(), batch.identity(), "wherever it lies");
+        assert_ne!(batch.clone().with_fingerprint(6).identity(), batch.identity());
+        assert_ne!(Batch { bytes: 71, ..batch.clone() }.identity(), batch.identity());
+    }
+
+    #[test]
+    fn a_message_takes_memory_while_it_is_there() {
+        let batch = batch(Kind::Bulk, 1);
+        assert_eq!((batch.memory(), Batch { message: None, ..batch }.memory()), (70, 0));
+    }
+
+    #[test]
+    fn room_on_the_disk_is_reckoned_for_the_longest_rows_that_are_written() {
+        assert_eq!(batch(Kind::Bulk, 1).stored_bytes(), BATCH_HEAD_BYTES + 2 * MAX_ROW_BYTES + 70);
+        let many = Batch::new(Kind::Bulk, "message", 70, 700, vec![row(1); MANIFEST_ROWS + 1].into());
+        assert_eq!(many.stored_bytes(), BATCH_HEAD_BYTES + MANIFEST_ROWS * MAX_ROW_BYTES + 70);
+    }
+
+    #[test]
+    fn where_a_batch_is_kept_decides_what_it_is_worth() {
+        let in_memory = batch(Kind::Bulk, 1);
+        let on_both = Batch { stored: Some(STORED), ..in_memory.clone() };
+        let on_disk = Batch { message: None, ..on_both.clone() };
+        let nowhere = Batch { stored: None, ..on_disk.clone() };
+        let all = [in_memory, on_both, on_disk, nowhere];
+        assert_eq!(all.each_ref().map(Batch::is_only_in_memory), [true, false, false, false]);
+        assert_eq!(all.each_ref().map(Batch::is_gone), [false, false, false, true]);
+        assert!(batch(Kind::Urgent, 1).is_only_in_memory());
+        assert!(!batch(Kind::Heartbeat, 1).is_only_in_memory(), "nobody keeps it");
     }
 }

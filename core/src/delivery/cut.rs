@@ -145,4 +145,34 @@ mod tests {
         assert!(cut(b"\x0a\xff", &[], 100).is_none());
         assert!(cut("".to_string().as_bytes(), &[], 100).is_some_and(|cuttings| cuttings.parts.is_empty()));
     }
+
+    #[test]
+    fn a_part_may_be_as_long_as_the_limit_envelope_included() {
+        // Each record takes seven bytes as a field, and the envelope four.
+        let record = |number: u8| [0x0a, 5, 0x08, number, 0x12, 1, b'x'];
+        let content = [&[1, 2, 3, 4, 5].map(record).concat()[..], b"\x12\x02me"].concat();
+        let lengths = |limit| {
+            let cuttings = cut(&content, &[], limit).expect("it is a message");
+            assert_eq!(cuttings.envelope, b"\x12\x02me");
+            cuttings.parts.iter().map(|part| part.fields.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(lengths(39), [5]);
+        assert_eq!(lengths(38), [4, 1]);
+        assert_eq!(lengths(18), [2, 2, 1]);
+        assert_eq!((lengths(17), lengths(0)), (vec![1; 5], vec![1; 5]));
+    }
+
+    #[test]
+    fn a_record_is_counted_for_the_plugin_that_sends_its_data_type() {
+        let of = |number: u16, data_type: i32| {
+            let mut sources = crate::record::manifest::Sources::default();
+            let numbers = ["a", "b"].map(|name| sources.source(&name.parse().expect("a name")));
+            Row { source: numbers[usize::from(number)], data_type, records: 1, first: 0, last: 0 }
+        };
+        let rows = [of(0, 1), of(1, 2)];
+        let content = b"\x0a\x02\x08\x02\x0a\x02\x08\x01\x0a\x02\x08\x03";
+        let cuttings = cut(content, &rows, usize::MAX).expect("it is a message");
+        let unknown = Row { source: Source::OTHER, ..of(0, 3) };
+        assert_eq!(*cuttings.parts[0].rows, [of(1, 2), of(0, 1), unknown]);
+    }
 }

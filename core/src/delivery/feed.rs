@@ -199,9 +199,8 @@ impl<M: Clone> Feed<M> {
     /// Ask again until there is nothing, and after every call of a `handle_*` method.
     #[must_use]
     pub fn poll_action(&mut self, level: Level, flush: bool, now: Millis) -> Option<Action<M>> {
-        if (self.is_up || flush) && self.is_time_to_tell(flush, now) {
-            self.told_at = Some(now);
-            return Some(Action::Tell(self.outbox.losses_mut().take(now)));
+        if let Some(tell) = self.poll_tell(flush, now) {
+            return Some(tell);
         }
         self.is_blocked = false;
         let send = if self.has_stream_room() {
@@ -209,7 +208,17 @@ impl<M: Clone> Feed<M> {
         } else {
             self.poll_offline(level, flush, now)
         };
-        send.or_else(|| self.poll_spool(now)).or_else(|| self.poll_hold(now))
+        let action = send.or_else(|| self.poll_spool(now)).or_else(|| self.poll_hold(now));
+        // What was lost just now is told as well: nobody asks again before something happens.
+        action.or_else(|| self.poll_tell(flush, now))
+    }
+
+    fn poll_tell(&mut self, flush: bool, now: Millis) -> Option<Action<M>> {
+        if !((self.is_up || flush) && self.is_time_to_tell(flush, now)) {
+            return None;
+        }
+        self.told_at = Some(now);
+        Some(Action::Tell(self.outbox.losses_mut().take(now)))
     }
 
     fn poll_stream(&mut self, level: Level, flush: bool, now: Millis) -> Option<Action<M>> {

@@ -353,7 +353,11 @@ pub(super) enum Room {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec;
+
     use super::*;
+    use crate::delivery::batch::Stored;
+    use crate::delivery::spool::Place;
     use crate::delivery::tests::batch;
 
     /// Hands a batch to the stream, which writes it at `now`.
@@ -421,5 +425,223 @@ mod tests {
         ledger.handle_handed();
         assert_eq!(ledger.handle_written(Millis(0)), Some(heartbeat));
         assert_eq!((ledger.waiting(), ledger.poll_timeout()), (Some(&bulk(2, 100)), None));
+    }
+
+    fn stored(mut batch: Batch<u32>) -> Batch<u32> {
+        let at = Place { segment: 1, offset: 24 };
+        batch.stored = Some(Stored { at, end: Place { offset: 100, ..at }, first_record: 0 });
+        batch
+    }
+
+    fn double(id: u32) -> Batch<u32> {
+        let mut batch = bulk(id, 100);
+        batch.is_double = true;
+        batch
+    }
+
+    fn messages(ledger: &Ledger<u32>) -> Vec<u32> {
+        ledger.iter().filter_map(|batch| batch.message().copied()).collect()
+    }
+
+    #[test]
+    fn urgent_batches_pass_the_waiting_bulk_and_keep_their_order() {
+        let mut ledger = Ledger::new(10_000);
+        sent(&mut ledger, bulk(1, 10), Millis(0));
+        ledger.push(bulk(2, 10));
+        ledger.push_urgent(batch(Kind::Urgent, 3, 10));
+        ledger.push_urgent(batch(Kind::Urgent, 4, 10));
+        ledger.push_next(batch(Kind::Heartbeat, 5, 10));
+        assert_eq!(messages(&ledger), [1, 5, 3, 4, 2]);
+        let waiting: Vec<_> = ledger.all_waiting().filter_map(|batch| batch.message().copied()).collect();
+        assert_eq!(waiting, [5, 3, 4, 2]);
+        let handed: Vec<_> = ledger.handed().filter_map(|batch| batch.message().copied()).collect();
+        assert_eq!(handed, [1]);
+    }
+
+    #[test]
+    fn the_budget_leaves_room_for_one_more_like_the_largest() {
+        let with = |waiting: usize, largest: usize| {
+            let mut ledger = Ledger::new(800);
+            sent(&mut ledger, stored(bulk(1, largest)), Millis(0));
+            ledger.push(bulk(2, waiting));
+            assert_eq!(ledger.memory(), waiting, "what lies in the spool takes none once it is handed over");
+            ledger.is_free()
+        };
+        assert!(with(749, 50) && !with(750, 50));
+        assert!(with(699, 100) && !with(700, 100));
+        assert!(with(699, 500) && !with(700, 500), "an eighth of the budget is enough");
+        assert_eq!(Ledger::<u32>::new(800).budget(), 800);
+    }
+
+    #[test]
+    fn batches_are_bounded_in_number_too() {
+        let mut ledger = Ledger::new(usize::MAX);
+        for id in 0..MAX_UNCONFIRMED_BATCHES {
+            assert!(ledger.is_free() && ledger.may_send_more(), "{id}");
+            sent(&mut ledger, bulk(u32::try_from(id).expect("few"), 1), Millis(0));
+        }
+        assert!(!ledger.is_free() && !ledger.may_send_more());
+    }
+
+    #[test]
+    fn what_is_not_written_whole_is_not_confirmed() {
+        let mut ledger = Ledger::new(10_000);
+        ledger.push(bulk(1, 100));
+        assert_eq!(ledger.handle_written(Millis(0)), None, "the stream has nothing to write");
+        assert!(!ledger.is_writing());
+        ledger.handle_handed();
+        assert!(ledger.is_writing());
+        ledger.handle_credit(1_000);
+        assert_eq!(ledger.pop_confirmed(), None);
+        assert_eq!(ledger.handle_written(Millis(0)), None);
+        assert!(!ledger.is_writing());
+        assert_eq!((ledger.pop_confirmed(), ledger.memory()), (Some(bulk(1, 100)), 0));
+        ledger.handle_handed();
+        assert!(!ledger.is_writing(), "none waits");
+    }
+
+    #[test]
+    fn a_ping_proves_what_left_exactly_the_grace_before_it() {
+        for (sent_at, is_confirmed) in [(CONFIRM_GRACE_MS + 99, false), (CONFIRM_GRACE_MS + 100, true)] {
+            let mut ledger = Ledger::new(10_000);
+            sent(&mut ledger, bulk(1, 100), Millis(100));
+            ledger.handle_ping(Millis(sent_at));
+            assert_eq!(ledger.poll_timeout(), None, "the answer is awaited");
+            ledger.handle_pong();
+            assert_eq!(ledger.pop_confirmed().is_some(), is_confirmed);
+            ledger.handle_pong();
+            assert_eq!(ledger.pop_confirmed(), None, "another answer proves nothing");
+        }
+    }
+
+    #[test]
+    fn what_a_ping_has_proved_is_not_taken_back_by_credit() {
+        let mut ledger = Ledger::new(10_000);
+        sent(&mut ledger, bulk(1, 100), Millis(0));
+        sent(&mut ledger, bulk(2, 100), Millis(0));
+        ledger.handle_ping(Millis(CONFIRM_GRACE_MS));
+        ledger.handle_pong();
+        ledger.handle_credit(1);
+        assert_eq!([ledger.pop_confirmed(), ledger.pop_confirmed()].map(|batch| batch.is_some()), [true, true]);
+        assert_eq!(ledger.poll_timeout(), None);
+    }
+
+    #[test]
+    fn pings_become_rarer_up_to_a_bound() {
+        let mut ledger = Ledger::new(10_000);
+        (0..100).for_each(|_| ledger.handle_too_many_pings());
+        ledger.handle_ping(Millis(0));
+        ledger.handle_pong();
+        sent(&mut ledger, bulk(1, 100), Millis(0));
+        assert_eq!(ledger.poll_timeout(), Some(Millis(MAX_PING_INTERVAL_MS)));
+        assert!(
+            !ledger.wants_ping(Millis(MAX_PING_INTERVAL_MS - 1)) && ledger.wants_ping(Millis(MAX_PING_INTERVAL_MS))
+        );
+    }
+
+    #[test]
+    fn a_stream_that_ends_in_order_has_taken_everything() {
+        let mut ledger = Ledger::new(10_000);
+        sent(&mut ledger, bulk(1, 100), Millis(0));
+        sent(&mut ledger, bulk(2, 100), Millis(0));
+        ledger.handle_completed();
+        assert_eq!((ledger.pop_confirmed(), ledger.pop_confirmed()), (Some(bulk(1, 100)), Some(bulk(2, 100))));
+    }
+
+    #[test]
+    fn after_a_stream_what_is_only_in_memory_waits_again_and_the_rest_is_given_back() {
+        let mut ledger = Ledger::new(10_000);
+        sent(&mut ledger, bulk(1, 100), Millis(0));
+        sent(&mut ledger, stored(bulk(2, 200)), Millis(0));
+        ledger.push(batch(Kind::Heartbeat, 3, 400));
+        ledger.handle_handed();
+        ledger.push(bulk(4, 800));
+        ledger.handle_ping(Millis(50));
+        let given_back = ledger.handle_ended();
+        assert_eq!(given_back.iter().map(Batch::bytes).collect::<Vec<_>>(), [200, 400]);
+        assert_eq!((messages(&ledger), ledger.memory(), ledger.handed().count()), (vec![1, 4], 900, 0));
+
+        // The next stream begins its account anew, and no PING is out on it.
+        ledger.handle_handed();
+        assert_eq!(ledger.handle_written(Millis(10_000)), None);
+        ledger.handle_credit(200);
+        assert_eq!(ledger.pop_confirmed(), None, "a message's length may be granted ahead");
+        ledger.handle_credit(201);
+        assert_eq!(ledger.pop_confirmed(), Some(bulk(1, 100)));
+        sent(&mut ledger, bulk(5, 1), Millis(10_000));
+        assert_eq!(ledger.poll_timeout(), Some(Millis(10_000 + CONFIRM_GRACE_MS)));
+    }
+
+    #[test]
+    fn what_a_full_ledger_wants_is_known_while_it_is_full() {
+        let mut ledger = Ledger::new(150);
+        sent(&mut ledger, bulk(1, 200), Millis(0));
+        assert_eq!(ledger.wanted_credit(), None, "nobody has asked for room");
+        assert_eq!(ledger.watch_room(Millis(10)), Room::None);
+        assert_eq!(ledger.wanted_credit(), Some(401));
+        assert_eq!(ledger.watch_room(Millis(9 + LEDGER_WAIT_MS)), Room::None);
+        assert_eq!(ledger.watch_room(Millis(10 + LEDGER_WAIT_MS)), Room::Overdue);
+        assert_eq!(ledger.poll_timeout(), Some(Millis(CONFIRM_GRACE_MS)), "nothing more is to be waited for");
+        ledger.handle_credit(401);
+        assert!(ledger.pop_confirmed().is_some());
+        assert_eq!(ledger.wanted_credit(), None);
+
+        let mut waiting = Ledger::new(150);
+        waiting.push(bulk(1, 200));
+        assert_eq!((waiting.watch_room(Millis(0)), waiting.wanted_credit()), (Room::None, None), "no credit helps");
+    }
+
+    #[test]
+    fn only_a_written_batch_without_another_copy_is_let_go() {
+        let mut ledger = Ledger::new(10_000);
+        sent(&mut ledger, stored(bulk(1, 100)), Millis(0));
+        sent(&mut ledger, bulk(2, 200), Millis(0));
+        ledger.push(bulk(3, 400));
+        ledger.handle_handed();
+        assert_eq!((ledger.let_go(), messages(&ledger), ledger.memory()), (Some(1), vec![3], 400));
+        assert_eq!(ledger.let_go(), None, "the other is not written whole");
+    }
+
+    #[test]
+    fn waiting_batches_are_taken_out_from_the_front() {
+        let mut ledger = Ledger::new(10_000);
+        sent(&mut ledger, bulk(1, 100), Millis(0));
+        ledger.push(stored(bulk(2, 200)));
+        ledger.push(bulk(3, 400));
+        ledger.push(bulk(4, 800));
+        assert_eq!(ledger.pop_waiting(), Some(bulk(3, 400)), "the first that is in memory only");
+        assert_eq!((ledger.pop_next(), ledger.memory()), (Some(stored(bulk(2, 200))), 900));
+        assert_eq!((ledger.pop_next(), ledger.pop_next(), ledger.pop_waiting()), (Some(bulk(4, 800)), None, None));
+        assert_eq!(messages(&ledger), [1]);
+    }
+
+    #[test]
+    fn doubles_give_way_oldest_first_unless_they_are_on_their_way() {
+        let mut ledger = Ledger::new(10_000);
+        sent(&mut ledger, double(1), Millis(0));
+        [bulk(2, 100), stored(double(3)), double(4), double(5)].into_iter().for_each(|batch| ledger.push(batch));
+        assert!(ledger.drop_double());
+        assert_eq!((messages(&ledger), ledger.memory()), (vec![1, 2, 3, 5], 400));
+        assert!(ledger.drop_double() && !ledger.drop_double());
+        assert_eq!(messages(&ledger), [1, 2, 3]);
+    }
+
+    #[test]
+    fn batches_that_are_changed_are_counted_again_and_empty_ones_wait_no_longer() {
+        let mut ledger = Ledger::new(10_000);
+        sent(&mut ledger, bulk(1, 100), Millis(0));
+        ledger.push(stored(bulk(2, 200)));
+        ledger.push(bulk(3, 400));
+        let only: Vec<_> = ledger.only_in_memory().map(|(batch, is_handed)| (batch.bytes(), is_handed)).collect();
+        assert_eq!(only, [(100, true), (400, false)]);
+        let mut seen = Vec::new();
+        ledger.change(|batch, is_handed| {
+            seen.push((batch.bytes(), is_handed));
+            if batch.bytes() < 400 {
+                batch.message = None;
+            }
+        });
+        assert_eq!(seen, [(100, true), (200, false), (400, false)]);
+        assert_eq!((ledger.iter().map(Batch::bytes).collect::<Vec<_>>(), ledger.memory()), (vec![100, 400], 400));
     }
 }

@@ -175,4 +175,65 @@ mod tests {
         assert_eq!(told.len(), LOSS_ROWS);
         assert_eq!(told.iter().map(|loss| loss.row.records).sum::<u64>(), losses.sum());
     }
+
+    #[test]
+    fn causes_are_named_as_users_know_them() {
+        let names = Cause::ALL.map(Cause::name);
+        let expected = [
+            "spool_full",
+            "memory_full",
+            "unconfirmed",
+            "spool_damaged",
+            "refused",
+            "poison",
+            "frame_too_long",
+            "frame_invalid",
+            "reserved_type",
+            "no_fields",
+            "frame_truncated",
+            "own_no_room",
+        ];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn every_cause_is_counted_for_itself() {
+        let mut losses = Losses::default();
+        for (cause, records) in Cause::ALL.into_iter().zip(1..) {
+            losses.add(cause, row(1, records));
+            losses.add(cause, row(2, 10));
+        }
+        assert_eq!(Cause::ALL.map(|cause| losses.total(cause)), [11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]);
+        let told = losses.take(Millis(7));
+        assert_eq!((told.len(), losses.poll_timeout()), (24, None));
+        assert!(losses.take(Millis(8)).is_empty() && losses.sum() == 198, "the totals stay");
+    }
+
+    #[test]
+    fn kinds_without_a_row_of_their_own_share_the_last() {
+        let mut losses = Losses::default();
+        let kinds = i32::try_from(LOSS_ROWS).expect("few");
+        (1..=kinds).for_each(|kind| losses.add(Cause::Refused, row(kind, 1)));
+        losses.add(Cause::SpoolFull, row(1, 10));
+        losses.add(Cause::Refused, Row { first: 2, last: 9, ..row(kinds + 1, 20) });
+        losses.add(Cause::Refused, row(1, 40));
+        let told = losses.take(Millis(0));
+        assert_eq!(told.len(), LOSS_ROWS);
+        assert_eq!(told[0], Loss { cause: Cause::Refused, row: row(1, 41) });
+        assert_eq!(told[1], Loss { cause: Cause::Refused, row: row(2, 1) });
+        let rest = Row { source: Source::OTHER, data_type: 0, records: 31, first: 2, last: 9 };
+        assert_eq!(told[LOSS_ROWS - 1], Loss { cause: Cause::Refused, row: rest });
+    }
+
+    #[test]
+    fn records_of_unknown_kind_take_in_those_without_a_row_of_their_own() {
+        let mut losses = Losses::default();
+        let unknown = Row { source: Source::OTHER, ..row(0, 1) };
+        losses.add(Cause::Refused, unknown);
+        let kinds = i32::try_from(LOSS_ROWS).expect("few");
+        (1..=kinds).for_each(|kind| losses.add(Cause::Refused, row(kind, 10)));
+        let told = losses.take(Millis(0));
+        assert_eq!(told[0].row, Row { records: 11, ..unknown });
+        assert_eq!(told[LOSS_ROWS - 1].row, row(kinds - 1, 10));
+    }
 }

@@ -235,3 +235,332 @@ impl Suspects {
         suspect.map_or(Millis(0), |suspect| self.opened + PROBE_AFTER_MS.max(suspect.lifetime_ms + TRIAL_MS))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::batch::{Batch, Kind};
+
+    /// Batches are told apart by their number here.
+    fn who(number: usize) -> Identity {
+        Batch::new(Kind::Bulk, (), number, 0, [].into()).identity()
+    }
+
+    /// A stream ends without a reason at `now` while these batches of several records are in flight.
+    fn broken(suspects: &mut Suspects, in_flight: &[usize], now: u64) -> Verdict {
+        suspects.handle_broken(in_flight.iter().map(|number| (who(*number), false)), false, Millis(now))
+    }
+
+    /// The next stream is careful with batches 1 and 2; it is opened at 100.
+    fn careful() -> Suspects {
+        let mut suspects = Suspects::default();
+        for opened in [0, 50] {
+            suspects.handle_opened(Millis(opened));
+            assert_eq!(broken(&mut suspects, &[1, 2], opened + 10), Verdict::Nothing);
+        }
+        suspects.handle_opened(Millis(100));
+        suspects
+    }
+
+    /// Batches 1 and 2 are suspects, and no stream is open.
+    fn two_suspects() -> Suspects {
+        let mut suspects = careful();
+        suspects.handle_handed(who(1), Millis(300));
+        suspects.handle_handed(who(2), Millis(500));
+        assert_eq!(broken(&mut suspects, &[1, 2], 600), Verdict::Nothing);
+        suspects
+    }
+
+    /// Batch 1 is the only suspect. It is a single record.
+    fn one_record() -> Suspects {
+        let mut suspects = careful();
+        suspects.handle_handed(who(1), Millis(300));
+        let in_flight = [(who(1), true)].into_iter();
+        assert_eq!(suspects.handle_broken(in_flight, false, Millis(400)), Verdict::Nothing);
+        suspects
+    }
+
+    /// A stream opens, takes batch 9 if it is to be a witness, and dies of batch 1 alone. Returns when it does.
+    fn dies_of_a_record(suspects: &mut Suspects, opened: u64, has_witness: bool) -> u64 {
+        suspects.handle_opened(Millis(opened));
+        if has_witness {
+            suspects.handle_confirmed(who(9));
+        }
+        let Some(Millis(handed)) = suspects.gate(who(1), false) else { panic!("only time is wanted") };
+        suspects.handle_handed(who(1), Millis(handed));
+        suspects.handle_written(Millis(handed));
+        let in_flight = [(who(1), true)].into_iter();
+        assert_eq!(suspects.handle_broken(in_flight, false, Millis(handed + 5)), Verdict::Nothing);
+        handed + 5
+    }
+
+    #[test]
+    fn one_broken_stream_is_no_reason_for_care() {
+        let mut suspects = Suspects::default();
+        suspects.handle_opened(Millis(0));
+        assert_eq!(broken(&mut suspects, &[1, 2], 10), Verdict::Nothing);
+        assert_eq!((suspects.gate(who(1), false), suspects.gate(who(1), true)), (Some(Millis(0)), Some(Millis(0))));
+    }
+
+    #[test]
+    fn streams_that_end_over_different_batches_are_no_reason_for_care() {
+        let mut suspects = Suspects::default();
+        for (oldest, now) in [(1, 10), (2, 20), (1, 30)] {
+            suspects.handle_opened(Millis(now));
+            broken(&mut suspects, &[oldest], now);
+        }
+        assert_eq!(suspects.gate(who(1), false), Some(Millis(0)));
+        broken(&mut suspects, &[], 40);
+        broken(&mut suspects, &[1], 50);
+        assert_eq!(suspects.gate(who(1), false), Some(Millis(0)), "a stream with nothing in flight came between");
+    }
+
+    #[test]
+    fn two_streams_that_end_over_the_same_batch_make_the_next_one_careful() {
+        let mut suspects = careful();
+        assert_eq!(suspects.gate(who(1), false), Some(Millis(100 + CAREFUL_GAP_MS)));
+        assert_eq!(suspects.gate(who(1), true), None, "one at a time");
+        suspects.handle_handed(who(1), Millis(300));
+        suspects.handle_written(Millis(310));
+        assert_eq!(suspects.gate(who(2), false), Some(Millis(310 + CAREFUL_GAP_MS)));
+        suspects.handle_handed(who(2), Millis(510));
+        assert_eq!(suspects.gate(who(3), true), Some(Millis(0)), "those in flight have been handed over again");
+        assert!(suspects.is_empty() && !suspects.is_suspect(who(1)));
+    }
+
+    #[test]
+    fn what_a_careful_stream_was_handed_just_before_its_end_is_suspect() {
+        let suspects = two_suspects();
+        assert!(suspects.is_suspect(who(1)) && suspects.is_suspect(who(2)) && !suspects.is_suspect(who(3)));
+        assert!(!suspects.is_empty() && !suspects.is_guilty(who(1)) && !suspects.is_guilty(who(2)));
+    }
+
+    #[test]
+    fn a_batch_that_was_handed_over_earlier_than_that_is_not() {
+        for (ended, is_blamed) in [(300 + TRIAL_MS, true), (301 + TRIAL_MS, false)] {
+            let mut suspects = careful();
+            suspects.handle_handed(who(1), Millis(300));
+            let verdict = broken(&mut suspects, &[1, 2], ended);
+            let expected = if is_blamed { Verdict::Guilty(who(1)) } else { Verdict::Nothing };
+            assert_eq!((verdict, suspects.is_guilty(who(1))), (expected, is_blamed), "the only one it can be");
+        }
+        let mut suspects = careful();
+        suspects.handle_handed(who(1), Millis(300));
+        suspects.handle_handed(who(2), Millis(301 + TRIAL_MS));
+        assert_eq!(broken(&mut suspects, &[1, 2], 301 + TRIAL_MS), Verdict::Guilty(who(2)));
+        assert!(!suspects.is_suspect(who(1)));
+    }
+
+    #[test]
+    fn what_the_server_has_taken_is_not_blamed() {
+        let mut suspects = careful();
+        suspects.handle_handed(who(1), Millis(300));
+        suspects.handle_handed(who(2), Millis(500));
+        assert_eq!(broken(&mut suspects, &[2], 600), Verdict::Guilty(who(2)));
+        assert!(!suspects.is_suspect(who(1)));
+    }
+
+    #[test]
+    fn blame_ends_the_care_and_begins_the_count_anew() {
+        let mut suspects = two_suspects();
+        suspects.handle_opened(Millis(1_000));
+        assert_eq!(suspects.gate(who(3), true), Some(Millis(0)));
+        broken(&mut suspects, &[3], 1_010);
+        suspects.handle_opened(Millis(1_020));
+        assert_eq!(suspects.gate(who(3), true), Some(Millis(0)), "one stream ended over it");
+    }
+
+    #[test]
+    fn a_new_stream_forgets_what_the_last_one_was_handed() {
+        let mut suspects = careful();
+        suspects.handle_handed(who(1), Millis(300));
+        suspects.handle_opened(Millis(400));
+        assert_eq!(broken(&mut suspects, &[1], 500), Verdict::Nothing);
+        assert!(suspects.is_empty());
+    }
+
+    #[test]
+    fn a_suspect_waits_aside_until_the_stream_has_held_and_is_silent() {
+        let mut suspects = two_suspects();
+        suspects.handle_opened(Millis(10_000));
+        let ripe = 10_000 + PROBE_AFTER_MS;
+        assert_eq!(suspects.gate(who(1), false), Some(Millis(ripe)));
+        assert_eq!(suspects.gate(who(1), true), None);
+        assert!(suspects.is_set_aside(who(1), Millis(ripe - 1)) && !suspects.is_set_aside(who(1), Millis(ripe)));
+        assert!(!suspects.is_set_aside(who(3), Millis(10_000)));
+        suspects.handle_written(Millis(ripe - 1));
+        assert_eq!(suspects.gate(who(1), false), Some(Millis(ripe - 1 + TRIAL_MS)), "silence comes before a trial");
+    }
+
+    #[test]
+    fn a_suspect_that_a_stream_outlives_in_silence_is_acquitted() {
+        let mut suspects = two_suspects();
+        suspects.handle_opened(Millis(10_000));
+        suspects.handle_handed(who(1), Millis(20_000));
+        assert_eq!(suspects.gate(who(3), true), None);
+        suspects.handle_written(Millis(20_010));
+        let end = 20_010 + TRIAL_MS;
+        assert_eq!(suspects.gate(who(3), false), Some(Millis(end)), "silence comes after a trial");
+        suspects.handle_time(false, Millis(end - 1));
+        assert!(suspects.is_suspect(who(1)));
+        suspects.handle_time(true, Millis(end));
+        assert!(suspects.is_suspect(who(1)), "it is not written whole");
+        suspects.handle_time(false, Millis(end));
+        assert!(!suspects.is_suspect(who(1)) && suspects.is_suspect(who(2)), "the other has its own trial");
+        assert_eq!(suspects.gate(who(3), false), Some(Millis(0)));
+    }
+
+    #[test]
+    fn time_acquits_nobody_without_a_trial() {
+        let mut suspects = two_suspects();
+        suspects.handle_opened(Millis(10_000));
+        suspects.handle_time(false, Millis(1_000_000));
+        assert!(suspects.is_suspect(who(1)) && suspects.is_suspect(who(2)));
+    }
+
+    #[test]
+    fn a_suspect_that_the_server_takes_is_acquitted() {
+        let mut suspects = two_suspects();
+        suspects.handle_opened(Millis(10_000));
+        suspects.handle_handed(who(1), Millis(20_000));
+        suspects.handle_confirmed(who(1));
+        assert!(!suspects.is_suspect(who(1)) && suspects.is_suspect(who(2)));
+        assert_eq!(suspects.gate(who(3), true), Some(Millis(0)), "its trial is over");
+        suspects.handle_confirmed(who(2));
+        assert!(suspects.is_empty());
+    }
+
+    #[test]
+    fn a_suspect_that_ends_a_stream_alone_is_guilty_and_tried_later_the_next_time() {
+        let mut suspects = two_suspects();
+        suspects.handle_opened(Millis(10_000));
+        suspects.handle_handed(who(1), Millis(20_000));
+        suspects.handle_written(Millis(20_000));
+        assert_eq!(broken(&mut suspects, &[1], 20_000 + TRIAL_MS), Verdict::Guilty(who(1)));
+        assert!(suspects.is_guilty(who(1)) && !suspects.is_guilty(who(2)));
+        suspects.handle_opened(Millis(50_000));
+        let lived = 10_000 + TRIAL_MS;
+        assert_eq!(suspects.gate(who(1), false), Some(Millis(50_000 + lived + TRIAL_MS)));
+        assert_eq!(suspects.gate(who(2), false), Some(Millis(50_000 + PROBE_AFTER_MS)));
+    }
+
+    #[test]
+    fn an_end_long_after_a_trial_or_without_the_suspect_in_flight_is_not_its_fault() {
+        for (in_flight, ended, is_writing, is_guilty) in [
+            (1, 20_000 + TRIAL_MS, false, true),
+            (1, 20_001 + TRIAL_MS, false, false),
+            (1, 90_000, true, true),
+            (3, 20_001, false, false),
+        ] {
+            let mut suspects = two_suspects();
+            suspects.handle_opened(Millis(10_000));
+            suspects.handle_handed(who(1), Millis(20_000));
+            suspects.handle_written(Millis(20_000));
+            suspects.handle_broken([(who(in_flight), false)].into_iter(), is_writing, Millis(ended));
+            assert_eq!(suspects.is_guilty(who(1)), is_guilty, "{in_flight} {ended} {is_writing}");
+        }
+    }
+
+    #[test]
+    fn a_record_is_condemned_after_enough_trials_with_witnesses_in_a_row() {
+        let mut suspects = one_record();
+        let mut now = 1_000;
+        for strikes in 1..=POISON_STRIKES {
+            now = dies_of_a_record(&mut suspects, now, true);
+            assert!(suspects.is_guilty(who(1)));
+            assert_eq!(suspects.is_condemned(who(1)), strikes == POISON_STRIKES, "{strikes} strikes");
+        }
+        assert!(!suspects.is_condemned(who(2)));
+        suspects.handle_dropped(who(2));
+        assert!(suspects.is_condemned(who(1)));
+        suspects.handle_dropped(who(1));
+        assert!(!suspects.is_condemned(who(1)) && suspects.is_empty());
+    }
+
+    #[test]
+    fn trials_without_a_witness_do_not_count() {
+        let mut suspects = one_record();
+        let mut now = 1_000;
+        for _ in 0..2 * POISON_STRIKES {
+            now = dies_of_a_record(&mut suspects, now, false);
+        }
+        assert!(!suspects.is_guilty(who(1)) && !suspects.is_condemned(who(1)));
+        for _ in 0..POISON_STRIKES {
+            now = dies_of_a_record(&mut suspects, now, true);
+        }
+        assert!(suspects.is_condemned(who(1)));
+    }
+
+    #[test]
+    fn a_suspect_is_no_witness_against_another_unless_it_is_acquitted_by_its_trial() {
+        let mut suspects = one_record();
+        // Another suspect: the parts of a batch that was cut.
+        suspects.suspect(who(2), 0);
+        suspects.handle_opened(Millis(1_000));
+        suspects.handle_handed(who(2), Millis(10_000));
+        suspects.handle_written(Millis(10_000));
+        suspects.handle_time(false, Millis(10_000 + TRIAL_MS));
+        assert!(!suspects.is_suspect(who(2)));
+        dies_of_a_record(&mut suspects, 20_000, false);
+        assert!(suspects.is_guilty(who(1)));
+
+        let mut suspects = one_record();
+        suspects.suspect(who(2), 0);
+        suspects.handle_confirmed(who(2));
+        dies_of_a_record(&mut suspects, 20_000, false);
+        assert!(!suspects.is_guilty(who(1)));
+    }
+
+    #[test]
+    fn an_end_that_has_nothing_to_do_with_it_takes_all_strikes_back() {
+        let mut suspects = one_record();
+        let mut now = 1_000;
+        for _ in 0..POISON_STRIKES {
+            now = dies_of_a_record(&mut suspects, now, true);
+        }
+        suspects.handle_unrelated();
+        assert!(!suspects.is_condemned(who(1)) && !suspects.is_guilty(who(1)) && suspects.is_suspect(who(1)));
+        dies_of_a_record(&mut suspects, now, true);
+        assert!(suspects.is_guilty(who(1)));
+        suspects.handle_opened(Millis(now + 100_000));
+        broken(&mut suspects, &[1], now + 100_001);
+        assert!(!suspects.is_guilty(who(1)), "it was not on trial when that stream ended");
+    }
+
+    #[test]
+    fn an_unrelated_end_ends_a_trial_and_the_care() {
+        let mut suspects = careful();
+        suspects.handle_handed(who(1), Millis(300));
+        suspects.handle_unrelated();
+        assert_eq!(broken(&mut suspects, &[1, 2], 400), Verdict::Nothing);
+        assert!(suspects.is_empty(), "it is not blamed for what it was handed before");
+
+        let mut suspects = two_suspects();
+        suspects.handle_opened(Millis(10_000));
+        suspects.handle_handed(who(1), Millis(20_000));
+        suspects.handle_unrelated();
+        assert_eq!(suspects.gate(who(3), true), Some(Millis(0)));
+    }
+
+    #[test]
+    fn the_parts_of_a_suspect_are_suspects() {
+        let mut suspects = two_suspects();
+        suspects.handle_cut(who(1), [who(4), who(5)].into_iter());
+        let all = [1, 2, 4, 5].map(|number| suspects.is_suspect(who(number)));
+        assert_eq!(all, [false, true, true, true]);
+        assert!(!suspects.is_guilty(who(4)));
+        suspects.handle_cut(who(3), [who(6)].into_iter());
+        assert!(!suspects.is_suspect(who(6)), "the whole was none");
+    }
+
+    #[test]
+    fn suspects_are_bounded_in_number() {
+        let mut suspects = two_suspects();
+        suspects.handle_cut(who(1), (100..100 + 2 * MAX_SUSPECTS).map(who));
+        let known = (100..100 + 2 * MAX_SUSPECTS).filter(|number| suspects.is_suspect(who(*number)));
+        assert_eq!(known.count(), MAX_SUSPECTS - 1, "batch 2 is one as well");
+        suspects.handle_cut(who(2), [who(101), who(102)].into_iter());
+        suspects.handle_dropped(who(101));
+        assert!(!suspects.is_suspect(who(101)), "nobody is one twice");
+    }
+}

@@ -92,10 +92,12 @@ proptest! {
     fn whatever_servers_die_of_nothing_is_lost(
         memory in prop_oneof![Just(2_000usize), Just(100_000)],
         has_spool: bool,
+        replay_ms in prop_oneof![Just(0u64), Just(FORGOTTEN_MS)],
         steps in prop::collection::vec(prop_oneof![12 => step(), 1 => Just(Step::Die), 1 => Just(Step::Open), 1 => (0..7_000u64).prop_map(Step::Wait)], 0..400),
     ) {
         let bounds = if has_spool { Bounds { memory, spool: 1 << 20 } } else { Bounds { memory: 1 << 20, spool: 0 } };
         let mut world = World::new(bounds, true);
+        world.outbox.set_replay_ms(replay_ms);
         steps.iter().for_each(|step| world.act(step));
         world.calm();
         prop_assert_eq!((world.not_taken(), world.outbox.losses().sum()), (0, 0));

@@ -1,8 +1,8 @@
-//! What the server's commands come to: the state machine between a command and the plugins.
+//! The state machine between the server's commands and the plugins.
 //!
-//! It takes commands and what the shell reports of its plugins, and answers with [`Action`]s. The newest configuration is
-//! what counts: it is never queued behind an older one that is still being applied, and a slow step never delays the next
-//! command. Every task that cannot be done is answered with a [`Action::Answer`] that carries its token.
+//! [`Dispatch`] takes commands and what the shell reports of its plugins, and answers with [`Action`]s. Only the newest configuration
+//! counts: it never queues behind an older one that is still being applied, and a slow step never delays the next command. A task that
+//! cannot be done is answered with an [`Action::Answer`] that carries its token.
 
 mod plugin;
 
@@ -20,43 +20,43 @@ use crate::limits::{MAX_PLUGINS_KNOWN, MAX_REPORT_CHARS, MAX_STATE_DETAILS};
 use crate::printable;
 use crate::time::Millis;
 
-/// What a command, or what became of a plugin, comes to.
+/// What the shell should do after a command, or after something has happened to a plugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Do this with a plugin.
     Plugin(PluginAction),
     /// Carry out a task of the agent's own; answer a failure with [`Dispatch::handle_task_failed`].
     Task(AgentTask),
-    /// Replace the agent by another version; what is done about an earlier one of these is given up.
+    /// Replace the agent by another version, and give up what is under way about an earlier one.
     UpdateAgent(AgentConfig),
-    /// The agent is to be what it is: what is done about an [`Action::UpdateAgent`] is given up.
+    /// Stay what the agent is, and give up what is under way about an [`Action::UpdateAgent`].
     KeepAgent,
     /// Tell the server that a task has failed (data type 5100).
     Answer(TaskFailure),
-    /// Tell people: something is not as it should be.
+    /// Log a warning for people.
     Complain(String),
 }
 
-/// What is to be done with a plugin's files and process.
+/// What the shell should do with a plugin's files and process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PluginAction {
     /// Verify the plugin's executable, fetching it if need be, beside whatever is running; answer with
     /// [`Dispatch::handle_prepared`] or [`Dispatch::handle_preparation_failed`].
     Prepare(Preparation, PluginConfig),
-    /// Stop this preparation, or drop what it gave: it is not needed any more.
+    /// Stop this preparation, or drop its result. Nobody needs it any more.
     Forget(Preparation),
     /// Start what was prepared; answer with [`Dispatch::handle_spawn_failed`] if that fails, and with
     /// [`Dispatch::handle_exited`] when the process has ended.
     Spawn(Preparation, PluginConfig),
     /// Close the plugin's task pipe and let it finish; answer with [`Dispatch::handle_exited`].
     Stop(PluginName),
-    /// Kill the process: it was to finish [`STOP_TIMEOUT_MS`] ago.
+    /// Kill the process, which should have finished within [`STOP_TIMEOUT_MS`].
     Kill(PluginName),
     /// Delete the plugin's directory.
     Remove(PluginName),
-    /// Keep this list over the agent's end, for [`Dispatch::handle_kept`]: it is what is to run from now on.
+    /// Keep this list on the disk for [`Dispatch::handle_kept`] at the next start. It is what should run from now on.
     Keep(Vec<PluginConfig>),
-    /// Hand a task to a running plugin; answer with [`Dispatch::handle_task_failed`] if it cannot be.
+    /// Hand a task to a running plugin. Answer with [`Dispatch::handle_task_failed`] if that fails.
     ForwardTask(PluginName, Task),
 }
 
@@ -66,7 +66,7 @@ impl From<PluginAction> for Action {
     }
 }
 
-/// Names one preparation of a plugin.
+/// Identifies one preparation of a plugin. It is never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Preparation(u64);
 
@@ -80,28 +80,27 @@ pub struct TaskFailure {
 }
 
 impl TaskFailure {
-    /// A report whose text is made printable, and cut to what a report may have. The token stays as it is: the server
-    /// knows its task by it.
+    /// Makes an answer whose text is printable and short enough. The token stays as it is, because the server knows its task by it.
     #[must_use]
     pub fn new(token: String, message: &str) -> Self {
         Self { token, message: printable::cut(message, MAX_REPORT_CHARS) }
     }
 }
 
-/// A plugin as it stands.
+/// The state of a plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PluginState<'a> {
     /// Its name.
     pub name: &'a PluginName,
-    /// What it runs by, if it runs.
+    /// The configuration that its process was started with, while it has one.
     pub running: Option<&'a PluginConfig>,
-    /// The same, or what it is to run by.
+    /// The same, or else the configuration that it should be started with.
     pub config: Option<&'a PluginConfig>,
     /// `running`, `stopping`, `preparing` (being fetched and verified), `starting`, or `waiting` for its next start.
     pub phase: &'static str,
-    /// When it is tried again, while it waits for that.
+    /// When the next attempt to start it begins, while it waits for one.
     pub retry_at: Option<Millis>,
-    /// How often it died and was to be started again.
+    /// How often its process died without being asked to.
     pub restarts: u64,
 }
 
@@ -110,18 +109,18 @@ pub struct PluginState<'a> {
 pub struct Dispatch {
     agent_version: String,
     plugins: BTreeMap<PluginName, Plugin>,
-    /// Configured, but for plugins that have to end first there is no room yet.
+    /// Plugins that are configured and find no room until others have ended.
     postponed: VecDeque<PluginConfig>,
     next_preparation: u64,
     shutting_down: bool,
-    /// The server has named another version of the agent.
+    /// True while the server names another version of the agent.
     updating: bool,
     state_details: VecDeque<String>,
     actions: VecDeque<Action>,
 }
 
 impl Dispatch {
-    /// A dispatch without plugins for an agent of this version.
+    /// Makes a dispatch without plugins, for an agent of this version.
     #[must_use]
     pub fn new(agent_version: String) -> Self {
         Self {
@@ -136,7 +135,7 @@ impl Dispatch {
         }
     }
 
-    /// What was to run when the agent ended last; nothing was heard of a server yet.
+    /// Starts what should have run when the agent ended last, before any server has been heard of.
     pub fn handle_kept(&mut self, plugins: Vec<PluginConfig>, now: Millis) {
         self.postponed.extend(plugins);
         self.admit();
@@ -157,12 +156,12 @@ impl Dispatch {
         }
     }
 
-    /// What was asked to be prepared is verified and ready to be started.
+    /// A preparation has succeeded: the plugin can be started.
     pub fn handle_prepared(&mut self, name: &PluginName, preparation: Preparation, now: Millis) {
         self.with_plugin(name, now, |plugin| plugin.prepared(preparation));
     }
 
-    /// What was asked to be prepared could not be.
+    /// A preparation has failed.
     pub fn handle_preparation_failed(
         &mut self,
         name: &PluginName,
@@ -174,14 +173,14 @@ impl Dispatch {
         self.complain_if(what.flatten());
     }
 
-    /// What was asked to be started could not be, and nothing has changed on the disk.
+    /// A plugin could not be started. Nothing has changed on the disk.
     pub fn handle_spawn_failed(&mut self, name: &PluginName, reason: &str, now: Millis) {
         let what = self.with_plugin(name, now, |plugin| plugin.spawn_failed(name, reason, now));
         self.complain_if(what);
     }
 
-    /// A plugin's process has ended; `how` completes the sentence "plugin x ...", and `last_words` is the end of what it wrote to
-    /// its standard error, if it wrote any.
+    /// A plugin's process has ended. `how` completes the sentence "plugin x ..."; `last_words` is the end of what it wrote to its standard
+    /// error, if it wrote anything.
     pub fn handle_exited(&mut self, name: &PluginName, how: &str, last_words: &str, now: Millis) {
         let what = self.with_plugin(name, now, |plugin| plugin.exited(name, how, last_words, now));
         if !self.shutting_down {
@@ -194,12 +193,12 @@ impl Dispatch {
         self.report(token, reason);
     }
 
-    /// Something that the agent was to do by itself has failed.
+    /// Something that the agent does by itself has failed.
     pub fn handle_agent_failed(&mut self, what: String) {
         self.degrade(what);
     }
 
-    /// The agent is to end: every plugin is stopped, and its files stay.
+    /// The agent ends: stops every plugin, and leaves its files.
     pub fn handle_shutdown(&mut self, now: Millis) {
         self.shutting_down = true;
         self.postponed.clear();
@@ -214,19 +213,19 @@ impl Dispatch {
         }
     }
 
-    /// When [`Dispatch::handle_timeout`] is due; changes with every call of a `handle_*` method.
+    /// Returns when [`Dispatch::handle_timeout`] is due. Every call of a `handle_*` method may change it.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Millis> {
         self.plugins.values().filter_map(Plugin::timeout).min()
     }
 
-    /// The next thing to do; ask again after every call of a `handle_*` method until there is none.
+    /// Returns the next thing to do. Ask again after every call of a `handle_*` method, until there is none.
     #[must_use]
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// Every plugin that is configured or still has a process.
+    /// Returns every plugin that is configured or still has a process.
     pub fn plugins(&self) -> impl Iterator<Item = PluginState<'_>> {
         self.plugins.iter().map(|(name, plugin)| PluginState {
             name,
@@ -238,14 +237,14 @@ impl Dispatch {
         })
     }
 
-    /// Whether no plugin has a process any more.
+    /// Returns true once no plugin has a process any more.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         !self.plugins.values().any(Plugin::has_process)
     }
 
-    /// The heartbeat's `state_detail`: what is wrong with a plugin, and what else went wrong since the last configuration
-    /// came; at most [`MAX_STATE_DETAILS`] texts. None means `state` "running", else "abnormal".
+    /// Returns the heartbeat's `state_detail`: what is wrong with plugins, and what else went wrong since the last configuration came, in
+    /// at most [`MAX_STATE_DETAILS`] texts. No text means `state` "running", any means "abnormal".
     #[must_use]
     pub fn state_details(&self, now: Millis) -> Vec<&str> {
         let plugins = self.plugins.values().filter_map(|plugin| plugin.trouble(now));
@@ -302,7 +301,7 @@ impl Dispatch {
         self.reconcile_all(now);
     }
 
-    /// Takes in what was postponed, as far as there is room.
+    /// Takes postponed plugins in, as far as there is room.
     fn admit(&mut self) {
         while self.plugins.len() < MAX_PLUGINS_KNOWN
             && let Some(config) = self.postponed.pop_front()

@@ -5,9 +5,9 @@
 //!   preparation:  None -> Under way -> Ready -> None            (verified, and fetched if need be)
 //!   process:      None -> Running -> Stopping -> None
 //! ```
-//! The three move on their own; [`Plugin::reconcile`] compares them after every event and asks for one step at a time. A new
-//! version is prepared beside the running one, which is stopped only when the new one is ready. If the new one can then not
-//! be started, the old one stands in for it for a while; so it does when it has died before the new one is ready.
+//! The three move on their own. [`Plugin::reconcile`] compares them after every event and asks for one step at a time. A new version is
+//! prepared beside the running one, which is stopped only when the new one is ready. If the new one then cannot be started, the old one
+//! stands in for it for a while. It also stands in when it has died before the new one is ready.
 
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -20,26 +20,26 @@ use crate::limits::{MAX_LAST_WORDS_CHARS, MAX_REPORT_CHARS};
 use crate::printable;
 use crate::time::Millis;
 
-/// The wait before a plugin that died is started again, or one that could not be prepared is tried again; doubles each time.
+/// The first wait before a plugin that died is started again, or one that could not be prepared is tried again. It doubles each time.
 pub const RESTART_BASE_MS: u64 = 1_000;
 
-/// The longest such wait.
+/// The longest such wait: a plugin that cannot run costs one attempt a minute.
 pub const RESTART_CAP_MS: u64 = 60_000;
 
-/// A plugin that lived as long as this is started again after the shortest wait.
+/// A plugin that lived this long is started again after the shortest wait.
 pub const RESTART_FORGIVEN_MS: u64 = 300_000;
 
-/// A version that could not be started in place of the one before is tried again after this: each attempt interrupts the one
-/// that stands in for it.
+/// How long another version stands in for one that could not be started, before that one is tried again. Each attempt interrupts the
+/// stand-in.
 pub const STAND_IN_MS: u64 = 3_600_000;
 
-/// A plugin that was asked to end is killed after this; the reference's time.
+/// How long a plugin that was asked to end may take before it is killed; the reference's time.
 pub const STOP_TIMEOUT_MS: u64 = 10_000;
 
-/// Deaths in a row from which on a plugin is said to crash in a loop.
+/// Deaths in a row after which a plugin counts as crashing in a loop.
 const LOOP_DEATHS: u32 = 3;
 
-/// Deaths in a row from which on a version does not stand in for its successor.
+/// Deaths in a row after which a version does not stand in for its successor.
 const STAND_IN_DEATHS: u32 = 2;
 
 #[derive(Debug)]
@@ -47,16 +47,16 @@ pub(super) struct Plugin {
     wanted: Wanted,
     preparation: Prepared,
     process: Process,
-    /// What ran before what runs now, or last.
+    /// The configuration of the process before this one, or of the last one.
     previous: Option<PluginConfig>,
-    /// What is to run instead of what is wanted, and until when.
+    /// The configuration that stands in for the wanted one, and until when.
     stand_in: Option<(PluginConfig, Millis)>,
-    /// Failures in a row: deaths and preparations.
+    /// Failures in a row, of processes and of preparations.
     failures: u32,
     deaths: u32,
     not_before: Option<Millis>,
     restarts: u64,
-    /// What is wrong, for `state_detail`.
+    /// What is wrong with it, as `state_detail` says it.
     trouble: Option<String>,
 }
 
@@ -81,7 +81,7 @@ enum Process {
         config: PluginConfig,
         since: Millis,
     },
-    /// It is to finish, and is killed at `kill_at`; `None` once it was.
+    /// It was asked to end. It is killed at `kill_at`, which is `None` once it was.
     Stopping {
         kill_at: Option<Millis>,
     },
@@ -103,12 +103,12 @@ impl Plugin {
         }
     }
 
-    /// Wants the plugin to run by `config`; whether that is something new. A changed one is tried at once; the same one waits
-    /// out its failures.
+    /// Wants the plugin to run by `config`, and returns true when that is something new. A changed configuration is tried at once; the same
+    /// one waits out its failures.
     pub(super) fn want(&mut self, config: PluginConfig) -> bool {
         let is_new = self.wanted() != Some(&config);
         if is_new {
-            // One that died twice in a row would only do so again until its successor is there.
+            // A version that died twice in a row would only die again until its successor is there.
             if self.deaths >= STAND_IN_DEATHS && !self.has_process() {
                 self.previous = None;
             }
@@ -123,12 +123,12 @@ impl Plugin {
         is_new
     }
 
-    /// Wants the plugin gone; whether that is something new.
+    /// Wants the plugin gone, and returns true when that is something new.
     pub(super) fn want_removed(&mut self) -> bool {
         !matches!(mem::replace(&mut self.wanted, Wanted::Remove), Wanted::Remove)
     }
 
-    /// What it is to run by.
+    /// Returns the configuration that it should run by.
     pub(super) fn wanted(&self) -> Option<&PluginConfig> {
         match &self.wanted {
             Wanted::Run(config) => Some(config),
@@ -136,7 +136,7 @@ impl Plugin {
         }
     }
 
-    /// What is wrong with it, unless it has run long enough since.
+    /// Returns what is wrong with it, unless it has run for long enough since.
     pub(super) fn trouble(&self, now: Millis) -> Option<&str> {
         let is_well = match &self.process {
             Process::Running { config, since } => {
@@ -170,12 +170,12 @@ impl Plugin {
         self.restarts
     }
 
-    /// What it runs by, or is to run by.
+    /// Returns the configuration that it runs by, or else should run by.
     pub(super) fn config(&self) -> Option<&PluginConfig> {
         self.running().or(self.wanted())
     }
 
-    /// What becomes of it, in a word; see [`super::PluginState::phase`].
+    /// Returns its phase; see [`super::PluginState::phase`].
     pub(super) fn phase(&self) -> &'static str {
         match (&self.process, &self.preparation) {
             (Process::Running { .. }, _) => "running",
@@ -186,7 +186,7 @@ impl Plugin {
         }
     }
 
-    /// When [`Plugin::reconcile`] is to be called although nothing has happened.
+    /// Returns when [`Plugin::reconcile`] is due although nothing has happened.
     pub(super) fn timeout(&self) -> Option<Millis> {
         let kill_at = match self.process {
             Process::Stopping { kill_at } => kill_at,
@@ -195,7 +195,7 @@ impl Plugin {
         self.retry_at().into_iter().chain(kill_at).min()
     }
 
-    /// When another attempt to start it begins.
+    /// Returns when another attempt to start it begins.
     pub(super) fn retry_at(&self) -> Option<Millis> {
         let stand_in = self.stand_in.as_ref().map(|(_, until)| *until);
         self.not_before.into_iter().chain(stand_in).min()
@@ -208,7 +208,7 @@ impl Plugin {
         }
     }
 
-    /// If `preparation` is the one under way, it is over now; gives what there is to say about it.
+    /// Ends `preparation` if it is the one under way, and returns what to say about it.
     pub(super) fn preparation_failed(
         &mut self,
         name: &PluginName,
@@ -232,7 +232,7 @@ impl Plugin {
         Some(self.troubled(format!("plugin {name} cannot be started: {reason}{}", running.unwrap_or_default())))
     }
 
-    /// What was to be started could not be; gives what there is to say about it.
+    /// Notes that the process could not be started, and returns what to say about it.
     pub(super) fn spawn_failed(&mut self, name: &PluginName, reason: &str, now: Millis) -> String {
         let others = [self.running(), self.wanted()].map(|config| config.cloned());
         let previous = self.previous.take().filter(|previous| !others.iter().flatten().any(|other| other == previous));
@@ -248,7 +248,7 @@ impl Plugin {
         self.troubled(format!("plugin {name} cannot be started: {reason}{standing_in}"))
     }
 
-    /// The process has ended; gives what there is to say about it when nobody had asked it to.
+    /// Notes that the process has ended, and returns what to say about it when nobody had asked it to end.
     pub(super) fn exited(&mut self, name: &PluginName, how: &str, last_words: &str, now: Millis) -> Option<String> {
         match mem::replace(&mut self.process, Process::None) {
             Process::Running { since, config } => {
@@ -266,7 +266,7 @@ impl Plugin {
                 let last_words = match last_words {
                     "" => String::new(),
                     words => {
-                        // Of a long text the end says most.
+                        // The end of a long text says most.
                         let skipped = words.chars().count().saturating_sub(MAX_LAST_WORDS_CHARS);
                         let kept: String = words.chars().skip(skipped).collect();
                         format!("; its last words: {kept}")
@@ -288,7 +288,7 @@ impl Plugin {
         self.failures += 1;
     }
 
-    /// Asks for the next steps; false when the plugin is gone and may be forgotten.
+    /// Asks for the next steps. Returns false when the plugin is gone and may be forgotten.
     pub(super) fn reconcile(
         &mut self,
         name: &PluginName,
@@ -344,7 +344,7 @@ impl Plugin {
         true
     }
 
-    /// Starts what is ready, and goes on with what is wanted if that is something else.
+    /// Starts what is ready, and prepares the wanted configuration if that is another one.
     fn start(
         &mut self,
         name: &PluginName,
@@ -356,7 +356,7 @@ impl Plugin {
         actions.push_back(PluginAction::Spawn(id, config.clone()).into());
         let is_wanted = self.wanted() == Some(&config);
         if is_wanted && self.previous.as_ref().is_some_and(|previous| *previous != config) {
-            // Failures so far were the other version's, or those of getting here.
+            // The failures so far were the other version's, or those of getting here.
             (self.failures, self.deaths) = (0, 0);
         }
         self.process = Process::Running { config, since: now };
@@ -369,14 +369,14 @@ impl Plugin {
         self.reconcile(name, now, next_preparation, actions)
     }
 
-    /// What is to run now: what is wanted, or what stands in for it.
+    /// Returns the configuration that should run now: the wanted one, or its stand-in.
     fn target<'a>(&'a self, wanted: &'a PluginConfig) -> &'a PluginConfig {
         if let Some((stand_in, _)) = &self.stand_in {
             return stand_in;
         }
         let is_awaited = match &self.preparation {
             Prepared::Ready(_, config) => config == wanted,
-            // One that crashes in a loop is not worth beginning a download again.
+            // For a version that crashes in a loop, no download is worth beginning anew.
             Prepared::UnderWay(_, config) => config == wanted && self.deaths >= LOOP_DEATHS,
             Prepared::No => false,
         };

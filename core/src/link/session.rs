@@ -10,10 +10,10 @@
 //!                                                    v
 //!                                                 Draining --- ended or late ---> Ended
 //! ```
-//! A stream that is to go elsewhere passes through Moving, which is Draining with Resolving behind it.
+//! A stream that has to go elsewhere passes through Moving, which is Draining with Resolving behind it.
 //!
-//! The shell starts what [`Session::poll_action`] asks for and tells how it went through the `handle_*` methods. Each attempt
-//! has a number: what a given-up attempt still reports is ignored.
+//! The shell starts what [`Session::poll_action`] asks for and reports the outcome through the `handle_*` methods. Each attempt has a
+//! number, so that the session ignores what a given-up attempt still reports.
 
 use alloc::collections::VecDeque;
 
@@ -21,28 +21,28 @@ use crate::limits::{MAX_PING_INTERVAL_MS, PING_INTERVAL_MS};
 use crate::link::backoff::{Backoff, RECONNECT_SPREAD_MS};
 use crate::time::Millis;
 
-/// A stream that lived as long as this was a success: the next round waits for the agent's turn and begins with the first
-/// target. One that AgentCenter refuses (`agentID conflict`) ends at once and does not count.
+/// A stream that lived this long was a success. The next round then waits for the agent's turn and begins with the first target. A stream
+/// that AgentCenter refuses (`agentID conflict`) ends at once and does not count.
 pub const STABLE_MS: u64 = 5_000;
 
-/// Service discovery answers within this or is passed over.
+/// How long service discovery may take to answer before the next host is asked.
 pub const RESOLVE_TIMEOUT_MS: u64 = 10_000;
 
-/// TCP and TLS are up within this or the target is passed over; the reference's dial timeout.
+/// How long TCP and TLS may take before the next target is tried; the reference's dial timeout.
 pub const CONNECT_TIMEOUT_MS: u64 = 15_000;
 
-/// The HTTP/2 handshake is done and the call is sent within this.
+/// How long the HTTP/2 handshake and the call may take.
 pub const OPEN_TIMEOUT_MS: u64 = 10_000;
 
-/// A PING goes out when the last answer to one is this old, unless configured otherwise. Balancers and NATs forget a connection
-/// on which nothing has passed for a while, seldom before 50 s are over. Only a PING passes in both directions, so that other traffic
-/// does not put it off. Every second one goes out with a heartbeat. AgentCenter tolerates one in 5 s.
+/// How old the last answer to a PING may become before the next PING leaves, unless configured otherwise. Balancers and NATs forget a
+/// connection on which nothing passes, seldom before 50 s are over. Only a PING makes something pass in both directions, so other traffic
+/// does not put it off. Every second PING goes along with a heartbeat. AgentCenter tolerates one in 5 s.
 pub const KEEPALIVE_MS: u64 = 30_000;
 
-/// A PING without an answer for this long ends the connection.
+/// How long a PING may stay without an answer before the session gives the connection up.
 pub const PONG_TIMEOUT_MS: u64 = 10_000;
 
-/// At the end the server's trailers are awaited for this long.
+/// How long the session waits for the server's trailers at the end.
 pub const DRAIN_TIMEOUT_MS: u64 = 10_000;
 
 /// How many addresses were configured of each kind.
@@ -68,7 +68,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// The heartbeat's `net_mode` while connected to this target.
+    /// Returns the heartbeat's `net_mode` while connected to this target.
     #[must_use]
     pub fn net_mode(self) -> &'static str {
         match self {
@@ -79,7 +79,7 @@ impl Target {
     }
 }
 
-/// Names one attempt to reach a server.
+/// Identifies one attempt to reach a server. It is never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attempt(u64);
 
@@ -105,7 +105,7 @@ pub enum Action {
         /// The attempt that this belongs to.
         attempt: Attempt,
     },
-    /// Drop whatever the attempt has set up; nothing more is expected from it.
+    /// Drop whatever the attempt has set up. The session expects nothing more from it.
     Abandon {
         /// The attempt that has ended.
         attempt: Attempt,
@@ -156,9 +156,9 @@ pub struct Session {
     /// The attempt that is alive, or was last.
     attempt: u64,
     timing: Timing,
-    /// What [`Timing::keepalive_ms`] has become for a server that finds PINGs too frequent.
+    /// [`Timing::keepalive_ms`], or longer for a server that finds PINGs too frequent.
     keepalive_ms: u64,
-    /// When the last stream was opened, or has ended, whichever came later.
+    /// When the last stream was opened or ended, whichever came later.
     since: Millis,
     backoff: Backoff,
     actions: VecDeque<Action>,
@@ -186,7 +186,7 @@ enum Liveness {
 }
 
 impl Session {
-    /// A session that has not begun. `seed` decides which moments within the spread are this agent's.
+    /// Makes a session that has not begun. `seed` decides which moments within the spread are this agent's.
     #[must_use]
     pub fn new(endpoints: Endpoints, timing: Timing, seed: u64) -> Self {
         Self {
@@ -251,7 +251,7 @@ impl Session {
         }
     }
 
-    /// A PING is wanted before the keepalive is due; one at a time is out.
+    /// Sends a PING before the keepalive is due, unless one is out already.
     pub fn handle_ping_wanted(&mut self, now: Millis) {
         if let State::Streaming { liveness: liveness @ Liveness::Heard(_), .. } = &mut self.state {
             *liveness = Liveness::Pinged { deadline: now + PONG_TIMEOUT_MS };
@@ -259,8 +259,7 @@ impl Session {
         }
     }
 
-    /// Something is about to be sent anyway. A keepalive that is due before long goes along, which spares an idle host a wake-up
-    /// of its own for it.
+    /// Something is about to be sent anyway. A keepalive that is due before long goes along, which spares an idle host a wake-up.
     pub fn handle_sending(&mut self, now: Millis) {
         let soon = PING_INTERVAL_MS.max(self.keepalive_ms / 4 * 3);
         if matches!(self.state, State::Streaming { liveness: Liveness::Heard(at), .. } if at + soon <= now) {
@@ -277,12 +276,12 @@ impl Session {
         }
     }
 
-    /// The server finds PINGs too frequent: they become rarer.
+    /// The server finds PINGs too frequent. Makes them rarer.
     pub fn handle_too_many_pings(&mut self) {
         self.keepalive_ms = (self.keepalive_ms * 2).min(MAX_PING_INTERVAL_MS.max(self.keepalive_ms));
     }
 
-    /// The agent is to end, and everything that is to be sent has been handed to the stream, if there is one.
+    /// The agent ends, and has handed the stream, if there is one, everything that it should send.
     pub fn handle_shutdown(&mut self, now: Millis) {
         match self.state {
             State::Streaming { .. } => {
@@ -295,8 +294,8 @@ impl Session {
         }
     }
 
-    /// The servers, or the ways to them, are others now. The agent tries those at once, unless it has a stream that is still
-    /// good (`keeps_stream`); one that is not ends in order first.
+    /// The servers, or the ways to them, have changed. The session tries the new ones at once, unless it has a stream that is still good
+    /// (`keeps_stream`). A stream that is not ends in order first.
     pub fn handle_reconfigured(&mut self, endpoints: Endpoints, timing: Timing, keeps_stream: bool, now: Millis) {
         self.endpoints = endpoints;
         self.backoff.set_spread(timing.spread_ms);
@@ -335,9 +334,13 @@ impl Session {
             State::Backoff { .. } => self.start_round(now),
             State::Idle | State::Ended => {}
         }
+        // The agent's turn may be now.
+        if matches!(self.state, State::Backoff { until } if until <= now) {
+            self.start_round(now);
+        }
     }
 
-    /// When [`Session::handle_timeout`] is due; changes with every call of a `handle_*` method.
+    /// Returns when [`Session::handle_timeout`] is due. Every call of a `handle_*` method may change it.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Millis> {
         match self.state {
@@ -353,13 +356,13 @@ impl Session {
         }
     }
 
-    /// The next thing to do; ask again after every call of a `handle_*` method until there is none.
+    /// Returns the next thing to do. Ask again after every call of a `handle_*` method, until there is none.
     #[must_use]
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// Where the stream goes, while there is one.
+    /// Returns where the stream goes, while there is one.
     #[must_use]
     pub fn streaming_to(&self) -> Option<Target> {
         match self.state {
@@ -368,7 +371,7 @@ impl Session {
         }
     }
 
-    /// What the session is doing, in a word: `starting`, `resolving`, `connecting`, `opening`, `connected`, `waiting`,
+    /// Returns what the session is doing, in a word: `starting`, `resolving`, `connecting`, `opening`, `connected`, `waiting`,
     /// `moving`, `draining` or `ended`.
     #[must_use]
     pub fn phase(&self) -> &'static str {
@@ -385,13 +388,13 @@ impl Session {
         }
     }
 
-    /// Since when there has been a stream, or none.
+    /// Returns since when there has been a stream, or none.
     #[must_use]
     pub fn since(&self) -> Millis {
         self.since
     }
 
-    /// Whether the agent has ended its side of the stream and waits for the server's.
+    /// Returns true while the agent has ended its side of the stream and waits for the server's.
     #[must_use]
     pub fn is_half_closed(&self) -> bool {
         matches!(self.state, State::Moving { .. } | State::Draining { .. })
@@ -410,7 +413,7 @@ impl Session {
         attempt.0 == self.attempt && !is_over
     }
 
-    /// How long the session waits before it tries again, if it does wait.
+    /// Returns until when the session waits before it tries again, if it does wait.
     #[must_use]
     pub fn waits_until(&self) -> Option<Millis> {
         match self.state {

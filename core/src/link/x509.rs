@@ -1,4 +1,5 @@
 //! Reads the few facts about certificates and keys that the agent needs: expiry, public key, key length. It verifies nothing.
+//! Source: RFC 5280, section 4.1.
 
 use core::str;
 
@@ -127,7 +128,14 @@ mod tests {
         let time = |text: &[u8]| wrap(if text.len() == 13 { UTC_TIME } else { GENERALIZED_TIME }, text);
         let version = version.map(|version| wrap(VERSION, &wrap(INTEGER, &[version]))).unwrap_or_default();
         let validity = wrap(SEQUENCE, &[time(not_before), time(not_after)].concat());
-        let names = [wrap(SEQUENCE, &[1; 130]), validity, wrap(SEQUENCE, &[2; 9]), wrap(SEQUENCE, &[3; 7])].concat();
+        let names = [
+            wrap(SEQUENCE, &[1; 130]),
+            validity,
+            wrap(SEQUENCE, &[2; 9]),
+            wrap(SEQUENCE, &[3; 7]),
+            wrap(0xa3, &[4; 5]),
+        ]
+        .concat();
         let tbs = [version, wrap(INTEGER, &[9]), wrap(SEQUENCE, &[]), names].concat();
         wrap(SEQUENCE, &wrap(SEQUENCE, &tbs))
     }
@@ -192,6 +200,85 @@ mod tests {
                 *byte = value;
             }
             let _ = (not_after(&whole), public_key_info(&whole), rsa_bits(&whole));
+        }
+    }
+
+    #[test]
+    fn lengths_of_up_to_three_bytes_are_read_and_others_are_refused() {
+        let content = [7; 300];
+        for head in [&[SEQUENCE, 0x82, 1, 44][..], &[SEQUENCE, 0x83, 0, 1, 44]] {
+            let bytes = [head, &content, b"rest"].concat();
+            assert_eq!(element(&bytes, SEQUENCE), Some((&content[..], &b"rest"[..])));
+        }
+        let content = [7; 0x01_02_03];
+        let bytes = [&[SEQUENCE, 0x83, 1, 2, 3][..], &content].concat();
+        assert_eq!(element(&bytes, SEQUENCE), Some((&content[..], &[][..])));
+        for length in [0x80, 0x84, 0xff] {
+            assert_eq!(element(&[SEQUENCE, length, 0, 0, 0, 0, 0], SEQUENCE), None, "{length:#x}");
+        }
+        assert_eq!(element(&[SEQUENCE, 0], INTEGER), None, "another tag");
+    }
+
+    #[test]
+    fn zeros_before_a_modulus_are_none_of_its_bits() {
+        let bits = |modulus: &[u8]| {
+            let length = u8::try_from(modulus.len()).expect("short");
+            modulus_bits(&[&[INTEGER, length], modulus].concat())
+        };
+        assert_eq!(
+            [bits(&[1]), bits(&[0x80]), bits(&[0, 0x80]), bits(&[0, 0, 1, 0])].map(Option::unwrap),
+            [1, 8, 8, 9]
+        );
+        assert_eq!((bits(&[0, 0]), bits(&[])), (None, None));
+    }
+
+    #[test]
+    fn a_moment_is_read_to_the_second() {
+        for (text, seconds) in [
+            ("20010203040506Z", 981_173_106),
+            ("20011231235958Z", 1_009_843_198),
+            ("00000101000000Z", -62_167_219_200),
+            ("00000301000000Z", -62_162_035_200),
+            ("19000301000000Z", -2_203_891_200),
+            ("21000301000000Z", 4_107_542_400),
+            ("24000229000000Z", 13_574_563_200),
+        ] {
+            let bytes = [&[GENERALIZED_TIME, 15], text.as_bytes(), b"rest"].concat();
+            assert_eq!(time(&bytes), Some((seconds, &b"rest"[..])), "{text}");
+        }
+    }
+
+    #[test]
+    fn months_and_days_outside_the_calendar_are_no_time() {
+        for (text, is_time) in [
+            ("20010101000000Z", true),
+            ("20011231000000Z", true),
+            ("20010001000000Z", false),
+            ("20011301000000Z", false),
+            ("20010100000000Z", false),
+            ("20010132000000Z", false),
+            ("2001010100000Z", false),
+            ("200101010000001Z", false),
+        ] {
+            let length = u8::try_from(text.len()).expect("short");
+            let bytes = [&[GENERALIZED_TIME, length], text.as_bytes()].concat();
+            assert_eq!(time(&bytes).is_some(), is_time, "{text}");
+        }
+    }
+
+    #[test]
+    fn days_follow_one_another_through_the_centuries() {
+        let mut expected = days(1599, 12, 31);
+        assert_eq!(expected, -135_141);
+        for year in 1600..2401 {
+            let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+            let february = if is_leap { 29 } else { 28 };
+            for (month, length) in (1..).zip([31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]) {
+                for day in 1..=length {
+                    expected += 1;
+                    assert_eq!(days(year, month, day), expected, "{year}-{month}-{day}");
+                }
+            }
         }
     }
 }

@@ -61,7 +61,7 @@ impl Shell {
                     writeln!(out, "end")?;
                     self.dispatch.handle_shutdown(self.now);
                 }
-                Action::Report(report) => writeln!(out, "report on task {}: {}", report.token, report.message)?,
+                Action::Answer(failure) => writeln!(out, "report on task {}: {}", failure.token, failure.message)?,
                 Action::Complain(what) => writeln!(out, "complain: {what}")?,
                 // The server of this scenario asks for nothing that would come to one of the others.
                 _ => return Err(fmt::Error),

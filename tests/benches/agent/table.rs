@@ -46,19 +46,18 @@ impl Row {
         let is_idle = self.cpu_per_million().is_none();
         let (rss, wakeups) = (self.median(|run| run.idle_rss as f64), self.median(|run| run.wakeups));
         let (threads, start) = (self.median(|run| run.threads as f64), self.median(|run| run.start_ms));
-        match () {
-            () if self.lost() > 0 => Some(format!("{}: {} records were lost", self.load, self.lost())),
-            () if is_idle && rss > IDLE_RSS => Some(format!("idle: {rss} bytes are resident, expected {IDLE_RSS}")),
-            () if is_idle && wakeups > IDLE_WAKEUPS => {
-                Some(format!("idle: {wakeups:.1} wake-ups a second, expected {IDLE_WAKEUPS}"))
-            }
-            () if is_idle && threads > IDLE_THREADS => {
-                Some(format!("idle: {threads} threads, expected {IDLE_THREADS}"))
-            }
-            () if start > START_MS => {
-                Some(format!("{}: {start} ms to the open stream, expected {START_MS}", self.load))
-            }
-            () => None,
+        if self.lost() > 0 {
+            Some(format!("{}: {} records were lost", self.load, self.lost()))
+        } else if is_idle && rss > IDLE_RSS {
+            Some(format!("idle: {rss} bytes are resident, expected {IDLE_RSS}"))
+        } else if is_idle && wakeups > IDLE_WAKEUPS {
+            Some(format!("idle: {wakeups:.1} wake-ups a second, expected {IDLE_WAKEUPS}"))
+        } else if is_idle && threads > IDLE_THREADS {
+            Some(format!("idle: {threads} threads, expected {IDLE_THREADS}"))
+        } else if start > START_MS {
+            Some(format!("{}: {start} ms to the open stream, expected {START_MS}", self.load))
+        } else {
+            None
         }
     }
 

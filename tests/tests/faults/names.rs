@@ -2,6 +2,7 @@
 
 use crate::path::namespace;
 use crate::{CENTER, PLUGIN};
+use elklet_tests::binaries::Binaries;
 use elklet_tests::faults::{NameServer, Namespace, Reply, Server};
 use elklet_tests::harness::{Agent, config};
 use std::fs;
@@ -64,6 +65,8 @@ fn serve(mut stream: std::net::TcpStream) -> std::io::Result<()> {
 
 /// An agent connects soon, and its plugin's download comes.
 fn assert_connects(site: &Site, what: &str) {
+    // Whoever starts an agent first in a run of tests has it built.
+    let _ = Binaries::for_tests();
     let begun = Instant::now();
     let agent = site.agent();
     agent.wait_for_log("connected to center.test:6751 (sd)");

@@ -1,4 +1,6 @@
-//! The outbox's side of the spool: what is to be done with the files, and what came of it.
+//! The outbox's side of the spool: which operation on the files comes next, and what its outcome means.
+//!
+//! One operation is under way at a time. A failed one is never repeated at once: the spool rests, and batches stay in memory meanwhile.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -17,7 +19,7 @@ use crate::time::Millis;
 #[derive(Debug)]
 pub(super) enum DiskState {
     Off,
-    /// It is not known what the files hold; they are looked at from then on.
+    /// Nobody has looked at the files yet. The first look is at `at`.
     Unopened {
         limit: u64,
         at: Millis,
@@ -28,7 +30,7 @@ pub(super) enum DiskState {
         plan: Plan,
         full_until: Option<Millis>,
     },
-    /// The files could not be used; they are tried again from then on, with what is known of them.
+    /// An operation has failed. The files are tried again at `until`, with what is known of them.
     Resting {
         limit: u64,
         plan: Plan,
@@ -41,7 +43,7 @@ pub(super) enum Pending {
     Open,
     Append {
         place: Place,
-        /// What is written: each batch's id and its records.
+        /// The batches that are being written, each by its id and its number of records.
         written: Vec<(u64, u64)>,
     },
     Read(Place),
@@ -52,7 +54,7 @@ pub(super) enum Pending {
 }
 
 impl DiskState {
-    /// Files of so many bytes that are to be looked at first; 0 for none.
+    /// Starts with files of so many bytes that nobody has looked at; 0 means no spool.
     pub(super) fn new(bytes: u64, now: Millis) -> Self {
         match bytes {
             0 => Self::Off,
@@ -74,7 +76,7 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    /// What the shell is to do with the spool's files now; ask again when it is done, and at [`Outbox::poll_timeout`].
+    /// Returns what the shell should do with the spool's files now. Ask again when it is done, and at [`Outbox::poll_timeout`].
     pub fn poll_op(&mut self, now: Millis) -> Option<Op<M>> {
         if self.pending.is_some() {
             return None;
@@ -132,25 +134,21 @@ impl<M: Clone> Outbox<M> {
             if !is_full {
                 *full_until = None;
             }
-            match () {
-                () if batches.is_empty() => {}
-                () if !is_full && plan.has_room_for(bytes) => {
-                    let place = plan.write_place();
-                    return Some((Pending::Append { place, written }, Op::Append { place, batches }));
-                }
-                () if !is_up && (self.is_ending || (self.may_drop && !has_memory)) => {
-                    if let Some(place) = plan.oldest() {
-                        *full_until = None;
-                        return Some((Pending::Drop, Op::Drop(place)));
-                    }
-                }
-                () => {}
+            let may_drop = !is_up && (self.is_ending || (self.may_drop && !has_memory));
+            if batches.is_empty() {
+                // Everything is there already.
+            } else if !is_full && plan.has_room_for(bytes) {
+                let place = plan.write_place();
+                return Some((Pending::Append { place, written }, Op::Append { place, batches }));
+            } else if may_drop && let Some(place) = plan.oldest() {
+                *full_until = None;
+                return Some((Pending::Drop, Op::Drop(place)));
             }
         }
         plan.unmarked().map(|place| (Pending::Mark, Op::Mark(place)))
     }
 
-    /// What is only in memory and is to be written next, with the bytes that it takes there and each batch's id and records.
+    /// Returns the batches that should be written next, with the bytes that they take on the disk, and each one's id and records.
     fn next_writes(ledger: &Ledger<M>, is_up: bool, mut first_record: u64) -> (usize, Vec<(u64, u64)>, Vec<Write<M>>) {
         let (mut bytes, mut written, mut batches) = (0, Vec::new(), Vec::new());
         for (batch, is_sent) in ledger.only_in_memory() {
@@ -168,7 +166,7 @@ impl<M: Clone> Outbox<M> {
         (bytes, written, batches)
     }
 
-    /// The operation that [`Outbox::poll_op`] gave is over.
+    /// The operation of [`Outbox::poll_op`] is over.
     pub fn handle_done(&mut self, done: Done<M>, now: Millis) {
         let Some(pending) = self.pending.take() else { return };
         match (pending, done) {
@@ -212,7 +210,7 @@ impl<M: Clone> Outbox<M> {
                     batch.stored = Some(Stored { at, end, first_record });
                 }
             });
-            // What was sent meanwhile is not sent again from the disk, nor what the server has taken already.
+            // Do not send from the disk what was sent meanwhile, nor what the server has taken already.
             if (is_sent || !is_known) && plan.backlog() == Some(at) {
                 plan.handle_sent(end, first_record, records);
             }
@@ -226,34 +224,45 @@ impl<M: Clone> Outbox<M> {
     fn handle_read(&mut self, place: Place, replay: Replay<M>) {
         self.unread = None;
         let has_memory = self.ledger.is_free();
-        let doubles_end = self.doubles_end;
         let Replay { message, bytes, fingerprint, content_bytes, begin, end, first_record, rows } = replay;
         let is_up = matches!(self.stream, Stream::Up);
         let Some(plan) = self.plan_mut().filter(|plan| is_up && plan.backlog() == Some(place)) else { return };
         let [at, end] = [begin, end].map(|offset| Place { offset, ..place });
         let may_be_refused = |row: &Row| row.source != Source::AGENT && needs_fields(row.data_type);
         let mut batch = Batch::new(Kind::Bulk, message, bytes, content_bytes, rows).with_fingerprint(fingerprint);
-        batch.is_double = end <= doubles_end;
         batch.is_unchecked = batch.rows().iter().any(may_be_refused);
         let missing = plan.handle_sent(end, first_record, batch.records());
+        if let Some(known) = self.doubles.iter().position(|double| *double == at) {
+            self.doubles.swap_remove(known);
+            batch.is_double = true;
+        }
         self.last_id += 1;
         batch.id = self.last_id;
         if self.detached.contains(&at) {
             self.settle_rest();
         } else if has_memory && self.suspects.is_suspect(batch.identity()) {
-            // Others on the disk go before it, and it does not keep their files.
-            let records = batch.records();
-            self.detached.push(at);
+            // Others on the disk go before it, so it must not keep their files.
+            batch.stored = Some(Stored { at, end, first_record });
+            self.detach(&mut batch);
             self.ledger.push(batch);
-            if let Some(plan) = self.plan_mut() {
-                plan.forget(records);
-            }
             self.settle_rest();
         } else {
             batch.stored = Some(Stored { at, end, first_record });
             self.ledger.push_urgent(batch);
         }
         self.lose_unknown(Cause::SpoolDamaged, missing);
+    }
+
+    /// Takes a batch's place on the disk from it. Others go before the batch, and once they are confirmed nothing keeps that place.
+    pub(super) fn detach(&mut self, batch: &mut Batch<M>) {
+        let Some(stored) = batch.stored.take_if(|_| batch.message.is_some()) else { return };
+        // The other parts of a cut batch are still read there.
+        if !batch.is_part {
+            self.detached.push(stored.at);
+        }
+        if let Some(plan) = self.plan_mut() {
+            plan.forget(batch.records());
+        }
     }
 
     fn handle_unreadable(&mut self, place: Place) {
@@ -303,7 +312,7 @@ impl<M: Clone> Outbox<M> {
                 self.unread = None;
                 self.detached.clear();
                 self.recent.clear();
-                self.doubles_end = Place::default();
+                self.doubles.clear();
                 self.unsynced = None;
                 DiskState::Unopened { limit, at: now, was_tried: true }
             }
@@ -311,15 +320,15 @@ impl<M: Clone> Outbox<M> {
         };
     }
 
-    /// Whether that which failed is done without. A file that stays as it is must not stop what lies behind it.
+    /// Returns true when the spool gives up on the failed operation and goes on without it. One file must not hold up what lies behind it.
     fn goes_on_without(&mut self, pending: &Pending) -> bool {
         let DiskState::Ready { limit, plan, .. } = &mut self.spool else { return false };
         match pending {
-            // It costs sending some batches twice after a crash.
+            // Without the mark, a crash sends some batches twice.
             Pending::Mark => plan.handle_marked(),
-            // What the disk has not taken by now is lost only with the power.
+            // Only a loss of power costs what the disk has not taken by now.
             Pending::Sync => self.unsynced = None,
-            // It costs its room, and sending it twice after a restart.
+            // The file keeps its room, and a restart sends it twice.
             Pending::Delete => {
                 plan.handle_left();
                 self.handle_dropped(&[]);
@@ -348,12 +357,12 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    /// Whether it is known what the disk holds, or hopeless to wait for that.
+    /// Returns true once it is known what the disk holds, or hopeless to wait for that.
     pub(super) fn is_open(&self) -> bool {
         !matches!(self.spool, DiskState::Unopened { was_tried: false, .. })
     }
 
-    /// Whether there is a spool that takes or holds anything.
+    /// Returns true while there is a spool that takes or holds anything.
     pub(super) fn has_spool(&self, now: Millis) -> bool {
         match &self.spool {
             DiskState::Off | DiskState::Resting { .. } => false,
@@ -364,7 +373,7 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    /// Whether batches will go to the disk without further ado.
+    /// Returns true while batches go to the disk without anybody's help.
     pub(super) fn can_spool(&self, now: Millis) -> bool {
         match &self.spool {
             DiskState::Off | DiskState::Resting { .. } => false,
@@ -377,7 +386,7 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    /// Whether nothing can be written until something is dropped.
+    /// Returns true when nothing can be written until something is dropped.
     pub(super) fn disk_is_full(&self, now: Millis) -> bool {
         match &self.spool {
             DiskState::Off | DiskState::Resting { .. } => true,
@@ -388,7 +397,7 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    /// When there may be something to do with the files although nothing has happened.
+    /// Returns when the files may need something although nothing has happened.
     pub(super) fn disk_timeout(&self) -> Option<Millis> {
         match (&self.spool, &self.pending) {
             (DiskState::Unopened { at, .. }, None) => Some(*at),

@@ -1,4 +1,4 @@
-//! What becomes of batches that the server does not take: they are cut, set aside, and in the end given up as one record.
+//! Batches that the server does not take: the outbox cuts them, sets them aside, and in the end gives one record up.
 
 use alloc::vec::Vec;
 
@@ -11,8 +11,7 @@ use crate::record::manifest::Row;
 use crate::time::Millis;
 
 impl<M: Clone> Outbox<M> {
-    /// Gives up the next record if the server does not take it, and lets others go before a batch that is suspected of ending
-    /// streams.
+    /// Gives the next record up if the server does not take it, and lets others go before a batch that may have ended streams.
     pub(super) fn prepare(&mut self, now: Millis) {
         if self.refused.is_none() && self.suspects.is_empty() {
             return;
@@ -27,7 +26,8 @@ impl<M: Clone> Outbox<M> {
             } else if self.suspects.is_condemned(who) {
                 self.give_up_next(Cause::Poison);
             } else if self.suspects.is_set_aside(who, now) && self.others_wait() {
-                if let Some(batch) = self.ledger.pop_next() {
+                if let Some(mut batch) = self.ledger.pop_next() {
+                    self.detach(&mut batch);
                     self.ledger.push(batch);
                 }
             } else {
@@ -36,7 +36,7 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    /// Whether a batch waits that is not suspected.
+    /// Returns true while a batch waits that is not suspected.
     fn others_wait(&self) -> bool {
         self.ledger.all_waiting().any(|batch| !self.suspects.is_suspect(batch.identity()))
     }
@@ -52,29 +52,33 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    /// When a batch may be handed over; `None` when something has to happen first. At the end of an agent without a spool
-    /// everything may.
+    /// Returns when a batch may leave, or `None` when something has to happen first. When an agent without a spool ends, everything may.
     pub(super) fn gate(&self, next: &Batch<M>) -> Option<Millis> {
         let is_free = next.kind() == Kind::Heartbeat || (self.is_ending && self.plan().is_none());
         if is_free { Some(Millis(0)) } else { self.suspects.gate(next.identity(), self.ledger.is_writing()) }
     }
 
-    /// The next batch and how many bytes of content its parts should have at most, if it is to be cut into several before anything
-    /// is handed to the stream.
-    pub(super) fn to_cut(&self) -> Option<(&Batch<M>, usize)> {
-        let next = self.next().filter(|next| next.kind() != Kind::Heartbeat)?;
+    /// Returns how many bytes of content each part of the next batch should have at most, if it is to be cut before anything is handed
+    /// to the stream.
+    pub(super) fn cut_limit(&self, next: &Batch<M>) -> Option<usize> {
         let content = next.content_bytes();
-        let limit = match () {
-            () if next.is_unchecked => u32::MAX,
-            () if next.is_smallest => return None,
-            () if self.suspects.is_guilty(next.identity()) => (content / SUSPECT_PARTS).max(1),
-            () if content > self.content_limit => self.content_limit,
-            () => return None,
+        let limit = if next.kind() == Kind::Heartbeat {
+            return None;
+        } else if next.is_unchecked {
+            u32::MAX
+        } else if next.is_smallest {
+            return None;
+        } else if self.suspects.is_guilty(next.identity()) {
+            (content / SUSPECT_PARTS).max(1)
+        } else if content > self.content_limit {
+            self.content_limit
+        } else {
+            return None;
         };
-        Some((next, limit as usize))
+        Some(limit as usize)
     }
 
-    /// Bytes of content that a batch should have at most. The server has ended streams over more.
+    /// Returns the most bytes of content that a batch should have. The server has ended streams over more.
     #[must_use]
     pub fn content_limit(&self) -> u32 {
         self.content_limit
@@ -83,7 +87,11 @@ impl<M: Clone> Outbox<M> {
     /// The batch of [`Outgoing::Cut`](super::Outgoing::Cut) is these, and `refused` counts records of it that plugins may not send. Neither parts nor
     /// refused ones mean that it could not be read, and is lost.
     pub fn handle_cut(&mut self, parts: Vec<Batch<M>>, refused: &[Row]) {
-        let Some(whole) = self.ledger.pop_next() else { return };
+        let Some(mut whole) = self.ledger.pop_next() else { return };
+        if !parts.is_empty() && self.suspects.is_suspect(whole.identity()) {
+            // The parts are suspects too, and others go before them.
+            self.detach(&mut whole);
+        }
         if parts.is_empty() {
             if let (Some(_), Some(plan)) = (whole.stored, self.plan_mut()) {
                 plan.forget(whole.records());
@@ -97,8 +105,8 @@ impl<M: Clone> Outbox<M> {
         self.suspects.handle_cut(whole.identity(), parts.iter().map(Batch::identity));
         for (from_the_end, mut part) in parts.into_iter().rev().enumerate() {
             self.last_id += 1;
-            part.id = self.last_id;
-            // The last one stands for the place on the disk; all of them are sent again from there.
+            (part.id, part.is_part) = (self.last_id, whole.stored.is_some());
+            // The last part stands for the place on the disk, because all of them are sent again from there.
             part.stored = whole.stored.map(|stored| match from_the_end {
                 0 => stored,
                 _ => Stored { end: stored.at, ..stored },
@@ -108,9 +116,8 @@ impl<M: Clone> Outbox<M> {
         self.settle_rest();
     }
 
-    /// The server has ended the stream, or the connection, and has given no other reason than that a message was too large if it
-    /// `says_too_large`. To be called before [`Outbox::handle_ended`]. What is suspected then is sent again with care, and in
-    /// the end given up as a single record; see the module `suspects`.
+    /// The server has ended the stream or the connection, and gave no other reason than that a message was too large, if it
+    /// `says_too_large`. Call this before [`Outbox::handle_ended`]. The module `suspects` says what follows.
     pub fn handle_broken(&mut self, says_too_large: bool, now: Millis) {
         self.is_judged = true;
         if says_too_large {
@@ -145,7 +152,7 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    /// The server does not take so much content in one message.
+    /// The server has ended streams over a message with this much content. Smaller batches are sent from now on.
     fn limit_content(&mut self, refused: u32) {
         if self.content_limit < u32::MAX {
             self.patience = self.patience.saturating_mul(2);
@@ -153,7 +160,7 @@ impl<M: Clone> Outbox<M> {
         (self.content_limit, self.fitting) = ((refused / 2).max(1), 0);
     }
 
-    /// A server may be another one meanwhile, or may have ended the streams for another reason: more is tried after a while.
+    /// Tries larger batches after a while, because the server may be another one meanwhile, or may have had another reason.
     pub(super) fn handle_fitting(&mut self, content_bytes: u32) {
         if content_bytes > self.content_limit / 2 {
             self.fitting = self.fitting.saturating_add(1);

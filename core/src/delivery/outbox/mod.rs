@@ -1,4 +1,7 @@
-//! What waits for the server, wherever it is kept: on its way, on disk, in memory, in this order.
+//! Every batch that the server is not known to have, in the order in which it leaves, wherever it is kept.
+//!
+//! [`Outbox`] is the state. `disk` decides what is written to the spool and read from it, `judge` finds the batch that a server does not
+//! take, and `replay` keeps what was confirmed a moment ago.
 
 mod disk;
 mod judge;
@@ -20,7 +23,7 @@ use crate::time::Millis;
 /// How much is kept, and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// Bytes of messages in memory, about.
+    /// Bytes of messages in memory. The last batch may exceed them by its own size.
     pub memory: usize,
     /// Bytes of the spool's files; 0 for no spool.
     pub spool: u64,
@@ -54,43 +57,43 @@ pub struct Counters {
 ///   on their way (in memory or on disk) | on disk, not sent yet | in memory, not sent yet | <- new
 /// ```
 ///
-/// What is only in memory goes to the disk oldest first, so that the order stays. Urgent batches and heartbeats overtake all that
-/// was not sent.
+/// Batches that are only in memory go to the disk oldest first, which keeps the order. Urgent batches and heartbeats overtake everything
+/// that was not sent.
 #[derive(Debug)]
 pub struct Outbox<M> {
     ledger: Ledger<M>,
     spool: DiskState,
-    /// The operation that the shell is at.
+    /// The operation that the shell is carrying out.
     pending: Option<Pending>,
-    /// Since when something in the spool would not survive a loss of power.
+    /// When the oldest write that is not synced was made. A loss of power would cost it.
     unsynced: Option<Millis>,
-    /// Where the spool could not be read the last time that it failed.
+    /// The place that the last failed read was for. A second failure there means that it stays unreadable.
     unread: Option<Place>,
     stream: Stream,
-    /// What is still in memory goes to the disk at once, whatever has to be dropped for it.
+    /// The agent ends: batches in memory go to the disk at once, and older ones are dropped for them if need be.
     is_ending: bool,
-    /// The oldest may be dropped for what waits to be added.
+    /// The records that wait in the intake allow the oldest to be dropped for them.
     may_drop: bool,
     last_id: u64,
     /// Bytes of content that the server is thought to take.
     content_limit: u32,
-    /// Batches close to the limit that it took since, and how many of them are to precede a larger one.
+    /// Batches close to that limit that the server took since, and how many it has to take before a larger one is tried.
     fitting: u32,
     patience: u32,
-    /// The batch that the server has said to be too large, and how often in a row.
+    /// The batch that the server called too large last, and how often in a row.
     too_large: Option<(Identity, u32)>,
     /// The single record that the server does not take.
     refused: Option<Identity>,
     suspects: Suspects,
-    /// Where suspects lie on the disk that are in memory now: they are passed over there.
+    /// Where batches that are in memory now, set aside, lie on the disk. Reading passes over them there.
     detached: Vec<Place>,
     /// What the server has taken lately.
     recent: Recent<M>,
-    /// What lies before it on the disk and is read again was taken before.
-    doubles_end: Place,
-    /// The stream has ended in order.
+    /// Where batches lie on the disk that the server had taken once and that are read again.
+    doubles: Vec<Place>,
+    /// The server ended the stream in order, so that nothing is replayed.
     is_completed: bool,
-    /// What the end of the stream says about batches was looked at.
+    /// [`Outbox::handle_broken`] has looked at the end of the stream already.
     is_judged: bool,
     losses: Losses,
     counters: Counters,
@@ -128,7 +131,7 @@ enum Stream {
 }
 
 impl<M: Clone> Outbox<M> {
-    /// An empty outbox that looks at the spool first. There is no stream yet.
+    /// Makes an empty outbox without a stream. It looks at the spool first.
     #[must_use]
     pub fn new(bounds: Bounds, now: Millis) -> Self {
         Self {
@@ -149,7 +152,7 @@ impl<M: Clone> Outbox<M> {
             suspects: Suspects::default(),
             detached: Vec::new(),
             recent: Recent::default(),
-            doubles_end: Place::default(),
+            doubles: Vec::new(),
             is_completed: false,
             is_judged: false,
             losses: Losses::default(),
@@ -157,7 +160,7 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    /// Adds a batch: bulk behind all others, what is urgent before all bulk that was not sent, a heartbeat before everything.
+    /// Adds a batch. Bulk queues behind all others, an urgent batch before all bulk that was not sent, a heartbeat before everything.
     pub fn push(&mut self, mut batch: Batch<M>) {
         self.last_id += 1;
         batch.id = self.last_id;
@@ -232,20 +235,23 @@ impl<M: Clone> Outbox<M> {
     /// Ask again after each of the two, and at [`Outbox::poll_timeout`].
     pub fn poll_send(&mut self, now: Millis) -> Option<Outgoing<M>> {
         self.prepare(now);
-        if let Some((whole, limit)) = self.to_cut() {
-            return Some(Outgoing::Cut { whole: whole.clone(), limit });
+        let next = self.next()?;
+        if let Some(limit) = self.cut_limit(next) {
+            return Some(Outgoing::Cut { whole: next.clone(), limit });
         }
-        let message = self.waiting(now)?.message()?.clone();
+        self.gate(next).filter(|moment| *moment <= now)?;
+        let message = next.message()?.clone();
         self.hand_over(now);
         Some(Outgoing::Send(message))
     }
 
-    /// The batch that may be handed to the stream now.
+    /// Returns the batch that the stream may have now.
+    #[cfg(test)]
     pub(super) fn waiting(&self, now: Millis) -> Option<&Batch<M>> {
         self.next().filter(|next| self.gate(next).is_some_and(|moment| moment <= now))
     }
 
-    /// The next batch is on the stream.
+    /// Counts the next batch as handed to the stream.
     pub(super) fn hand_over(&mut self, now: Millis) {
         let Some(batch) = self.ledger.waiting() else { return };
         if batch.kind() != Kind::Heartbeat {
@@ -269,7 +275,7 @@ impl<M: Clone> Outbox<M> {
         self.suspects.handle_opened(now);
     }
 
-    /// The stream has written the oldest of what it was handed, whole.
+    /// The stream has written the oldest batch that it was handed, whole.
     pub fn handle_written(&mut self, now: Millis) {
         if self.ledger.handle_written(now).is_none() {
             self.suspects.handle_written(now);
@@ -282,7 +288,7 @@ impl<M: Clone> Outbox<M> {
         self.settle(now);
     }
 
-    /// A PING was sent, for whatever reason.
+    /// A PING was sent. Whatever it was sent for, its answer confirms.
     pub fn handle_ping(&mut self, now: Millis) {
         self.ledger.handle_ping(now);
     }
@@ -298,7 +304,7 @@ impl<M: Clone> Outbox<M> {
         self.ledger.handle_too_many_pings();
     }
 
-    /// The server has ended the stream in order, after its end was announced to it: it has taken everything.
+    /// The server has ended the stream in order after the agent had announced the end. It has taken everything.
     pub fn handle_completed(&mut self, now: Millis) {
         self.ledger.handle_completed();
         self.settle(now);
@@ -307,7 +313,7 @@ impl<M: Clone> Outbox<M> {
         self.is_completed = true;
     }
 
-    /// The stream, or the attempt at one, is over: what is not confirmed is to be sent again.
+    /// The stream, or the attempt at one, is over. Batches that are not confirmed go back to the front of the queue.
     pub fn handle_ended(&mut self, now: Millis) {
         if matches!(self.stream, Stream::Up) {
             self.stream = Stream::Down { since: now };
@@ -336,14 +342,15 @@ impl<M: Clone> Outbox<M> {
         }
         let oldest = self.plan().and_then(Plan::oldest).map_or(0, |place| place.segment);
         self.detached.retain(|place| place.segment >= oldest);
+        self.doubles.retain(|place| place.segment >= oldest);
     }
 
-    /// The agent ends: all that remains goes to the disk as soon as there is no stream.
+    /// The agent ends. Everything that remains goes to the disk as soon as there is no stream.
     pub fn handle_ending(&mut self) {
         self.is_ending = true;
     }
 
-    /// When to look again although nothing has happened.
+    /// Returns when to poll again although nothing has happened.
     #[must_use]
     pub fn poll_timeout(&self, now: Millis) -> Option<Millis> {
         let unspooled = match self.stream {
@@ -361,19 +368,19 @@ impl<M: Clone> Outbox<M> {
             .min()
     }
 
-    /// Whether a PING would confirm something that credit does not.
+    /// Returns true when the answer to a PING would confirm something that credit does not.
     #[must_use]
     pub fn wants_ping(&self, now: Millis) -> bool {
         self.ledger.wants_ping(now)
     }
 
-    /// Credit that would make room.
+    /// Returns the credit that would confirm enough to make room, while there is none.
     #[must_use]
     pub fn wanted_credit(&self) -> Option<u64> {
         self.ledger.wanted_credit()
     }
 
-    /// Whether the stream has written all that there is, on the disk too.
+    /// Returns true once the stream has written everything, what lay on the disk included.
     #[must_use]
     pub fn is_written_out(&self) -> bool {
         let is_left = |batch: &Batch<M>| !self.is_ending || !self.suspects.is_suspect(batch.identity());
@@ -381,13 +388,13 @@ impl<M: Clone> Outbox<M> {
         !self.ledger.is_writing() && !waits && !self.has_more_on_disk()
     }
 
-    /// Whether the end of the agent would lose nothing, or nothing can be done about it.
+    /// Returns true when the agent's end would lose nothing, or when nothing can be done about it.
     #[must_use]
     pub fn is_safe(&self, now: Millis) -> bool {
         self.pending.is_none() && (!self.has_spool(now) || self.ledger.only_in_memory().next().is_none())
     }
 
-    /// Records that the server is not known to have taken, and of these, those on the disk.
+    /// Returns what the server is not known to have taken, in memory and on disk.
     #[must_use]
     pub fn unconfirmed(&self) -> Unconfirmed {
         let kept = self.ledger.iter().filter(|batch| batch.kind() != Kind::Heartbeat && batch.stored.is_none());
@@ -402,19 +409,19 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    /// What was counted.
+    /// Returns what has become of records.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// What was lost.
+    /// Returns what was lost.
     #[must_use]
     pub fn losses(&self) -> &Losses {
         &self.losses
     }
 
-    /// What was lost, to be added to, and told.
+    /// Returns what was lost, to be added to, and told.
     pub fn losses_mut(&mut self) -> &mut Losses {
         &mut self.losses
     }
@@ -432,7 +439,7 @@ impl<M: Clone> Outbox<M> {
         self.settle_rest();
     }
 
-    /// What is behind the last batch that can be read is not waited for.
+    /// Stops waiting for records that lie behind the last readable batch of a segment: nothing can confirm them any more.
     fn settle_rest(&mut self) {
         let is_known = self.plan().is_none_or(Plan::is_settled);
         if !is_known

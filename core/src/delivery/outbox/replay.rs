@@ -1,9 +1,9 @@
-//! What was confirmed a moment ago: a server that crashes takes with it what it has read and not passed on yet.
+//! Batches that were confirmed a moment ago. A server that crashes takes with it what it has read and not passed on yet.
 //!
 //! Credit and PINGs say that a server has read a batch, not that anybody else has it. AgentCenter hands records to Kafka in
-//! the background, so what it read last is lost when it is killed. Batches that were confirmed within the last second are
-//! therefore kept, and sent again after an end that was not orderly. They may be doubles, and so they give way to everything
-//! else: they are let go without a loss as soon as memory is short.
+//! the background, so a kill loses what it read last. The outbox therefore keeps batches for another second after they were
+//! confirmed, and replays them after a stream that did not end in order. They may be doubles, so they are the first to be let go
+//! when memory is short, which is no loss.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -13,7 +13,7 @@ use crate::delivery::batch::{Batch, Kind, Stored};
 use crate::limits::MAX_UNCONFIRMED_BATCHES;
 use crate::time::Millis;
 
-/// Batches that were confirmed lately, oldest first.
+/// The batches that were confirmed lately, oldest first.
 #[derive(Debug)]
 pub(super) struct Recent<M> {
     batches: VecDeque<(Batch<M>, Millis)>,
@@ -34,12 +34,12 @@ impl<M> Recent<M> {
         self.memory
     }
 
-    /// Whether the disk is to keep something for them.
+    /// Returns true while the disk has to keep one of them.
     pub(super) fn is_on_disk(&self) -> bool {
         self.batches.iter().any(|(batch, _)| batch.stored.is_some())
     }
 
-    /// The files that some of them lie in are gone.
+    /// Forgets all of them, because the files that some lay in are gone.
     pub(super) fn clear(&mut self) {
         self.batches.clear();
         self.memory = 0;
@@ -64,7 +64,7 @@ impl<M> Recent<M> {
 }
 
 impl<M: Clone> Outbox<M> {
-    /// How long batches are kept after they were confirmed; 0 for not at all.
+    /// Sets how long batches are kept after they were confirmed; 0 means not at all.
     pub fn set_replay_ms(&mut self, keep_ms: u64) {
         self.recent.keep_ms = keep_ms;
     }
@@ -78,7 +78,7 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    /// Lets go of what was confirmed long ago, and of what memory does not suffice for.
+    /// Lets go of batches that were confirmed long ago, and of those that memory has no room for.
     pub(super) fn expire(&mut self, now: Millis) {
         while self.recent.is_over(now) || self.recent.memory() + self.ledger.memory() > self.ledger.budget() {
             let Some(batch) = self.recent.pop() else { break };
@@ -86,7 +86,7 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    /// Lets go of everything that was confirmed: the server has ended in order.
+    /// Lets go of everything that was confirmed, because the server has ended in order.
     pub(super) fn expire_all(&mut self) {
         while let Some(batch) = self.recent.pop() {
             self.forget_confirmed(&batch);
@@ -99,8 +99,8 @@ impl<M: Clone> Outbox<M> {
         }
     }
 
-    /// The stream has ended, and not in order: what was confirmed last goes first on the next. Says where the first of them
-    /// lies on the disk, if some do.
+    /// Puts the batches that were confirmed last at the front of the queue, after a stream that did not end in order. Returns where the
+    /// first of them lies on the disk, if some do.
     pub(super) fn replay(&mut self, now: Millis) -> Option<Stored> {
         self.expire(now);
         let mut first: Option<Stored> = None;
@@ -112,7 +112,9 @@ impl<M: Clone> Outbox<M> {
                     if first.is_none_or(|first| stored.at < first.at) {
                         first = Some(stored);
                     }
-                    self.doubles_end = self.doubles_end.max(stored.end);
+                    if !batch.is_part {
+                        self.doubles.push(stored.at);
+                    }
                 }
                 None => {
                     batch.is_double = true;
@@ -120,12 +122,12 @@ impl<M: Clone> Outbox<M> {
                 }
             }
         }
-        // Nothing was handed over yet, so that the next one is the first of all.
+        // Nothing is handed over yet, so "next" means before all others.
         doubles.into_iter().rev().for_each(|batch| self.ledger.push_next(batch));
         first
     }
 
-    /// When something on the disk is not kept any longer.
+    /// Returns when the disk need not keep the oldest of them any longer.
     pub(super) fn replay_timeout(&self) -> Option<Millis> {
         let oldest = self.recent.batches.front().filter(|_| self.recent.is_on_disk());
         oldest.map(|(_, confirmed)| *confirmed + self.recent.keep_ms + 1)

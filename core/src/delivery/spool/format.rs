@@ -16,6 +16,7 @@
 //! the caller provides the function.
 
 use alloc::boxed::Box;
+use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::limits::{MANIFEST_ROWS, MAX_BATCH_BYTES, MAX_PLUGIN_NAME_BYTES};
@@ -124,8 +125,7 @@ pub fn batch_head(
     checksum: Checksum,
 ) -> Vec<u8> {
     let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-    let mut out = Vec::with_capacity(BATCH_HEAD_BYTES + rows.len() * 48);
-    out.resize(BATCH_HEAD_BYTES, 0);
+    let mut out = vec![0; BATCH_HEAD_BYTES];
     for row in rows.iter().take(MANIFEST_ROWS) {
         let name = sources.name(row.source).as_bytes();
         let length = u8::try_from(name.len()).unwrap_or(0);
@@ -185,8 +185,6 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use alloc::vec;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -257,5 +255,61 @@ mod tests {
         assert_eq!(find_batch(&bytes), Some(5));
         assert_eq!(find_batch(&bytes[5..]), Some(BATCH_HEAD_BYTES));
         assert_eq!(find_batch(&[]), None);
+    }
+
+    #[test]
+    fn a_mark_is_believed_from_the_end_of_the_head_on() {
+        let least = SEGMENT_HEAD_BYTES as u64;
+        let read = |mark| read_segment_head(&segment_head(mark, sum), sum);
+        assert_eq!([read(least - 1), read(least), read(least + 1)], [Some(least), Some(least), Some(least + 1)]);
+    }
+
+    #[test]
+    fn lengths_that_no_agent_writes_are_no_head() {
+        let head = |payload: usize, manifest: usize| {
+            let mut bytes = [0; BATCH_HEAD_BYTES];
+            bytes[..4].copy_from_slice(&BATCH_MAGIC);
+            bytes[8..12].copy_from_slice(&u32::try_from(payload).expect("short").to_le_bytes());
+            bytes[20..22].copy_from_slice(&u16::try_from(manifest).expect("short").to_le_bytes());
+            BatchHead::read(&bytes)
+        };
+        let longest = head(MAX_BATCH_BYTES, MAX_MANIFEST_BYTES).expect("it is not longer");
+        assert_eq!(longest.total_bytes(), (BATCH_HEAD_BYTES + MAX_MANIFEST_BYTES + MAX_BATCH_BYTES) as u64);
+        assert_eq!(head(MAX_BATCH_BYTES + 1, 0), None);
+        assert_eq!(head(0, MAX_MANIFEST_BYTES + 1), None);
+        assert_eq!(BatchHead::read(&[0; BATCH_HEAD_BYTES]), None, "without the magic");
+    }
+
+    #[test]
+    fn part_of_a_head_is_not_intact() {
+        let bytes = batch_head(b"payload", 7, 0, &[], &Sources::default(), sum);
+        assert!(BatchHead::check(&bytes, sum));
+        (0..bytes.len()).for_each(|end| assert!(!BatchHead::check(&bytes[..end], sum), "{end} bytes"));
+        // An empty rest whose checksum happens to fit is no head either.
+        let mut short = [0; 8];
+        short[4..].copy_from_slice(&sum(&[]).to_le_bytes());
+        assert!(!BatchHead::check(&short, sum));
+    }
+
+    #[test]
+    fn a_row_is_as_long_as_the_longest_name_makes_it() {
+        let mut sources = Sources::default();
+        let name = "x".repeat(MAX_PLUGIN_NAME_BYTES);
+        let source = sources.source(&name.parse().expect("a name"));
+        let row = Row { source, data_type: 1, records: 2, first: 3, last: 4 };
+        let bytes = batch_head(b"", 0, 0, &[row; MANIFEST_ROWS + 1], &sources, sum);
+        assert_eq!(bytes.len(), BATCH_HEAD_BYTES + MANIFEST_ROWS * MAX_ROW_BYTES);
+        const { assert!(MANIFEST_ROWS * MAX_ROW_BYTES <= MAX_MANIFEST_BYTES, "a reader accepts what the agent writes") };
+    }
+
+    #[test]
+    fn rows_before_a_cut_are_read() {
+        let mut sources = Sources::default();
+        let row = Row { source: Source::AGENT, data_type: -1, records: 2, first: -3, last: 4 };
+        let bytes = batch_head(b"", 0, 0, &[row; 2], &sources, sum).split_off(BATCH_HEAD_BYTES);
+        for end in 0..=bytes.len() {
+            let whole = end / (bytes.len() / 2);
+            assert_eq!(&*read_manifest(&bytes[..end], &mut sources), &[row; 2][..whole], "{end} bytes");
+        }
     }
 }

@@ -248,3 +248,224 @@ impl Plan {
         self.marked = self.settled;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+
+    const LIMIT: u64 = 8 << 20;
+    const SEGMENT: u64 = segment_bytes(LIMIT);
+
+    fn at(segment: u64, offset: u64) -> Place {
+        Place { segment, offset }
+    }
+
+    fn empty() -> Plan {
+        Plan::new(LIMIT, vec![])
+    }
+
+    /// Writes a batch of so many bytes and records, and returns where it ends.
+    fn write(plan: &mut Plan, bytes: u64, records: u64) -> Place {
+        let place = plan.write_place();
+        let end = place.offset + bytes;
+        plan.handle_written(place, end, records);
+        at(place.segment, end)
+    }
+
+    /// Fills three segments with one batch each, of 10, 20 and 30 records.
+    fn three_segments() -> Plan {
+        let mut plan = empty();
+        [10, 20, 30].into_iter().for_each(|records| {
+            write(&mut plan, SEGMENT, records);
+        });
+        plan
+    }
+
+    #[test]
+    fn an_empty_spool_has_nothing_to_send_or_drop() {
+        let mut plan = empty();
+        assert_eq!((plan.records(), plan.bytes(), plan.segments(), plan.next_record()), (0, 0, 0, 0));
+        assert_eq!((plan.backlog(), plan.finished(), plan.oldest(), plan.unmarked()), (None, None, None, None));
+        assert_eq!(plan.write_place(), at(0, HEAD));
+        assert!(plan.is_settled() && !plan.is_used_up());
+        assert_eq!(plan.handle_dropped(), 0);
+    }
+
+    #[test]
+    fn batches_follow_one_another_until_a_segment_is_long_enough() {
+        let mut plan = empty();
+        assert_eq!(write(&mut plan, SEGMENT - HEAD - 1, 1), at(0, SEGMENT - 1));
+        assert_eq!(plan.write_place(), at(0, SEGMENT - 1), "a byte is missing");
+        write(&mut plan, 1, 2);
+        assert_eq!(plan.write_place(), at(1, HEAD));
+        write(&mut plan, 5, 4);
+        assert_eq!((plan.segments(), plan.bytes(), plan.kept_bytes()), (2, SEGMENT + HEAD + 5, SEGMENT + HEAD + 5));
+        assert_eq!((plan.records(), plan.next_record()), (7, 7));
+    }
+
+    #[test]
+    fn what_is_sent_and_confirmed_moves_through_the_segments() {
+        let mut plan = three_segments();
+        assert_eq!(plan.backlog(), Some(at(0, HEAD)));
+        assert_eq!(plan.handle_sent(at(0, SEGMENT + HEAD), 0, 10), 0);
+        assert_eq!((plan.backlog(), plan.is_settled()), (Some(at(1, HEAD)), false));
+        assert_eq!((plan.finished(), plan.unmarked()), (None, None), "it is on its way");
+        plan.handle_confirmed(at(0, SEGMENT + HEAD), 10);
+        assert_eq!((plan.records(), plan.is_settled(), plan.finished()), (50, true, Some(0)));
+        assert_eq!((plan.handle_dropped(), plan.segments(), plan.records()), (0, 2, 50));
+        assert_eq!((plan.finished(), plan.backlog()), (None, Some(at(1, HEAD))));
+
+        assert_eq!(plan.handle_sent(at(2, SEGMENT + HEAD), 10, 50), 0);
+        assert_eq!(plan.backlog(), None);
+        plan.handle_all_confirmed();
+        assert_eq!((plan.is_settled(), plan.finished()), (true, Some(1)));
+        assert_eq!((plan.handle_dropped(), plan.finished(), plan.handle_dropped()), (0, Some(2), 0));
+        assert_eq!((plan.segments(), plan.write_place()), (0, at(3, HEAD)), "numbers go on");
+    }
+
+    #[test]
+    fn the_mark_is_written_when_it_has_moved_within_the_oldest_segment() {
+        let mut plan = empty();
+        let first = write(&mut plan, 100, 10);
+        let second = write(&mut plan, 100, 10);
+        plan.handle_sent(first, 0, 10);
+        plan.handle_confirmed(first, 10);
+        assert_eq!(plan.unmarked(), Some(first));
+        plan.handle_marked();
+        assert_eq!(plan.unmarked(), None);
+        plan.handle_sent(second, 10, 10);
+        plan.handle_confirmed(second, 10);
+        plan.handle_confirmed(first, 0);
+        assert_eq!(plan.unmarked(), Some(second), "what comes late does not move it back");
+
+        let mut later = three_segments();
+        later.handle_sent(at(1, SEGMENT + HEAD), 0, 30);
+        later.handle_confirmed(at(1, SEGMENT + HEAD), 30);
+        assert_eq!(later.unmarked(), None, "it lies in another segment");
+    }
+
+    #[test]
+    fn a_gap_in_the_numbers_is_told_as_missing_records() {
+        let mut plan = empty();
+        let first = write(&mut plan, 100, 10);
+        let second = write(&mut plan, 100, 10);
+        assert_eq!(plan.handle_sent(first, 4, 6), 4);
+        assert_eq!(plan.records(), 16);
+        assert_eq!(plan.handle_sent(second, 10, 10), 0);
+        plan.forget(6);
+        assert_eq!(plan.records(), 10);
+        plan.forget(100);
+        assert_eq!(plan.records(), 0);
+    }
+
+    #[test]
+    fn no_more_records_are_missing_than_there_were() {
+        let mut plan = empty();
+        let end = write(&mut plan, 100, 10);
+        assert_eq!((plan.handle_sent(end, 1_000_000, 1), plan.records()), (10, 0));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_missing_to_the_end_of_its_segment() {
+        let mut plan = empty();
+        let first = write(&mut plan, 100, 10);
+        write(&mut plan, SEGMENT, 20);
+        write(&mut plan, 100, 30);
+        plan.handle_sent(first, 0, 10);
+        assert_eq!(plan.handle_unreadable(at(0, HEAD)), 0, "that was read already");
+        assert_eq!(plan.handle_unreadable(at(7, HEAD)), 0, "there is no such segment");
+        assert_eq!(plan.handle_unreadable(first), 20);
+        assert_eq!((plan.records(), plan.backlog()), (40, Some(at(1, HEAD))));
+        assert_eq!(plan.handle_sent(at(1, HEAD + 100), 30, 30), 0, "they are not missing twice");
+    }
+
+    #[test]
+    fn what_was_sent_in_vain_is_sent_again() {
+        let mut plan = three_segments();
+        plan.handle_sent(at(0, SEGMENT + HEAD), 0, 10);
+        plan.handle_sent(at(1, SEGMENT + HEAD), 10, 20);
+        plan.rewind(at(2, HEAD), 30);
+        assert_eq!(plan.backlog(), Some(at(2, HEAD)), "what was not sent is not skipped");
+        plan.rewind(at(1, HEAD), 10);
+        assert_eq!(plan.backlog(), Some(at(1, HEAD)));
+        assert_eq!(plan.handle_sent(at(1, SEGMENT + HEAD), 10, 20), 0, "nothing is missing before it");
+    }
+
+    #[test]
+    fn the_oldest_segment_makes_room_and_its_unsent_records_are_counted() {
+        let mut plan = three_segments();
+        assert_eq!(plan.oldest(), Some(at(0, HEAD)));
+        assert_eq!((plan.handle_dropped(), plan.records()), (10, 50));
+        assert_eq!((plan.backlog(), plan.oldest()), (Some(at(1, HEAD)), Some(at(1, HEAD))));
+        assert_eq!(plan.handle_sent(at(1, SEGMENT + HEAD), 10, 20), 0, "those that were dropped are not missing twice");
+        assert_eq!(plan.oldest(), Some(at(1, SEGMENT + HEAD)), "nothing of it is unsent");
+        assert_eq!((plan.handle_dropped(), plan.records()), (0, 50), "its records are in flight");
+        assert_eq!(plan.handle_sent(at(2, 500), 30, 12), 0);
+        assert_eq!(plan.oldest(), Some(at(2, 500)), "the rest of it is");
+        assert_eq!((plan.handle_dropped(), plan.records()), (18, 32));
+        assert_eq!((plan.segments(), plan.write_place(), plan.is_settled()), (0, at(3, HEAD), true));
+    }
+
+    #[test]
+    fn a_sent_segment_that_is_not_the_oldest_any_more_is_dropped_from_its_end() {
+        let mut plan = three_segments();
+        plan.handle_sent(at(0, SEGMENT + HEAD), 0, 10);
+        plan.handle_sent(at(1, 500), 10, 5);
+        assert_eq!(plan.oldest(), Some(at(0, SEGMENT + HEAD)));
+    }
+
+    #[test]
+    fn numbers_go_on_when_a_spool_has_been_empty() {
+        let mut plan = empty();
+        let end = write(&mut plan, SEGMENT, 10);
+        plan.handle_sent(end, 0, 10);
+        plan.handle_confirmed(end, 10);
+        assert_eq!(plan.handle_dropped(), 0);
+        let end = write(&mut plan, 100, 5);
+        assert_eq!((end, plan.backlog(), plan.is_settled()), (at(1, HEAD + 100), Some(at(1, HEAD)), true));
+        assert_eq!((plan.unmarked(), plan.next_record()), (None, 15));
+        assert_eq!(plan.handle_sent(end, 10, 5), 0, "none is missing before it");
+    }
+
+    #[test]
+    fn room_is_counted_with_the_head_of_another_segment() {
+        let mut plan = three_segments();
+        let free = usize::try_from(LIMIT - 3 * (SEGMENT + HEAD) - HEAD).expect("it is small");
+        assert!(plan.has_room_for(free) && !plan.has_room_for(free + 1));
+        plan.set_limit(LIMIT + 1);
+        assert!(plan.has_room_for(free + 1) && !plan.has_room_for(free + 2));
+    }
+
+    #[test]
+    fn files_that_cannot_be_deleted_take_room_until_there_is_none_to_write_in() {
+        let mut plan = three_segments();
+        plan.handle_left();
+        assert_eq!(plan.handle_dropped(), 10);
+        assert_eq!((plan.bytes(), plan.kept_bytes()), (3 * (SEGMENT + HEAD), 2 * (SEGMENT + HEAD)));
+        let needed = SEGMENT + HEAD + SPOOL_WRITE_BYTES as u64;
+        plan.set_limit(needed);
+        assert!(!plan.is_used_up());
+        plan.set_limit(needed - 1);
+        assert!(plan.is_used_up());
+        let mut other = three_segments();
+        other.set_limit(1);
+        assert!(!other.is_used_up(), "its files can be deleted");
+    }
+
+    #[test]
+    fn a_spool_that_is_found_goes_on_where_it_was() {
+        let found = vec![
+            Found { number: 7, mark: 300, end: 900, first_record: 40, end_record: 50 },
+            Found { number: 9, mark: HEAD, end: 600, first_record: 52, end_record: 60 },
+        ];
+        let mut plan = Plan::new(LIMIT, found);
+        assert_eq!((plan.records(), plan.next_record(), plan.segments(), plan.bytes()), (20, 60, 2, 1_500));
+        assert_eq!((plan.backlog(), plan.unmarked(), plan.is_settled()), (Some(at(7, 300)), None, true));
+        assert_eq!(plan.write_place(), at(9, 600));
+        assert_eq!(plan.handle_sent(at(7, 900), 40, 10), 0);
+        assert_eq!(plan.backlog(), Some(at(9, HEAD)), "there need not be every number");
+        assert_eq!((plan.handle_sent(at(9, 600), 52, 8), plan.records()), (2, 18));
+    }
+}

@@ -438,4 +438,89 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn credentials_may_be_as_long_as_socks_can_carry() {
+        let longest = || "x".repeat(255);
+        let longest = Credentials::new(longest(), longest()).expect("they are not longer");
+        let message = login(&longest);
+        assert_eq!((message.len(), message[1], message[257]), (513, 255, 255));
+        assert!(Credentials::new("x".into(), "y".repeat(256)).is_err(), "too long a password");
+        let name = "x".repeat(255);
+        assert!(Handshake::new(Kind::Socks5, &name, 1, None).is_ok());
+    }
+
+    #[test]
+    fn an_answer_may_be_as_long_as_the_limit_and_no_longer() {
+        let mut handshake = Handshake::new(Kind::Http, "a", 1, None).expect("short");
+        let status = b"HTTP/1.1 200 OK\r\n";
+        assert_eq!(handshake.handle_input(status), Ok(false));
+        let rest = "a".repeat(MAX_PROXY_ANSWER_BYTES - status.len());
+        assert_eq!(handshake.handle_input(rest.as_bytes()), Ok(false));
+        assert_eq!(handshake.handle_input(b"a"), Err(Refusal::TooLong));
+    }
+
+    #[test]
+    fn socks_answers_with_any_kind_of_address_are_read_to_their_end() {
+        let of_kind = |kind: u8, address: &[u8]| [&[5, 0, 0, kind], address, &[0, 80]].concat();
+        for answer in [of_kind(1, &[9; 4]), of_kind(4, &[9; 16]), of_kind(3, &[0]), of_kind(3, b"\x05proxy")] {
+            let mut handshake = Handshake::new(Kind::Socks5, "a", 1, None).expect("short");
+            assert_eq!(handshake.handle_input(&[5, 0]), Ok(false));
+            let (last, others) = answer.split_last().expect("it is not empty");
+            assert_eq!(handshake.handle_input(others), Ok(false), "{answer:?}");
+            assert_eq!(handshake.handle_input(&[*last]), Ok(true), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn every_reason_of_a_socks_proxy_has_words() {
+        let words = [
+            "general failure",
+            "not allowed by its rules",
+            "network unreachable",
+            "host unreachable",
+            "connection refused by the target",
+            "no answer from the target in time",
+            "it does not connect to targets",
+            "it does not know this kind of address",
+            "unknown reason",
+        ];
+        for (code, words) in (1..).zip(words) {
+            assert_eq!(socks_reason(code), format!("{words} (code {code})"));
+        }
+    }
+
+    #[test]
+    fn only_a_status_of_three_digits_that_begin_with_two_opens_the_way() {
+        for (line, opens) in [
+            ("HTTP/1.1 200 OK", true),
+            ("HTTP/1.1 299", true),
+            ("HTTP/1.1 2x0 OK", false),
+            ("HTTP/1.1 20x OK", false),
+            ("HTTP/1.1 20", false),
+            ("HTTP/1.1 302 Found", false),
+        ] {
+            assert_eq!(http_answer(line.as_bytes()).is_ok(), opens, "{line}");
+        }
+        assert_eq!(http_answer(b"HTTP/1.1 403 No"), Err(Refusal::Refused("403 No".into())));
+        assert!(matches!(http_answer(b"HTTP/1.1 4x3 No"), Err(Refusal::Nonsense(_))));
+    }
+
+    #[test]
+    fn a_proxys_words_are_shown_in_part_and_without_control_characters() {
+        assert_eq!(shown(b" a\x1bb\r\n"), "a b");
+        assert_eq!(shown("\u{e9}".repeat(100).as_bytes()), "\u{e9}".repeat(80));
+        assert_eq!(shown(&[b" ".repeat(MAX_STATUS_MESSAGE_BYTES), b"late".to_vec()].concat()), "");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_proxy_is_said_in_words() {
+        for (refusal, words) in [
+            (Refusal::TooLong, "answered with more than 8192 bytes"),
+            (Refusal::Surplus, "sent more than its answer"),
+            (Refusal::NameTooLong, "cannot be told a host name of more than 255 bytes"),
+        ] {
+            assert_eq!(refusal.to_string(), words);
+        }
+    }
 }
