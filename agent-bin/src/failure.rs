@@ -1,11 +1,11 @@
-//! Why the program cannot run, by who has to mend it.
+//! Why the program cannot run, sorted by who has to fix it.
 
 use std::fmt;
 
 /// Why the program cannot run.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// It was told something wrong: exit code 2.
+    /// Its settings are wrong: exit code 2.
     Settings(String),
     /// The system refuses what it needs: exit code 1.
     System(String),

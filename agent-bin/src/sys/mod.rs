@@ -1,4 +1,5 @@
-//! What is Linux's own: timers, threads that may be refused, orphans, inherited signals, room on a disk, deleting without recursion.
+//! Code that is specific to Linux: timers, threads that may be refused, orphans, inherited signals, room on a disk,
+//! deleting without recursion.
 
 pub(crate) mod alarm;
 pub(crate) mod blocking;

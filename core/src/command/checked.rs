@@ -1,4 +1,4 @@
-//! Short texts of a server, checked once: a plugin's name, a digest, a signature.
+//! A server's short texts, checked once: a plugin's name, a digest, a signature.
 //!
 //! A text that does not pass is the server's fault. Each kind of text has an error of its own, because the text may stand in
 //! more than one field, and only the caller knows in which.
@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::limits::MAX_PLUGIN_NAME_BYTES;
 
-/// A plugin's name: 1 to 64 ASCII letters, digits, `_` and `-`, hence safe as a path component.
+/// A plugin's name: 1 to 64 ASCII letters, digits, `_` and `-`. It is therefore safe as a path component.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PluginName(Box<str>);
 
@@ -111,7 +111,7 @@ impl fmt::Display for BadDigest {
 
 impl core::error::Error for BadDigest {}
 
-/// An ed25519 signature; written as Base64.
+/// An ed25519 signature, written as Base64.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signature(pub Box<[u8; 64]>);
 

@@ -21,13 +21,13 @@ use crate::record::wire::{Malformed, Value, take_field};
 pub struct Configuration {
     /// The version that the agent should have, if the list names the agent.
     pub agent: Option<AgentEntry>,
-    /// The plugins that should be running; each name once.
+    /// The plugins that should be running. Each name is unique.
     pub plugins: Vec<PluginConfig>,
     /// Entries that cannot be carried out. A plugin that one of them names is neither started nor stopped.
     pub refused: Vec<RefusedConfig>,
 }
 
-/// The agent's own entry: nothing but the version counts as long as that is the one that runs.
+/// The agent's own entry. Only its version counts while that version runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentEntry {
     /// The version that the agent should have.
@@ -43,9 +43,9 @@ pub struct AgentConfig {
     pub version: String,
     /// SHA-256 of the package.
     pub sha256: Sha256,
-    /// Who vouches for it, if somebody does.
+    /// The signature, if there is one.
     pub signature: Option<Signature>,
-    /// Where the package is to be had, tried in order.
+    /// Addresses of the package, tried in order.
     pub urls: Vec<String>,
 }
 
@@ -54,7 +54,7 @@ pub struct AgentConfig {
 pub struct PluginConfig {
     /// Its name, which is also that of its directory and of the executable in it.
     pub name: PluginName,
-    /// Its version; compared for equality only.
+    /// Its version, compared for equality only.
     pub version: String,
     /// How the download is packed.
     pub packing: Packing,
@@ -62,27 +62,27 @@ pub struct PluginConfig {
     pub download_sha256: Sha256,
     /// SHA-256 of the executable.
     pub executable_sha256: Sha256,
-    /// Who vouches for all of the above, if somebody does.
+    /// A signature over all of the above, if there is one.
     pub signature: Option<Signature>,
-    /// Where the download is to be had, tried in order.
+    /// Addresses of the download, tried in order.
     pub urls: Vec<String>,
-    /// Goes into the plugin's environment as DETAIL; empty means that the plugin gets no DETAIL.
+    /// The plugin's DETAIL in its environment. If it is empty, the plugin gets none.
     pub detail: String,
 }
 
 /// How a download is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
-    /// A gzipped tar archive that holds the executable, by the plugin's name.
+    /// A gzipped tar archive with the executable, under the plugin's name.
     TarGz,
-    /// The executable itself; every type that is not `tar.gz` means this, as it does to the reference.
+    /// The executable itself. As with the reference, every type but `tar.gz` means this.
     Plain,
 }
 
 /// An entry of a configuration that cannot be carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefusedConfig {
-    /// The plugin that it names, where that is a possible name.
+    /// The plugin that it names, if that is a valid name.
     pub name: Option<PluginName>,
     /// What is wrong with it, name included: the text of a report.
     pub reason: String,
@@ -158,7 +158,7 @@ impl fmt::Display for BadPackage {
 impl core::error::Error for BadPackage {}
 
 impl Configuration {
-    /// The bytes of a command that asks for these plugins.
+    /// Encodes a command that asks for these plugins.
     #[must_use]
     pub fn encode(plugins: &[PluginConfig]) -> Vec<u8> {
         let configs = plugins.iter().map(PluginConfig::to_entry).collect();
@@ -166,12 +166,12 @@ impl Configuration {
     }
 }
 
-/// A configuration whose entries are checked one by one, as they come off the message: a few bytes can announce many, and
-/// nothing is made of those beyond the limits.
+/// A configuration in the making. Its entries are checked one by one as they come off the message, because a few bytes
+/// can announce many. Nothing is made of those beyond the limits.
 #[derive(Debug, Default)]
 pub(super) struct Checking {
     checked: Configuration,
-    /// Entries that are refused without a word of their own.
+    /// Number of refused entries that are not listed.
     passed_over: usize,
 }
 
@@ -219,7 +219,7 @@ impl Checking {
     }
 }
 
-/// The name that an entry has, whatever else is wrong with it.
+/// The name of an entry, whatever else is wrong with it.
 fn entry_name(mut entry: &[u8]) -> Cow<'_, str> {
     const NAME: u32 = 1;
     let mut name = Cow::Borrowed("");
@@ -231,7 +231,7 @@ fn entry_name(mut entry: &[u8]) -> Cow<'_, str> {
     name
 }
 
-/// Decodes an entry, unless it has so many addresses that this would cost more memory than it is worth.
+/// Decodes an entry, unless it has so many addresses that decoding would waste memory.
 fn decode_entry(entry: &[u8]) -> Result<grpc::Config, BadEntry> {
     const DOWNLOAD_URLS: u32 = 6;
     let mut rest = entry;
@@ -258,7 +258,7 @@ impl AgentConfig {
     fn check(entry: grpc::Config) -> Result<Self, BadPackage> {
         let no_hash = |why| BadPackage::Sha256 { version: shortened(&entry.version), why };
         let sha256 = entry.sha256.parse().map_err(no_hash)?;
-        // As with plugins, it stands behind what the reference has there.
+        // As with plugins, the signature follows what the reference has there.
         let signature = match entry.signature.split_once(':') {
             Some((_, signature)) => Some(signature.parse().map_err(BadPackage::Signature)?),
             None => None,
@@ -266,7 +266,7 @@ impl AgentConfig {
         Ok(Self { version: entry.version, sha256, signature, urls: entry.download_urls })
     }
 
-    /// What a signature of this version signs.
+    /// The text that a signature of this version covers.
     ///
     /// ```text
     /// elklet agent
@@ -281,13 +281,13 @@ impl AgentConfig {
 
 impl PluginConfig {
     fn check(name: PluginName, entry: grpc::Config) -> Result<Self, BadEntry> {
-        // The reference's field has the executable's hash alone.
+        // The reference's field has only the executable's hash.
         let (executable, signature) = match entry.signature.split_once(':') {
             Some((executable, signature)) => (executable, Some(signature.parse().map_err(BadEntry::Signature)?)),
             None => (&*entry.signature, None),
         };
         let download_sha256 = match &*entry.sha256 {
-            // A plugin that is on the disk already can be named by its executable's hash alone.
+            // An entry can name a plugin that is already on the disk by its executable's hash alone.
             "" => executable.parse().map_err(BadEntry::Executable)?,
             given => given.parse().map_err(BadEntry::Sha256)?,
         };

@@ -47,7 +47,7 @@ impl Command {
     /// Parses a command, already decompressed.
     ///
     /// # Errors
-    /// When the bytes are no command at all; what is wrong inside one is part of the result.
+    /// When the bytes are no command at all. What is wrong inside a command is part of the result.
     pub fn decode(bytes: &[u8]) -> Result<Self, NotACommand> {
         const TASK: u32 = 2;
         const CONFIGS: u32 = 3;
@@ -59,7 +59,7 @@ impl Command {
                 (TASK, Value::Bytes(bytes)) => {
                     task.get_or_insert_default().merge(bytes).map_err(|error| refuse(error.to_string()))?;
                 }
-                // An entry is decoded by itself: one that cannot be leaves the others as they are.
+                // Decode each entry by itself, so that a bad one leaves the others as they are.
                 (CONFIGS, Value::Bytes(entry)) => configuration.get_or_insert_default().add(entry),
                 (TASK | CONFIGS, _) => return Err(refuse("a task or an entry is no message".to_owned())),
                 _ => {}
@@ -80,10 +80,10 @@ impl Command {
     }
 }
 
-/// Bytes that are no command: the server misbehaved.
+/// Bytes of a misbehaving server that are no command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotACommand {
-    /// Bytes that were to be one.
+    /// Length of these bytes.
     pub length: usize,
     why: String,
 }
@@ -219,7 +219,7 @@ mod tests {
         let many = configured((0..MAX_PLUGINS + 2).map(|i| config(&format!("p{i}"))).collect());
         assert_eq!((many.plugins.len(), many.plugins[63].name.as_str()), (MAX_PLUGINS, "p63"));
         assert_eq!(many.refused[1].reason, "plugin \"p65\": 64 plugins are configured before it, which is the limit");
-        // Two million empty entries would take half a gigabyte if anything were made of them.
+        // Two million empty entries would take half a gigabyte if the parser made something of them.
         match Command::decode(&[0x1a, 0].repeat(2 << 20)) {
             Ok(Command::Configuration(Configuration { plugins, refused, .. })) => {
                 assert_eq!((plugins.len(), refused.len()), (0, MAX_REFUSED_ENTRIES + 1));
@@ -343,7 +343,7 @@ mod tests {
         assert_eq!(why.chars().count(), MAX_REPORT_CHARS);
     }
 
-    /// Why the one entry of a configuration is refused, or nothing.
+    /// Why the one entry of a configuration is refused, if it is.
     fn refusal(entry: grpc::Config) -> Option<String> {
         configured(vec![entry]).refused.pop().map(|refused| refused.reason)
     }

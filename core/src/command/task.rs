@@ -1,4 +1,4 @@
-//! Tasks for the agent itself: each is one type, from the server's command to whoever does it.
+//! Tasks for the agent itself. Each is one type, from the server's command to the room that does it.
 //!
 //! A new kind of task is a variant here, and an arm where the shell carries tasks out.
 
@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::limits::MAX_REPORT_CHARS;
 
-/// What the agent itself can be asked to do once.
+/// A task for the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AgentTask {
     /// Data type 1050: send a file to the server.
@@ -34,7 +34,7 @@ pub struct Upload {
     pub token: String,
     /// The file.
     pub path: String,
-    /// Bytes of one piece, at least 1; one piece is sent each second.
+    /// Bytes of one piece, at least 1. One piece is sent each second.
     pub buf_size: u64,
 }
 
@@ -54,7 +54,7 @@ pub struct SetMetadata {
 pub struct RefusedTask {
     /// The task's token.
     pub token: String,
-    /// Why not.
+    /// Why not, in at most [`MAX_REPORT_CHARS`] characters.
     pub reason: BadTask,
 }
 

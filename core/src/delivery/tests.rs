@@ -8,10 +8,11 @@ use proptest::prelude::*;
 
 use super::spool::{Done, Failed, Op, Replay};
 use super::world::{FORGOTTEN_MS, Step, World, rows};
-use super::{Batch, Bounds, Kind, Outbox, Outgoing};
+use super::{Batch, Bounds, Kind, Outbox, Outgoing, Shed};
 use crate::delivery::losses::Cause;
 use crate::limits::{
-    MAX_UNCONFIRMED_BATCHES, MIN_REFUSED_BYTES, REFUSAL_PATIENCE, SPOOL_AFTER_MS, SPOOL_RETRY_MS, SPOOL_SYNC_MS,
+    LEDGER_WAIT_MS, MAX_UNCONFIRMED_BATCHES, MIN_REFUSED_BYTES, REFUSAL_PATIENCE, SPOOL_AFTER_MS, SPOOL_RETRY_MS,
+    SPOOL_SYNC_MS,
 };
 use crate::time::Millis;
 
@@ -499,4 +500,81 @@ fn more_is_tried_when_the_server_has_taken_enough_and_after_twice_as_many_when_i
         assert_eq!(outbox.content_limit(), 1_000);
         patience *= 2;
     }
+}
+
+/// A batch of so many records that takes 400 bytes.
+fn of_records(records: u64) -> Batch<u32> {
+    Batch::new(Kind::Bulk, 0, 400, 0, rows(records))
+}
+
+#[test]
+fn without_a_stream_or_a_disk_the_oldest_go_where_that_is_allowed() {
+    let mut outbox = Outbox::new(Bounds { memory: 1_000, spool: 0 }, Millis(0));
+    [2, 3, 4, 5].into_iter().for_each(|records| outbox.push(of_records(records)));
+    assert!(!outbox.has_room());
+    assert_eq!(outbox.make_room(false, Millis(0)), Shed::default());
+    assert_eq!(outbox.make_room(true, Millis(0)), Shed { lost: 5, ..Shed::default() });
+    assert!(outbox.has_room());
+    assert_eq!((outbox.losses().total(Cause::MemoryFull), outbox.unconfirmed().memory_records), (5, 9));
+    assert_eq!(outbox.make_room(true, Millis(0)), Shed::default(), "there is room");
+
+    outbox.push(of_records(6));
+    outbox.handle_ending();
+    assert_eq!(outbox.make_room(false, Millis(0)), Shed { lost: 4, ..Shed::default() }, "at the end there is no later");
+}
+
+#[test]
+fn on_a_live_stream_without_a_disk_what_was_written_is_let_go_when_it_has_been_full_for_long() {
+    let mut outbox = Outbox::new(Bounds { memory: 1_000, spool: 0 }, Millis(0));
+    outbox.handle_opened(Millis(0));
+    for records in [2, 3, 4, 5] {
+        outbox.push(of_records(records));
+        assert!(outbox.poll_send(Millis(0)).is_some());
+        outbox.handle_written(Millis(0));
+    }
+    let counters = outbox.counters();
+    assert_eq!((counters.sent, counters.sent_bytes), (14, 1_600));
+    assert_eq!(outbox.make_room(true, Millis(10)), Shed::default(), "the server may take it any moment");
+    assert_eq!(outbox.make_room(true, Millis(9 + LEDGER_WAIT_MS)), Shed::default());
+    // 400 bytes are kept free for a batch like the largest, but no more than an eighth of the memory.
+    assert_eq!(outbox.make_room(true, Millis(10 + LEDGER_WAIT_MS)), Shed { let_go: 5, ..Shed::default() });
+    assert_eq!((outbox.counters().let_go, outbox.losses().sum(), outbox.has_room()), (5, 0, true));
+}
+
+#[test]
+fn doubles_go_before_anything_is_lost() {
+    let mut outbox = Outbox::new(Bounds { memory: 1_000, spool: 0 }, Millis(0));
+    for is_double in [false, true, true, false, false] {
+        let mut batch = of_records(7);
+        batch.is_double = is_double;
+        outbox.push(batch);
+    }
+    assert_eq!(outbox.make_room(true, Millis(0)), Shed { doubles: 2, lost: 7, let_go: 0 });
+    assert_eq!(outbox.unconfirmed().memory_records, 14);
+}
+
+#[test]
+fn a_disk_that_takes_more_has_nothing_let_go() {
+    let mut outbox = Outbox::new(Bounds { memory: 1_000, spool: 64 << 20 }, Millis(0));
+    assert_eq!(outbox.poll_op(Millis(0)), Some(Op::Open));
+    outbox.handle_done(Done::Opened(vec![]), Millis(0));
+    (0..4).for_each(|_| outbox.push(of_records(1)));
+    assert_eq!(outbox.make_room(true, Millis(0)), Shed::default());
+    outbox.handle_opened(Millis(0));
+    assert_eq!(outbox.make_room(true, Millis(0)), Shed::default());
+    assert_eq!(outbox.make_room(true, Millis(60_000)), Shed::default());
+}
+
+#[test]
+fn new_records_queue_behind_what_waits_in_memory_or_may_lie_on_the_disk() {
+    let mut without_spool = Outbox::new(Bounds { memory: 1_000, spool: 0 }, Millis(0));
+    assert!(!without_spool.has_backlog());
+    without_spool.push(of_records(1));
+    assert!(without_spool.has_backlog());
+
+    let mut unopened = Outbox::<u32>::new(Bounds { memory: 1_000, spool: 1 << 20 }, Millis(0));
+    assert!(unopened.has_backlog(), "nobody has looked at the files");
+    assert_eq!(unopened.poll_op(Millis(0)), Some(Op::Open));
+    unopened.handle_done(Done::Opened(vec![]), Millis(0));
+    assert!(!unopened.has_backlog());
 }

@@ -635,3 +635,16 @@ proptest! {
         prop_assert_eq!(shell.directories.into_iter().collect::<Vec<_>>(), directories);
     }
 }
+
+#[test]
+fn what_the_agent_fails_at_is_complained_of_and_the_last_of_it_stays_in_its_state() {
+    let mut dispatch = Dispatch::new("1".into());
+    for n in 0..=MAX_STATE_DETAILS {
+        dispatch.handle_agent_failed(format!("failure {n}"));
+        assert_eq!(dispatch.poll_action(), Some(Action::Complain(format!("failure {n}"))));
+    }
+    assert_eq!(dispatch.state_details.len(), MAX_STATE_DETAILS);
+    let ends = (dispatch.state_details.front(), dispatch.state_details.back());
+    let last = format!("failure {MAX_STATE_DETAILS}");
+    assert_eq!(ends, (Some(&"failure 1".to_owned()), Some(&last)));
+}

@@ -1,8 +1,8 @@
 //! The link to the server: where to connect, when, and when to give a connection up.
 //!
-//! [`session`] is the state machine that decides all of that. [`backoff`] spreads the attempts of a fleet, [`race`] chooses among a
-//! name's addresses, [`proxy`] speaks to a proxy on the way, [`grpc`] frames the messages of a stream, and [`x509`] reads the little
-//! that the agent tells of its own certificates.
+//! [`session`] is the state machine that decides all of that. [`backoff`] spreads the attempts of a fleet, [`race`]
+//! chooses among a name's addresses, [`proxy`] speaks to a proxy on the way, [`grpc`] frames the messages of a stream,
+//! and [`x509`] reads the agent's own certificates.
 
 pub mod backoff;
 pub mod grpc;
@@ -11,14 +11,14 @@ pub mod race;
 pub mod session;
 pub mod x509;
 
-/// How an attempt or its stream has ended, as far as decisions depend on it.
+/// How an attempt or its stream ended, as far as decisions depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// The address could not be reached.
     Unreachable,
-    /// TLS was not agreed on, by either side's judgement, or there was no HTTP/2 behind it.
+    /// Either side refused TLS, or there was no HTTP/2 behind it.
     Tls,
-    /// The server sent what cannot be understood.
+    /// The server sent something that cannot be understood.
     Protocol,
     /// The server ended the call with status OK.
     Ok,
@@ -26,7 +26,7 @@ pub enum End {
     TooLarge,
     /// The server ended the connection because PINGs came too close.
     TooManyPings,
-    /// The server gives a reason that no batch has to do with.
+    /// The server gives a reason that has nothing to do with a batch.
     Refused,
     /// The connection died unanswered.
     Silent,
@@ -34,16 +34,16 @@ pub enum End {
     Unexplained,
 }
 
-/// What has become of attempts and streams, since the start.
+/// Counters of attempts and streams since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LinkCounters {
-    /// Attempts that did not come to a stream for want of a TCP connection, by timeout, or by a failed discovery.
+    /// Attempts that ended without a stream for lack of a TCP connection, by timeout, or by a failed discovery.
     pub connect_failures: u64,
-    /// Attempts that failed at TLS, by either side's judgement.
+    /// Attempts at which either side refused TLS.
     pub tls_failures: u64,
     /// Streams that were opened.
     pub streams: u64,
-    /// Streams that ended because the server sent what cannot be understood.
+    /// Streams that ended because the server sent something that cannot be understood.
     pub protocol_errors: u64,
 }
 

@@ -1,14 +1,14 @@
-//! A map that forgets: when it is full, the entries that were used longest ago go.
+//! A bounded map. When it is full, it drops the least recently used entries.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// At most `capacity` entries. A full map forgets an eighth at once, so that the search for the oldest is paid for once in
-/// many insertions and no list has to be kept in order.
+/// Holds at most `capacity` entries. A full map drops an eighth at once. Many insertions then share the cost of finding
+/// the oldest, and no list has to be kept in order.
 pub(crate) struct Bounded<K, V> {
     entries: HashMap<K, Entry<V>>,
     capacity: usize,
-    /// Counts uses; 2^64 of them do not happen.
+    /// Counts uses. 2^64 of them do not happen.
     clock: u64,
 }
 
@@ -25,7 +25,7 @@ impl<K: Copy + Eq + Hash, V> Bounded<K, V> {
         Self { entries: HashMap::new(), capacity, clock: 0 }
     }
 
-    /// Looks up and counts as a use.
+    /// Looks up an entry, which counts as a use.
     pub(crate) fn get(&mut self, key: K) -> Option<&mut V> {
         self.clock += 1;
         let entry = self.entries.get_mut(&key)?;
@@ -45,7 +45,7 @@ impl<K: Copy + Eq + Hash, V> Bounded<K, V> {
         self.entries.remove(&key).map(|entry| entry.value)
     }
 
-    /// All values in no order, without counting as a use.
+    /// All values in no order. This does not count as a use.
     pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
         self.entries.values_mut().map(|entry| &mut entry.value)
     }

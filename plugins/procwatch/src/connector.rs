@@ -1,7 +1,7 @@
-//! The subscription to the kernel's process events: a netlink socket of the connector's (linux/cn_proc.h).
+//! Subscribes to the kernel's process events through a netlink socket of the connector (linux/cn_proc.h).
 //!
-//! It needs a kernel with CONFIG_PROC_EVENTS, the initial namespaces (network, pid, user) and root; kernels since 6.6 give
-//! these events to any user. A filter in the kernel keeps threads and unwanted kinds from waking this process at all.
+//! It needs a kernel with CONFIG_PROC_EVENTS, the initial namespaces (network, pid, user) and root. Since 6.6, the kernel
+//! sends these events to any user. A filter in the kernel keeps threads and unwanted kinds from waking this process at all.
 
 use crate::event::{CONNECTOR_HEADER, DONE, Event, NETLINK_HEADER, PROC_INDEX, PROC_VALUE, Pid, events};
 use crate::filter;
@@ -21,13 +21,13 @@ pub(crate) struct Connector {
     socket: OwnedFd,
 }
 
-/// What one call of [`Connector::receive`] found.
+/// The result of one call of [`Connector::receive`].
 pub(crate) enum Received<'b> {
     /// Events, for [`events`] to read.
     Datagram(&'b [u8]),
     /// Nothing waits.
     Nothing,
-    /// The kernel had no room for some events and threw them away.
+    /// The kernel had no room for some events and dropped them.
     Overrun,
 }
 
@@ -37,7 +37,7 @@ impl Connector {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(netlink::CONNECTOR))
             .map_err(failed("opening a connector socket"))?;
-        // Beyond the system's usual limit when allowed, else as far as that limit goes.
+        // Exceed the system's usual limit if that is allowed, and otherwise use as much as the limit permits.
         sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER_BYTES)
             .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER_BYTES))
             .map_err(failed("enlarging the receive buffer"))?;
@@ -51,18 +51,18 @@ impl Connector {
         Ok(connector)
     }
 
-    /// Has the ends of all threads of these processes delivered, and of other processes those of first threads alone.
+    /// Makes the kernel deliver the ends of all threads of these processes. Of other processes, it delivers only those
+    /// of first threads.
     ///
     /// # Errors
-    /// When the kernel has no memory for the filter; then the former one is still in place.
+    /// When the kernel has no memory for the filter. The former one is then still in place.
     pub(crate) fn deliver_all_thread_exits_of(&self, pids: impl Iterator<Item = Pid>) -> io::Result<()> {
-        // One more than the filter can name has it let pass every process's.
+        // One more than the filter can name makes it accept every process's.
         let listed: heapless::Vec<Pid, { filter::MAX_LISTED + 1 }> = pids.take(filter::MAX_LISTED + 1).collect();
         SockRef::from(&self.socket).attach_filter(&filter::program(&listed))
     }
 
-    /// The events that the kernel had no room for since this socket was opened, as it counts them; `None` when it does not
-    /// tell.
+    /// The number of events that the kernel has dropped since this socket was opened, or `None` if it does not say.
     pub(crate) fn dropped(&self) -> Option<u64> {
         let inode = rustix::fs::fstat(&self.socket).ok()?.st_ino;
         dropped_by(inode, &std::fs::read_to_string("/proc/net/netlink").ok()?)
@@ -71,12 +71,12 @@ impl Connector {
     /// Takes the next datagram without waiting. `buffer` should hold [`DATAGRAM_BYTES`].
     ///
     /// # Errors
-    /// When the socket is broken, after which it gives nothing more.
+    /// When the socket is broken. It returns nothing more after that.
     pub(crate) fn receive<'b>(&self, buffer: &'b mut [u8]) -> io::Result<Received<'b>> {
         loop {
             match recvfrom(&self.socket, &mut *buffer, RecvFlags::empty()) {
                 Ok((len, _, sender)) => {
-                    // Port 0 is the kernel; root may send here too, and is not believed.
+                    // Port 0 is the kernel. Root may send here too, but is not believed.
                     let from_kernel = sender
                         .and_then(|address| SocketAddrNetlink::try_from(address).ok())
                         .is_some_and(|address| address.pid() == 0);
@@ -92,7 +92,8 @@ impl Connector {
         }
     }
 
-    /// A kernel that does not want to answer (in another namespace, say) just keeps silent.
+    /// Waits for the kernel's answer. A kernel that does not want to answer, for instance in another namespace, just
+    /// keeps silent.
     fn await_answer(&self) -> Result<(), SubscribeError> {
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         let mut buffer = [0; DATAGRAM_BYTES];
@@ -127,8 +128,7 @@ impl AsFd for Connector {
     }
 }
 
-/// Finds the column `Drops` of the socket in the kernel's list of netlink sockets, whose last two columns are that and the
-/// inode.
+/// Finds the column `Drops` of the socket in the kernel's list of netlink sockets. The last two columns are that and the inode.
 fn dropped_by(inode: u64, sockets: &str) -> Option<u64> {
     sockets.lines().find_map(|line| {
         let mut columns = line.split_ascii_whitespace().rev();
@@ -137,21 +137,21 @@ fn dropped_by(inode: u64, sockets: &str) -> Option<u64> {
     })
 }
 
-/// The kernel sends one event of about 76 bytes to a datagram.
+/// Room for a datagram. The kernel sends one event of about 76 bytes in each.
 pub(crate) const DATAGRAM_BYTES: usize = 1024;
 
 /// Room for about ten thousand events, each of which the kernel counts as some 800 bytes: a few seconds of the fastest
 /// forking. The kernel takes the memory only while events wait.
 const RECEIVE_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 
-/// The kernel answers within the call that asks, so this is generous.
+/// Time limit for the kernel's answer. It is generous, because the kernel answers within the call that asks.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// `PROC_CN_MCAST_LISTEN`
 const LISTEN: u32 = 1;
 
-/// A netlink header, a connector header and the operation, as words. The halves of two words are put in their places in
-/// memory, which is the same on every host.
+/// Builds a netlink header, a connector header and the operation, as words. The halves of two words go to their places
+/// in memory, which are the same on every host.
 fn subscription() -> [u8; SUBSCRIPTION_BYTES] {
     let halves = |first: u16, second: u16| {
         let ([a, b], [c, d]) = (first.to_ne_bytes(), second.to_ne_bytes());
@@ -180,12 +180,12 @@ fn subscription() -> [u8; SUBSCRIPTION_BYTES] {
 
 const SUBSCRIPTION_BYTES: usize = NETLINK_HEADER + CONNECTOR_HEADER + 4;
 
-/// Why there are no events to be had.
+/// Why there is no subscription.
 #[derive(Debug)]
 pub(crate) enum SubscribeError {
     /// The system refused a step.
     Refused { step: &'static str, source: io::Error },
-    /// The kernel took the question and said nothing.
+    /// The kernel accepted the request and did not answer.
     NoAnswer,
 }
 

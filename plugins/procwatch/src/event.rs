@@ -1,12 +1,12 @@
-//! What the kernel tells about processes, read from the bytes of a netlink datagram.
+//! Parses the kernel's process events from the bytes of a netlink datagram.
 //!
 //! A datagram holds netlink messages (`struct nlmsghdr`, netlink(7)), each with one connector message (`struct cn_msg`) that
-//! holds one `struct proc_event` (linux/cn_proc.h). All numbers are in the host's byte order. Whatever is too short, foreign
-//! or about a thread that is not its process's first is passed over, except for the end of a thread; nothing here can panic.
+//! holds one `struct proc_event` (linux/cn_proc.h). All numbers are in the host's byte order. The parser skips what is too
+//! short, foreign or about a thread that is not its process's first, except for the end of a thread. Nothing here can panic.
 
 use std::fmt;
 
-/// A process id as the initial pid namespace numbers it.
+/// A process id in the initial pid namespace.
 pub(crate) type Pid = u32;
 
 /// One thing that happened to a process, or the kernel's answer.
@@ -16,7 +16,7 @@ pub(crate) enum Event {
     Answer { error: u32 },
     /// A process was born as a copy of its parent.
     Fork { parent: Pid, child: Pid },
-    /// A process was found that has executed nothing of its own yet; the kernel tells of its birth instead.
+    /// A process was found that has executed nothing of its own yet. The kernel reports its birth instead.
     Found { pid: Pid },
     /// A process became another program.
     Exec { pid: Pid },
@@ -41,7 +41,7 @@ pub(crate) fn events(datagram: &[u8]) -> impl Iterator<Item = Event> {
 impl Event {
     fn parse(event: &[u8]) -> Option<Self> {
         let at = |index: usize| word(event, EVENT_DATA + 4 * index);
-        // Each event names a thread and its process; only what the first thread does is done by the process.
+        // Each event names a thread and its process. Only what the first thread does counts as done by the process.
         let pid = || at(0).filter(|thread| at(1) == Some(*thread));
         match word(event, 0)? {
             what::NONE => at(0).map(|error| Self::Answer { error }),
@@ -77,14 +77,14 @@ pub(crate) mod what {
 /// The lengths of `struct nlmsghdr` and `struct cn_msg`.
 pub(crate) const NETLINK_HEADER: usize = 16;
 pub(crate) const CONNECTOR_HEADER: usize = 20;
-/// Where a `struct proc_event` has its time: behind `what` and `cpu`.
+/// Offset of the time in a `struct proc_event`, after `what` and `cpu`.
 const EVENT_TIME: usize = 8;
-/// Where a `struct proc_event` has its union: behind `what`, `cpu` and `timestamp_ns`.
+/// Offset of the union in a `struct proc_event`, after `what`, `cpu` and `timestamp_ns`.
 pub(crate) const EVENT_DATA: usize = 16;
 /// `CN_IDX_PROC` and `CN_VAL_PROC`: the process events among a connector's messages.
 pub(crate) const PROC_INDEX: u32 = 1;
 pub(crate) const PROC_VALUE: u32 = 1;
-/// `NLMSG_DONE`, the type that connector messages go under.
+/// `NLMSG_DONE`, the type of connector messages.
 pub(crate) const DONE: u16 = 3;
 
 /// The bodies of the netlink messages that are of the connector's type.
@@ -123,7 +123,7 @@ fn half(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// A process's short name: at most 15 bytes of any kind but NUL.
+/// A process's short name: at most 15 bytes, of any kind but NUL.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Comm {
     bytes: [u8; 15],

@@ -1,22 +1,22 @@
-//! The filter that the kernel runs over each event before it is queued: a classic BPF program (socket(7), SO_ATTACH_FILTER).
+//! The filter that the kernel runs over each event before it queues it: a classic BPF program (socket(7), SO_ATTACH_FILTER).
 //!
-//! It lets pass the kinds that [`crate::event::Event`] knows when the process's first thread is concerned. Starts and ends of
-//! other threads are most of a busy host's events and never wake this process, with one exception: a process whose first
-//! thread has ended before the others ends with one of those, so their ends pass. Should the kernel's messages have another
-//! shape one day, a load past their end rejects them.
+//! It accepts the kinds that [`crate::event::Event`] knows when they concern a process's first thread. Starts and ends
+//! of other threads are most of a busy host's events and never wake this process, with one exception: a process whose
+//! first thread has ended before the others ends with one of those, so the filter accepts their ends. If the kernel's
+//! messages have another shape one day, a load past their end rejects them.
 
 use crate::event::{CONNECTOR_HEADER, EVENT_DATA, NETLINK_HEADER, Pid, what};
 use socket2::SockFilter;
 
-/// The program in the form that a socket takes. It lets pass the ends of all threads of the processes given; when they are
-/// more than [`MAX_LISTED`], it lets pass the ends of every process's threads.
+/// The program in a socket's form. It accepts the ends of all threads of the given processes. If these are more than
+/// [`MAX_LISTED`], it accepts the ends of every process's threads.
 pub(crate) fn program(all_threads_of: &[Pid]) -> heapless::Vec<SockFilter, MAX_INSTRUCTIONS> {
     let form = |Instruction { code, then, otherwise, value }| SockFilter::new(code, then, otherwise, value);
     instructions(all_threads_of).into_iter().map(form).collect()
 }
 
-/// How many processes the filter names. A host rarely has one whose first thread has ended; each costs one comparison for
-/// each end of a thread.
+/// Most processes that the filter names. A host rarely has one whose first thread has ended. Each costs one comparison
+/// for each end of a thread.
 pub(crate) const MAX_LISTED: usize = 32;
 
 /// [`BASE`], a comparison and a verdict for each process listed, and the last verdict.
@@ -30,7 +30,7 @@ fn instructions(all_threads_of: &[Pid]) -> heapless::Vec<Instruction, MAX_INSTRU
     BASE.into_iter().chain(comparisons).chain([others]).collect()
 }
 
-/// A `struct sock_filter`: jumps skip `then` or `otherwise` instructions.
+/// A `struct sock_filter`. Jumps skip `then` or `otherwise` instructions.
 #[derive(Clone, Copy, Debug)]
 struct Instruction {
     code: u16,
@@ -48,7 +48,7 @@ const CHILD_PROCESS: u32 = 64;
 const _: () = assert!(WHAT as usize == NETLINK_HEADER + CONNECTOR_HEADER);
 const _: () = assert!(FIRST_THREAD as usize == NETLINK_HEADER + CONNECTOR_HEADER + EVENT_DATA);
 
-/// The program up to where it looks for listed processes, with the process's number loaded.
+/// The program up to the comparison with listed processes, with the process's number loaded.
 const BASE: [Instruction; 24] = [
     load(WHAT),
     if_kind(what::NONE, 1, ACCEPT),
@@ -73,7 +73,7 @@ const BASE: [Instruction; 24] = [
     give(u32::MAX),
     // REJECT
     give(0),
-    // EXIT: of the first thread, or of any thread of a process listed behind.
+    // EXIT: of the first thread, or of any thread of a process listed below.
     load(FIRST_THREAD),
     KEEP,
     load(FIRST_PROCESS),
@@ -97,17 +97,17 @@ const fn load(offset: u32) -> Instruction {
     Instruction { code: LOAD_WORD, then: 0, otherwise: 0, value: offset }
 }
 
-/// Goes from the instruction numbered `at` to `target` when the loaded word is `kind`. Loads take the word as big-endian.
+/// Jumps from instruction `at` to `target` when the loaded word is `kind`. Loads read the word as big-endian.
 const fn if_kind(kind: u32, at: u8, target: u8) -> Instruction {
     Instruction { code: JUMP_EQUAL_VALUE, then: target - at - 1, otherwise: 0, value: kind.to_be() }
 }
 
-/// Goes from the instruction numbered `at` to the verdict: the loaded word has to be the kept one.
+/// Jumps from instruction `at` to the verdict: the loaded word has to be the kept one.
 const fn if_kept(at: u8) -> Instruction {
     Instruction { code: JUMP_EQUAL_KEPT, then: ACCEPT - at - 1, otherwise: REJECT - at - 1, value: 0 }
 }
 
-/// Goes on when the loaded word is `number`, and skips one instruction when it is not.
+/// Goes on when the loaded word is `number`, and otherwise skips one instruction.
 const fn unless_skip(number: u32) -> Instruction {
     Instruction { code: JUMP_EQUAL_VALUE, then: 0, otherwise: 1, value: number.to_be() }
 }

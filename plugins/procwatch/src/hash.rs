@@ -1,8 +1,8 @@
 //! The executable's fingerprint, field `exe_hash`.
 //!
-//! It is the reference's, so that its rules match: XXH64 with seed 0 over the file's length as eight bytes, least significant
-//! first, followed by at most the first 32 KiB of the file; printed as sixteen hexadecimal digits, most significant first.
-//! (The reference feeds the length in the host's order; every host that it runs on is little-endian.)
+//! It is the reference's, so that its rules match: XXH64 with seed 0 over the file's length as eight bytes, least
+//! significant first, followed by at most the first 32 KiB of the file. It prints as sixteen hexadecimal digits, most
+//! significant first. (The reference uses the host's order for the length; every host that it runs on is little-endian.)
 
 use crate::bounded::Bounded;
 use crate::procfs::{FileKey, ProcDir, read_some};
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use std::fmt;
 use xxhash_rust::xxh64::Xxh64;
 
-/// A file's fingerprint; shows itself as sixteen hexadecimal digits.
+/// A file's fingerprint. It prints as sixteen hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ExeHash(u64);
 
@@ -20,13 +20,13 @@ impl fmt::Display for ExeHash {
     }
 }
 
-/// Fingerprints by file; a file that has changed is another.
+/// Fingerprints by file. A changed file counts as another.
 pub(crate) struct Hashes {
     known: Bounded<FileKey, ExeHash>,
     head: Box<[u8]>,
 }
 
-/// A host runs a few hundred programs; each entry takes some 64 bytes.
+/// A host runs a few hundred programs. Each entry takes some 64 bytes.
 const CAPACITY: usize = 1024;
 
 const HEAD_BYTES: usize = 32 * 1024;
@@ -36,7 +36,7 @@ impl Hashes {
         Self { known: Bounded::new(CAPACITY), head: vec![0; HEAD_BYTES].into() }
     }
 
-    /// The fingerprint of what the process executes.
+    /// The fingerprint of the process's executable.
     pub(crate) fn of(&mut self, dir: &ProcDir) -> Result<ExeHash, Errno> {
         let key = dir.exe_key()?;
         if let Some(hash) = self.known.get(key) {

@@ -1,9 +1,9 @@
-//! Processes whose first thread has ended while others live on.
+//! Follows processes whose first thread has ended while others live on.
 //!
-//! The kernel tells of the end of each thread, and a process ends with the last one. Usually the first thread is the last:
-//! its end ends the program. It is not when it called `pthread_exit`, and not when another thread executes a program, which
-//! ends all threads but that one and gives it the first one's number. So whether an end was the process's is looked up in
-//! /proc, and a process that goes on without its first thread is remembered here until another thread's end was its last.
+//! The kernel reports the end of each thread, and a process ends with its last one. Usually that is the first thread, whose
+//! end ends the program. It is not when the first thread called `pthread_exit`, or when another thread executes a program,
+//! which ends all other threads and takes the first one's number. So this module looks up in /proc whether an end was the
+//! process's. It remembers a process that goes on without its first thread until the end of another thread was its last.
 
 use crate::event::Pid;
 use crate::procfs::ProcDir;
@@ -21,18 +21,18 @@ pub(crate) struct Leaderless {
 #[derive(Clone, Copy, Debug)]
 struct Process {
     pid: Pid,
-    /// When its first thread ended, as [`crate::event::Event::ThreadExit`] tells it.
+    /// When its first thread ended, as in [`crate::event::Event::ThreadExit`].
     at_ns: u64,
 }
 
-/// More are not followed: their end is told when their first thread ends. Programs that do so on purpose are rare, and one
-/// process makes one entry of 16 bytes.
+/// Most processes to follow. The end of a further one is reported when its first thread ends. Programs rarely do this
+/// on purpose, and one process takes 16 bytes.
 const CAPACITY: usize = 1024;
 
 impl Leaderless {
-    /// Takes the end of a thread; `true` when it was the end of its process.
+    /// Handles the end of a thread. Returns true when it was the end of its process.
     pub(crate) fn handle_thread_exit(&mut self, thread: Pid, pid: Pid, at_ns: u64) -> bool {
-        // The end of another thread matters only in a process that was waiting for its last one.
+        // The end of another thread matters only in a process that waits for its last one.
         if thread != pid && !self.contains(pid) {
             return false;
         }
@@ -62,13 +62,13 @@ impl Leaderless {
         }
     }
 
-    /// Takes an exec: the thread that executed is the process's first one now.
+    /// Handles an exec. The thread that executed is now the process's first one.
     pub(crate) fn handle_exec(&mut self, pid: Pid) {
         self.remove(pid);
     }
 
-    /// The processes whose threads' ends are wanted, when they are others than at the last call. The caller has these events
-    /// delivered from now on and then calls [`Leaderless::take_ended`], for ends that came before.
+    /// Returns the processes whose threads' ends are wanted, if they have changed since the last call. The caller makes
+    /// the kernel deliver these events from now on, and then calls [`Leaderless::take_ended`] for ends that came before.
     pub(crate) fn take_change(&mut self) -> Option<impl Iterator<Item = Pid> + '_> {
         let has_changed = std::mem::take(&mut self.has_changed);
         has_changed.then(|| self.processes.iter().map(|process| process.pid))
@@ -86,7 +86,7 @@ impl Leaderless {
         self.processes.iter().any(|process| process.pid == pid)
     }
 
-    /// `false` when there is no room.
+    /// Adds a process. Returns false when there is no room.
     fn insert(&mut self, pid: Pid, at_ns: u64) -> bool {
         if self.contains(pid) {
             return true;
@@ -110,7 +110,7 @@ impl Leaderless {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Look {
     Ended,
-    /// It has a first thread: another one has executed a program and taken the first one's place.
+    /// It has a first thread: another thread has executed a program and taken the first one's place.
     Running,
     WithoutFirstThread,
 }
@@ -120,7 +120,8 @@ impl Look {
         match ProcDir::open(pid).and_then(|dir| dir.stat()) {
             Ok(stat) => Self::of(&stat, ticks_since_boot(at_ns)),
             Err(Errno::NOENT | Errno::SRCH) => Self::Ended,
-            // The process cannot be looked at, for want of a descriptor say. Most ends of a first thread are the process's.
+            // The process cannot be looked at, for instance for want of a descriptor. Most ends of a first thread are
+            // the process's.
             Err(_) => Self::Ended,
         }
     }
@@ -140,7 +141,7 @@ impl Look {
 
 /// Converts a time of the monotonic clock to the clock of /proc's start times, which runs on while the system sleeps.
 fn ticks_since_boot(monotonic_ns: u64) -> u64 {
-    // In this order a delay in between makes the result later, and what has started before the event stays before it.
+    // In this order, a delay in between makes the result later. What started before the event then stays before it.
     let monotonic = nanoseconds(clock_gettime(ClockId::Monotonic));
     let slept = nanoseconds(clock_gettime(ClockId::Boottime)).saturating_sub(monotonic);
     monotonic_ns.saturating_add(slept) / NANOSECONDS_PER_TICK

@@ -1,7 +1,7 @@
 //! Procwatch reports each program that starts on the host, and each process that ends, to the agent that started it.
 //!
-//! It listens to the kernel's process connector and looks up in /proc what the events do not say. One thread does all of it
-//! and sleeps while nothing happens; a second one, the SDK's, sends what has been buffered for long enough.
+//! It listens to the kernel's process connector, and looks up in /proc what the events do not say. One thread does all
+//! of it and sleeps while nothing happens. A second one, the SDK's, sends what has been buffered for long enough.
 
 mod bounded;
 mod connector;
@@ -65,7 +65,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     Ok(client.flush()?)
 }
 
-/// The process connector, or `None` when /proc is to be looked through instead.
+/// Returns the process connector, or `None` to scan /proc instead.
 fn subscribe(mode: Mode) -> Result<Option<Connector>, Box<dyn Error>> {
     if mode == Mode::Scan {
         return Ok(None);
@@ -83,7 +83,7 @@ fn subscribe(mode: Mode) -> Result<Option<Connector>, Box<dyn Error>> {
     }
 }
 
-/// Handles the connector's events until the agent wants an end.
+/// Handles the connector's events until the agent asks for the end.
 fn follow(connector: &Connector, mut watcher: Watcher, mut agent: Agent) -> Result<(), Box<dyn Error>> {
     let mut overruns = Overruns::default();
     let mut end = None;
@@ -100,7 +100,7 @@ fn follow(connector: &Connector, mut watcher: Watcher, mut agent: Agent) -> Resu
             lost.send(&agent.client)?;
         }
         match end {
-            // What happened before the end is still told, but a host that never rests does not put it off.
+            // Report what happened before the end, but do not let a host that never rests put the end off.
             Some(deadline) if drained || Instant::now() >= deadline => return Ok(()),
             Some(_) => {}
             None => {
@@ -112,13 +112,13 @@ fn follow(connector: &Connector, mut watcher: Watcher, mut agent: Agent) -> Resu
     }
 }
 
-/// How long events that wait at the end are still read; the agent kills a plugin 10 s after it asked for the end.
+/// Time limit for reading events that wait at the end. The agent kills a plugin 10 s after it has asked for the end.
 const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How many events are handled between two looks at the agent's pipes.
+/// Events that are handled between two looks at the agent's pipes.
 const EVENTS_AT_ONCE: usize = 512;
 
-/// Handles events that wait; `true` when there are no more.
+/// Handles waiting events. Returns true when there are no more.
 fn drain(connector: &Connector, watcher: &mut Watcher, overruns: &mut Overruns) -> Result<bool, Box<dyn Error>> {
     let mut buffer = [0; DATAGRAM_BYTES];
     for _ in 0..EVENTS_AT_ONCE {
@@ -137,7 +137,7 @@ fn drain(connector: &Connector, watcher: &mut Watcher, overruns: &mut Overruns) 
     Ok(false)
 }
 
-/// Has the kernel deliver the ends of threads that the watcher waits for, when they have changed.
+/// Makes the kernel deliver the ends of threads that the watcher waits for, if these have changed.
 fn update_filter(connector: &Connector, watcher: &mut Watcher) -> Result<(), Box<dyn Error>> {
     while let Some(changed) = watcher.take_changed_leaderless().map(|pids| connector.deliver_all_thread_exits_of(pids))
     {
@@ -150,7 +150,7 @@ fn update_filter(connector: &Connector, watcher: &mut Watcher) -> Result<(), Box
     Ok(())
 }
 
-/// Looks through /proc again and again until the agent wants an end.
+/// Scans /proc again and again until the agent asks for the end.
 fn look_through(mut watcher: Watcher, mut agent: Agent) -> Result<(), Box<dyn Error>> {
     let mut scanner = Scanner::new();
     let mut next = Instant::now() + scan::INTERVAL;
@@ -168,14 +168,15 @@ fn look_through(mut watcher: Watcher, mut agent: Agent) -> Result<(), Box<dyn Er
     }
 }
 
-/// The agent's side: its tasks, and whether it is still there.
+/// The connection to the agent: its tasks, and whether it is still there.
 struct Agent {
     client: Client,
     tasks: Tasks,
 }
 
 impl Agent {
-    /// Waits until `events` can be read, the agent wants something, or `timeout` has passed. `true` is the wish to end.
+    /// Waits until `events` can be read, the agent wants something, or `timeout` has passed. Returns true when the
+    /// agent asks for the end.
     fn wait(&mut self, events: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> Result<bool, Box<dyn Error>> {
         let timeout = timeout.map(Timespec::try_from).transpose()?;
         let (agent_gone, tasks_wait) = {
@@ -197,7 +198,7 @@ impl Agent {
         if tasks_wait { self.refuse_tasks() } else { Ok(false) }
     }
 
-    /// There are no tasks for this plugin, and the server learns so. `true` is the end of the pipe.
+    /// Answers tasks, which this plugin does not accept. Returns true at the end of the pipe.
     fn refuse_tasks(&mut self) -> Result<bool, Box<dyn Error>> {
         loop {
             match self.tasks.try_receive() {
@@ -213,7 +214,7 @@ impl Agent {
 
 /// Writes a line to stderr, which the agent keeps in a file.
 fn report(message: impl Display) {
-    // Nobody is left to be told when that fails.
+    // There is nobody left to tell if that fails.
     let _ = writeln!(stderr(), "procwatch: {message}");
 }
 

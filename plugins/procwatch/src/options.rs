@@ -1,23 +1,23 @@
-//! What the plugin's configuration asks for: the words `key=value` of its detail.
+//! Parses the plugin's options: the words `key=value` of its detail.
 
-/// Where events are to come from.
+/// The source of events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// From the process connector, and from scanning when that is not to be had.
+    /// The process connector, or scanning without it.
     #[default]
     Auto,
-    /// From the process connector or not at all.
+    /// The process connector or nothing.
     Connector,
-    /// From scanning.
+    /// Scanning.
     Scan,
 }
 
-/// The configuration; what is not said has its default.
+/// The options. Each that is missing has its default.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     /// `mode=auto`, `mode=connector` or `mode=scan`.
     pub(crate) mode: Mode,
-    /// `exits=on`, the default, or `exits=off`: whether ends of processes are reported.
+    /// `exits=on`, the default, or `exits=off`. True if ends of processes are reported.
     pub(crate) exits: bool,
 }
 
@@ -28,7 +28,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Reads a detail and returns with the options the words that mean nothing.
+    /// Parses a detail. Also returns the words that mean nothing.
     pub(crate) fn parse(detail: &str) -> (Self, Vec<&str>) {
         let mut options = Self::default();
         let mut unknown = Vec::new();

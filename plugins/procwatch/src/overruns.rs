@@ -1,35 +1,35 @@
-//! Keeps account of events that the kernel had no room for, and tells the server of them.
+//! Counts events that the kernel had no room for, and reports them to the server.
 //!
-//! Events also have numbers, one row for each processor, but the filter takes most events out of every row, so that a gap in
-//! a row says nothing. What the kernel could not put into the socket's queue it counts for the socket.
+//! Events also have numbers, one series for each processor. But the filter takes most events out of every series, so a
+//! gap says nothing. The kernel counts for each socket what it could not queue.
 
 use elklet_plugin::{Client, SendError};
 use std::time::{Duration, Instant};
 
-/// How often the event queue overran, and when that is to be told.
+/// How often the event queue overran, and when to report that.
 #[derive(Debug, Default)]
 pub(crate) struct Overruns {
     total: u64,
     unreported: u64,
     reported_at: Option<Instant>,
-    /// Events that the kernel had dropped when they were last told.
+    /// Events that the kernel had dropped at the last report.
     dropped_before: u64,
     needs_reload: bool,
 }
 
-/// Often enough to see when it happened, seldom enough for a log in a storm.
+/// Shortest time between reports: often enough to see when it happened, seldom enough for a log in a storm.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The data type of what the reference's plugins log at the level of errors and send to the server.
+/// The data type of the reference's plugins' error logs that go to the server.
 const LOG: i32 = 1010;
 
-/// Lost events that are to be told.
+/// A report of lost events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Report {
     /// How often the queue overran since the last report, and since the start.
     overruns: u64,
     overruns_total: u64,
-    /// Events that were lost since the last report, and since the start, when the kernel tells.
+    /// Events that were lost since the last report, and since the start, if the kernel says.
     lost: Option<u64>,
     lost_total: Option<u64>,
 }
@@ -41,13 +41,13 @@ impl Overruns {
         self.needs_reload = true;
     }
 
-    /// Whether what is known of processes has to be read anew; asks once for any number of overruns.
+    /// Returns true when processes have to be read anew, once for any number of overruns.
     pub(crate) fn take_need_to_reload(&mut self) -> bool {
         std::mem::take(&mut self.needs_reload)
     }
 
-    /// The report that is due at `now`, or at once when it is the `last` occasion. `dropped` asks the kernel how many events
-    /// it has dropped so far.
+    /// Returns the report that is due at `now`, or at once if this is the `last` occasion. `dropped` asks the kernel
+    /// how many events it has dropped so far.
     pub(crate) fn report_due(
         &mut self,
         now: Instant,
@@ -66,7 +66,7 @@ impl Overruns {
         Some(Report { overruns, overruns_total: self.total, lost, lost_total })
     }
 
-    /// How long one may sleep at `now` before a report is due; `None` when none is.
+    /// Time from `now` until a report is due, or `None` if none is.
     pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Duration> {
         if self.unreported == 0 {
             return None;
@@ -90,10 +90,10 @@ impl Report {
         )
     }
 
-    /// Sends it to the server, in the form of a plugin's log with the counts in fields of their own.
+    /// Sends it to the server in the form of a plugin's log, with the counts in fields of their own.
     ///
     /// # Errors
-    /// When the agent cannot be reached any more.
+    /// When the agent is gone.
     pub(crate) fn send(&self, client: &Client) -> Result<(), SendError> {
         let text = |number: Option<u64>| number.map_or_else(|| crate::row::FAILED.into(), |number| number.to_string());
         client.send(

@@ -1,4 +1,4 @@
-//! What is known of a process, and how it is read.
+//! What is known of a process, and the reader that finds it out.
 
 use crate::event::{Comm, Pid};
 use crate::hash::{ExeHash, Hashes};
@@ -10,10 +10,10 @@ use rustix::io::Errno;
 use std::fmt::Write;
 use std::rc::Rc;
 
-/// What is known of one process; `None` is what could not be read.
+/// What is known of one process. `None` stands for what could not be read.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Process {
-    /// `None` also once the parent has ended: then another process has taken its place.
+    /// `None` also once the parent has ended, because another process has then taken its place.
     pub(crate) parent: Option<Pid>,
     pub(crate) comm: Option<Comm>,
     /// The real user id.
@@ -22,7 +22,7 @@ pub(crate) struct Process {
     pub(crate) session: Option<Pid>,
     pub(crate) audit_session: Option<u32>,
     pub(crate) pid_namespace: Option<u32>,
-    /// The host's name is this process's too.
+    /// True if this process has the host's name.
     pub(crate) shares_host_name: Option<bool>,
     pub(crate) program: Rc<Program>,
 }
@@ -32,21 +32,21 @@ pub(crate) struct Process {
 pub(crate) struct Program {
     pub(crate) exe: Option<Box<str>>,
     pub(crate) argv: Option<Box<str>>,
-    /// Held by a program whose `argv` is longer than [`ARGV_BYTES`], for counting them.
+    /// Held by a program whose `argv` is longer than [`ARGV_BYTES`], so that such programs can be counted.
     long_argv: Option<Rc<()>>,
     pub(crate) hash: Option<ExeHash>,
     pub(crate) pod_name: Option<Box<str>>,
 }
 
 impl Process {
-    /// A child just born. What a fork copies is known; the group and the audit session are left open, since what usually
-    /// comes between a fork and the next event (a shell's job control, a login) changes them without an event.
+    /// A newly born child. It has what a fork copies, except the group and the audit session. These stay unknown, because
+    /// what usually happens between a fork and the next event (a shell's job control, a login) changes them without an event.
     pub(crate) fn born(parent: Pid, known: Option<&Self>) -> Self {
         let inherited = known.map(|known| Self { group: None, audit_session: None, ..known.clone() });
         Self { parent: Some(parent), ..inherited.unwrap_or_default() }
     }
 
-    /// What remains known through an exec, before anything has been read of its result.
+    /// What remains known after an exec, before its result has been read.
     pub(crate) fn after_exec(self) -> Self {
         Self { comm: None, program: Rc::default(), ..self }
     }
@@ -58,7 +58,7 @@ impl Process {
         }
     }
 
-    /// In a pid namespace other than the host's.
+    /// Returns true in a pid namespace other than the host's.
     fn is_contained(&self) -> bool {
         self.pid_namespace.is_some_and(|namespace| namespace != ROOT_PID_NAMESPACE)
     }
@@ -71,12 +71,12 @@ impl Process {
     }
 }
 
-/// Reads processes from /proc, with the buffers that it takes.
+/// Reads processes from /proc into its own buffers.
 pub(crate) struct Reader {
     hashes: Hashes,
     environ: Vec<u8>,
     path: Box<[u8]>,
-    /// Every program whose long arguments are remembered holds a clone.
+    /// Every program whose long arguments are remembered holds a clone of this.
     long_argv: Rc<()>,
     host_name_namespace: Option<u32>,
 }
@@ -84,21 +84,21 @@ pub(crate) struct Reader {
 /// The initial pid namespace's number, `PID_NS_INIT_INO` of linux/nsfs.h.
 pub(crate) const ROOT_PID_NAMESPACE: u32 = 0xeffffffc;
 
-/// An exec's arguments are cut here, as the reference's kernel module cuts them.
+/// Longest arguments of an exec in bytes. The reference's kernel module cuts them here too.
 const EXECUTED_ARGV_BYTES: usize = 4096;
 
-/// The reference cuts arguments here when they are read from a process that was met running. So are variables: who starts a
-/// program chooses how long they are.
+/// Longest arguments of a process that was already running, in bytes, as in the reference. It also bounds variables,
+/// because whoever starts a program chooses how long they are.
 const ARGV_BYTES: usize = 256;
 
-/// Programs whose arguments are remembered beyond [`ARGV_BYTES`], for the records of their ends and of their children: 1 MiB
-/// at most. The arguments of others are cut once the record of their exec has been made.
+/// Programs whose arguments are remembered beyond [`ARGV_BYTES`], for the records of their ends and of their children.
+/// They take at most 1 MiB. The arguments of others are cut once the record of their exec has been made.
 const LONG_ARGV_PROGRAMS: usize = 256;
 
-/// Kubernetes allows a pod's name no more.
+/// The longest name of a pod in Kubernetes, in bytes.
 const POD_NAME_BYTES: usize = 253;
 
-/// An environment longer than this does not stay allocated.
+/// The buffer for environments keeps no more than this between reads.
 const ENVIRON_KEPT_BYTES: usize = 8 * 1024;
 
 impl Reader {
@@ -113,7 +113,7 @@ impl Reader {
         }
     }
 
-    /// A process that was running before it was noticed.
+    /// Reads a process that was running before it was noticed.
     pub(crate) fn running(&mut self, pid: Pid) -> Result<Process, Errno> {
         let dir = ProcDir::open(pid)?;
         let stat = dir.stat()?;
@@ -129,10 +129,10 @@ impl Reader {
         Ok(process)
     }
 
-    /// A process that has just executed a program. `before` is what was known of it; the fields that concern nobody but the
-    /// exec go to `row`.
+    /// Reads a process that has just executed a program. `before` is what was known of it. The fields that concern only
+    /// the exec go to `row`.
     ///
-    /// The process may be at its end already. What goes first then, with its memory and its files, is read first.
+    /// The process may be about to end. Its memory and its files would go first, so they are read first.
     pub(crate) fn executed(&mut self, pid: Pid, before: Process, row: &mut Row) -> Process {
         let mut process = before.after_exec();
         let Ok(dir) = ProcDir::open(pid) else {
@@ -171,8 +171,8 @@ impl Reader {
         process
     }
 
-    /// A process that has ended and may still be there for its parent to look at. `before` is what was known of it; when that
-    /// is all, nothing is read, since only a change of its own group could have escaped the events.
+    /// Reads a process that has ended and may still be there for its parent to look at. `before` is what was known of
+    /// it. If that is complete, nothing is read, because only a change of its own group could have escaped the events.
     pub(crate) fn ended(&self, pid: Pid, before: Option<Process>) -> Process {
         let mut process = before.unwrap_or_default();
         if process.is_complete() {
@@ -188,14 +188,14 @@ impl Reader {
         process
     }
 
-    /// The parent that took the place of one that ended, and what may have changed with it.
+    /// Reads the parent that has taken the place of an ended one, and what may have changed with it.
     pub(crate) fn refresh(pid: Pid, process: &mut Process) {
         if let Ok(stat) = ProcDir::open(pid).and_then(|dir| dir.stat()) {
             process.update(&stat);
         }
     }
 
-    /// Leaves alone what cannot be read.
+    /// Reads the namespaces and the audit session. Does not change what cannot be read.
     fn read_namespaces(&self, dir: &ProcDir, process: &mut Process) {
         if let Ok(session) = dir.session_id() {
             process.audit_session = Some(session);
@@ -213,7 +213,7 @@ impl Reader {
         self.environ.shrink_to(ENVIRON_KEPT_BYTES);
     }
 
-    /// All of a program but the name of its pod.
+    /// Reads a program, except the name of its pod.
     fn read_program(&mut self, dir: &ProcDir, argv_bytes: usize) -> Program {
         let mut line = [0; EXECUTED_ARGV_BYTES];
         let line = line.get_mut(..argv_bytes).unwrap_or_default();
@@ -221,12 +221,13 @@ impl Reader {
         let exe = dir.link(c"exe", &mut self.path).ok().map(text);
         let hash = self.hashes.of(dir).ok();
         let arguments = argv(line.get_mut(..len).unwrap_or_default());
-        // A process that is ending has no arguments left, nor an executable; one that was given none has the latter.
+        // A process that is ending has neither arguments nor an executable. One that was given no arguments still has
+        // an executable.
         let argv = (!arguments.is_empty() || exe.is_some()).then(|| cut_text(arguments, argv_bytes));
         Program { exe, argv, long_argv: None, hash, pod_name: None }
     }
 
-    /// Cuts arguments that are to be remembered when as many long ones as may be are remembered already.
+    /// Cuts long arguments if the limit of programs with remembered long arguments is reached.
     fn limit_long_argv(&self, program: &mut Program) {
         let Some(argv) = program.argv.as_mut().filter(|argv| argv.len() > ARGV_BYTES) else { return };
         // One of the clones is the reader's own.
@@ -242,7 +243,7 @@ impl Reader {
         for (name, link) in [("stdin", c"fd/0"), ("stdout", c"fd/1")] {
             match dir.link(link, &mut self.path) {
                 Ok(path) => row.put_bytes(name, path),
-                // Closed, or the process has ended since: then it has no directory either.
+                // The file is closed, or the process has ended since; then it has no directory either.
                 Err(Errno::NOENT) => absent.push(name).expect("two names fit"),
                 Err(_) => row.put(name, FAILED),
             }
@@ -255,7 +256,7 @@ impl Reader {
     }
 }
 
-/// As the reference looks for it.
+/// Finds the pod's name as the reference does.
 fn pod_name(environ: Option<&Environ<'_>>) -> Option<Box<str>> {
     let variable = |name| environ.and_then(|environ| environ.find(name).ok().flatten());
     variable("MY_POD_NAME").or_else(|| variable("POD_NAME")).map(|name| text(beginning(name, POD_NAME_BYTES)))
@@ -273,7 +274,7 @@ fn beginning(bytes: &[u8], len: usize) -> &[u8] {
     bytes.get(..len).unwrap_or(bytes)
 }
 
-/// A command line with spaces for NULs and none at the end.
+/// Replaces the NULs of a command line by spaces, with none at the end.
 fn argv(line: &mut [u8]) -> &[u8] {
     line.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
     line.trim_ascii_end()
@@ -283,7 +284,7 @@ fn text(bytes: &[u8]) -> Box<str> {
     cut_text(bytes, usize::MAX)
 }
 
-/// The text cut to a length in bytes: what is not UTF-8 takes more of them as text than it did before.
+/// Converts bytes to text, cut to a length in bytes after that, because what is not UTF-8 becomes longer.
 fn cut_text(bytes: &[u8], most: usize) -> Box<str> {
     let mut text = String::with_capacity(bytes.len());
     write!(text, "{}", Lossy(bytes)).expect("writing to a String does not fail");
@@ -303,7 +304,7 @@ mod tests {
         let mut cat = Command::new("/bin/cat");
         cat.env("LD_PRELOAD", &long).env("SSH_CONNECTION", &long).env("MY_POD_NAME", &long);
         let mut cat = cat.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        // A program that answers has its environment; one that has only been executed may not yet.
+        // A program that answers has its environment. One that has only been executed may not have it yet.
         cat.stdin.as_mut().unwrap().write_all(b"x").unwrap();
         cat.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let mut reader = Reader::new();

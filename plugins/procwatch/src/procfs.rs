@@ -1,7 +1,7 @@
-//! Reading one process's directory under /proc, into buffers of the caller's.
+//! Reads one process's directory under /proc into the caller's buffers.
 //!
-//! The directory is opened once. From then on its descriptor means that process and no other: when the process is gone, reads
-//! fail, even if its number has been given to a new one.
+//! The directory is opened once. From then on its descriptor means that process and no other. When the process is gone,
+//! reads fail, even if a new process has its number.
 
 use crate::event::Pid;
 use crate::stat::Stat;
@@ -16,21 +16,21 @@ pub(crate) struct ProcDir {
     dir: OwnedFd,
 }
 
-/// A file's identity and state: when this is the same, so are the contents.
+/// A file's identity and state. If this is the same, so are the contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FileKey {
     pub(crate) device: u64,
     pub(crate) inode: u64,
     /// Seconds and nanoseconds of the last change of contents.
     pub(crate) modified: (i64, u64),
-    /// Bytes.
+    /// Length in bytes.
     pub(crate) len: u64,
 }
 
-/// A path's room, the terminating NUL included (`PATH_MAX`).
+/// Room for a path, including the terminating NUL (`PATH_MAX`).
 pub(crate) const PATH_BYTES: usize = 4096;
 
-/// How much of an environment is looked through; what processes usually have is a few KiB.
+/// Most bytes of an environment that are read. Processes usually have a few KiB.
 const ENVIRON_BYTES: usize = 128 * 1024;
 const ENVIRON_USUAL_BYTES: usize = 8 * 1024;
 
@@ -66,13 +66,13 @@ impl ProcDir {
         parse_namespace(self.link(name, &mut link)?).ok_or(Errno::INVAL)
     }
 
-    /// A symbolic link's target, as far as it fits.
+    /// A symbolic link's target, as much as fits.
     pub(crate) fn link<'b>(&self, name: &CStr, buffer: &'b mut [u8]) -> Result<&'b [u8], Errno> {
         let len = readlinkat_raw(&self.dir, name, &mut *buffer)?;
         Ok(buffer.get(..len).unwrap_or_default())
     }
 
-    /// A file's beginning: what one `read` gives, which for files of /proc is all that fits.
+    /// The beginning of a file: the result of one `read`, which for files of /proc is all that fits.
     pub(crate) fn read<'b>(&self, name: &CStr, buffer: &'b mut [u8]) -> Result<&'b [u8], Errno> {
         let len = read_some(&self.open_file(name)?, &mut *buffer)?;
         Ok(buffer.get(..len).unwrap_or_default())
@@ -90,18 +90,18 @@ impl ProcDir {
         })
     }
 
-    /// The executable itself, whatever its path has become since.
+    /// Opens the executable itself, wherever its path leads by now.
     pub(crate) fn open_exe(&self) -> Result<OwnedFd, Errno> {
         self.open_file(c"exe")
     }
 
-    /// The environment, read into `buffer`, which is emptied first.
+    /// Reads the environment into `buffer`, which is emptied first.
     pub(crate) fn environ<'b>(&self, buffer: &'b mut Vec<u8>) -> Result<Environ<'b>, Errno> {
         let file = self.open_file(c"environ")?;
         let mut have = 0;
         buffer.resize(ENVIRON_USUAL_BYTES, 0);
         loop {
-            // Only the end makes the kernel give less than it was asked for.
+            // The kernel returns less than it was asked for only at the end.
             let space = buffer.get_mut(have..).unwrap_or_default();
             let room = space.len();
             let count = read_some(&file, space)?;
@@ -119,7 +119,7 @@ impl ProcDir {
     }
 }
 
-/// `read`, again when a signal came between.
+/// Calls `read`, and repeats it after a signal.
 pub(crate) fn read_some(file: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
     loop {
         match read(file, &mut *buffer) {
@@ -140,7 +140,7 @@ impl<'b> Environ<'b> {
         self.bytes.is_empty()
     }
 
-    /// The variable's value. `Ok(None)` when there is none; `Err` when it might stand where was not looked.
+    /// Finds a variable's value. Returns `Ok(None)` if there is none, and `Err` if it may be in the part that was not read.
     pub(crate) fn find(&self, name: &str) -> Result<Option<&'b [u8]>, Errno> {
         let value = self.bytes.split(|byte| *byte == 0).find_map(|variable| {
             let value = variable.strip_prefix(name.as_bytes())?;
@@ -153,7 +153,7 @@ impl<'b> Environ<'b> {
     }
 }
 
-/// The first number of the line `Uid:`. A name cannot fake it: the kernel writes its line breaks as `\n`.
+/// The first number of the line `Uid:`. A name cannot fake it, because the kernel writes the line breaks in a name as `\n`.
 fn parse_uid(status: &[u8]) -> Option<u32> {
     let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Uid:\t"))?;
     number(line.split(|byte| *byte == b'\t').next()?)

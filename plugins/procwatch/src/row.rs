@@ -1,26 +1,26 @@
-//! The record that is being put together: names and values in buffers that are used again for the next one.
+//! The record in the making: names and values in buffers that the next record reuses.
 
 use std::fmt::{self, Display, Write};
 use std::ops::Range;
 
-/// The reference's word for a value that there is none of, or that only the kernel could give.
+/// The reference's word for a value that does not exist, or that only the kernel could know.
 pub(crate) const ABSENT: &str = "-1";
-/// The reference's word for a value that could not be had, or that does not apply.
+/// The reference's word for a value that could not be read, or that does not apply.
 pub(crate) const FAILED: &str = "-3";
-/// The reference's word for a value that was not looked for because too many were wanted at once.
+/// The reference's word for a value that was not looked up, because too many were wanted at once.
 pub(crate) const LIMITED: &str = "-4";
 
 /// An exec has 33 fields, an exit fewer.
 const MAX_FIELDS: usize = 40;
 
-/// A record's fields, in the order in which they were put.
+/// A record's fields, in the order in which they were added.
 #[derive(Default)]
 pub(crate) struct Row {
     text: String,
     fields: heapless::Vec<(&'static str, Range<usize>), MAX_FIELDS>,
 }
 
-/// A row as the SDK takes it.
+/// A row in the SDK's form.
 pub(crate) type Pairs<'r> = heapless::Vec<(&'r str, &'r str), MAX_FIELDS>;
 
 impl Row {
@@ -40,12 +40,12 @@ impl Row {
         }
     }
 
-    /// Puts bytes as text; what is not UTF-8 becomes replacement characters.
+    /// Adds bytes as text. What is not UTF-8 becomes replacement characters.
     pub(crate) fn put_bytes(&mut self, name: &'static str, value: &[u8]) {
         self.put(name, Lossy(value));
     }
 
-    /// Puts what `write` appends.
+    /// Adds what `write` appends.
     pub(crate) fn put_with(&mut self, name: &'static str, write: impl FnOnce(&mut String) -> fmt::Result) {
         let start = self.text.len();
         write(&mut self.text).expect("writing to a String does not fail");
@@ -58,8 +58,8 @@ impl Row {
     }
 }
 
-/// Bytes of any kind, shown as UTF-8 with a replacement character for each sequence that is not. A character that is cut off
-/// at the end is left out.
+/// Bytes of any kind, displayed as UTF-8 with a replacement character for each invalid sequence. A character that is
+/// cut off at the end is left out.
 #[derive(Clone, Copy)]
 pub(crate) struct Lossy<'b>(pub(crate) &'b [u8]);
 

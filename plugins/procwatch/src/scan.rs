@@ -1,7 +1,7 @@
-//! Events without the connector: /proc is looked through once a second and compared with what it was.
+//! Events without the connector: scans /proc once a second and compares it with the last round.
 //!
-//! A process that lives for less than a second may not be seen at all, and an exec is told from the stack's address, which
-//! only root and the process's own user may read. So this is the way out, not the way.
+//! A process that lives for less than a second may not be seen at all. An exec shows only by the stack's address, which
+//! only root and the process's own user may read. Scanning is therefore the fallback.
 
 use crate::event::{Event, Pid};
 use crate::procfs::ProcDir;
@@ -10,10 +10,10 @@ use crate::table::running_pids;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// How often /proc is looked through.
+/// Time between two scans.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The processes of the last round; as many as the host runs.
+/// The processes of the last round. They are as many as the host runs.
 #[derive(Default)]
 pub(crate) struct Scanner {
     seen: HashMap<Pid, Seen>,
@@ -26,14 +26,14 @@ struct Seen {
 }
 
 impl Scanner {
-    /// Takes the processes that run now as given.
+    /// Starts with the processes that run now, which make no events.
     pub(crate) fn new() -> Self {
         let mut scanner = Self::default();
         let _ = scanner.compare(running());
         scanner
     }
 
-    /// What has happened since the last time: the ends first, children before their parents, then the starts.
+    /// Returns what has happened since the last scan: first the ends, higher process ids first, and then the starts.
     pub(crate) fn scan(&mut self) -> Vec<Event> {
         self.compare(running())
     }
@@ -48,7 +48,7 @@ impl Scanner {
             let parent_stat = parent.map(|parent| parent.stat);
             let before = self.seen.get(&pid).map(|seen| seen.stat);
             if let Some(before) = before.filter(|_| stat.is_ending()) {
-                // The kernel no longer shows the stack, which is no exec.
+                // The kernel no longer shows the stack. That is no exec.
                 stat.start_stack = before.start_stack;
             }
             self.seen.insert(pid, Seen { stat, round });
@@ -60,7 +60,7 @@ impl Scanner {
                 }
                 before => {
                     if before.is_some() {
-                        // The number has been given to another process.
+                        // Another process has the number now.
                         ended.push(pid);
                     }
                     let is_copy = parent_stat.is_some_and(|parent| is_copy(&stat, &parent));
@@ -82,7 +82,7 @@ impl Scanner {
     }
 }
 
-/// A child that has not executed anything yet has its parent's stack and name.
+/// Returns true for a child that has not executed anything yet: it has its parent's stack and name.
 fn is_copy(child: &Stat, parent: &Stat) -> bool {
     child.start_stack != 0 && child.start_stack == parent.start_stack && child.comm == parent.comm
 }

@@ -2,26 +2,26 @@
 
 use crate::event::{Comm, Pid};
 
-/// What is used of the line.
+/// The fields of the line that are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     pub(crate) comm: Comm,
-    /// A letter of the first thread; `Z` and `X` are threads that have ended.
+    /// The state of the first thread, a letter. `Z` and `X` are threads that have ended.
     pub(crate) state: u8,
-    /// The process's threads: the first one counts until the process is gone, even if it has ended before others.
+    /// Number of the process's threads. The first one counts until the process is gone, even if it has ended before others.
     pub(crate) threads: u32,
-    /// `None` once the process has been taken leave of: then the kernel shows a parent 0 and a group and session of -1.
+    /// `None` once the process has been reaped. The kernel then shows a parent 0 and a group and session of -1.
     pub(crate) family: Option<Family>,
-    /// The controlling terminal's device number; 0 is none.
+    /// The controlling terminal's device number, or 0 for none.
     pub(crate) tty: u32,
     pub(crate) flags: u32,
-    /// Clock ticks after the system's start.
+    /// Start of the process in clock ticks after the system's start.
     pub(crate) start_time: u64,
-    /// The stack's address, which an exec changes; 0 when the reader may not know it.
+    /// The stack's address, which an exec changes, or 0 if the reader may not know it.
     pub(crate) start_stack: u64,
 }
 
-/// Where a process belongs.
+/// A process's parent, group and session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Family {
     pub(crate) parent: Pid,
@@ -30,13 +30,13 @@ pub(crate) struct Family {
 }
 
 impl Stat {
-    /// The name stands in parentheses and may itself hold any of them, so it ends at the last one.
+    /// Parses the line. The name is in parentheses and may contain any of them, so it ends at the last one.
     pub(crate) fn parse(line: &[u8]) -> Option<Self> {
         let open = line.iter().position(|byte| *byte == b'(')?;
         let close = line.iter().rposition(|byte| *byte == b')')?;
         let name = line.get(open + 1..close)?;
         let rest = str::from_utf8(line.get(close + 1..)?).ok()?;
-        // Numbered as the manual does: the state is field 3.
+        // Number the fields as the manual does: the state is field 3.
         let mut fields = (3..).zip(rest.split_ascii_whitespace());
         let mut field = |number| fields.find(|(at, _)| *at == number).map(|(_, text)| text);
         Some(Self {
@@ -51,12 +51,12 @@ impl Stat {
         })
     }
 
-    /// The process has ended and waits for its parent to take note.
+    /// Returns true when the process has ended and waits for its parent.
     pub(crate) fn has_ended(&self) -> bool {
         self.first_thread_has_ended() && self.threads <= 1
     }
 
-    /// The first thread has ended or is about to, and /proc may not show the process's memory any more.
+    /// Returns true when the first thread has ended or is about to. /proc may then no longer show the process's memory.
     pub(crate) fn is_ending(&self) -> bool {
         const PF_EXITING: u32 = 0x4;
         self.first_thread_has_ended() || self.flags & PF_EXITING != 0
@@ -66,7 +66,7 @@ impl Stat {
         matches!(self.state, b'Z' | b'X' | b'x')
     }
 
-    /// A thread of the kernel's own, which executes nothing.
+    /// Returns true for a thread of the kernel, which executes nothing.
     pub(crate) fn is_kernel_thread(&self) -> bool {
         const PF_KTHREAD: u32 = 0x0020_0000;
         self.flags & PF_KTHREAD != 0

@@ -1,4 +1,4 @@
-//! The processes of the host, as far as they are remembered.
+//! The remembered processes of the host.
 
 use crate::bounded::Bounded;
 use crate::event::{Comm, Pid};
@@ -7,26 +7,27 @@ use crate::row::{FAILED, LIMITED};
 use std::fmt;
 use std::fs;
 
-/// The processes that are known to run; those not heard of for longest are forgotten when there are too many.
+/// The processes that are known to run. If there are too many, those not heard of for longest are forgotten.
 pub(crate) struct Table {
     processes: Bounded<Pid, Process>,
     limiter: Limiter,
 }
 
-/// A few hundred processes are usual. An entry takes some 100 bytes and, unless it is shared, a program: some 200 bytes as a
-/// rule. At most its path has 4 KiB, its arguments 256 bytes and its pod's name 253, and bytes that are not UTF-8 take three.
+/// Most remembered processes. A few hundred are usual. An entry takes some 100 bytes and, unless it shares one, a
+/// program of usually some 200 bytes. A program's path has at most 4 KiB, its arguments 256 bytes and its pod's name
+/// 253, and a byte that is not UTF-8 takes three.
 const CAPACITY: usize = 4096;
 
-/// The reference's limit for reading processes that are not remembered; the event's own process is always read.
+/// Most reads a second of processes that are not remembered, as in the reference. The event's own process is always read.
 const READS_PER_SECOND: u32 = 25;
 
-/// How many processes a `pid_tree` names; the reference's driver names as many for an exec.
+/// Most processes in a `pid_tree`, as in the reference's driver for an exec.
 const TREE_DEPTH: usize = 8;
 
 /// Why a process is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unknown {
-    /// It is not there.
+    /// It does not exist.
     Gone,
     /// Too many were looked up in this second.
     Limited,
@@ -46,7 +47,7 @@ impl Table {
         Self { processes: Bounded::new(CAPACITY), limiter: Limiter::default() }
     }
 
-    /// Forgets everything and reads all processes that run.
+    /// Forgets everything and reads all running processes.
     pub(crate) fn reload(&mut self, reader: &mut Reader) {
         self.processes.clear();
         for pid in running_pids() {
@@ -61,7 +62,7 @@ impl Table {
         }
     }
 
-    /// The process, read from /proc when it is not remembered.
+    /// Returns the process. Reads it from /proc if it is not remembered.
     pub(crate) fn look_up(&mut self, pid: Pid, now: i64, reader: &mut Reader) -> Result<&mut Process, Unknown> {
         if self.processes.get(pid).is_none() {
             if !self.limiter.allow(now) {
@@ -106,15 +107,15 @@ impl Table {
         }
     }
 
-    /// The process's children have another parent from now on; which one is looked up when it is wanted.
+    /// Notes that the process's children have another parent from now on. It is looked up when it is needed.
     pub(crate) fn orphan_children(&mut self, pid: Pid) {
         for process in self.processes.values_mut().filter(|process| process.parent == Some(pid)) {
             process.parent = None;
         }
     }
 
-    /// The ancestors of a process, from its parent up to init, `TREE_DEPTH` - 1 of them at most. An ancestor that is not
-    /// known ends the list.
+    /// Visits the ancestors of a process, from its parent up to init, at most `TREE_DEPTH` - 1 of them. An unknown
+    /// ancestor ends the list.
     pub(crate) fn ancestors(
         &mut self,
         parent: Option<Pid>,
@@ -142,7 +143,7 @@ impl Table {
     }
 }
 
-/// The numbers of all processes under /proc; none when it cannot be read.
+/// The numbers of all processes under /proc. There are none if it cannot be read.
 pub(crate) fn running_pids() -> impl Iterator<Item = Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -169,7 +170,7 @@ impl Limiter {
 mod tests {
     use super::*;
 
-    /// Above what the kernel gives out (`PID_MAX_LIMIT`), so that nothing is there to be read.
+    /// The kernel assigns no such number (`PID_MAX_LIMIT`), so nothing can be read there.
     const NOWHERE: Pid = 1 << 23;
 
     fn named(parent: Option<Pid>, name: &[u8]) -> Process {

@@ -5,7 +5,7 @@ use crate::row::Lossy;
 use rustix::fs::{CWD, readlinkat_raw};
 use std::fmt::{Display, Write};
 
-/// Puts the name's text out; `None` when the device cannot be named.
+/// Returns the device's name, or `None` if it has no known name.
 pub(crate) fn name(device: u32) -> Option<impl Display> {
     let (major, minor) = numbers(device);
     let mut name = heapless::String::<64>::new();

@@ -1,16 +1,16 @@
-//! Names of users, from /etc/passwd alone: a static binary has no name service to ask.
+//! Names of users, only from /etc/passwd, because a static binary has no name service to ask.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// The password file as it was when last looked at.
+/// The password file as it was at the last look.
 pub(crate) struct Users {
     file: PathBuf,
     modified: Option<SystemTime>,
-    /// Seconds since 1970.
+    /// When it was last checked, in seconds since 1970.
     checked: i64,
-    /// By number; of several users with one number the first counts, as for getpwuid(3).
+    /// Names by number. As with getpwuid(3), the first of several users with one number counts.
     names: Vec<(u32, Box<str>)>,
 }
 
@@ -19,7 +19,7 @@ impl Users {
         Self { file: file.into(), modified: None, checked: i64::MIN, names: Vec::new() }
     }
 
-    /// The user's name at the time `now`, in seconds. Whether the file has changed is looked up at most once in a second.
+    /// Returns the user's name at the time `now`, in seconds. Checks at most once in a second whether the file has changed.
     pub(crate) fn name(&mut self, uid: u32, now: i64) -> Option<&str> {
         if self.checked != now {
             self.checked = now;
@@ -39,7 +39,7 @@ impl Users {
     }
 }
 
-/// Lines `name:password:uid:...`; others are passed over.
+/// Parses lines `name:password:uid:...`, and skips others.
 fn parse(file: &[u8]) -> Vec<(u32, Box<str>)> {
     let mut names: Vec<(u32, Box<str>)> = String::from_utf8_lossy(file)
         .lines()
@@ -50,7 +50,7 @@ fn parse(file: &[u8]) -> Vec<(u32, Box<str>)> {
             Some((uid, name.into()))
         })
         .collect();
-    // Stable, so that the first of a number stays the first, and then alone.
+    // A stable sort keeps the first user of a number first, and only that one is kept.
     names.sort_by_key(|(uid, _)| *uid);
     names.dedup_by_key(|(uid, _)| *uid);
     names

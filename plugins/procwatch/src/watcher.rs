@@ -1,7 +1,7 @@
 //! Turns events into records: an exec into data type 59, an exit into 60, with the fields of the reference's driver.
 //!
-//! What user space cannot know keeps its field: `-1` for what only the driver could see (the socket of a remote shell), `-3`
-//! for what could not be read or does not apply, `-4` for what was not looked up because too much was wanted.
+//! A field that user space cannot know stays: it is `-1` for what only the driver could see (the socket of a remote shell),
+//! `-3` for what could not be read or does not apply, and `-4` for what was not looked up because too much was wanted.
 
 use crate::event::{Event, Pid};
 use crate::leaderless::Leaderless;
@@ -14,7 +14,7 @@ use rustix::system::uname;
 use std::fmt::Write;
 use std::path::Path;
 
-/// What the records of execs and exits are made from.
+/// Makes the records of execs and exits.
 pub(crate) struct Watcher {
     client: Client,
     reports_exits: bool,
@@ -29,7 +29,8 @@ const EXEC: i32 = 59;
 const EXIT: i32 = 60;
 
 impl Watcher {
-    /// Knows all processes that run now. Ends of processes are followed in any case, and told if `reports_exits`.
+    /// Starts with all processes that run now. Follows ends of processes in any case, and reports them if
+    /// `reports_exits` is true.
     pub(crate) fn new(client: Client, reports_exits: bool) -> Self {
         let mut watcher = Self {
             client,
@@ -44,16 +45,16 @@ impl Watcher {
         watcher
     }
 
-    /// Forgets what is known and looks at all processes anew, after events were lost.
+    /// Forgets everything and reads all processes anew, after events were lost.
     pub(crate) fn reload(&mut self) {
         self.table.reload(&mut self.reader);
         self.leaderless.look_through(running_pids());
     }
 
-    /// Takes an event that was noticed at `now`, seconds since 1970, and sends the record that it calls for.
+    /// Handles an event that was noticed at `now`, seconds since 1970, and sends its record, if it makes one.
     ///
     /// # Errors
-    /// When the agent cannot be reached any more.
+    /// When the agent is gone.
     pub(crate) fn handle(&mut self, event: Event, now: i64) -> Result<(), SendError> {
         match event {
             Event::Exec { pid } => return self.handle_exec(pid, now),
@@ -73,16 +74,16 @@ impl Watcher {
         Ok(())
     }
 
-    /// The processes that wait for the end of a thread other than their first, when they have changed since the last call.
-    /// Once these ends are events, [`Watcher::handle_ended_meanwhile`] has to be called.
+    /// Returns the processes that wait for the end of a thread other than their first, if they have changed since the
+    /// last call. Once the kernel delivers these ends, call [`Watcher::handle_ended_meanwhile`].
     pub(crate) fn take_changed_leaderless(&mut self) -> Option<impl Iterator<Item = Pid> + '_> {
         self.leaderless.take_change()
     }
 
-    /// Tells of processes whose last thread ended before the ends of their threads were events.
+    /// Reports processes whose last thread ended before the kernel delivered the ends of their threads.
     ///
     /// # Errors
-    /// When the agent cannot be reached any more.
+    /// When the agent is gone.
     pub(crate) fn handle_ended_meanwhile(&mut self, now: i64) -> Result<(), SendError> {
         while let Some(pid) = self.leaderless.take_ended() {
             self.handle_exit(pid, now)?;
@@ -94,13 +95,13 @@ impl Watcher {
         self.leaderless.handle_exec(pid);
         self.row.clear();
         let before = self.table.remove(pid).unwrap_or_default();
-        // The row has the whole arguments; what is remembered of them may be cut.
+        // The row has the whole arguments. The remembered ones may be cut.
         let process = self.reader.executed(pid, before, &mut self.row);
         for name in ["dip", "dport", "sip", "sport", "sa_family", "socket_pid"] {
             self.row.put(name, ABSENT);
         }
         self.row.put("socket_argv", FAILED);
-        // The kernel tells of execs that succeeded.
+        // The kernel reports only execs that succeeded.
         self.row.put("res", 0);
         self.describe(pid, &process, now);
         self.table.insert(pid, process);
@@ -120,7 +121,7 @@ impl Watcher {
         self.client.send_at(EXIT, now, &self.row.pairs())
     }
 
-    /// The fields that every record has.
+    /// Adds the fields that every record has.
     fn describe(&mut self, pid: Pid, process: &Process, now: i64) {
         let program = &*process.program;
         let row = &mut self.row;

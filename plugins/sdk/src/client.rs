@@ -1,4 +1,4 @@
-//! The sending side: what a plugin's code holds, clones and passes around.
+//! The sending side, which a plugin's code holds, clones and passes around.
 
 use crate::encode::{Frame, TooLong};
 use crate::lane::{Broken, Lane, Urgency};
@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{SystemTime, UNIX_EPOCH};
 use std::{error, fmt, io};
 
-/// Sends records to the agent. Clones share one connection and may send from any thread; the last one to be dropped writes
+/// Sends records to the agent. Clones share one connection and may send from any thread. Dropping the last one writes
 /// what is buffered.
 #[derive(Clone)]
 pub struct Client {
@@ -19,8 +19,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Sends through the pipes given instead of the agent's descriptors, for tests and for processes that are plugins in
-    /// their second life. Without `high_priority`, records of high priority go through `records`.
+    /// Sends through the given pipes instead of the agent's descriptors, for tests and for processes that are plugins
+    /// in their second life. Without `high_priority`, records of high priority go through `records`.
     ///
     /// # Errors
     /// When the flushing thread cannot be started.
@@ -36,17 +36,17 @@ impl Client {
         Ok(Self { connection: Arc::new(connection), urgency: Urgency::Batched })
     }
 
-    /// Sends a record of now. Nothing is allocated for it. When a name stands twice in `fields`, the last one counts.
+    /// Sends a record with the current time. Allocates nothing for it. If a name is twice in `fields`, the last one counts.
     ///
     /// Blocks while the buffer and the pipe are full.
     ///
     /// # Errors
-    /// [`SendError::TooLong`] concerns this record only; after any other error every further call fails.
+    /// [`SendError::TooLong`] concerns this record only. After any other error, every further call fails.
     pub fn send(&self, data_type: i32, fields: &[(&str, &str)]) -> Result<(), SendError> {
         self.send_at(data_type, unix_seconds(), fields)
     }
 
-    /// Sends a record that happened at `timestamp`, seconds since 1970, UTC; else as [`Client::send`].
+    /// Sends a record with the time `timestamp`, seconds since 1970, UTC. Otherwise like [`Client::send`].
     ///
     /// # Errors
     /// As [`Client::send`].
@@ -54,7 +54,7 @@ impl Client {
         self.send_fields(data_type, timestamp, fields.iter().copied())
     }
 
-    /// Sends a record that was made before; one without a payload gets an empty one.
+    /// Sends an existing record. One without a payload gets an empty one.
     ///
     /// # Errors
     /// As [`Client::send`].
@@ -64,8 +64,8 @@ impl Client {
         self.send_fields(record.data_type, record.timestamp, fields)
     }
 
-    /// Tells the server how a task ended: a record [`TASK_RESULT`] with the task's token, status `succeed` or `failed`, and
-    /// the message of either side.
+    /// Tells the server how a task ended. Sends a record [`TASK_RESULT`] with the task's token, status `succeed` or
+    /// `failed`, and the message of either side.
     ///
     /// # Errors
     /// As [`Client::send`].
@@ -77,14 +77,14 @@ impl Client {
         self.send(TASK_RESULT, &[("token", &task.token), ("status", status), ("msg", message)])
     }
 
-    /// A client on the same connection whose records are written before its calls return, through the agent's
-    /// high-priority pipe when there is one. Without it they take the ordinary pipe, with what was buffered before them.
+    /// Returns a client on the same connection that writes its records before its calls return. They go through the agent's
+    /// high-priority pipe if there is one, and otherwise through the ordinary pipe, after what was buffered before them.
     #[must_use]
     pub fn high_priority(&self) -> Self {
         Self { connection: Arc::clone(&self.connection), urgency: Urgency::AtOnce }
     }
 
-    /// Writes what is buffered; blocks until the pipe has taken it.
+    /// Writes what is buffered. Blocks until the pipe has taken it.
     ///
     /// # Errors
     /// [`SendError::AgentGone`] or [`SendError::Pipe`], now or earlier.
@@ -106,7 +106,7 @@ impl Client {
     }
 }
 
-/// The record pipe, for `poll`: an error condition on it means that the agent has gone. Only the client may write to it.
+/// The record pipe, for `poll`. An error condition on it means that the agent has gone. Only the client may write to it.
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.connection.ordinary.as_fd()
@@ -119,7 +119,7 @@ impl fmt::Debug for Client {
     }
 }
 
-/// What all clones share.
+/// The state that all clones share.
 struct Connection {
     ordinary: Arc<Lane>,
     urgent: Option<Lane>,
@@ -129,7 +129,7 @@ struct Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // Whoever wants to know of a failure has called `flush` before.
+        // A caller that wants to know of a failure has called `flush` before.
         let _ = self.ordinary.close();
         if let Some(flusher) = self.flusher.take() {
             let _ = flusher.join();
@@ -137,11 +137,11 @@ impl Drop for Connection {
     }
 }
 
-/// The flushing thread calls `write` and nothing deep; the default of 2 MiB would be reserved for nothing.
+/// Stack of the flushing thread. It only calls `write`, so the default of 2 MiB would be reserved in vain.
 const FLUSHER_STACK_BYTES: usize = 64 * 1024;
 
 fn unix_seconds() -> i64 {
-    // A clock before 1970 is a host without time, and 0 says so; one past the year 292 billion does not occur.
+    // A clock before 1970 means a host without time, which 0 says. A year past 292 billion does not occur.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
@@ -149,7 +149,7 @@ fn unix_seconds() -> i64 {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SendError {
-    /// The record is longer than the agent takes. It was not sent; others can be.
+    /// The record is longer than the agent accepts. It was not sent, but others can be.
     TooLong {
         /// The encoded record's length.
         bytes: usize,
@@ -161,9 +161,9 @@ pub enum SendError {
         /// Records that had been sent and were still in the buffer.
         unwritten: u64,
     },
-    /// The pipe failed otherwise, and nothing can be sent after it.
+    /// The pipe failed for another reason. Nothing can be sent any more.
     Pipe {
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
         /// Records that had been sent and were still in the buffer.
         unwritten: u64,

@@ -1,5 +1,5 @@
-//! Taking over what the agent has prepared for the process: its pipes, its environment, its signals. Called once, at the
-//! start of a plugin's `main`.
+//! Takes over what the agent has prepared for the process: its pipes, its environment, its signals. A plugin calls this
+//! once, at the start of its `main`.
 
 use crate::{Client, Tasks};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -7,7 +7,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{env, error, fmt, io};
 
-/// Takes over the pipes that the agent started this process with.
+/// Takes over the pipes with which the agent has started this process.
 ///
 /// The descriptors are 3 (tasks), 4 (records) and, when the environment has a non-empty `ELKEID_PLUGIN_HIGH_PRIORITY_PIPE`,
 /// 5 (records of high priority). Call it before anything else opens a file: a process that was *not* started by an agent
@@ -34,8 +34,8 @@ pub fn connect() -> Result<(Client, Tasks), ConnectError> {
     Ok((client, Tasks::from_pipe(tasks)))
 }
 
-/// The detail that the plugin's configuration carries, from the environment's `DETAIL`; `None` when there is none or it is
-/// empty. Bytes that are not UTF-8 become replacement characters.
+/// The detail in the plugin's configuration, from the environment's `DETAIL`, or `None` if it is missing or empty.
+/// Bytes that are not UTF-8 become replacement characters.
 #[must_use]
 pub fn detail() -> Option<String> {
     let detail = env::var_os("DETAIL")?.to_string_lossy().into_owned();
@@ -44,9 +44,9 @@ pub fn detail() -> Option<String> {
 
 /// Ignores SIGTERM from now on, here and in programs that this process executes.
 ///
-/// An agent never sends it: it closes the task pipe. But a service manager that stops the agent sends it to every process of
-/// the group, and a plugin that died of it at once would lose what it has buffered. A plugin that reads its tasks to their
-/// end can ignore the signal safely, since it ends with its agent.
+/// An agent never sends SIGTERM; it closes the task pipe. But a service manager that stops the agent sends it to every
+/// process of the group, and a plugin that died of it would lose what it has buffered. A plugin that reads its tasks to
+/// their end can safely ignore the signal, because it ends with its agent.
 pub fn ignore_sigterm() {
     // SAFETY: SIG_IGN installs no handler, so there is no code that could run at a wrong moment.
     unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
@@ -57,7 +57,7 @@ const RECORDS_FD: RawFd = 4;
 const HIGH_PRIORITY_FD: RawFd = 5;
 const HIGH_PRIORITY_VARIABLE: &str = "ELKEID_PLUGIN_HIGH_PRIORITY_PIPE";
 
-/// Which way a pipe goes, seen from the plugin.
+/// The direction of a pipe, seen from the plugin.
 #[derive(Clone, Copy)]
 enum Way {
     In,
@@ -89,7 +89,7 @@ fn take(fd: RawFd) -> Result<OwnedFd, ConnectError> {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The descriptor is not open: most likely the program was started by hand.
+    /// The descriptor is not open. Most likely somebody has started the program by hand.
     NotOpen {
         /// 3 for tasks, 4 for records, 5 for records of high priority.
         fd: i32,

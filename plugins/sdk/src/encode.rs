@@ -1,12 +1,12 @@
-//! A record's frame, written straight into a batch: the length prefix and the protobuf message of `bridge.Record`.
+//! Writes a record's frame straight into a batch: the length prefix and the protobuf message of `bridge.Record`.
 //!
-//! The fields are walked twice, once to know the lengths that stand before them and once to write them, so nothing is
-//! allocated and nothing is moved afterwards. `data_type`, `timestamp` and `data` are always written, even where protobuf
-//! would leave out a zero: the reference agent finds a record's parts by position and loses the stream otherwise.
+//! It walks the fields twice, first for the lengths that precede them and then to write them, so that it allocates
+//! nothing and moves nothing afterwards. It always writes `data_type`, `timestamp` and `data`, even where protobuf would
+//! leave out a zero, because the reference agent finds a record's parts by position and loses the stream otherwise.
 
 use crate::MAX_RECORD_BYTES;
 
-/// A record that has been measured and found short enough.
+/// A record that has been measured and is short enough.
 #[derive(Debug)]
 pub(crate) struct Frame<I> {
     data_type: i32,
@@ -31,7 +31,7 @@ impl<'a, I: Iterator<Item = (&'a str, &'a str)> + Clone> Frame<I> {
         }
     }
 
-    /// The bytes that [`Frame::append_to`] appends, the length prefix included.
+    /// Length of what [`Frame::append_to`] appends, the length prefix included.
     pub(crate) fn len(&self) -> usize {
         // A u32 fits: the body is at most `MAX_RECORD_BYTES` long.
         PREFIX_LEN + self.body_len as usize
@@ -83,13 +83,13 @@ fn entry_len(name: &str, value: &str) -> usize {
     text_len(name).saturating_add(text_len(value))
 }
 
-/// A tag of one byte, the length, and as many bytes.
+/// Length of a one-byte tag, a length and as many bytes.
 fn delimited_len(len: usize) -> usize {
     (1 + varint_len(len as u64)).saturating_add(len)
 }
 
 fn varint_len(number: u64) -> usize {
-    // Seven bits to a byte; zero takes one as well.
+    // A byte holds seven bits. Zero takes one byte as well.
     let bits = 64 - (number | 1).leading_zeros();
     bits.div_ceil(7) as usize
 }
@@ -141,7 +141,7 @@ mod tests {
             let (prefix, body) = bytes.split_at(PREFIX_LEN);
             prop_assert_eq!(u32::from_le_bytes(prefix.try_into().unwrap()) as usize, body.len());
             prop_assert_eq!(&Record::decode(body).unwrap(), &record);
-            // Only a zero is written differently from prost, which leaves it out.
+            // Only a zero is written differently: prost leaves it out.
             if data_type != 0 && timestamp != 0 {
                 prop_assert_eq!(body, record.encode_to_vec());
             }

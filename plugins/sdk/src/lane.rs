@@ -1,8 +1,8 @@
-//! One pipe to the agent and the batch of frames that waits for it. [`crate::Client`] puts frames in; the flushing thread of
-//! the ordinary lane writes what has waited long enough.
+//! One pipe to the agent, and the batch of frames that waits for it. [`crate::Client`] adds frames. The flushing thread
+//! of the ordinary lane writes what has waited long enough.
 //!
-//! Whoever writes holds the lock until the pipe has taken everything, so a slow agent holds up every sender of the lane and
-//! frames never mix. A write that fails ends the lane: part of a frame may have left, so nothing may follow it.
+//! The writer holds the lock until the pipe has taken everything. A slow agent therefore blocks every sender of the
+//! lane, and frames never mix. A failed write ends the lane: part of a frame may have left, so nothing may follow it.
 
 use crate::encode::Frame;
 use crate::{BATCH_BYTES, FLUSH_INTERVAL};
@@ -15,24 +15,24 @@ use std::time::Instant;
 pub(crate) struct Lane {
     pipe: OwnedFd,
     state: Mutex<State>,
-    /// Told when an empty batch gets its first frame, and when the lane closes.
+    /// Notified when an empty batch gets its first frame, and when the lane closes.
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     batch: Vec<u8>,
-    /// When the batch has to be written; `None` while it is empty.
+    /// When the batch has to be written, or `None` while it is empty.
     due: Option<Instant>,
     closing: bool,
     broken: Option<Broken>,
 }
 
-/// Why a lane takes nothing any more.
+/// Why a lane accepts nothing any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Broken {
     pub(crate) errno: Errno,
-    /// Frames that had been taken and were not wholly written.
+    /// Frames that were accepted and not wholly written.
     pub(crate) unwritten: u64,
 }
 
@@ -80,7 +80,7 @@ impl Lane {
         }
     }
 
-    /// Writes what is left and lets [`Lane::flush_when_due`] return.
+    /// Writes what is left, and lets [`Lane::flush_when_due`] return.
     pub(crate) fn close(&self) -> Result<(), Broken> {
         let result = self.flush();
         self.lock().closing = true;
@@ -88,7 +88,7 @@ impl Lane {
         result
     }
 
-    /// The flushing thread: sleeps without a timer while nothing is buffered.
+    /// Runs the flushing thread, which sleeps without a timer while nothing is buffered.
     pub(crate) fn flush_when_due(&self) {
         let mut state = self.lock();
         while !state.closing {
@@ -96,7 +96,7 @@ impl Lane {
             state = match wait {
                 None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(wait) if wait.is_zero() => {
-                    // A failure is kept in the state and met by the next sender.
+                    // The state keeps the failure for the next sender.
                     let _ = self.write_out(&mut state);
                     state
                 }
@@ -112,7 +112,7 @@ impl Lane {
                 Ok(0) => return Err(state.fail(Errno::IO, written)),
                 Ok(count) => written += count,
                 Err(Errno::INTR) => {}
-                // An agent may have made both ends of its pipe non-blocking; here a full pipe means to wait.
+                // An agent may have made both ends of its pipe non-blocking. A full pipe means to wait here.
                 Err(Errno::AGAIN) => self.wait_until_writable().map_err(|errno| state.fail(errno, written))?,
                 Err(errno) => return Err(state.fail(errno, written)),
             }
@@ -152,7 +152,7 @@ impl State {
     }
 }
 
-/// How many of the batch's frames were not wholly among its first `written` bytes.
+/// Number of the batch's frames that do not end within its first `written` bytes.
 fn frames_ending_after(written: usize, batch: &[u8]) -> u64 {
     let mut rest = batch;
     let mut count = 0;

@@ -1,8 +1,8 @@
 //! The SDK for plugins of Elkeid-protocol agents: records out, tasks in.
 //!
-//! An agent starts a plugin with two pipes: file descriptor 3 brings tasks, file descriptor 4 takes records, each message
-//! behind its length as a 32-bit little-endian number. [`connect()`] takes both over and gives a [`Client`] that sends and
-//! [`Tasks`] that receives:
+//! An agent starts a plugin with two pipes. File descriptor 3 brings tasks and file descriptor 4 takes records, each
+//! message after its length as a 32-bit little-endian number. [`connect()`] takes both over and returns a [`Client`]
+//! that sends and [`Tasks`] that receives:
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -14,13 +14,13 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Records gather in a buffer of [`BATCH_BYTES`] and leave when it is full or [`FLUSH_INTERVAL`] after the first of them, so
-//! a busy plugin makes one system call for hundreds of records and an idle one does not wake at all. A record that must not
-//! wait goes through [`Client::high_priority`]. When the agent is slow to read, sending blocks: that is the protocol's
-//! back-pressure, and nothing is dropped.
+//! The client coalesces records in a buffer of [`BATCH_BYTES`]. It writes them when the buffer is full, or
+//! [`FLUSH_INTERVAL`] after the first of them. A busy plugin therefore makes one system call for hundreds of records,
+//! and an idle one does not wake at all. Use [`Client::high_priority`] for a record that must not wait. When the agent
+//! is slow to read, sending blocks: that is the protocol's backpressure, and nothing is dropped.
 //!
-//! The agent ends a plugin by closing the task pipe: [`Tasks::receive`] then returns `None`, the plugin leaves its loop, and
-//! dropping the last [`Client`] writes what is buffered. `std::process::exit` drops nothing; call [`Client::flush`] first.
+//! The agent ends a plugin by closing the task pipe. [`Tasks::receive`] then returns `None`, the plugin leaves its loop, and
+//! dropping the last [`Client`] writes what is buffered. `std::process::exit` drops nothing, so call [`Client::flush`] first.
 
 mod client;
 mod connect;
@@ -36,21 +36,21 @@ pub use tasks::{ReceiveError, Tasks};
 
 use std::time::Duration;
 
-/// How many bytes of records gather before they are written: the capacity of a pipe (pipe(7)), so that a whole batch goes
-/// into an empty one without blocking.
+/// Bytes of records that are coalesced before they are written. It is the capacity of a pipe (pipe(7)), so that a whole
+/// batch fits an empty one without blocking.
 pub const BATCH_BYTES: usize = 64 * 1024;
 
-/// How long a record may wait in the buffer; the reference SDKs flush as often.
+/// Longest wait of a record in the buffer. The reference SDKs flush as often.
 pub const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The longest record in bytes, encoded and without its length prefix: what Elklet's agent takes.
+/// The longest record in bytes, encoded and without its length prefix.
 pub const MAX_RECORD_BYTES: usize = 1024 * 1024;
 
-/// The longest task in bytes, encoded and without its length prefix: what the reference's Go SDK can take, so that a server
-/// which sends longer ones would already fail elsewhere.
+/// The longest task in bytes, encoded and without its length prefix. It is the reference's Go SDK's limit, so a server
+/// that sends longer ones already fails elsewhere.
 pub const MAX_TASK_BYTES: usize = 1024 * 1024;
 
-/// The data type of the record that tells how a task ended; its fields are `token`, `status` and `msg`.
+/// The data type of the record that says how a task ended. Its fields are `token`, `status` and `msg`.
 pub const TASK_RESULT: i32 = 5100;
 
 /// The README's example is compiled with the tests.

@@ -1,7 +1,7 @@
-//! The receiving side: tasks from the agent, each behind its length.
+//! The receiving side: tasks from the agent, each after its length.
 //!
-//! A frame's bytes are read exactly, never beyond its end, so the pipe's readability tells whether a task waits and nothing
-//! hides in a buffer. Memory grows with the bytes that arrive, not with the length that is announced.
+//! It reads a frame's bytes exactly and never beyond its end. The pipe is therefore readable whenever a task waits, and
+//! nothing hides in a buffer. Memory grows with the bytes that arrive, not with the announced length.
 
 use crate::{MAX_TASK_BYTES, Task};
 use prost::{DecodeError, Message};
@@ -19,7 +19,7 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// Receives from the pipe given instead of the agent's descriptor.
+    /// Receives from the given pipe instead of the agent's descriptor.
     #[must_use]
     pub fn from_pipe(pipe: OwnedFd) -> Self {
         Self { pipe, frame: Frame::default() }
@@ -39,8 +39,8 @@ impl Tasks {
         }
     }
 
-    /// As [`Tasks::receive`], but returns `Pending` instead of waiting: for loops that poll this object's descriptor among
-    /// others. Call it when the descriptor is readable; what has arrived of a task is kept until the rest does.
+    /// Like [`Tasks::receive`], but returns `Pending` instead of waiting. It is for loops that poll this object's descriptor
+    /// among others. Call it when the descriptor is readable. It keeps the part of a task that has arrived until the rest does.
     ///
     /// # Errors
     /// As [`Tasks::receive`].
@@ -77,7 +77,7 @@ impl AsFd for Tasks {
     }
 }
 
-/// A frame as it arrives; does no IO.
+/// A frame as it arrives. It does no IO.
 #[derive(Debug)]
 enum Frame {
     Prefix { bytes: [u8; 4], have: usize },
@@ -85,7 +85,7 @@ enum Frame {
     Skipped { left: usize, len: usize, scratch: Box<[u8]> },
 }
 
-/// A body is given room in steps of this many bytes, and a skipped one is read in them.
+/// A body's buffer grows in steps of this many bytes, and a skipped body is read in them.
 const STEP_BYTES: usize = 4096;
 
 impl Default for Frame {
@@ -95,7 +95,7 @@ impl Default for Frame {
 }
 
 impl Frame {
-    /// Where the next bytes go; never empty, never past the end of what the frame is waiting for.
+    /// The place for the next bytes. It is never empty, and never extends past the end of what the frame waits for.
     fn space(&mut self) -> &mut [u8] {
         match self {
             Self::Prefix { bytes, have } => &mut bytes[*have..],
@@ -112,7 +112,7 @@ impl Frame {
         }
     }
 
-    /// Takes note that `count` bytes stand in what [`Frame::space`] gave. `None` means that there are more to come.
+    /// Notes that `count` bytes were written to [`Frame::space`]. Returns `None` if the frame needs more.
     fn filled(&mut self, count: usize) -> Result<Option<Task>, ReceiveError> {
         match self {
             Self::Prefix { bytes, have } => {
@@ -122,7 +122,7 @@ impl Frame {
                 }
                 let len = u32::from_le_bytes(*bytes) as usize;
                 if len == 0 {
-                    // No bytes at all are a task of default values.
+                    // An empty message is a task with default values.
                     *self = Self::default();
                     return Ok(Some(Task::default()));
                 }
@@ -154,7 +154,7 @@ impl Frame {
         }
     }
 
-    /// The pipe ends here, which is well between two frames only.
+    /// The pipe ends here, which is right only between two frames.
     fn end(self) -> Result<(), ReceiveError> {
         match self {
             Self::Prefix { have: 0, .. } => Ok(()),
@@ -169,18 +169,18 @@ impl Frame {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ReceiveError {
-    /// The agent sent a task that is too long; it was skipped.
+    /// The agent sent a task that is too long. It was skipped.
     TooLong {
         /// The task's length.
         bytes: usize,
         /// [`MAX_TASK_BYTES`].
         limit: usize,
     },
-    /// The agent sent bytes that are no task; they were skipped.
+    /// The agent sent bytes that are no task. They were skipped.
     Malformed(DecodeError),
     /// The pipe ended in the middle of a length or of a task.
     CutShort {
-        /// Bytes that arrived of it.
+        /// Bytes of it that arrived.
         received: usize,
         /// Its length.
         expected: usize,
@@ -224,7 +224,7 @@ mod tests {
         bytes
     }
 
-    /// Feeds the bytes in pieces of the sizes given, round and round.
+    /// Feeds the bytes in pieces of the given sizes, over and over.
     fn decode(mut bytes: &[u8], pieces: &[usize]) -> (Vec<Result<Task, ReceiveError>>, Result<(), ReceiveError>) {
         let mut frame = Frame::default();
         let mut outcomes = Vec::new();

@@ -199,7 +199,6 @@ impl<M: Clone> Outbox<M> {
                 }
                 (_, Stream::Down { .. }) if !self.has_spool(now) && (may_drop || self.is_ending) => {
                     match self.ledger.pop_waiting() {
-                        Some(batch) if batch.is_double => shed.doubles += 1,
                         Some(batch) => {
                             shed.lost += batch.records();
                             self.lose(Cause::MemoryFull, batch.rows());

@@ -391,6 +391,8 @@ mod tests {
         plan.rewind(at(1, HEAD), 10);
         assert_eq!(plan.backlog(), Some(at(1, HEAD)));
         assert_eq!(plan.handle_sent(at(1, SEGMENT + HEAD), 10, 20), 0, "nothing is missing before it");
+        plan.rewind(at(1, SEGMENT + HEAD), 7);
+        assert_eq!(plan.handle_sent(at(2, SEGMENT + HEAD), 30, 30), 0, "it is there already");
     }
 
     #[test]
