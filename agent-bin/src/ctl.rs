@@ -64,6 +64,6 @@ fn parse(parser: &mut lexopt::Parser) -> Result<String, lexopt::Error> {
         return Err("nothing to do, expected set or unset, and what (elkeidctl --help tells more)".into());
     }
     let changes: Vec<_> = changes.iter().map(|(key, value)| (*key, value.as_deref())).collect();
-    specified::change(&workdir, &changes).map_err(|why| lexopt::Error::Custom(Box::new(why)))?;
+    specified::change(&workdir, &changes).map_err(|why| why.to_string())?;
     Ok(String::new())
 }
