@@ -59,8 +59,9 @@ fn build(profile: &str, package: &str, binary: &str) -> io::Result<PathBuf> {
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
     match profile {
-        // With the features that `cargo test --workspace` has chosen, so that what it has built is used.
-        "dev" => command.arg("--workspace"),
+        // `cargo test --workspace` chooses the features of libraries with a view to tests. A build that names a test, be it the
+        // smallest, chooses the same ones, so that nothing but the program itself is left to build.
+        "dev" => command.args(["--workspace", "--test", "defects"]),
         // As it ships.
         _ => command.args(["--package", package]),
     };
@@ -79,6 +80,7 @@ fn build(profile: &str, package: &str, binary: &str) -> io::Result<PathBuf> {
         .stdout
         .split(|byte| *byte == b'\n')
         .filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == binary)
         .find_map(|message| message["executable"].as_str().map(PathBuf::from));
     match executable {
         Some(path) if output.status.success() => Ok(path),

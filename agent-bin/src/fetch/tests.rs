@@ -162,11 +162,11 @@ fn time_is_limited_for_silence_and_for_the_whole() {
     assert_eq!(fetch_with(&fetcher(patience), &urls, &body, &Cancel::default()), Ok(body.clone()));
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 
-    // A server that is never silent for long and never done.
+    // A server that is never silent for long and not done for a minute.
     let patience = Patience { total: Duration::from_millis(500), ..Patience::default() };
     let drop_by_drop = server(|_, stream| {
         write!(stream, "HTTP/1.1 200 OK\r\n\r\n")?;
-        for _ in 0..100 {
+        for _ in 0..1200 {
             stream.write_all(b"x")?;
             thread::sleep(Duration::from_millis(50));
         }
@@ -174,12 +174,12 @@ fn time_is_limited_for_silence_and_for_the_whole() {
     });
     let begun = Stopwatch::start();
     let error = fetch_with(&fetcher(patience), &[drop_by_drop], &body, &Cancel::default()).expect_err("too slow");
-    assert!(error.contains("timeout") && begun.elapsed() < Duration::from_secs(4), "{error}: {:?}", begun.elapsed());
+    assert!(error.contains("timeout") && begun.elapsed() < Duration::from_secs(30), "{error}: {:?}", begun.elapsed());
 }
 
 #[test]
 fn a_fetch_that_waits_is_cancelled_at_once() {
-    let silent = broken(100, b"x".to_vec(), || thread::sleep(Duration::from_secs(20)));
+    let silent = broken(100, b"x".to_vec(), || thread::sleep(Duration::from_secs(60)));
     let cancel = Arc::new(Cancel::default());
     let handle = Arc::clone(&cancel);
     let fetch =
@@ -188,7 +188,7 @@ fn a_fetch_that_waits_is_cancelled_at_once() {
     let begun = Stopwatch::start();
     handle.cancel();
     let error = fetch.join().expect("no panic").expect_err("it was cancelled");
-    assert!(error.contains("cancelled") && begun.elapsed() < Duration::from_secs(5), "{error}: {:?}", begun.elapsed());
+    assert!(error.contains("cancelled") && begun.elapsed() < Duration::from_secs(30), "{error}: {:?}", begun.elapsed());
     // A fetch that was cancelled before it began does not begin.
     let error = fetch_with(&fetcher(Patience::default()), &[right(vec![1])], &[1], &handle).expect_err("cancelled");
     assert!(error.contains("cancelled"), "{error}");

@@ -335,21 +335,38 @@ mod tests {
         text.lines().map(|line| line.split_whitespace().skip(2).collect::<Vec<_>>().join(" ")).collect()
     }
 
+    /// Logs as the macros do, past the logger of the process: that one would take the lines of other tests too.
+    fn log_to(logger: &Logger, level: Level, target: &str, text: &str) {
+        let mut record = Record::builder();
+        record.level(level).target(target).file_static(Some(PLACE.file)).line(Some(PLACE.line));
+        logger.log(&record.args(format_args!("{text}")).build());
+    }
+
     #[test]
     fn lines_are_whole_bounded_and_speak_to_no_terminal() {
         let workdir = tempfile::tempdir().expect("a directory");
-        start(workdir.path(), &config::Log::default()).expect("a first logger");
-        log::info!("one\nline \x1b[31m{}", "x".repeat(2 * MAX_LINE_BYTES));
-        log::debug!("nobody asked for this");
+        let logger = Logger { clock: Clock::start(), sinks: Mutex::new(Sinks::new(workdir.path())) };
+        let long = format!("one\nline \x1b[31m{}", "x".repeat(2 * MAX_LINE_BYTES));
+        log_to(&logger, Level::Info, "elklet_agent", &long);
+        log_to(&logger, Level::Info, "h2", "libraries are heard when they warn");
         let path = workdir.path().join("log/elklet.log");
         let current = fs::read_to_string(&path).expect("text");
         assert_eq!((current.len(), current.lines().count()), (MAX_LINE_BYTES, 1), "{current}");
         assert!(current.contains(" INFO  one line \u{fffd}[31mxxx"), "{current}");
 
         fs::remove_dir_all(workdir.path().join("log")).expect("writable");
-        log::info!("after the end");
+        log_to(&logger, Level::Warn, "h2", "after the end");
         assert_eq!(texts(&path), ["after the end"], "the directory is made again");
-        assert_eq!(look_after().lines_lost, 0);
+        assert_eq!(logger.lock().look_after().lines_lost, 0);
+    }
+
+    #[test]
+    fn debugging_is_logged_when_it_is_asked_for() {
+        let settings = |debug| config::Log { debug, ..config::Log::default() };
+        for (debug, level) in [(true, LevelFilter::Debug), (false, LevelFilter::Info)] {
+            configure(&settings(debug));
+            assert_eq!(log::max_level(), level);
+        }
     }
 
     #[test]

@@ -215,6 +215,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "two million entries are too many for an interpreter")]
     fn of_too_many_entries_the_first_count_and_the_rest_costs_no_memory() {
         let many = configured((0..MAX_PLUGINS + 2).map(|i| config(&format!("p{i}"))).collect());
         assert_eq!((many.plugins.len(), many.plugins[63].name.as_str()), (MAX_PLUGINS, "p63"));

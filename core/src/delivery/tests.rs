@@ -578,3 +578,60 @@ fn new_records_queue_behind_what_waits_in_memory_or_may_lie_on_the_disk() {
     unopened.handle_done(Done::Opened(vec![]), Millis(0));
     assert!(!unopened.has_backlog());
 }
+
+#[test]
+fn the_credit_that_would_make_room_is_known_while_there_is_none() {
+    let mut outbox = Outbox::new(Bounds { memory: 1_000, spool: 0 }, Millis(0));
+    outbox.handle_opened(Millis(0));
+    for _ in 0..3 {
+        outbox.push(of_records(1));
+        assert!(outbox.poll_send(Millis(0)).is_some());
+        outbox.handle_written(Millis(0));
+    }
+    assert_eq!(outbox.wanted_credit(), None, "nobody has asked for room");
+    assert_eq!(outbox.make_room(false, Millis(0)), Shed::default());
+    let wanted = outbox.wanted_credit().expect("it is full");
+    assert_eq!(wanted, 400 + 400 + 1);
+    outbox.handle_credit(wanted - 1, Millis(1));
+    assert!(!outbox.has_room());
+    outbox.handle_credit(wanted, Millis(1));
+    assert_eq!((outbox.has_room(), outbox.wanted_credit()), (true, None));
+}
+
+#[test]
+fn everything_is_written_out_when_nothing_waits_and_nothing_is_being_written() {
+    let mut outbox = Outbox::new(Bounds { memory: 10_000, spool: 0 }, Millis(0));
+    assert!(outbox.is_written_out());
+    outbox.push(of_records(1));
+    assert!(!outbox.is_written_out(), "it waits");
+    outbox.handle_ending();
+    assert!(!outbox.is_written_out(), "it waits at the end too");
+    outbox.handle_opened(Millis(0));
+    assert!(outbox.poll_send(Millis(0)).is_some());
+    assert!(!outbox.is_written_out(), "it is being written");
+    outbox.handle_written(Millis(0));
+    assert!(outbox.is_written_out());
+    let unopened = Outbox::<u32>::new(Bounds { memory: 10_000, spool: 1 << 20 }, Millis(0));
+    assert!(!unopened.is_written_out(), "nobody has looked at the files");
+}
+
+#[test]
+fn what_a_broken_stream_leaves_is_counted_without_heartbeats() {
+    let mut outbox = Outbox::new(Bounds { memory: 10_000, spool: 0 }, Millis(0));
+    outbox.handle_opened(Millis(0));
+    outbox.push(of_records(3));
+    outbox.push(batch(Kind::Heartbeat, 0, 100));
+    outbox.push(of_records(5));
+    assert!(outbox.poll_send(Millis(0)).is_some() && outbox.poll_send(Millis(0)).is_some());
+    outbox.handle_ended(Millis(1));
+    assert_eq!((outbox.counters().again, outbox.unconfirmed().memory_records), (3, 8));
+}
+
+#[test]
+fn without_a_stream_only_what_lies_in_memory_wakes_the_agent() {
+    let mut outbox = Outbox::new(Bounds { memory: 10_000, spool: 0 }, Millis(7));
+    assert_eq!(outbox.poll_timeout(Millis(7)), None);
+    outbox.push(of_records(1));
+    assert_eq!(outbox.poll_timeout(Millis(7)), Some(Millis(7 + SPOOL_AFTER_MS)));
+    assert_eq!(outbox.poll_timeout(Millis(7 + SPOOL_AFTER_MS)), None, "it is past");
+}

@@ -9,7 +9,7 @@ mod namespace;
 mod proxy;
 mod server;
 
-pub use names::{NameServer, Question, Reply};
+pub use names::{NameServer, PATIENCE_S, Question, Reply};
 pub use namespace::Namespace;
 pub use proxy::Proxy;
 pub use server::Server;

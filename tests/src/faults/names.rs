@@ -40,6 +40,10 @@ pub enum Reply {
     Silence,
 }
 
+/// Seconds that a resolver waits for an answer. It is the most that there may be, so that whoever waits for one is told from a
+/// machine that is busy.
+pub const PATIENCE_S: u64 = 30;
+
 /// A running name server in a namespace. Dropping it ends it.
 #[derive(Debug)]
 pub struct NameServer {
@@ -57,7 +61,8 @@ impl NameServer {
     #[must_use]
     pub fn start(namespace: &Namespace, dir: &Path) -> Self {
         let resolv_conf = dir.join("resolv.conf");
-        fs::write(&resolv_conf, "nameserver 127.0.0.1\n").expect("it is writable");
+        let text = format!("nameserver 127.0.0.1\noptions timeout:{PATIENCE_S} attempts:1\n");
+        fs::write(&resolv_conf, text).expect("it is writable");
         let socket = namespace.inside(|| UdpSocket::bind((Ipv4Addr::LOCALHOST, 53))).expect("the port is free");
         socket.set_read_timeout(Some(Duration::from_millis(100))).expect("it is no zero");
         let replies = Arc::<Mutex<HashMap<_, _>>>::default();

@@ -62,8 +62,10 @@ fn the_record_that_a_server_dies_of_is_given_up_alone() {
     assert_eq!((heartbeats.count("lost_poison"), heartbeats.count("records_lost")), (1, 1));
 }
 
-/// The record lies in the spool of an agent that knows nothing of the streams that ended over it.
+/// The record lies in the spool of an agent that knows nothing of the streams that ended over it. In the core,
+/// `whatever_servers_die_of_nothing_is_lost` asks the same by a clock that nobody has to wait for.
 #[test]
+#[ignore = "long: takes a minute and a half of streams that have to hold for seconds"]
 fn a_deadly_record_from_the_spool_lets_others_go_first() {
     let mut site = Site::new();
     let mut agent = poisoned(&site, site.eager(), "n=50");

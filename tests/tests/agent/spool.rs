@@ -86,7 +86,11 @@ fn without_a_server_records_go_to_the_disk_and_memory_stays_small() {
     let options = site.stop();
     wait_until("spooled records", || !segments(agent.workdir().path()).is_empty());
     assert!(stdout(&elklet(&agent, &["status"])).contains("spool"), "status tells of it");
-    std::thread::sleep(Duration::from_secs(4));
+    let spooled = |page: &str| {
+        let line = page.lines().find_map(|line| line.strip_prefix("elklet_spool_records "));
+        line.is_some_and(|number| number.parse::<u64>().unwrap() > 10_000)
+    };
+    wait_until("many spooled records", || spooled(&stdout(&elklet(&agent, &["status", "--metrics"]))));
     assert!(agent.rss() < 24 << 20, "{} KiB are resident", agent.rss() >> 10);
     site.start(options);
     site.wait_records("all records", &agent, |records| records.run("all").received == 30_000);

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::PLUGIN;
 use crate::http::{Answer, get, post};
-use crate::load::{RATE, SETTLE, script};
+use crate::load::{RATE, SETTLE, script, wait_confirmed};
 
 /// Messages that a window may take: grpc-go widens it, by SETTINGS, to twice what it has seen come within a round trip, and that
 /// is one message of this load.
@@ -101,9 +101,9 @@ fn the_grpc_go_peer_confirms_under_load_and_after_it() {
     assert!(under_load <= (MESSAGES_A_WINDOW + 2) * largest);
 
     assert!(holds_within(SETTLE, || peer.received() == 26 * RATE), "all have arrived: {}", peer.stats());
-    sleep(Duration::from_secs(10));
+    wait_confirmed(&agent);
     let quiet = peer.unconfirmed(&agent);
-    eprintln!("10 s after the last record: {quiet} records unconfirmed");
+    eprintln!("when the agent knew that all had come: {quiet} records unconfirmed");
     assert_eq!(quiet, 0);
     let stats = peer.stats();
     assert_eq!((&stats["runs"][0]["lost"], &stats["bad_messages"]), (&json!(0), &json!(0)), "{stats}");

@@ -31,6 +31,16 @@ pub(crate) fn assert_whole(what: &str, series: Series, made: u64, breaks: u64) {
     assert!(twice <= breaks * TWICE_A_BREAK, "{what}: {twice} records have come twice after {breaks} breaks");
 }
 
+/// Waits until the agent knows that all it has sent has come.
+pub(crate) fn wait_confirmed(agent: &Agent) {
+    let mut status = Command::new(&Binaries::for_tests().elklet);
+    status.args(["status", "--json", "--workdir"]).arg(agent.workdir().path());
+    wait_until("confirmation", || {
+        let said: Value = serde_json::from_slice(&status.output().unwrap().stdout).unwrap();
+        said["ledger"]["unconfirmed_records"] == 0
+    });
+}
+
 /// A server in a process of its own, and an agent with a loaded plugin.
 #[derive(Debug)]
 pub(crate) struct Run {
@@ -64,16 +74,6 @@ impl Run {
         let run = Self { server, agent: setup.start(), made };
         run.wait_received(RATE);
         run
-    }
-
-    /// Waits until the agent knows that all it has sent has come.
-    pub(crate) fn wait_confirmed(&self) {
-        let mut status = Command::new(&Binaries::for_tests().elklet);
-        status.args(["status", "--json", "--workdir"]).arg(self.agent.workdir().path());
-        wait_until("confirmation", || {
-            let said: Value = serde_json::from_slice(&status.output().unwrap().stdout).unwrap();
-            said["ledger"]["unconfirmed_records"] == 0
-        });
     }
 
     /// Records that have come so far, each once.

@@ -4,7 +4,7 @@
 //! at the server. What comes again on a later stream is told from what comes twice, or late, on one. A line on standard error
 //! says what a test has counted; `cargo test -p elklet-tests --test faults -- --nocapture` shows it.
 //!
-//! Those that take minutes are ignored and run by hand, one after the other, against the agent as it ships:
+//! Those that take minutes are ignored. `.ci/run long` runs them against the agent as it ships. By hand, one after the other:
 //!
 //!     cargo build --release -p elklet
 //!     ELKLET_BIN=$PWD/target/release/elklet cargo test --release -p elklet-tests --test faults -- \

@@ -3,7 +3,7 @@
 use crate::path::namespace;
 use crate::{CENTER, PLUGIN};
 use elklet_tests::binaries::Binaries;
-use elklet_tests::faults::{NameServer, Namespace, Reply, Server};
+use elklet_tests::faults::{NameServer, Namespace, PATIENCE_S, Reply, Server};
 use elklet_tests::harness::{Agent, config};
 use std::fs;
 use std::io::{Read, Write};
@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 const V4: Reply = Reply::Address(IpAddr::V4(Ipv4Addr::LOCALHOST));
 const V6: Reply = Reply::Address(IpAddr::V6(Ipv6Addr::LOCALHOST));
 
-/// A resolver waits for five seconds, or for ten, before it gives up an answer: less than that shows that nobody has waited for it.
-const SOON: Duration = Duration::from_millis(4_500);
+/// A resolver waits for thirty seconds before it gives up an answer. Less than that shows that nobody has waited for it.
+const SOON: Duration = Duration::from_secs(PATIENCE_S - 5);
 
 /// A server, service discovery and a plugin's download that all go by names, and whoever is asked for those.
 struct Site {

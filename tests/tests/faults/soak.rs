@@ -44,7 +44,7 @@ struct Soak {
 }
 
 #[test]
-#[ignore = "takes ten minutes"]
+#[ignore = "long: takes ten minutes"]
 fn soak() {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
     let seconds = number("ELKLET_SOAK_SECONDS").unwrap_or(SECONDS);

@@ -193,7 +193,7 @@ fn away_for_120_s(mib: u32) -> Run {
 }
 
 #[test]
-#[ignore = "takes three minutes"]
+#[ignore = "long: takes three minutes"]
 fn a_server_that_is_away_for_two_minutes() {
     let run = away_for_120_s(256);
     run.assert_whole("away for 120 s, 256 MiB", 1);
@@ -204,7 +204,7 @@ fn a_server_that_is_away_for_two_minutes() {
 }
 
 #[test]
-#[ignore = "takes three minutes"]
+#[ignore = "long: takes three minutes"]
 fn a_server_that_is_away_for_longer_than_the_spool_can_hold() {
     let run = away_for_120_s(64);
     assert_accounted(&run, "away for 120 s, 64 MiB");

@@ -312,4 +312,20 @@ mod tests {
             assert_eq!(&*read_manifest(&bytes[..end], &mut sources), &[row; 2][..whole], "{end} bytes");
         }
     }
+
+    #[test]
+    fn the_longest_manifest_is_one_of_the_longest_rows() {
+        let row = [&[255][..], &[b'x'; 255], &[0; 24]].concat();
+        let manifest = row.repeat(MANIFEST_ROWS);
+        assert_eq!(manifest.len(), MAX_MANIFEST_BYTES);
+        assert_eq!(read_manifest(&manifest, &mut Sources::default()).len(), MANIFEST_ROWS);
+    }
+
+    #[test]
+    fn an_agent_that_has_written_for_a_hundred_years_is_believed() {
+        let first = 50_000 * 86_400 * 365 * 100;
+        let bytes = batch_head(b"payload", 7, first, &[], &Sources::default(), sum);
+        let head = BatchHead::read(bytes[..BATCH_HEAD_BYTES].try_into().expect("as long"));
+        assert_eq!(head.map(|head| head.first_record), Some(first));
+    }
 }

@@ -94,14 +94,19 @@ impl Procwatch {
     }
 
     /// Runs short programs until one is reported: then it listens.
+    ///
+    /// Programs that ran before it listened are never reported, while those of a busy host are reported all the time. A round
+    /// therefore ends by the clock and not by silence.
     pub fn wait_until_ready(&self) {
         let deadline = Instant::now() + DEADLINE;
+        let mut pids = Vec::new();
         loop {
             assert!(Instant::now() < deadline, "it does not get ready; stderr: {}", self.stderr());
-            let pid = run("/bin/true", &[]).to_string();
+            pids.push(run("/bin/true", &[]).to_string());
+            let round = Instant::now() + Duration::from_millis(500);
             loop {
-                match self.records.recv_timeout(Duration::from_millis(500)) {
-                    Ok(record) if record.data_type == EXIT && fields(&record)["pid"] == pid => return,
+                match self.records.recv_timeout(round.saturating_duration_since(Instant::now())) {
+                    Ok(record) if record.data_type == EXIT && pids.contains(&fields(&record)["pid"]) => return,
                     Ok(_) => {}
                     Err(RecvTimeoutError::Timeout) => break,
                     Err(RecvTimeoutError::Disconnected) => panic!("it has ended; stderr: {}", self.stderr()),
