@@ -143,6 +143,12 @@ impl Account {
         }
     }
 
+    /// A server has lost a record that the agent thinks it has, and sends again as long as it has room.
+    pub(super) fn expect_again(&mut self, id: Id) {
+        self.ever_forgotten.push(id);
+        self.forgotten += u64::from(self.is_missing(id));
+    }
+
     /// What servers have lost is not expected again.
     pub(super) fn excuse_forgotten(&mut self) {
         core::mem::take(&mut self.ever_forgotten).into_iter().for_each(|id| self.excuse(id));
@@ -227,6 +233,12 @@ impl Account {
         text
     }
 
+    /// Whether a record was written, is expected, and no server has it.
+    pub(super) fn is_missing(&self, id: Id) -> bool {
+        let series = self.series.get(id.series as usize);
+        series.and_then(|series| series.fates.get(id.number as usize)).is_some_and(|fate| fate.is_missing())
+    }
+
     /// Records that were told to be lost.
     pub(super) fn lost(&self, losses: Option<&Losses>) -> u64 {
         self.told(losses)
@@ -247,7 +259,8 @@ impl Account {
         let untold: u64 = by_type.iter().map(|(kind, missing)| missing.saturating_sub(told(kind))).sum();
         let blurred = told(&0) + (self.told(losses).saturating_sub(self.told_in_stream));
         if untold > blurred {
-            return Err(format!("missing are {by_type:?} by data type, told to be lost {:?}", self.told_by_type));
+            let (told, missing) = (&self.told_by_type, self.missing());
+            return Err(format!("missing are {by_type:?} by data type, told to be lost {told:?}; these:{missing}"));
         }
         Ok(())
     }

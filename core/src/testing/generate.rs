@@ -105,8 +105,15 @@ pub(super) fn by_theme(draw: &mut impl Draw, setup: &Setup) -> Vec<Timed> {
         // The same again is what one event alone does not find.
         let theme = draw.pick(&themes);
         let event = event(draw, theme, setup);
-        let repeats = if draw.chance(15) { draw.pick(&[1usize, 2, 3]) } else { 0 };
+        let repeats = if draw.chance(15) { draw.pick(&[1usize, 1, 2]) } else { 0 };
         let gap = event.lasts_ms() + draw.between(0, 12_000);
+        if let Event::CrashLoop { plugin, ms, .. } = event
+            && draw.chance(70)
+        {
+            // The cure comes while the plugin waits for its next start.
+            let cured = at + (ms - draw.between(0, ms / 4));
+            events.push(Timed { at: cured, event: Event::Upgrade { plugin }, index: index * 4 + 3 });
+        }
         let mut when = at;
         for again in 0..=repeats {
             events.push(Timed { at: when, event: event.clone(), index: index * 4 + again });
@@ -178,7 +185,7 @@ fn event(draw: &mut impl Draw, theme: Theme, setup: &Setup) -> Event {
             0 | 1 => Event::Upgrade { plugin },
             2 => Event::Remove { plugin, ms },
             3 => Event::Crash { plugin },
-            4 => Event::CrashLoop { plugin, lives_ms: draw.between(0, 3_000), ms },
+            4 => Event::CrashLoop { plugin, lives_ms: draw.between(0, 3_000), ms: ms + draw.between(0, 60_000) },
             5 => Event::NoSpawns { ms },
             6 => Event::NoPreparations { ms },
             7 => Event::SlowDownloads { ms },

@@ -13,6 +13,9 @@ use crate::link::session::{CONNECT_TIMEOUT_MS, OPEN_TIMEOUT_MS, PONG_TIMEOUT_MS,
 /// A new version of a plugin runs within this, if nothing keeps it from being fetched and started.
 const NEWS_MS: u64 = STOP_TIMEOUT_MS + 20_000;
 
+/// A record that servers die of is found and given up within this.
+const POISON_MS: u64 = 600_000;
+
 /// The looks at everything that cost time are this many passes apart.
 const PASSES: u64 = 16;
 
@@ -67,7 +70,7 @@ impl World {
             || unconfirmed.disk_bytes * 2 > self.spool_bytes.max(1)
             || self.disk.is_damaged
             || self.disk.bad_until.0 > 0;
-        if self.may_forget && is_short {
+        if is_short {
             // What may be a double gives way when room is short.
             self.may_forget = false;
             self.account.excuse_forgotten();
@@ -89,7 +92,7 @@ impl World {
         for at in 0..self.plugins.len() {
             let plugin = &mut self.plugins[at];
             let Some(news) = plugin.news else { continue };
-            if is_ending || last_fault >= news {
+            if is_ending || last_fault >= news || self.center.wanted(at) != self.told_versions[at] {
                 plugin.news = None;
             } else if now.since(news) > NEWS_MS {
                 let wanted = self.center.wanted(at);
@@ -102,6 +105,9 @@ impl World {
     fn check_recovery(&mut self) {
         let waited = self.agenda.now.since(self.waiting_since);
         let patience = self.recovery_ms();
+        if !self.program.poison.is_empty() {
+            return self.check_poison(waited);
+        }
         let is_mistaken = self.is_mistaken();
         let Some(host) = &self.host else { return };
         let level = host.intake.level();
@@ -136,6 +142,19 @@ impl World {
         self.has_recovered = true;
         if self.check_end(waited) {
             self.is_done = true;
+        }
+    }
+
+    /// Records that servers die of are given up one after the other. Only then is there an end of it.
+    fn check_poison(&mut self, waited: u64) {
+        let patience = (1 + self.program.poison.len() as u64) * POISON_MS + self.longest_life_ms;
+        if self.is_poisoned() && waited > patience && self.agenda.now.since(self.died_at) < POISON_MS / 4 {
+            let what = format!("after {waited} ms servers still die");
+            self.fail("a record that servers die of is given up in the end", &what);
+        }
+        if !self.is_poisoned() || waited > patience {
+            self.program.poison.clear();
+            self.begin_waiting();
         }
     }
 

@@ -261,7 +261,9 @@ impl World {
             (server.app_stopped_until, server.app_slow_until) = (now, now);
             server.back_at = now.min(server.back_at);
         }
-        self.program = super::server::Program::default();
+        // Servers that die of a record do so for ever.
+        let poison = core::mem::take(&mut self.program.poison).into_iter().map(|(id, _)| (id, Millis(u64::MAX)));
+        self.program = super::server::Program { poison: poison.collect(), ..super::server::Program::default() };
         self.disk.mend(now);
         self.plugins.iter_mut().for_each(|plugin| plugin.loops = None);
         for until in [

@@ -326,7 +326,9 @@ impl World {
         let held = &mut connection.held[usize::from(to_server)];
         if is_lost || is_stopped || !held.is_empty() {
             held.push_back(packet);
-            if is_lost && to_server && connection.agent_open && !core::mem::replace(&mut connection.gives_up, true) {
+            // A balancer acknowledges what it does not pass on.
+            let is_unacknowledged = is_lost && to_server && connection.agent_open && !connection.is_cut;
+            if is_unacknowledged && !core::mem::replace(&mut connection.gives_up, true) {
                 self.agenda.after(TCP_PATIENCE_MS, Happening::GiveUp { connection: id });
             }
             return;

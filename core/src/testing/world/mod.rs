@@ -108,6 +108,8 @@ pub(super) struct World {
     /// Records that servers die of.
     poisoned: u64,
     may_give_up: bool,
+    /// When a server has died of a message last.
+    died_at: Millis,
 }
 
 impl World {
@@ -168,6 +170,7 @@ impl World {
             forgot_at: None,
             poisoned: 0,
             may_give_up: false,
+            died_at: Millis(0),
             events: schedule.events.clone(),
             setup,
         }

@@ -185,7 +185,8 @@ impl World {
     pub(super) fn handle_writes(&mut self, process: u32) {
         let Some(plugin) = self.processes.get(&process).filter(|it| it.is_alive).map(|it| it.plugin) else { return };
         let setup = self.setup.plugins[plugin].clone();
-        if self.is_calm {
+        // While servers die of a record, others have to arrive for it to be found.
+        if self.is_calm && !self.is_poisoned() {
             return;
         }
         for _ in 0..setup.records {
@@ -193,7 +194,8 @@ impl World {
             self.write_record(process, lane, setup.padding);
         }
         self.drain(process);
-        let ms = self.random.between(setup.every_ms / 2, setup.every_ms * 3 / 2);
+        let every_ms = if self.is_calm { setup.every_ms.max(1_000) } else { setup.every_ms };
+        let ms = self.random.between(every_ms / 2, every_ms * 3 / 2);
         self.agenda.after(ms, Happening::PluginWrites { process });
     }
 

@@ -187,6 +187,7 @@ impl World {
         if self.is_fatal(&done.message) {
             let server = self.connections[id].server;
             self.note(|| format!("server {server} dies of a message"));
+            self.died_at = now;
             self.connections[id].far.work = Some(done);
             let away = self.random.between(500, 3_000);
             return self.kill_server(server, away);
@@ -294,9 +295,10 @@ impl World {
         let far = core::mem::take(&mut connection.far);
         for arrived in far.arrived.into_iter().chain(far.work).filter(|arrived| arrived.is_pinged) {
             // The agent was told that the server has it. It would send it again if the end came soon enough.
-            if delay.is_none_or(|delay| now.since(arrived.at) + delay >= FORGOTTEN_MS) {
-                self.note(|| format!("the server loses {:?}, which it had for long", arrived.message));
-                arrived.message.records().filter_map(|record| record.id).for_each(|id| self.account.excuse(id));
+            let is_excused = delay.is_none_or(|delay| now.since(arrived.at) + delay >= FORGOTTEN_MS);
+            self.note(|| format!("the server loses {:?}, which the agent thinks it has", arrived.message));
+            for id in arrived.message.records().filter_map(|record| record.id) {
+                if is_excused { self.account.excuse(id) } else { self.account.expect_again(id) }
             }
         }
         self.connections[id].far.recent = far.recent;
@@ -360,6 +362,13 @@ impl World {
                 self.connections[id].far.recent.clear();
             }
         }
+    }
+
+    /// Whether there is a record that servers die of, and that has neither been given up nor lost.
+    pub(super) fn is_poisoned(&self) -> bool {
+        let missing = self.program.poison.iter().filter(|(id, _)| self.account.is_missing(*id)).count() as u64;
+        let losses = self.host.as_ref().map(|host| host.agent.losses());
+        missing > self.account.poison(losses)
     }
 
     /// Records that servers have not taken, while the agent was told that they have them.

@@ -264,9 +264,9 @@ impl World {
                 let now = self.agenda.now;
                 for plugin in 0..self.plugins.len() {
                     let wanted = self.center.wanted(plugin);
-                    if wanted.is_some() && core::mem::replace(&mut self.told_versions[plugin], wanted.clone()) != wanted
-                    {
-                        self.plugins[plugin].news = Some(now);
+                    let before = core::mem::replace(&mut self.told_versions[plugin], wanted.clone());
+                    if wanted != before {
+                        self.plugins[plugin].news = wanted.is_some().then_some(now);
                     }
                 }
                 return;
