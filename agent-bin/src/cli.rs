@@ -90,7 +90,7 @@ pub fn main(version: &'static str) -> ExitCode {
     if is_ctl || words.next_if(|word| word == "ctl").is_some() {
         return match ctl::run(words) {
             Ok(text) => print(&text),
-            Err(error) => fail(&Failure::Settings(error)),
+            Err(error) => fail(&Failure::Settings(error.to_string())),
         };
     }
     match parse(words) {
@@ -105,7 +105,7 @@ pub fn main(version: &'static str) -> ExitCode {
         }
         Ok(Invocation::Status(flags, page)) => match Settings::workdir(&flags) {
             Ok(workdir) => ask(&workdir, page),
-            Err(error) => fail(&Failure::Settings(error)),
+            Err(error) => fail(&Failure::Settings(error.to_string())),
         },
         Ok(Invocation::Doctor(flags, json)) => match doctor::run(&flags, json) {
             Ok(true) => ExitCode::SUCCESS,
@@ -114,7 +114,7 @@ pub fn main(version: &'static str) -> ExitCode {
         },
         Ok(Invocation::Spool(flags, what)) => match Settings::workdir(&flags) {
             Ok(workdir) => look(&workdir, what),
-            Err(error) => fail(&Failure::Settings(error)),
+            Err(error) => fail(&Failure::Settings(error.to_string())),
         },
         Err(error) => fail(&Failure::Settings(format!("{error} (elklet --help tells more)"))),
     }

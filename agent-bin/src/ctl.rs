@@ -25,9 +25,8 @@ const OTHERS: [&str; 9] =
 ///
 /// # Errors
 /// What is wrong with the words, or could not be done.
-pub(crate) fn run(words: impl IntoIterator<Item = OsString>) -> Result<String, String> {
-    let mut parser = lexopt::Parser::from_args(words);
-    parse(&mut parser).map_err(|error| error.to_string())
+pub(crate) fn run(words: impl IntoIterator<Item = OsString>) -> Result<String, lexopt::Error> {
+    parse(&mut lexopt::Parser::from_args(words))
 }
 
 fn parse(parser: &mut lexopt::Parser) -> Result<String, lexopt::Error> {
@@ -65,6 +64,6 @@ fn parse(parser: &mut lexopt::Parser) -> Result<String, lexopt::Error> {
         return Err("nothing to do, expected set or unset, and what (elkeidctl --help tells more)".into());
     }
     let changes: Vec<_> = changes.iter().map(|(key, value)| (*key, value.as_deref())).collect();
-    specified::change(&workdir, &changes)?;
+    specified::change(&workdir, &changes).map_err(|why| why.to_string())?;
     Ok(String::new())
 }

@@ -1,12 +1,56 @@
 //! Reads files with a bound on their length, and writes files atomically: a reader, or a host after a power loss, finds
 //! the old content or the new, never a part.
 
+use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
+
+/// The host refuses to do something with a file or a directory.
+#[derive(Debug)]
+pub struct FileError(Box<Refused>);
+
+#[derive(Debug)]
+struct Refused {
+    path: PathBuf,
+    /// What it refuses, where the error alone does not say it.
+    what: Option<&'static str>,
+    error: io::Error,
+}
+
+impl FileError {
+    /// Makes an error of one at this path.
+    pub(crate) fn at(path: &Path) -> impl Fn(io::Error) -> Self + Copy {
+        move |error| Self::new(path, None, error)
+    }
+
+    /// The same, and says what cannot be done there: "cannot be opened".
+    pub(crate) fn because(path: &Path, what: &'static str) -> impl Fn(io::Error) -> Self + Copy {
+        move |error| Self::new(path, Some(what), error)
+    }
+
+    /// Two dozen places make one. Each would have this code of its own if it were inlined.
+    #[cold]
+    #[inline(never)]
+    fn new(path: &Path, what: Option<&'static str>, error: io::Error) -> Self {
+        Self(Box::new(Refused { path: path.to_owned(), what, error }))
+    }
+}
+
+impl fmt::Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Refused { path, what, error } = &*self.0;
+        match what {
+            Some(what) => write!(f, "{}: {what}: {error}", path.display()),
+            None => write!(f, "{}: {error}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for FileError {}
 
 /// Reads the first `limit` bytes of a file.
 ///

@@ -4,12 +4,13 @@
 //! The reference's `elkeidctl set` writes the same file (`agent/deploy/control`): lines `key = value`, which its unit
 //! reads as an EnvironmentFile. Other lines stay as they are.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use crate::files;
+use crate::files::{self, FileError};
 
 const FILE: &str = "specified_env";
 
@@ -51,6 +52,43 @@ impl Key {
     }
 }
 
+/// Why a host cannot be specified, or what was specified cannot be known.
+#[derive(Debug)]
+pub(crate) enum SpecifyError {
+    /// The host refuses something with the file.
+    File(FileError),
+    /// The file has this many bytes; somebody else has written it.
+    TooLong(PathBuf, u64),
+    /// Whoever names the value is at fault: it has this many bytes.
+    Length(Key, usize),
+    /// Whoever names the value is at fault: it has this character.
+    Character(Key, char),
+    /// Whoever names the value is at fault: it is no service manager.
+    ServiceType(String),
+}
+
+impl fmt::Display for SpecifyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(why) => why.fmt(f),
+            Self::TooLong(path, bytes) => {
+                write!(f, "{}: {bytes} bytes, the limit is {MAX_FILE_BYTES}", path.display())
+            }
+            Self::Length(key, bytes) => {
+                write!(f, "{} has {bytes} bytes, expected 1 to {MAX_VALUE_BYTES}", key.word())
+            }
+            Self::Character(key, c) => {
+                write!(f, "{} has {c:?} in it, expected letters, digits and any of -_.:/@+,", key.word())
+            }
+            Self::ServiceType(value) => {
+                write!(f, "{} is {value:?}, expected systemd or sysvinit", Key::ServiceType.word())
+            }
+        }
+    }
+}
+
+impl std::error::Error for SpecifyError {}
+
 /// The file's content.
 #[derive(Debug, Default)]
 pub(crate) struct Specified {
@@ -61,15 +99,15 @@ impl Specified {
     /// Reads the file of a work directory. A missing file specifies nothing.
     ///
     /// # Errors
-    /// When it cannot be read. The text has the path.
-    pub(crate) fn read(workdir: &Path) -> Result<Self, String> {
+    /// When it cannot be read.
+    pub(crate) fn read(workdir: &Path) -> Result<Self, SpecifyError> {
         let path = path(workdir);
-        let failed = |error: io::Error| format!("{}: {error}", path.display());
+        let failed = |error| SpecifyError::File(FileError::at(&path)(error));
         match fs::metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(failed(error)),
             Ok(meta) if meta.len() > MAX_FILE_BYTES => {
-                return Err(format!("{}: {} bytes, the limit is {MAX_FILE_BYTES}", path.display(), meta.len()));
+                return Err(SpecifyError::TooLong(path, meta.len()));
             }
             Ok(_) => {}
         }
@@ -98,7 +136,7 @@ impl Specified {
 ///
 /// # Errors
 /// When a value is invalid, or the file cannot be read or written. Nothing has changed then.
-pub(crate) fn change(workdir: &Path, changes: &[(Key, Option<&str>)]) -> Result<(), String> {
+pub(crate) fn change(workdir: &Path, changes: &[(Key, Option<&str>)]) -> Result<(), SpecifyError> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut specified = Specified::read(workdir)?;
@@ -109,23 +147,23 @@ pub(crate) fn change(workdir: &Path, changes: &[(Key, Option<&str>)]) -> Result<
         specified.set(*key, *value);
     }
     let path = path(workdir);
-    files::replace(&path, specified.text.as_bytes(), 0o600).map_err(|error| format!("{}: {error}", path.display()))
+    let replaced = files::replace(&path, specified.text.as_bytes(), 0o600);
+    replaced.map_err(|error| SpecifyError::File(FileError::at(&path)(error)))
 }
 
 /// Checks that both systemd and the reference read a value back as it is.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(crate) fn check(key: Key, value: &str) -> Result<(), String> {
-    let word = key.word();
+fn check(key: Key, value: &str) -> Result<(), SpecifyError> {
     if value.is_empty() || value.len() > MAX_VALUE_BYTES {
-        return Err(format!("{word} has {} bytes, expected 1 to {MAX_VALUE_BYTES}", value.len()));
+        return Err(SpecifyError::Length(key, value.len()));
     }
     if key == Key::ServiceType && !["systemd", "sysvinit"].contains(&value) {
-        return Err(format!("{word} is {value:?}, expected systemd or sysvinit"));
+        return Err(SpecifyError::ServiceType(value.to_owned()));
     }
     match value.chars().find(|c| !c.is_alphanumeric() && !"-_.:/@+,".contains(*c)) {
-        Some(c) => Err(format!("{word} has {c:?} in it, expected letters, digits and any of -_.:/@+,")),
+        Some(c) => Err(SpecifyError::Character(key, c)),
         None => Ok(()),
     }
 }
@@ -181,7 +219,7 @@ mod tests {
             ("$HOME", "'$'"),
             ("\u{0}", "in it"),
         ] {
-            let why = change(workdir.path(), &[(Key::Idc, Some(value))]).expect_err(value);
+            let why = change(workdir.path(), &[(Key::Idc, Some(value))]).expect_err(value).to_string();
             assert!(why.contains(what), "{why}");
         }
         assert!(change(workdir.path(), &[(Key::ServiceType, Some("upstart"))]).is_err());

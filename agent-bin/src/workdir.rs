@@ -1,5 +1,6 @@
 //! The work directory. It belongs to one agent at a time, and nobody else writes it.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::clock::Stopwatch;
-use crate::files::close_to_others;
+use crate::files::{FileError, close_to_others};
 use crate::plugin;
 use crate::sys::remove::remove_tree;
 
@@ -34,6 +35,26 @@ pub(crate) fn is_taken(workdir: &Path) -> bool {
     matches!(locked, Ok(Err(Errno::WOULDBLOCK)))
 }
 
+/// Why an agent cannot have a work directory.
+#[derive(Debug)]
+pub(crate) enum NotTaken {
+    /// Another agent runs in it.
+    Another(PathBuf),
+    /// The host refuses it.
+    File(FileError),
+}
+
+impl fmt::Display for NotTaken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Another(workdir) => write!(f, "another agent runs in {}", workdir.display()),
+            Self::File(why) => why.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for NotTaken {}
+
 /// The directory is this agent's own for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct WorkdirLock {
@@ -44,9 +65,9 @@ impl WorkdirLock {
     /// Takes the directory.
     ///
     /// # Errors
-    /// When another agent runs in it, or it is no directory. The text names it.
-    pub(crate) fn take(workdir: &Path) -> Result<Self, String> {
-        let failed = |error: std::io::Error| format!("{}: {error}", workdir.display());
+    /// When another agent runs in it, or it is no directory.
+    pub(crate) fn take(workdir: &Path) -> Result<Self, NotTaken> {
+        let failed = |error| NotTaken::File(FileError::at(workdir)(error));
         let directory = File::open(workdir).map_err(failed)?;
         for _ in 0..ATTEMPTS {
             match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
@@ -55,7 +76,7 @@ impl WorkdirLock {
                 Err(error) => return Err(failed(error.into())),
             }
         }
-        Err(format!("another agent runs in {}", workdir.display()))
+        Err(NotTaken::Another(workdir.to_owned()))
     }
 }
 

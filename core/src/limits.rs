@@ -1,6 +1,8 @@
-//! Every capacity of the agent, in one place, with the reason for its value.
+//! The capacities that hold for the agent as a whole, or that more than one module needs, each with the reason for its value.
 //!
-//! The code that uses a limit says what happens there, and a test beside that code shows it.
+//! What bounds one read or one table of a single module stands at that module's head, and a state machine's times stand
+//! with the state machine. They state their reasons there. The code that uses a limit says what happens there, and a test
+//! beside that code shows it.
 
 /// Most records in a buffer. The project's owner fixed this number; it is that of Elkeid's own agent 1.7.
 pub const SLOTS: usize = 8192;

@@ -9,6 +9,7 @@
 use alloc::format;
 use alloc::string::String;
 use core::cmp::Ordering;
+use core::fmt;
 
 use crate::command::AgentConfig;
 use crate::limits::MAX_TRIAL_STARTS;
@@ -24,22 +25,60 @@ pub fn may_try(
     running: &str,
     failed: Option<(&str, &str)>,
     allow_downgrade: bool,
-) -> Result<(), String> {
+) -> Result<(), NotTried> {
     let version = &wanted.version;
+    let not_tried = |why| NotTried { version: version.clone(), running: running.into(), why };
     if failed == Some((version, &format!("{}", wanted.sha256))) {
-        return Err(format!(
-            "version {version} has failed here, and is not tried again until the server names another"
-        ));
+        return Err(not_tried(Objection::Failed));
     }
     match compare(version, running) {
         _ if allow_downgrade => Ok(()),
         Some(Ordering::Greater) => Ok(()),
-        Some(_) => Err(format!("version {version} is not later than {running}, and update.allow_downgrade is off")),
-        None => {
-            Err(format!("version {version:.80} cannot be compared with {running}, and update.allow_downgrade is off"))
+        Some(_) => Err(not_tried(Objection::NotLater)),
+        None => Err(not_tried(Objection::Incomparable)),
+    }
+}
+
+/// The server names a version that this agent should not try.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotTried {
+    /// The version that the server names.
+    pub version: String,
+    /// The version that runs.
+    pub running: String,
+    /// What speaks against it.
+    pub why: Objection,
+}
+
+/// What speaks against a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Objection {
+    /// It was tried and rolled back.
+    Failed,
+    /// It is not later than the one that runs.
+    NotLater,
+    /// Nobody can say which of the two is later.
+    Incomparable,
+}
+
+impl fmt::Display for NotTried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { version, running, why } = self;
+        match why {
+            Objection::Failed => {
+                write!(f, "version {version} has failed here, and is not tried again until the server names another")
+            }
+            Objection::NotLater => {
+                write!(f, "version {version} is not later than {running}, and update.allow_downgrade is off")
+            }
+            Objection::Incomparable => {
+                write!(f, "version {version:.80} cannot be compared with {running}, and update.allow_downgrade is off")
+            }
         }
     }
 }
+
+impl core::error::Error for NotTried {}
 
 /// Compares two versions, or returns `None` if one of them is no version. A version is numbers separated by dots; a
 /// missing one is 0. As in semantic versioning, one with a suffix behind `-` is earlier than the same without it,
@@ -181,13 +220,15 @@ mod tests {
     #[test]
     fn only_a_later_version_is_tried_and_none_twice() {
         assert_eq!(may_try(&named("1.1"), "1.0", None, false), Ok(()));
-        for (version, why) in [("0.9", "not later than 1.0"), ("1.0.0", "not later"), ("nightly", "cannot be compared")]
+        let tried = |version, failed, allow| may_try(&named(version), "1.0", failed, allow).map_err(|not| not.why);
+        for (version, why) in
+            [("0.9", Objection::NotLater), ("1.0.0", Objection::NotLater), ("nightly", Objection::Incomparable)]
         {
-            assert!(may_try(&named(version), "1.0", None, false).is_err_and(|text| text.contains(why)));
+            assert_eq!(tried(version, None, false), Err(why));
             assert_eq!(may_try(&named(version), "1.0", None, true), Ok(()));
         }
         let failed = Some(("1.1", HASH));
-        assert!(may_try(&named("1.1"), "1.0", failed, true).is_err_and(|why| why.contains("has failed here")));
+        assert_eq!(tried("1.1", failed, true), Err(Objection::Failed));
         assert_eq!(may_try(&named("1.2"), "1.0", failed, false), Ok(()));
         let rebuilt = AgentConfig { sha256: Sha256([1; 32]), ..named("1.1") };
         assert_eq!(may_try(&rebuilt, "1.0", failed, false), Ok(()), "another file is another try");

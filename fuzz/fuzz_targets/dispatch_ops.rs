@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use arbitrary::Arbitrary;
 use elklet_core::command::{
-    AgentConfig, AgentEntry, AgentTask, Command, Configuration, Packing, PluginConfig, PluginName, RefusedConfig,
+    AgentConfig, AgentEntry, AgentTask, BadTask, Command, Configuration, Packing, PluginConfig, PluginName, RefusedConfig,
     RefusedTask, SetMetadata, Sha256,
 };
 use elklet_fuzz::shell::Shell;
@@ -59,7 +59,7 @@ fuzz_target!(|events: Vec<(Event, bool)>| {
                 shell.command(if known {
                     Command::AgentTask(AgentTask::SetMetadata(SetMetadata { token, idc: None, region: None }))
                 } else {
-                    Command::RefusedTask(RefusedTask { token, reason: "unheard of".to_owned() })
+                    Command::RefusedTask(RefusedTask { token, reason: BadTask::Unknown(4242) })
                 });
             }
             Event::Prepared { which } => drop(shell.end_preparation(which, true)),

@@ -8,7 +8,7 @@ use elklet_core::time::Millis;
 use tokio::sync::mpsc;
 
 use crate::config::{Address, Server, Settings};
-use crate::net::{self, BadCommand, Certificates, Connector, End, Ends, Event, HalfOpen, Transfer};
+use crate::net::{self, BadCommand, Certificates, Connector, DiscoveryError, End, Ends, Event, HalfOpen, Transfer};
 use crate::sys::blocking;
 use crate::{clock, logging};
 
@@ -98,7 +98,7 @@ impl Link {
             let _ = events.blocking_send(Event::Resolved(attempt, net::discover(&host, &proxies)));
         });
         if let Err(refused) = started {
-            let why = format!("{}: {}", refused.input, refused.error);
+            let why = DiscoveryError::no_thread(&refused.input, refused.error);
             self.handle_event(Event::Resolved(attempt, Err(why)), agent, now);
         }
     }
@@ -140,7 +140,7 @@ impl Link {
             }
             Event::Message { bytes, command: Err(BadCommand { what, token }) } => {
                 log::warn!("the server sent {what}; it is passed over");
-                agent.handle_bad_command(bytes, token, &what);
+                agent.handle_bad_command(bytes, token, &what.to_string());
             }
             Event::Pong(attempt) => agent.handle_pong(attempt, now),
             Event::Ended(attempt, end) => {

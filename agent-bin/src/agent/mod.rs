@@ -40,17 +40,17 @@ const PUMP_TRIES: u32 = 60;
 /// # Errors
 /// When it cannot begin. Once it runs, it goes on.
 pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> Result<After, Failure> {
-    let settings = Settings::load(&flags, &environment).map_err(Failure::Settings)?;
+    let settings = Settings::load(&flags, &environment).map_err(|error| Failure::Settings(error.to_string()))?;
     let workdir = settings.workdir.clone();
     let system = |what: &str| {
         let what = what.to_owned();
         move |error: io::Error| Failure::System(format!("{what}: {error}"))
     };
     // Before anything is written there.
-    let _lock = WorkdirLock::take(&settings.workdir).map_err(Failure::System)?;
+    let _lock = WorkdirLock::take(&settings.workdir).map_err(|error| Failure::System(error.to_string()))?;
     plugin::reserve_descriptors().map_err(system("/dev/null"))?;
     let adopting = children::adopt_orphans();
-    logging::start(&settings.workdir, &settings.log).map_err(Failure::Settings)?;
+    logging::start(&settings.workdir, &settings.log).map_err(|error| Failure::Settings(error.to_string()))?;
     if let Err(error) = adopting {
         log::warn!("what plugins leave behind cannot be told from other processes: {error}");
     }

@@ -21,7 +21,7 @@ use crate::clock::{self, Clock};
 use crate::config::Settings;
 use crate::fetch::{Cancel, Fetcher};
 use crate::logging::{self, Event, Kind};
-use crate::plugin::{self, Applied, Confiner, Group, Kin, Newest, Prepared, Preparer, Spawned, Stderr};
+use crate::plugin::{self, Applied, Confiner, Group, Kin, Newest, PrepareError, Prepared, Preparer, Spawned, Stderr};
 use crate::pump::{PlugId, PluginStats, PumpHandle};
 use crate::status::Meter;
 use crate::sys::blocking::{self, Chores};
@@ -35,7 +35,7 @@ const MAX_LITTER: usize = 1_000;
 #[derive(Debug)]
 pub(super) enum PluginEvent {
     /// A step of a preparation is over; `None` means that another has to follow.
-    Prepared { id: Preparation, config: Box<PluginConfig>, step: Step, result: Result<Option<Prepared>, String> },
+    Prepared { id: Preparation, config: Box<PluginConfig>, step: Step, result: Result<Option<Prepared>, PrepareError> },
     /// The list of plugins was written to the disk, or was not.
     Kept,
     /// What was to be deleted is, but for these.
@@ -50,7 +50,7 @@ pub(super) enum Outcome {
     /// What was to be prepared is ready to be started.
     Prepared(PluginName, Preparation),
     /// It could not be prepared, for this reason.
-    NotPrepared(PluginName, Preparation, String),
+    NotPrepared(PluginName, Preparation, PrepareError),
     /// Its process has ended.
     Exited {
         name: PluginName,
@@ -244,7 +244,7 @@ impl Plugins {
                 let _ = events.send(PluginEvent::Prepared { id, config, step, result });
             });
             if let Err(refused) = started {
-                let (config, result) = (Box::new(refused.input), Err(refused.error.to_string()));
+                let (config, result) = (Box::new(refused.input), Err(PrepareError::NoThread(refused.error)));
                 let _ = tell.send(PluginEvent::Prepared { id, config, step, result });
             }
         }
@@ -484,7 +484,7 @@ impl Plugins {
         id: Preparation,
         config: PluginConfig,
         step: Step,
-        result: Result<Option<Prepared>, String>,
+        result: Result<Option<Prepared>, PrepareError>,
     ) -> Option<Outcome> {
         self.lane(step).at_work -= 1;
         self.set_to_work(step);
@@ -503,9 +503,9 @@ impl Plugins {
                 self.set_to_work(Step::Download);
                 None
             }
-            Err(reason) => {
-                logging::audit(&Event::new(Kind::Refused, &format!("plugin {}", config.name), &reason));
-                Some(Outcome::NotPrepared(config.name, id, reason))
+            Err(why) => {
+                logging::audit(&Event::new(Kind::Refused, &format!("plugin {}", config.name), &why.to_string()));
+                Some(Outcome::NotPrepared(config.name, id, why))
             }
         }
     }

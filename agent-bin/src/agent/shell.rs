@@ -178,7 +178,7 @@ impl Shell {
                 // The agent looks at what is due before the next wait in any case.
                 () = self.records.woken() => {}
                 () = reports::news() => {}
-                result = self.uploads.ended() => self.agent.handle_uploaded(result),
+                result = self.uploads.ended() => self.agent.handle_uploaded(result.map_err(|why| why.to_string())),
                 updated = self.updates.ended(&self.settings) => self.handle_updated(updated),
                 _ = terminate.recv() => self.handle_terminate("SIGTERM"),
                 _ = interrupt.recv() => self.handle_terminate("SIGINT"),
@@ -312,7 +312,9 @@ impl Shell {
         match self.plugins.handle_event(event, &self.pump, now) {
             None => {}
             Some(Outcome::Prepared(name, id)) => self.agent.handle_prepared(&name, id, now),
-            Some(Outcome::NotPrepared(name, id, why)) => self.agent.handle_preparation_failed(&name, id, &why, now),
+            Some(Outcome::NotPrepared(name, id, why)) => {
+                self.agent.handle_preparation_failed(&name, id, &why.to_string(), now);
+            }
             Some(Outcome::Exited { name, how, last_words }) => {
                 self.beat.handle_plugin_ended(name.as_str());
                 self.agent.handle_exited(&name, &how, &last_words, now);
@@ -347,7 +349,7 @@ impl Shell {
                 let (what, sha256) = (format!("version {}", config.version), config.sha256.to_string());
                 logging::audit(&Event { sha256: &sha256, ..Event::new(Kind::Update, &what, "asked for") });
                 if let Err(why) = self.updates.want(config, &self.settings) {
-                    self.agent.handle_update_refused(why);
+                    self.agent.handle_update_refused(why.to_string());
                 }
             }
             UpdateAction::Keep => self.updates.keep(),
@@ -375,7 +377,8 @@ impl Shell {
                 self.program = Some(program);
                 Ok(())
             }
-            Updated::Failed(why) => {
+            Updated::Failed { version, why } => {
+                let why = format!("the update to version {version:.80} failed: {why}");
                 logging::audit(&Event::new(Kind::Refused, "update of the agent", &why));
                 Err(why)
             }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use elklet_core::similar::closest;
 use toml::de::{DeTable, DeValue};
 
-use super::{DEFAULT_WORKDIR, Flags, Settings};
+use super::{ConfigError, DEFAULT_WORKDIR, Flags, Settings};
+use crate::files::FileError;
 
 /// The file in the work directory that is read if no other is named.
 const DEFAULT_FILE: &str = "elklet.toml";
@@ -16,7 +17,7 @@ const DEFAULT_FILE: &str = "elklet.toml";
 ///
 /// # Errors
 /// One line: file, line, key, what is wrong.
-pub(super) fn read(flags: &Flags) -> Result<Settings, String> {
+pub(super) fn read(flags: &Flags) -> Result<Settings, ConfigError> {
     let path = path(flags);
     if flags.config.is_none() && !path.exists() { Ok(Settings::default()) } else { read_from(&path) }
 }
@@ -50,9 +51,9 @@ fn read_text(path: &Path) -> io::Result<String> {
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
-fn read_from(path: &Path) -> Result<Settings, String> {
-    let text = read_text(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    parse(&text).map_err(|(line, what)| format!("{}:{line}: {what}", path.display()))
+fn read_from(path: &Path) -> Result<Settings, ConfigError> {
+    let text = read_text(path).map_err(FileError::at(path)).map_err(ConfigError::File)?;
+    parse(&text).map_err(|(line, what)| ConfigError::Line { path: path.to_owned(), line, what })
 }
 
 /// Parses the settings. An error is a line number and what is wrong there.

@@ -4,6 +4,7 @@
 //! [`Settings`]. `elklet.example.toml` has every key; a test checks that.
 
 mod buffer;
+mod error;
 mod file;
 mod log;
 mod plugins;
@@ -24,6 +25,7 @@ use elklet_core::similar::closest;
 use serde::Deserialize;
 
 use self::buffer::Buffer;
+pub(crate) use self::error::ConfigError;
 pub(crate) use self::log::Log;
 pub(crate) use self::plugins::{Confinement, PluginSettings, Plugins};
 pub(crate) use self::proxy::{Proxies, Proxy, Scheme};
@@ -153,16 +155,15 @@ impl Settings {
     ///
     /// # Errors
     /// One line that says what is wrong, where, and what was expected.
-    pub(crate) fn load(flags: &Flags, environment: &Environment) -> Result<Self, String> {
+    pub(crate) fn load(flags: &Flags, environment: &Environment) -> Result<Self, ConfigError> {
         let mut settings = file::read(flags)?;
         if let Some(workdir) = &flags.workdir {
             settings.workdir.clone_from(workdir);
         }
         let workdir = &settings.workdir;
-        let absolute = fs::canonicalize(workdir)
-            .map_err(|error| format!("work directory {}: {error} (--workdir names another)", workdir.display()))?;
+        let absolute = fs::canonicalize(workdir).map_err(|error| ConfigError::Workdir(workdir.clone(), error))?;
         if !absolute.is_dir() {
-            return Err(format!("work directory {}: is no directory", workdir.display()));
+            return Err(ConfigError::NoDirectory(workdir.clone()));
         }
         settings.certs_named_by = match (&flags.certs, settings.certs == Path::new(DEFAULT_CERTS)) {
             (Some(_), _) => "--certs".to_owned(),
@@ -175,7 +176,7 @@ impl Settings {
         settings.log.debug |= environment.debug;
         settings.agent_id.clone_from(&environment.agent_id);
         // The environment still has what the file said when the service was started, so the file wins.
-        let specified = Specified::read(&settings.workdir)?;
+        let specified = Specified::read(&settings.workdir).map_err(ConfigError::Specified)?;
         let said = |key, by_environment: &Option<String>| {
             specified.value(key).map(str::to_owned).or_else(|| by_environment.clone())
         };
@@ -197,7 +198,7 @@ impl Settings {
     ///
     /// # Errors
     /// As [`Settings::load`].
-    pub(crate) fn workdir(flags: &Flags) -> Result<PathBuf, String> {
+    pub(crate) fn workdir(flags: &Flags) -> Result<PathBuf, ConfigError> {
         match &flags.workdir {
             Some(workdir) => Ok(workdir.clone()),
             None => Ok(file::read(flags)?.workdir),
@@ -238,7 +239,7 @@ impl Settings {
     }
 
     /// Chooses the servers. A region's own servers win over those of `[server]`, and the flags' over both.
-    fn choose_servers(&mut self, flags: &Flags) -> Result<(), String> {
+    fn choose_servers(&mut self, flags: &Flags) -> Result<(), ConfigError> {
         if !self.server.is_empty()
             || !flags.discovery.is_empty()
             || !flags.servers.is_empty()
@@ -255,17 +256,13 @@ impl Settings {
             ("--public", &flags.public, &mut self.server.public),
         ] {
             if !given.is_empty() {
-                let parsed = given.iter().map(|address| address.parse()).collect::<Result<_, String>>();
-                *servers = parsed.map_err(|error| format!("{flag}: {error}"))?;
+                let parsed = given.iter().map(|address| address.parse()).collect::<Result<_, _>>();
+                *servers = parsed.map_err(|bad| ConfigError::Flag(flag, bad))?;
             }
         }
         if self.server.is_empty() {
-            let region = &self.region;
-            return Err(if self.regions.is_empty() {
-                "no server: name one with --server HOST:PORT or --discovery HOST:PORT, or in the [server] section of the file".to_owned()
-            } else {
-                format!("no server for region {region:?}: neither [regions.{region}] nor [server] names one")
-            });
+            let region = (!self.regions.is_empty()).then(|| self.region.clone());
+            return Err(region.map_or(ConfigError::NoServer, ConfigError::NoServerInRegion));
         }
         Ok(())
     }
@@ -281,7 +278,7 @@ mod tests {
         Flags { workdir: Some(workdir.to_owned()), ..Flags::default() }
     }
 
-    fn load_as(file: &str, region: Option<&str>) -> Result<Settings, String> {
+    fn load_as(file: &str, region: Option<&str>) -> Result<Settings, ConfigError> {
         let workdir = tempfile::tempdir().expect("a directory");
         fs::write(workdir.path().join("elklet.toml"), file).expect("writable");
         let environment = Environment { region: region.map(str::to_owned), ..Environment::default() };
@@ -361,7 +358,7 @@ mod tests {
             let other = load_as(file, region).expect("valid");
             assert_eq!(other.server.private, addresses(&["a:1"]));
         }
-        let error = load_as("[regions.eu]\npublic = [\"b:2\"]\n", Some("us")).expect_err("no server");
+        let error = load_as("[regions.eu]\npublic = [\"b:2\"]\n", Some("us")).expect_err("no server").to_string();
         assert_eq!(error, "no server for region \"us\": neither [regions.us] nor [server] names one");
         let named = load_as("region = \"eu\"\n[regions.eu]\npublic = [\"b:2\"]\n", None).expect("valid");
         assert_eq!(named.server.public, addresses(&["b:2"]));
@@ -398,7 +395,7 @@ mod tests {
             ("log = 3\n", "elklet.toml:1: log: 3, expected a section with keys of its own"),
             ("", "no server: name one"),
         ] {
-            let error = load_as(file, None).expect_err(file);
+            let error = load_as(file, None).expect_err(file).to_string();
             assert!(error.contains(expected) && !error.contains('\n'), "{expected}\n{error}");
         }
     }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::value::Within;
-use crate::signing::PublicKey;
+use crate::signing::{BadKey, PublicKey};
 
 /// Settings for every plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -59,9 +59,9 @@ type OpenFiles = Within<0, { 1 << 20 }>;
 struct Key(Option<PublicKey>);
 
 impl TryFrom<String> for Key {
-    type Error = String;
+    type Error = BadKey;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(text: String) -> Result<Self, BadKey> {
         match &*text {
             "" => Ok(Self(None)),
             text => text.parse().map(|key| Self(Some(key))),

@@ -1,9 +1,10 @@
 //! `[proxy]` and the environment's proxies: how to reach servers through a proxy.
 
-use elklet_core::link::proxy::{Credentials, Exceptions, Kind};
+use elklet_core::link::proxy::{BadException, Credentials, Exceptions, Kind};
 use serde::Deserialize;
 
 use super::server::Address;
+use super::value::BadValue;
 
 /// The file's section about proxies.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -100,7 +101,7 @@ impl Proxies {
             let entries = value.split(|c: char| c.is_whitespace() || [',', ';'].contains(&c));
             for entry in entries.filter(|entry| !entry.is_empty()) {
                 if let Err(error) = exceptions.add(entry) {
-                    warnings.push(passed_over(name, &error));
+                    warnings.push(passed_over(name, &error.to_string()));
                 }
             }
         }
@@ -124,7 +125,7 @@ fn understood((name, value): &Variable, warnings: &mut Vec<String>) -> Option<Pr
         let value = value.trim();
         let host = value.rfind('@').map_or_else(|| value.find("://").map_or(0, |at| at + 3), |at| at + 1);
         let end = value[host..].find(['/', '?', '#']).map_or(value.len(), |at| host + at);
-        value[..end].parse()
+        value[..end].parse().map_err(|bad: BadValue| bad.to_string())
     };
     let parsed = match value {
         Some(value) => parse(value),
@@ -146,19 +147,15 @@ pub(crate) struct Proxy {
 }
 
 impl std::str::FromStr for Proxy {
-    type Err = String;
+    type Err = BadValue;
 
     /// Parses `http://USER:PASSWORD@HOST:PORT` or `socks5://...`. What is between `//` and `@` is optional and percent-encoded.
-    fn from_str(url: &str) -> Result<Self, String> {
+    fn from_str(url: &str) -> Result<Self, BadValue> {
         let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
         let (login, address) = rest.rsplit_once('@').map_or((None, rest), |(login, address)| (Some(login), address));
         let address = address.strip_suffix('/').unwrap_or(address);
         // Keep the login out of messages.
-        let wrong = |why: &str| {
-            format!(
-                "{scheme}://{address} is no proxy: {why}, expected http:// or socks5://, [USER:PASSWORD@], HOST:PORT"
-            )
-        };
+        let wrong = |why| BadValue::Proxy { url: format!("{scheme}://{address}"), why };
         let (kind, port) = match &*scheme.to_ascii_lowercase() {
             "http" => (Kind::Http, 80),
             "socks5" | "socks5h" => (Kind::Socks5, 1080),
@@ -199,9 +196,9 @@ enum Choice {
 }
 
 impl TryFrom<String> for Choice {
-    type Error = String;
+    type Error = BadValue;
 
-    fn try_from(url: String) -> Result<Self, String> {
+    fn try_from(url: String) -> Result<Self, BadValue> {
         Ok(match &*url {
             "" => Self::Environment,
             "none" => Self::Nothing,
@@ -217,9 +214,9 @@ impl TryFrom<String> for Choice {
 struct Exception(String);
 
 impl TryFrom<String> for Exception {
-    type Error = String;
+    type Error = BadException;
 
-    fn try_from(entry: String) -> Result<Self, String> {
+    fn try_from(entry: String) -> Result<Self, BadException> {
         Exceptions::default().add(&entry)?;
         Ok(Self(entry))
     }
@@ -269,10 +266,12 @@ mod tests {
         for bad in
             ["", "https://a:1", "ftp://a:1", "http://", "http://a:b", "http://a/b", "http://%zz:x@a:1", "http://%+1@a"]
         {
-            let error = bad.parse::<Proxy>().expect_err(bad);
+            let error = bad.parse::<Proxy>().expect_err(bad).to_string();
             assert!(error.contains("is no proxy") && error.contains("expected"), "{error}");
         }
         let error = "http://joe:secret@a:b".parse::<Proxy>().expect_err("no port");
+        assert!(!format!("{error:?}").contains("secret"), "{error:?}");
+        let error = error.to_string();
         assert!(!error.contains("secret"), "{error}");
     }
 

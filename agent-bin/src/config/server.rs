@@ -12,7 +12,7 @@ use elklet_core::link::session::{KEEPALIVE_MS, Timing};
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
 
-use super::value::Within;
+use super::value::{BadValue, Within};
 
 /// The servers of a region, in the order in which they are tried.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -91,11 +91,10 @@ impl Default for Name {
 }
 
 impl TryFrom<String> for Name {
-    type Error = String;
+    type Error = BadValue;
 
-    fn try_from(text: String) -> Result<Self, String> {
-        let wrong = |_| format!("{text:?} is no name, expected a DNS name or an address, as in a certificate");
-        ServerName::try_from(text.clone()).map(Self).map_err(wrong)
+    fn try_from(text: String) -> Result<Self, BadValue> {
+        ServerName::try_from(text.clone()).map(Self).map_err(|_| BadValue::Name(text))
     }
 }
 
@@ -106,18 +105,16 @@ impl TryFrom<String> for Name {
 struct Pin([u8; 32]);
 
 impl TryFrom<String> for Pin {
-    type Error = String;
+    type Error = BadValue;
 
-    fn try_from(text: String) -> Result<Self, String> {
-        let wrong =
-            || format!("{text:?} is no pin, expected the SHA-256 of a key, 64 hexadecimal digits or 44 of Base64");
+    fn try_from(text: String) -> Result<Self, BadValue> {
         if let Ok(Sha256(hash)) = text.replace(':', "").parse() {
             return Ok(Self(hash));
         }
         let bare = text.strip_prefix("pin-sha256=").unwrap_or(&text).trim_matches('"');
         let bare = bare.strip_prefix("sha256/").map_or(bare, |rest| rest.strip_prefix('/').unwrap_or(rest));
-        let decoded = STANDARD.decode(bare).map_err(|_| wrong())?;
-        decoded.try_into().map(Self).map_err(|_| wrong())
+        let decoded = STANDARD.decode(bare).ok().and_then(|bytes| bytes.try_into().ok());
+        decoded.map(Self).ok_or(BadValue::Pin(text))
     }
 }
 
@@ -156,18 +153,17 @@ impl fmt::Display for Address {
 }
 
 impl FromStr for Address {
-    type Err = String;
+    type Err = BadValue;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        parse(text)
-            .ok_or_else(|| format!("{text:?} is no address, expected HOST:PORT, as in 10.0.0.1:6751 or [fd00::1]:6751"))
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        parse(text).ok_or_else(|| BadValue::Address(text.to_owned()))
     }
 }
 
 impl TryFrom<String> for Address {
-    type Error = String;
+    type Error = BadValue;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(text: String) -> Result<Self, BadValue> {
         text.parse()
     }
 }
@@ -218,9 +214,9 @@ mod tests {
             "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD=",
             "sha1/ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=",
         ] {
-            assert!(Pin::try_from(bad.to_owned()).expect_err(bad).contains("is no pin, expected"), "{bad}");
+            assert!(Pin::try_from(bad.to_owned()).expect_err(bad).to_string().contains("is no pin, expected"), "{bad}");
         }
-        assert!(Name::try_from("a b".to_owned()).expect_err("no name").contains("is no name, expected"));
+        assert!(Name::try_from("a b".to_owned()).expect_err("no name").to_string().contains("is no name, expected"));
         assert!(Name::try_from("10.0.0.1".to_owned()).is_ok());
     }
 

@@ -3,6 +3,8 @@
 use elklet_core::limits::{MAX_SPOOL_BYTES, MIN_SPOOL_BYTES, SPOOL_BYTES};
 use serde::Deserialize;
 
+use super::value::BadValue;
+
 /// How much is kept on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
@@ -31,13 +33,13 @@ impl SpoolSettings {
 struct Size(u32);
 
 impl TryFrom<i64> for Size {
-    type Error = String;
+    type Error = BadValue;
 
-    fn try_from(value: i64) -> Result<Self, String> {
+    fn try_from(value: i64) -> Result<Self, BadValue> {
         let (least, most) = (mib(MIN_SPOOL_BYTES), mib(MAX_SPOOL_BYTES));
         match u32::try_from(value) {
             Ok(value) if value == 0 || (least..=most).contains(&value) => Ok(Self(value)),
-            _ => Err(format!("{value} is out of bounds, expected 0 or {least} to {most}")),
+            _ => Err(BadValue::OutOfBounds { value, or_none: true, least, most }),
         }
     }
 }

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::value::BadValue;
+
 /// Which files the server may ask for (task 1050).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
@@ -40,12 +42,12 @@ impl AbsolutePath {
 }
 
 impl TryFrom<PathBuf> for AbsolutePath {
-    type Error = String;
+    type Error = BadValue;
 
-    fn try_from(path: PathBuf) -> Result<Self, String> {
+    fn try_from(path: PathBuf) -> Result<Self, BadValue> {
         match path.is_absolute() {
             true => Ok(Self(path)),
-            false => Err(format!("{:?} is no absolute path, expected one as in /var/log", path.display().to_string())),
+            false => Err(BadValue::RelativePath(path)),
         }
     }
 }

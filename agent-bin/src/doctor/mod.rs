@@ -109,7 +109,7 @@ pub(crate) fn run(flags: &Flags, json: bool) -> io::Result<bool> {
 async fn examine(flags: &Flags, report: &mut Report) -> io::Result<()> {
     let settings = match Settings::load(flags, &Environment::current()) {
         Ok(settings) => settings,
-        Err(error) => return report.failed(None, "configuration", error, "mend the place that is named"),
+        Err(error) => return report.failed(None, "configuration", error.to_string(), "mend the place that is named"),
     };
     let server = &settings.server;
     let (servers, hosts) = (server.private.len() + server.public.len(), server.discovery.len());
@@ -262,7 +262,10 @@ impl Doctor<'_> {
     /// Asks a service discovery host.
     async fn discover(&self, host: &Address, report: &mut Report) -> io::Result<Vec<Address>> {
         let (asked, proxies) = (host.clone(), self.settings.proxies.clone());
-        let answer = blocking(move || discover(&asked, &proxies)).await.map_err(|error| error.to_string()).flatten();
+        let answer = match blocking(move || discover(&asked, &proxies)).await {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
         let server = Some(format!("{host} (discovery)"));
         match answer {
             Ok(addresses) if addresses.is_empty() => {

@@ -13,6 +13,7 @@
 //! The fetcher tries the addresses in order. If one breaks off, the next resumes if it can (HTTP ranges). The hash covers
 //! the whole. If a file made of parts does not have it, the fetcher downloads the file once more from the beginning.
 
+mod error;
 mod trust;
 
 use std::fs::{self, File};
@@ -28,8 +29,11 @@ use ring::digest;
 use ureq::Agent;
 use ureq::http::{Response, StatusCode, header};
 
+pub(crate) use self::error::FetchError;
+use self::error::{Attempt, Miss};
 use crate::clock::Stopwatch;
 use crate::config::Proxies;
+use crate::files::FileError;
 use crate::net::http_agent;
 use crate::sys::room::Room;
 
@@ -119,47 +123,53 @@ impl Fetcher {
     ///
     /// # Errors
     /// When no address has it, it is too long, its hash is wrong, `to` cannot be written, there is no room for it, or
-    /// the fetch was cancelled. The text says which, for each address. There is then no file.
+    /// the fetch was cancelled. There is then no file.
     pub(crate) fn fetch(
         &self,
         order: &Request<'_>,
         to: &Path,
         room: &mut Room,
         cancel: &Cancel,
-    ) -> Result<File, String> {
+    ) -> Result<File, FetchError> {
         if order.urls.is_empty() {
-            return Err("no address to download it from was given".to_owned());
+            return Err(FetchError::NoAddress);
         }
-        let mut partial = Partial::create(to, room).map_err(|error| format!("{}: {error}", to.display()))?;
+        let mut partial = Partial::create(to, room).map_err(FileError::at(to))?;
+        let fetched = self.try_addresses(&mut partial, order, to, cancel);
+        fetched.inspect_err(|_| drop(fs::remove_file(to))).map(|()| partial.file)
+    }
+
+    fn try_addresses(
+        &self,
+        partial: &mut Partial<'_>,
+        order: &Request<'_>,
+        to: &Path,
+        cancel: &Cancel,
+    ) -> Result<(), FetchError> {
         let agent = self.agent();
         cancel.watch(&agent);
-        let mut failures = Vec::new();
+        let mut attempts = Vec::new();
         for url in order.urls {
             if cancel.is_cancelled() {
-                failures = vec!["the download was cancelled".to_owned()];
                 break;
             }
             let begun = Stopwatch::start();
             match partial.complete(&agent, url, order, cancel) {
                 Ok(()) => {
                     let settled = partial.file.sync_all().and_then(|()| partial.file.seek(SeekFrom::Start(0)));
-                    settled
-                        .inspect_err(|_| drop(fs::remove_file(to)))
-                        .map_err(|error| format!("{}: {error}", to.display()))?;
+                    settled.map_err(FileError::at(to))?;
                     log::info!(
                         "{} bytes downloaded in {:.1} s from {}",
                         partial.length,
                         begun.elapsed().as_secs_f64(),
                         quoted(url)
                     );
-                    return Ok(partial.file);
+                    return Ok(());
                 }
-                Err(why) => failures.push(format!("{}: {why}", quoted(url))),
+                Err(why) => attempts.push(Attempt { url: quoted(url), why }),
             }
         }
-        drop(partial);
-        let _ = fs::remove_file(to);
-        Err(failures.join("; "))
+        Err(if cancel.is_cancelled() { FetchError::Cancelled } else { FetchError::EveryAddress(attempts) })
     }
 
     /// An HTTP client for one fetch. It remembers nothing, and reads the authorities anew.
@@ -198,82 +208,82 @@ impl<'a> Partial<'a> {
     }
 
     /// Downloads what is missing from this address, and checks the hash of the whole.
-    fn complete(&mut self, agent: &Agent, url: &str, order: &Request<'_>, cancel: &Cancel) -> Result<(), String> {
+    fn complete(&mut self, agent: &Agent, url: &str, order: &Request<'_>, cancel: &Cancel) -> Result<(), Miss> {
         self.read_from(agent, url, order, cancel)?;
         let mut sha256 = self.sha256();
         if sha256 != order.sha256 && self.inherited > 0 {
             // The part that came from elsewhere may be at fault.
-            self.start_over().map_err(|error| error.to_string())?;
+            self.start_over()?;
             self.read_from(agent, url, order, cancel)?;
             sha256 = self.sha256();
         }
         if sha256 == order.sha256 {
             return Ok(());
         }
-        let why = format!("its {} bytes have the SHA-256 {sha256}, expected {}", self.length, order.sha256);
-        self.start_over().map_err(|error| error.to_string())?;
-        Err(why)
+        let bytes = self.length;
+        self.start_over()?;
+        Err(Miss::Digest { bytes, sha256, expected: order.sha256 })
     }
 
-    fn read_from(&mut self, agent: &Agent, url: &str, order: &Request<'_>, cancel: &Cancel) -> Result<(), String> {
+    fn read_from(&mut self, agent: &Agent, url: &str, order: &Request<'_>, cancel: &Cancel) -> Result<(), Miss> {
         let is_http = |scheme: &str| scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
         if !url.split_once("://").is_some_and(|(scheme, _)| is_http(scheme)) {
-            return Err("is no http or https address".to_owned());
+            return Err(Miss::NotHttp);
         }
         let mut response = self.request(agent, url)?;
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
-            self.start_over().map_err(|error| error.to_string())?;
+            self.start_over()?;
             response = self.request(agent, url)?;
         }
         match response.status() {
             StatusCode::PARTIAL_CONTENT if self.length > 0 && range_start(&response) == Some(self.length) => {
                 log::info!("the download goes on at byte {} from {}", self.length, quoted(url));
             }
-            StatusCode::OK => self.start_over().map_err(|error| error.to_string())?,
-            status => return Err(format!("the server answers with status {}", status.as_u16())),
+            StatusCode::OK => self.start_over()?,
+            status => return Err(Miss::Status(status.as_u16())),
         }
         self.inherited = self.length;
-        let too_long = || format!("it is longer than {} bytes", order.max_bytes);
+        let too_long = || Miss::TooLong(order.max_bytes);
         if response.body().content_length().is_some_and(|length| length > order.max_bytes.saturating_sub(self.length)) {
             return Err(too_long());
         }
         let mut body = response.body_mut().as_reader();
         let mut piece = vec![0; PIECE_BYTES];
         loop {
-            let n = body.read(&mut piece).map_err(|error| described(&error))?;
+            let n = body.read(&mut piece).map_err(|error| Miss::client(&error))?;
             if cancel.is_cancelled() {
-                return Err("the download was cancelled".to_owned());
+                return Err(Miss::Cancelled);
             }
             if n == 0 {
                 return Ok(());
             }
             self.length += n as u64;
             if self.length > order.max_bytes {
-                self.start_over().map_err(|error| error.to_string())?;
+                self.start_over()?;
                 return Err(too_long());
             }
             self.hash.update(&piece[..n]);
             if let Err(error) = self.room.take(n as u64).and_then(|()| self.file.write_all(&piece[..n])) {
-                self.start_over().map_err(|error| error.to_string())?;
-                return Err(format!("what has come cannot be written: {error}"));
+                self.start_over()?;
+                return Err(Miss::NotWritten(error));
             }
         }
     }
 
-    fn request(&self, agent: &Agent, url: &str) -> Result<Response<ureq::Body>, String> {
+    fn request(&self, agent: &Agent, url: &str) -> Result<Response<ureq::Body>, Miss> {
         let mut request = agent.get(url).config().http_status_as_error(false).build();
         if self.length > 0 {
             request = request.header(header::RANGE, format!("bytes={}-", self.length));
         }
-        request.call().map_err(|error| described(&error))
+        request.call().map_err(|error| Miss::client(&error))
     }
 
-    fn start_over(&mut self) -> std::io::Result<()> {
+    fn start_over(&mut self) -> Result<(), Miss> {
         self.hash = digest::Context::new(&digest::SHA256);
         (self.length, self.inherited) = (0, 0);
         self.room.give_back();
-        self.file.set_len(0)?;
-        self.file.seek(SeekFrom::Start(0)).map(drop)
+        let emptied = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
+        emptied.map(drop).map_err(Miss::NotEmptied)
     }
 
     fn sha256(&self) -> Sha256 {
@@ -297,11 +307,6 @@ fn quoted(url: &str) -> String {
         Some(format!("{scheme}://...@{host}{}", &rest[end..]))
     });
     hidden.as_deref().unwrap_or(url).chars().take(QUOTED_CHARS).collect()
-}
-
-/// An error of the HTTP client, cut because it may quote the server.
-fn described(error: &dyn std::fmt::Display) -> String {
-    error.to_string().chars().take(QUOTED_CHARS).collect()
 }
 
 #[cfg(test)]

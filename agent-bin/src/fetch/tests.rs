@@ -68,7 +68,10 @@ fn fetch_with(fetcher: &Fetcher, urls: &[String], wanted: &[u8], cancel: &Cancel
     let to = directory.path().join("file");
     let order = Request { urls, sha256: hash(wanted), max_bytes: 1 << 20 };
     let mut room = Room::below(directory.path()).expect("it is there");
-    let result = fetcher.fetch(&order, &to, &mut room, cancel);
+    let result = fetcher.fetch(&order, &to, &mut room, cancel).map_err(|error| {
+        assert_eq!(cancel.is_cancelled(), matches!(error, FetchError::Cancelled), "{error:?}");
+        error.to_string()
+    });
     assert_eq!(to.exists(), result.is_ok(), "there is a file exactly if it is the right one");
     result.map(|mut file| {
         let mut bytes = Vec::new();

@@ -25,7 +25,7 @@ use elklet_core::limits::{
 };
 use elklet_core::printable::Printable;
 use elklet_core::reports::Place;
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record, SetLoggerError};
 
 pub(crate) use self::audit::{Event, Kind};
 use self::files::{Directory, Rotated};
@@ -75,9 +75,9 @@ pub(crate) struct State {
 ///
 /// # Errors
 /// When there is a logger already.
-pub(crate) fn start(workdir: &Path, settings: &config::Log) -> Result<(), String> {
+pub(crate) fn start(workdir: &Path, settings: &config::Log) -> Result<(), SetLoggerError> {
     let logger = LOGGER.get_or_init(|| Logger { clock: Clock::start(), sinks: Mutex::new(Sinks::new(workdir)) });
-    log::set_logger(logger).map_err(|error| error.to_string())?;
+    log::set_logger(logger)?;
     configure(settings);
     Ok(())
 }

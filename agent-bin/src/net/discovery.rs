@@ -3,7 +3,8 @@
 //! Source: Elkeid's service discovery, `GET /registry/detail?name=hids_svr_grpc`. Its answer is `{"data": [{"ip",
 //! "port", ...}]}` in random order. This module ignores the weights.
 
-use std::io::Read;
+use std::fmt;
+use std::io::{self, Read};
 use std::time::Duration;
 
 use elklet_core::link::session::RESOLVE_TIMEOUT_MS;
@@ -41,38 +42,102 @@ struct Instance {
     port: u16,
 }
 
+/// Why service discovery has named no addresses.
+#[derive(Debug)]
+pub(crate) struct DiscoveryError {
+    /// The URL that was asked, or the host that was to be.
+    asked: String,
+    why: Why,
+}
+
+#[derive(Debug)]
+enum Why {
+    /// The host has no thread to ask.
+    NoThread(io::Error),
+    /// There is no answer. The text is the HTTP client's.
+    NoAnswer(String),
+    /// The answer is a redirection with this status to this location.
+    Redirection(u16, String),
+    /// The answer breaks off.
+    BrokenOff(io::Error),
+    /// The answer is not as expected.
+    Answer(BadAnswer),
+}
+
+/// What is wrong with an answer; the fault of service discovery, or of whoever answers in its place.
+#[derive(Debug)]
+enum BadAnswer {
+    /// It is longer than [`MAX_ANSWER_BYTES`].
+    TooLong,
+    /// It is not of the form that is expected.
+    Json(serde_json::Error),
+    /// All that it names is no address, such as this.
+    NoAddress(String),
+}
+
+impl DiscoveryError {
+    /// There is no thread that could ask `host`.
+    pub(crate) fn no_thread(host: &Address, error: io::Error) -> Self {
+        Self { asked: host.to_string(), why: Why::NoThread(error) }
+    }
+}
+
+impl fmt::Display for DiscoveryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { asked, why } = self;
+        match why {
+            Why::NoThread(error) | Why::BrokenOff(error) => write!(f, "{asked}: {error}"),
+            Why::NoAnswer(why) => write!(f, "{asked}: {why}"),
+            Why::Redirection(status, location) => {
+                write!(f, "{asked}: it redirects to {location:?} (status {status}), expected the answer itself")
+            }
+            Why::Answer(why) => write!(f, "{asked}: the answer is not as expected: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for DiscoveryError {}
+
+impl fmt::Display for BadAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong => write!(f, "it is longer than {MAX_ANSWER_BYTES} bytes"),
+            Self::Json(error) => error.fmt(f),
+            Self::NoAddress(text) => write!(f, "{text:.80?} is no address"),
+        }
+    }
+}
+
 /// Asks `host` for addresses. Blocks.
 ///
 /// # Errors
-/// When there is no answer in time, or the answer cannot be understood. The text says which.
-pub(crate) fn discover(host: &Address, proxies: &Proxies) -> Result<Vec<Address>, String> {
+/// When there is no answer in time, or the answer cannot be understood.
+pub(crate) fn discover(host: &Address, proxies: &Proxies) -> Result<Vec<Address>, DiscoveryError> {
     let url = format!("http://{host}/registry/detail?name=hids_svr_grpc&count={ASKED_FOR}");
+    ask(&url, proxies).map_err(|why| DiscoveryError { asked: url, why })
+}
+
+fn ask(url: &str, proxies: &Proxies) -> Result<Vec<Address>, Why> {
     // Anybody on the way can answer plain HTTP, so a redirection must not send the agent elsewhere.
     let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_millis(TIMEOUT_MS))).max_redirects(0);
     let agent = http_agent(config, Vec::new(), proxies);
-    let mut response = agent.get(&url).call().map_err(|error| format!("{url}: {}", reason(&error)))?;
+    let mut response = agent.get(url).call().map_err(|error| Why::NoAnswer(reason(&error)))?;
     if response.status().is_redirection() {
         let location = response.headers().get(header::LOCATION).map(|location| location.as_bytes());
         let location: String = String::from_utf8_lossy(location.unwrap_or_default()).chars().take(MAX_QUOTED).collect();
-        let status = response.status().as_u16();
-        return Err(format!("{url}: it redirects to {location:?} (status {status}), expected the answer itself"));
+        return Err(Why::Redirection(response.status().as_u16(), location));
     }
     let mut body = Vec::new();
-    response
-        .body_mut()
-        .as_reader()
-        .take(MAX_ANSWER_BYTES + 1)
-        .read_to_end(&mut body)
-        .map_err(|error| format!("{url}: {error}"))?;
-    addresses(&body).map_err(|error| format!("{url}: the answer is not as expected: {error}"))
+    response.body_mut().as_reader().take(MAX_ANSWER_BYTES + 1).read_to_end(&mut body).map_err(Why::BrokenOff)?;
+    addresses(&body).map_err(Why::Answer)
 }
 
 /// Returns the addresses in an answer, each once. Skips what is no address, unless there is nothing else.
-fn addresses(body: &[u8]) -> Result<Vec<Address>, String> {
+fn addresses(body: &[u8]) -> Result<Vec<Address>, BadAnswer> {
     if body.len() as u64 > MAX_ANSWER_BYTES {
-        return Err(format!("it is longer than {MAX_ANSWER_BYTES} bytes"));
+        return Err(BadAnswer::TooLong);
     }
-    let Answer { data } = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let Answer { data } = serde_json::from_slice(body).map_err(BadAnswer::Json)?;
     let mut addresses = Vec::new();
     let mut wrong = None;
     for Instance { ip, port } in data {
@@ -80,7 +145,7 @@ fn addresses(body: &[u8]) -> Result<Vec<Address>, String> {
         match text.parse::<Address>() {
             Ok(address) if addresses.contains(&address) => {}
             Ok(address) => addresses.push(address),
-            Err(_) => wrong = Some(format!("{text:.80?} is no address")),
+            Err(_) => wrong = Some(BadAnswer::NoAddress(text)),
         }
         if addresses.len() == MAX_ADDRESSES {
             break;
@@ -109,7 +174,8 @@ mod tests {
         let many: Vec<_> = (1..=1000).map(|port| format!(r#"{{"ip":"::1","port":{port}}}"#)).collect();
         let many = format!(r#"{{"data":[{}]}}"#, many.join(","));
         assert_eq!(addresses(many.as_bytes()).expect("enough").len(), MAX_ADDRESSES);
-        assert_eq!(addresses(br#"{"data":[{"ip":"a b","port":1}]}"#), Err("\"a b:1\" is no address".to_owned()));
+        let wrong = addresses(br#"{"data":[{"ip":"a b","port":1}]}"#).expect_err("no address");
+        assert_eq!(wrong.to_string(), "\"a b:1\" is no address");
         let deep = "[".repeat(100_000);
         assert!(addresses(deep.as_bytes()).is_err());
         for nonsense in [&b""[..], b"<html>", br#"{"data":[{"ip":1}]}"#, br#"{"data":[{"ip":"x","port":70000}]}"#] {

@@ -7,6 +7,7 @@ use elklet_core::command::oversized::TokenFinder;
 use elklet_core::limits::{MAX_COMMAND_BYTES, MAX_OVERSIZED_COMMAND_BYTES};
 use elklet_core::link::grpc::{BadMessage, GrpcMessage, MessageReader, PREFIX};
 
+use super::misbehaviour::CenterMisbehaved;
 use super::snappy::{self, Pieces};
 use super::transfer::content;
 
@@ -14,7 +15,7 @@ use super::transfer::content;
 #[derive(Debug)]
 pub(crate) struct BadCommand {
     /// Completes the sentence "the server sent ...".
-    pub(crate) what: String,
+    pub(crate) what: CenterMisbehaved,
     /// The token of the task in it, if that can be found.
     pub(crate) token: Option<String>,
 }
@@ -50,7 +51,8 @@ impl Incoming {
                 let (piece, is_last) = self.reader.skip(input);
                 self.search.take(piece, is_compressed);
                 let token = is_last.then(|| mem::take(&mut self.search).finder.token());
-                Ok(token.map(|token| (PREFIX + length, Err(BadCommand { what: bad.to_string(), token }))))
+                Ok(token
+                    .map(|token| (PREFIX + length, Err(BadCommand { what: CenterMisbehaved::Message(bad), token }))))
             }
             Err(bad) => Err(bad),
         }
@@ -62,19 +64,19 @@ impl Incoming {
     }
 
     fn decode(&self, message: GrpcMessage) -> Result<Command, BadCommand> {
-        let bad = |what: String, token| BadCommand { what, token };
+        let bad = |what, token| BadCommand { what, token };
+        let decoded = |bytes: &[u8]| Command::decode(bytes).map_err(|why| bad(CenterMisbehaved::Command(why), None));
         if let (true, Some(b"snappy")) = (message.compressed, self.encoding.as_deref()) {
             let bytes = snappy::decompress(&message.bytes, MAX_COMMAND_BYTES).map_err(|error| {
                 // Read past a message that decompresses to too much, too.
                 let mut search = Search::default();
                 search.take(&message.bytes, true);
-                let what = format!("a compressed message of {} bytes: {error}", message.bytes.len());
-                bad(what, search.finder.token())
+                bad(CenterMisbehaved::Snappy(message.bytes.len(), error), search.finder.token())
             })?;
-            return Command::decode(&bytes).map_err(|error| bad(error.to_string(), None));
+            return decoded(&bytes);
         }
         let bytes = content(message, self.encoding.as_deref()).map_err(|what| bad(what, None))?;
-        Command::decode(&bytes).map_err(|error| bad(error.to_string(), None))
+        decoded(&bytes)
     }
 }
 

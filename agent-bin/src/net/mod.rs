@@ -9,6 +9,7 @@ mod half_open;
 mod http;
 mod incoming;
 mod key;
+mod misbehaviour;
 mod names;
 mod observed;
 mod proxy;
@@ -25,7 +26,7 @@ use elklet_core::link::session::Attempt;
 use crate::config::Address;
 
 pub(crate) use self::dial::{DialError, Ends};
-pub(crate) use self::discovery::discover;
+pub(crate) use self::discovery::{DiscoveryError, discover};
 pub(crate) use self::half_open::HalfOpen;
 pub(crate) use self::http::http_agent;
 pub(crate) use self::incoming::BadCommand;
@@ -39,7 +40,7 @@ pub(crate) use self::upload::UploadCall;
 #[derive(Debug)]
 pub(crate) enum Event {
     /// Service discovery has named these addresses.
-    Resolved(Attempt, Result<Vec<Address>, String>),
+    Resolved(Attempt, Result<Vec<Address>, DiscoveryError>),
     /// The server's port was reached, directly or through a proxy.
     Dialled,
     /// TCP and TLS are up, between these ends.

@@ -27,6 +27,7 @@ use tokio_rustls::client::TlsStream;
 use super::dial::{DialError, Ends, dial};
 use super::half_open::HalfOpen;
 use super::incoming::Incoming;
+use super::misbehaviour::CenterMisbehaved;
 use super::observed::{Flow, Observed};
 use super::tls::{self, Tls};
 use super::{Event, snappy};
@@ -171,7 +172,7 @@ pub(crate) enum End {
     /// The server ended the call.
     Status(Status),
     /// The server sent something that cannot be understood.
-    Center(String),
+    Center(CenterMisbehaved),
     /// The server has done nothing for this long.
     NoAnswer(Duration),
 }
@@ -243,7 +244,7 @@ impl End {
 
 impl From<BadMessage> for End {
     fn from(message: BadMessage) -> Self {
-        Self::Center(message.to_string())
+        Self::Center(CenterMisbehaved::Message(message))
     }
 }
 
@@ -416,7 +417,7 @@ async fn read_commands(response: ResponseFuture, events: &mpsc::Sender<Event>) -
     }
     let trailers = body.trailers().await?.unwrap_or_default();
     if !incoming.is_between_messages() {
-        return Err(End::Center("a message that ends early".to_owned()));
+        return Err(End::Center(CenterMisbehaved::Part));
     }
     Ok(End::Status(status(&trailers).unwrap_or_else(|| Status::parse(None, Some(b"no grpc-status in the trailers")))))
 }
@@ -429,14 +430,14 @@ pub(super) async fn next_data(body: &mut RecvStream) -> Result<Option<Bytes>, h2
 }
 
 /// Decompresses a message if need be.
-pub(super) fn content(message: GrpcMessage, encoding: Option<&[u8]>) -> Result<Vec<u8>, String> {
+pub(super) fn content(message: GrpcMessage, encoding: Option<&[u8]>) -> Result<Vec<u8>, CenterMisbehaved> {
     match (message.compressed, encoding) {
         (false, _) => Ok(message.bytes),
         (true, Some(b"snappy")) => snappy::decompress(&message.bytes, MAX_COMMAND_BYTES)
-            .map_err(|error| format!("a compressed message of {} bytes: {error}", message.bytes.len())),
+            .map_err(|error| CenterMisbehaved::Snappy(message.bytes.len(), error)),
         (true, other) => {
             let name = String::from_utf8_lossy(other.unwrap_or(b"none")).into_owned();
-            Err(format!("a message compressed by {name:.20}, expected snappy"))
+            Err(CenterMisbehaved::Compression(name))
         }
     }
 }

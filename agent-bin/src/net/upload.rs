@@ -11,6 +11,7 @@ use prost::Message;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::misbehaviour::CenterMisbehaved;
 use super::snappy::Compressor;
 use super::transfer::{Connector, End, content, next_data, request, status, write_message};
 use crate::config::Address;
@@ -63,7 +64,7 @@ impl UploadCall {
         }
         // The server has ended the call before the file's end. Its answer says why, if there is one.
         match (patiently(answer(&mut self.response)).await, written) {
-            (Ok(()), _) => Err(End::Center("its answer before the end of the file".to_owned())),
+            (Ok(()), _) => Err(End::Center(CenterMisbehaved::EarlyAnswer)),
             (Err(End::Http2(_)), Err(error)) => Err(error.into()),
             (Err(end), _) => Err(end),
         }
@@ -107,7 +108,8 @@ async fn answer(response: &mut ResponseFuture) -> Result<(), End> {
         let mut rest = &data[..];
         while let Some(message) = reader.next(&mut rest)? {
             let bytes = content(message, encoding.as_deref()).map_err(End::Center)?;
-            let answer = FileUploadResponse::decode(&*bytes).map_err(|error| End::Center(error.to_string()))?;
+            let answer =
+                FileUploadResponse::decode(&*bytes).map_err(|error| End::Center(CenterMisbehaved::Answer(error)))?;
             taken = Some(answer.status() == StatusCode::Success);
         }
     }
@@ -115,7 +117,7 @@ async fn answer(response: &mut ResponseFuture) -> Result<(), End> {
     match (status(&trailers).filter(|status| status.code != 0), taken) {
         (Some(status), _) => Err(End::Status(status)),
         (None, Some(true)) => Ok(()),
-        (None, Some(false)) => Err(End::Center("status FAILED: it has not kept the file".to_owned())),
-        (None, None) => Err(End::Center("no answer to the upload".to_owned())),
+        (None, Some(false)) => Err(End::Center(CenterMisbehaved::NotKept)),
+        (None, None) => Err(End::Center(CenterMisbehaved::Nothing)),
     }
 }

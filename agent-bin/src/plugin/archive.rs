@@ -4,6 +4,7 @@
 //! and directories, each below the directory, each file once, and no more and no deeper ones than the limits allow. It
 //! checks each bound before it reads: an entry that announces too much ends the unpacking.
 
+use std::fmt;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -14,6 +15,7 @@ use elklet_core::limits::{MAX_ARCHIVE_DEPTH, MAX_ARCHIVE_ENTRIES, MAX_ARCHIVE_NA
 use flate2::read::MultiGzDecoder;
 use tar::{Archive, Entry, EntryType, PaxExtensions};
 
+use crate::files::FileError;
 use crate::sys::room::Room;
 
 /// Bytes that are read and written at once.
@@ -27,8 +29,8 @@ const MODE_MASK: u32 = 0o755;
 /// # Errors
 /// What is wrong with the archive, or why a file cannot be written, or that `is_cancelled` returned true. Parts of it
 /// may then lie in the directory.
-pub fn unpack(archive: impl Read, into: &Path, is_cancelled: &dyn Fn() -> bool) -> Result<(), String> {
-    let mut room = Room::below(into).map_err(|error| format!("{}: {error}", into.display()))?;
+pub fn unpack(archive: impl Read, into: &Path, is_cancelled: &dyn Fn() -> bool) -> Result<(), UnpackError> {
+    let mut room = Room::below(into).map_err(FileError::at(into)).map_err(UnpackError::Directory)?;
     unpack_in(archive, into, &mut room, is_cancelled)
 }
 
@@ -38,23 +40,22 @@ pub(super) fn unpack_in(
     into: &Path,
     room: &mut Room,
     is_cancelled: &dyn Fn() -> bool,
-) -> Result<(), String> {
+) -> Result<(), UnpackError> {
     let mut archive = Archive::new(MultiGzDecoder::new(archive));
     let mut tree = Tree { into, room, made: 0, is_cancelled };
     let mut bytes: u64 = 0;
     let mut name = None;
-    let broken = |error: io::Error| format!("the archive is broken: {error}");
     // Iterate over raw entries, because names beyond a header's length come as entries of their own and need bounds
     // like all others.
-    for (count, entry) in (1..).zip(archive.entries().map_err(broken)?.raw(true)) {
+    for (count, entry) in (1..).zip(archive.entries().map_err(UnpackError::Broken)?.raw(true)) {
         if count > MAX_ARCHIVE_ENTRIES {
-            return Err(format!("the archive has more than {MAX_ARCHIVE_ENTRIES} entries"));
+            return Err(UnpackError::ManyEntries);
         }
-        let mut entry = entry.map_err(broken)?;
+        let mut entry = entry.map_err(UnpackError::Broken)?;
         // A size may be anything up to 2^64 - 1.
         bytes = bytes.saturating_add(entry.size());
         if bytes > MAX_UNPACKED_BYTES {
-            return Err(format!("the archive holds more than {MAX_UNPACKED_BYTES} bytes"));
+            return Err(UnpackError::ManyBytes);
         }
         match entry.header().entry_type() {
             EntryType::GNULongName => {
@@ -67,52 +68,138 @@ pub(super) fn unpack_in(
             EntryType::XGlobalHeader => drop(read_name(&mut entry)?),
             kind => {
                 let name = name.take().unwrap_or_else(|| entry.path_bytes().into_owned());
-                let target = checked(&name)?;
-                let failed = |error: io::Error| format!("{} in the archive: {error}", shown(&name));
-                match kind {
-                    EntryType::Directory => tree.make_directories(&target).map_err(failed)?,
+                let made = checked(&name).and_then(|target| match kind {
+                    EntryType::Directory => tree.make_directories(&target),
                     // In old archives, a slash at the end marks a directory.
                     EntryType::Regular | EntryType::Continuous if name.ends_with(b"/") => {
-                        tree.make_directories(&target).map_err(failed)?;
+                        tree.make_directories(&target)
                     }
                     EntryType::Regular | EntryType::Continuous if target.as_os_str().is_empty() => {
-                        return Err(format!("{} in the archive names no file", shown(&name)));
+                        Err(EntryError::NoFile)
                     }
-                    EntryType::Regular | EntryType::Continuous => {
-                        tree.write_file(&mut entry, &target).map_err(failed)?;
-                    }
-                    kind => {
-                        let kind = kind_name(kind);
-                        return Err(format!("{} in the archive is {kind}, expected a file or directory", shown(&name)));
-                    }
-                }
+                    EntryType::Regular | EntryType::Continuous => tree.write_file(&mut entry, &target),
+                    kind => Err(EntryError::Kind(kind)),
+                });
+                made.map_err(|why| UnpackError::Entry { name: shown(&name), why })?;
             }
         }
     }
     Ok(())
 }
 
+/// Why an archive was not unpacked. Unless the error says otherwise, whoever made the archive is at fault.
+#[derive(Debug)]
+pub enum UnpackError {
+    /// It is no gzipped tar.
+    Broken(io::Error),
+    /// It has more than [`MAX_ARCHIVE_ENTRIES`].
+    ManyEntries,
+    /// It holds more than [`MAX_UNPACKED_BYTES`].
+    ManyBytes,
+    /// It has a name of so many bytes.
+    LongName(u64),
+    /// It says something of an entry, such as its size, apart from the entry.
+    Apart(String),
+    /// This entry cannot be unpacked.
+    Entry {
+        /// Its name, as it is quoted.
+        name: String,
+        /// Why it cannot.
+        why: EntryError,
+    },
+    /// The host does not show the directory in which it is to be unpacked.
+    Directory(FileError),
+}
+
+/// Why an entry of an archive was not unpacked.
+#[derive(Debug)]
+pub enum EntryError {
+    /// Its name is empty, or has a zero byte.
+    NoName,
+    /// Its path has more than [`MAX_ARCHIVE_DEPTH`] levels.
+    Deep,
+    /// Its path leads out of the directory.
+    Outside,
+    /// Its path begins at the root.
+    Absolute,
+    /// It is a file, and its name is the directory's.
+    NoFile,
+    /// It is neither a file nor a directory.
+    Kind(EntryType),
+    /// More than [`MAX_ARCHIVE_ENTRIES`] files and directories would result.
+    ManyFiles,
+    /// The archive ends so many bytes before it does.
+    EndsEarly(u64),
+    /// The archive cannot be read there.
+    NotRead(io::Error),
+    /// The host cannot write it, or has no room for it.
+    NotWritten(io::Error),
+    /// Nobody wants it any more.
+    Cancelled,
+}
+
+impl From<io::Error> for EntryError {
+    fn from(error: io::Error) -> Self {
+        Self::NotWritten(error)
+    }
+}
+
+impl fmt::Display for UnpackError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Broken(error) => write!(f, "the archive is broken: {error}"),
+            Self::ManyEntries => write!(f, "the archive has more than {MAX_ARCHIVE_ENTRIES} entries"),
+            Self::ManyBytes => write!(f, "the archive holds more than {MAX_UNPACKED_BYTES} bytes"),
+            Self::LongName(bytes) => {
+                write!(f, "the archive has a name of {bytes} bytes, the limit is {MAX_ARCHIVE_NAME_BYTES}")
+            }
+            Self::Apart(what) => write!(f, "the archive gives an entry's {what} apart, which is not supported"),
+            Self::Entry { name, why } => write!(f, "{name} in the archive{why}"),
+            Self::Directory(why) => why.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for UnpackError {}
+
+/// Completes "x in the archive".
+impl fmt::Display for EntryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoName => f.write_str(" is no name"),
+            Self::Deep => write!(f, " is deeper than {MAX_ARCHIVE_DEPTH} levels"),
+            Self::Outside => f.write_str(" leads out of the plugin's directory"),
+            Self::Absolute => f.write_str(" is an absolute path"),
+            Self::NoFile => f.write_str(" names no file"),
+            Self::Kind(kind) => write!(f, " is {}, expected a file or directory", kind_name(*kind)),
+            Self::ManyFiles => write!(f, ": it leads to more than {MAX_ARCHIVE_ENTRIES} files and directories"),
+            Self::EndsEarly(missing) => write!(f, ": the archive ends {missing} bytes early"),
+            Self::NotRead(error) | Self::NotWritten(error) => write!(f, ": {error}"),
+            Self::Cancelled => f.write_str(": its unpacking was cancelled"),
+        }
+    }
+}
+
 /// Reads an entry that describes the next one.
-fn read_name(entry: &mut Entry<'_, impl Read>) -> Result<Vec<u8>, String> {
+fn read_name(entry: &mut Entry<'_, impl Read>) -> Result<Vec<u8>, UnpackError> {
     if entry.size() > MAX_ARCHIVE_NAME_BYTES {
-        let size = entry.size();
-        return Err(format!("the archive has a name of {size} bytes, the limit is {MAX_ARCHIVE_NAME_BYTES}"));
+        return Err(UnpackError::LongName(entry.size()));
     }
     let mut contents = Vec::new();
-    entry.read_to_end(&mut contents).map_err(|error| format!("the archive is broken: {error}"))?;
+    entry.read_to_end(&mut contents).map_err(UnpackError::Broken)?;
     Ok(contents)
 }
 
 /// Reads the path that a POSIX extended header gives the next entry. Refuses one that changes the entry's size, and
 /// sparse files, because different readers would then see different archives.
-fn path_in(header: &[u8]) -> Result<Option<Vec<u8>>, String> {
+fn path_in(header: &[u8]) -> Result<Option<Vec<u8>>, UnpackError> {
     let mut path = None;
     for record in PaxExtensions::new(header) {
-        let record = record.map_err(|error| format!("the archive is broken: {error}"))?;
+        let record = record.map_err(UnpackError::Broken)?;
         match record.key_bytes() {
             b"path" => path = Some(record.value_bytes().to_vec()),
             key if key == b"size" || key.starts_with(b"GNU.sparse.") => {
-                return Err(format!("the archive gives an entry's {} apart, which is not supported", shown(key)));
+                return Err(UnpackError::Apart(shown(key)));
             }
             _ => {}
         }
@@ -121,10 +208,9 @@ fn path_in(header: &[u8]) -> Result<Option<Vec<u8>>, String> {
 }
 
 /// Checks `name` and returns it as a path below the directory.
-fn checked(name: &[u8]) -> Result<PathBuf, String> {
-    let refused = |why: &str| Err(format!("{} in the archive {why}", shown(name)));
+fn checked(name: &[u8]) -> Result<PathBuf, EntryError> {
     if name.is_empty() || name.contains(&0) {
-        return refused("is no name");
+        return Err(EntryError::NoName);
     }
     let mut path = PathBuf::new();
     let mut depth = 0;
@@ -133,13 +219,13 @@ fn checked(name: &[u8]) -> Result<PathBuf, String> {
             Component::Normal(part) => {
                 depth += 1;
                 if depth > MAX_ARCHIVE_DEPTH {
-                    return refused(&format!("is deeper than {MAX_ARCHIVE_DEPTH} levels"));
+                    return Err(EntryError::Deep);
                 }
                 path.push(part);
             }
             Component::CurDir => {}
-            Component::ParentDir => return refused("leads out of the plugin's directory"),
-            Component::RootDir | Component::Prefix(_) => return refused("is an absolute path"),
+            Component::ParentDir => return Err(EntryError::Outside),
+            Component::RootDir | Component::Prefix(_) => return Err(EntryError::Absolute),
         }
     }
     Ok(path)
@@ -156,16 +242,16 @@ struct Tree<'a> {
 
 impl Tree<'_> {
     /// Counts one more file or directory.
-    fn count(&mut self) -> io::Result<()> {
+    fn count(&mut self) -> Result<(), EntryError> {
         self.made += 1;
         if self.made > MAX_ARCHIVE_ENTRIES {
-            return Err(io::Error::other(format!("it leads to more than {MAX_ARCHIVE_ENTRIES} files and directories")));
+            return Err(EntryError::ManyFiles);
         }
-        self.room.take(0)
+        Ok(self.room.take(0)?)
     }
 
     /// Makes a directory below the tree's root, and those on the way to it, where they are missing.
-    fn make_directories(&mut self, path: &Path) -> io::Result<()> {
+    fn make_directories(&mut self, path: &Path) -> Result<(), EntryError> {
         let mut at = self.into.to_owned();
         if self.into.join(path).is_dir() {
             return Ok(());
@@ -179,28 +265,28 @@ impl Tree<'_> {
                     fs::set_permissions(&at, Permissions::from_mode(0o755))?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && at.is_dir() => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
     }
 
-    fn write_file(&mut self, entry: &mut Entry<'_, impl Read>, path: &Path) -> io::Result<()> {
+    fn write_file(&mut self, entry: &mut Entry<'_, impl Read>, path: &Path) -> Result<(), EntryError> {
         if let Some(parent) = path.parent() {
             self.make_directories(parent)?;
         }
         self.count()?;
-        let mode = entry.header().mode()? & MODE_MASK | 0o400;
+        let mode = entry.header().mode().map_err(EntryError::NotRead)? & MODE_MASK | 0o400;
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(self.into.join(path))?;
         file.set_permissions(Permissions::from_mode(mode))?;
         let mut piece = vec![0; PIECE_BYTES.min(usize::try_from(entry.size()).unwrap_or(PIECE_BYTES))];
         let mut missing = entry.size();
         while missing > 0 {
             if (self.is_cancelled)() {
-                return Err(io::Error::other("its unpacking was cancelled"));
+                return Err(EntryError::Cancelled);
             }
-            match entry.read(&mut piece)? {
-                0 => return Err(io::Error::other(format!("the archive ends {missing} bytes early"))),
+            match entry.read(&mut piece).map_err(EntryError::NotRead)? {
+                0 => return Err(EntryError::EndsEarly(missing)),
                 n => {
                     self.room.take(n as u64)?;
                     file.write_all(&piece[..n])?;
@@ -256,7 +342,7 @@ mod tests {
         encoder.finish().expect("memory")
     }
 
-    fn unpacked(entries: &[(&[u8], EntryType, &[u8])]) -> Result<tempfile::TempDir, String> {
+    fn unpacked(entries: &[(&[u8], EntryType, &[u8])]) -> Result<tempfile::TempDir, UnpackError> {
         let mut builder = Builder::new(Vec::new());
         for (name, kind, contents) in entries {
             raw(&mut builder, name, *kind, contents.len() as u64, contents);
@@ -312,7 +398,7 @@ mod tests {
             (b"x", EntryType::XHeader, b"nonsense", "broken"),
         ];
         for (name, kind, contents, why) in entries {
-            let error = unpacked(&[(name, kind, contents)]).expect_err(why);
+            let error = unpacked(&[(name, kind, contents)]).expect_err(why).to_string();
             assert!(error.contains(why), "{error}: {why}");
         }
         // Long names come another way.
@@ -324,7 +410,9 @@ mod tests {
     #[test]
     fn a_file_comes_once() {
         let file: (&[u8], _, &[u8]) = (b"a", EntryType::Regular, b"1");
-        assert!(unpacked(&[file, (b"./a", EntryType::Regular, b"2")]).expect_err("twice").contains("exists"));
+        assert!(
+            unpacked(&[file, (b"./a", EntryType::Regular, b"2")]).expect_err("twice").to_string().contains("exists")
+        );
         unpacked(&[file, (b"a", EntryType::Directory, b"")]).expect_err("as a directory");
         unpacked(&[file, (b"a/b", EntryType::Regular, b"")]).expect_err("as a parent");
         unpacked(&[(b"a", EntryType::Directory, b""), file]).expect_err("a directory as a file");
@@ -334,7 +422,7 @@ mod tests {
     fn size_and_number_are_bounded_before_anything_is_read() {
         let directory = tempfile::tempdir().expect("a directory");
         let refused = |builder: Builder<Vec<u8>>| {
-            unpack(&zipped(builder)[..], directory.path(), &|| false).expect_err("it is too much")
+            unpack(&zipped(builder)[..], directory.path(), &|| false).expect_err("it is too much").to_string()
         };
         let mut large = Builder::new(Vec::new());
         raw(&mut large, b"bomb", EntryType::Regular, MAX_UNPACKED_BYTES + 1, b"");
@@ -378,7 +466,8 @@ mod tests {
             header.set_cksum();
             builder.append(&header, &[0; 4096][..]).expect("memory");
             let directory = tempfile::tempdir().expect("a directory");
-            let error = unpack(&zipped(builder)[..], directory.path(), &|| false).expect_err("it is too large");
+            let error =
+                unpack(&zipped(builder)[..], directory.path(), &|| false).expect_err("it is too large").to_string();
             assert!(error.contains("more than 1073741824 bytes") || error.contains("broken"), "{error}");
             assert!(!directory.path().join("next").exists());
         }
@@ -395,6 +484,6 @@ mod tests {
         let whole = zipped(builder);
         unpack(&whole[..whole.len() / 2], directory.path(), &|| false).expect_err("half of one");
         let error = unpack(&whole[..], directory.path(), &|| true).expect_err("cancelled");
-        assert!(error.contains("cancelled"), "{error}");
+        assert!(matches!(error, UnpackError::Entry { why: EntryError::Cancelled, .. }), "{error}");
     }
 }

@@ -11,8 +11,10 @@ use elklet_core::limits::MAX_DOWNLOAD_BYTES;
 use ring::digest;
 use rustix::fs::OFlags;
 
+use super::prepare::PrepareError;
 use super::process::raised;
 use crate::fetch::Cancel;
+use crate::files::FileError;
 use crate::host::{HostRoot, mount_of};
 
 /// A verified executable. It is held by the descriptor through which it was verified.
@@ -48,27 +50,25 @@ pub(crate) fn directory(workdir: &Path, name: &PluginName) -> PathBuf {
 /// Opens the file at `path` and checks its hash. Blocks.
 ///
 /// # Errors
-/// When the file is missing, has another hash, or the preparation was cancelled. The text says which.
-pub(super) fn verify(path: &Path, expected: Sha256, cancel: &Cancel) -> Result<Executable, String> {
-    let failed = |what: &str, error: &dyn std::fmt::Display| format!("{}: {what}: {error}", path.display());
+/// When the file is missing, has another hash, or the preparation was cancelled.
+pub(super) fn verify(path: &Path, expected: Sha256, cancel: &Cancel) -> Result<Executable, PrepareError> {
+    let failed = |what| FileError::because(path, what);
     let mut file = File::options()
         .read(true)
         .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
         .open(path)
-        .map_err(|error| failed("cannot be opened", &error))?;
-    let metadata = file.metadata().map_err(|error| failed("cannot be looked at", &error))?;
+        .map_err(failed("cannot be opened"))?;
+    let metadata = file.metadata().map_err(failed("cannot be looked at"))?;
     if !metadata.is_file() {
-        return Err(failed("is no regular file", &"a plugin's executable has to be one"));
+        return Err(PrepareError::NoFile(path.to_owned()));
     }
-    let (sha256, is_script) = digest(&mut file, cancel).map_err(|error| failed("cannot be read", &error))?;
+    let digest = digest(&mut file, cancel).map_err(failed("cannot be read"))?;
+    let (sha256, is_script) = digest.ok_or(PrepareError::Cancelled)?;
     if sha256 != expected {
-        return Err(failed(
-            "is not what was configured",
-            &format_args!("its SHA-256 is {sha256}, expected {expected}"),
-        ));
+        return Err(PrepareError::OtherExecutable { path: path.to_owned(), sha256, expected });
     }
-    make_executable(&file, &metadata).map_err(|error| failed("cannot be made executable", &error))?;
-    let file = raised(&file).map_err(|error| failed("cannot be kept open", &error))?;
+    make_executable(&file, &metadata).map_err(failed("cannot be made executable"))?;
+    let file = raised(&file).map_err(failed("cannot be kept open"))?;
     Ok(Executable { file, path: path.to_owned(), is_script })
 }
 
@@ -100,7 +100,8 @@ pub(crate) fn explain(error: &io::Error, program: &Path) -> String {
     }
 }
 
-fn digest(file: &mut File, cancel: &Cancel) -> io::Result<(Sha256, bool)> {
+/// Returns the hash, and whether it is a script; `None` if this was cancelled.
+fn digest(file: &mut File, cancel: &Cancel) -> io::Result<Option<(Sha256, bool)>> {
     let mut hash = digest::Context::new(&digest::SHA256);
     let mut buffer = vec![0; 64 << 10];
     let (mut total, mut is_script) = (0, false);
@@ -117,20 +118,20 @@ fn digest(file: &mut File, cancel: &Cancel) -> io::Result<(Sha256, bool)> {
             return Err(io::Error::other(format!("it has more than {MAX_DOWNLOAD_BYTES} bytes")));
         }
         if cancel.is_cancelled() {
-            return Err(io::Error::other("it is not wanted any more"));
+            return Ok(None);
         }
         hash.update(&buffer[..n]);
     }
     let mut digest = [0; 32];
     digest.copy_from_slice(hash.finish().as_ref());
-    Ok((Sha256(digest), is_script))
+    Ok(Some((Sha256(digest), is_script)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn verified(path: &Path, hex: &str) -> Result<Executable, String> {
+    fn verified(path: &Path, hex: &str) -> Result<Executable, PrepareError> {
         verify(path, hex.parse().expect("64 digits"), &Cancel::default())
     }
 
@@ -142,7 +143,7 @@ mod tests {
         let workdir = tempfile::tempdir().expect("a directory");
         let dir = workdir.path().join("plugin/p");
         fs::create_dir_all(&dir).expect("writable");
-        let missing = verified(&dir.join("p"), OTHER).expect_err("there is no file");
+        let missing = verified(&dir.join("p"), OTHER).expect_err("there is no file").to_string();
         assert!(missing.contains("plugin/p/p: cannot be opened"), "{missing}");
 
         fs::write(dir.join("p"), "abc").expect("writable");
@@ -150,19 +151,20 @@ mod tests {
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let executable = verified(&dir.join("p"), abc).expect("the configured bytes");
         assert!(!executable.is_script());
-        let other = verified(&dir.join("p"), OTHER).expect_err("other bytes");
+        let other = verified(&dir.join("p"), OTHER).expect_err("other bytes").to_string();
         assert!(other.contains(abc) && other.contains(OTHER), "{other}");
 
         let cancel = Cancel::default();
         cancel.cancel();
         let given_up = verify(&dir.join("p"), Sha256([0; 32]), &cancel).expect_err("nobody wants it");
-        assert!(given_up.contains("not wanted"), "{given_up}");
+        assert!(matches!(given_up, PrepareError::Cancelled), "{given_up}");
 
         fs::remove_file(dir.join("p")).expect("writable");
         std::os::unix::fs::symlink("/bin/sh", dir.join("p")).expect("writable");
         assert!(verified(&dir.join("p"), abc).is_err(), "a link is not followed");
         fs::remove_file(dir.join("p")).expect("writable");
         fs::create_dir(dir.join("p")).expect("writable");
-        assert!(verified(&dir.join("p"), abc).expect_err("a directory").contains("regular"));
+        let directory = verified(&dir.join("p"), abc).expect_err("a directory");
+        assert!(matches!(directory, PrepareError::NoFile(_)), "{directory}");
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use elklet_core::command::{Command, Configuration, PluginConfig};
 use elklet_core::limits::MAX_COMMAND_BYTES;
 
-use crate::files;
+use crate::files::{self, FileError};
 
 const HEAD: &[u8] = b"elklet plugins 1\n";
 
@@ -43,7 +43,7 @@ pub(crate) fn read_kept(workdir: &Path) -> Result<Vec<PluginConfig>, String> {
 ///
 /// # Errors
 /// When it cannot be written. The previous file is then still there. The text names the file.
-pub(crate) fn write_kept(workdir: &Path, plugins: &[PluginConfig]) -> Result<(), String> {
+pub(crate) fn write_kept(workdir: &Path, plugins: &[PluginConfig]) -> Result<(), FileError> {
     let path = path(workdir);
     let write = || -> io::Result<()> {
         let bytes = encode(plugins);
@@ -52,7 +52,7 @@ pub(crate) fn write_kept(workdir: &Path, plugins: &[PluginConfig]) -> Result<(),
         }
         files::replace(&path, &bytes, 0o600)
     };
-    write().map_err(|error| format!("{}: {error}", path.display()))
+    write().map_err(FileError::at(&path))
 }
 
 fn encode(plugins: &[PluginConfig]) -> Vec<u8> {
@@ -111,7 +111,7 @@ mod tests {
         }
         assert_eq!(fs::read_dir(workdir.path()).expect("readable").count(), 1);
         let missing = workdir.path().join("missing");
-        assert!(write_kept(&missing, &[]).expect_err("no directory").contains("plugins.kept"));
+        assert!(write_kept(&missing, &[]).expect_err("no directory").to_string().contains("plugins.kept"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub use self::kept::decode_kept;
 pub(crate) use self::kept::{read_kept, write_kept};
 pub(crate) use self::kin::{Kin, end_all, end_earlier_lives};
 pub(crate) use self::newest::Newest;
-pub(crate) use self::prepare::{Prepared, Preparer};
+pub(crate) use self::prepare::{PrepareError, Prepared, Preparer};
 pub(crate) use self::process::{Spawned, describe, reserve_descriptors, spawn};
 pub(crate) use self::stage::{recover, take_away};
 pub(crate) use self::stderr::Stderr;

@@ -5,6 +5,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +14,7 @@ use elklet_core::command::PluginName;
 use elklet_core::limits::MAX_SOURCES;
 use elklet_core::update::compare;
 
-use crate::files;
+use crate::files::{self, FileError};
 
 /// Most bytes of the file that are read. Names and versions have bounds of their own.
 const MAX_BYTES: u64 = 128 << 10;
@@ -24,6 +25,26 @@ pub(crate) struct Newest {
     path: PathBuf,
     versions: Mutex<BTreeMap<String, String>>,
 }
+
+/// A version that may not run after the one that has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Downgrade {
+    version: String,
+    /// The newest that has run here.
+    newest: String,
+    /// Whether it is earlier. Of the others nobody can say that they are not.
+    is_earlier: bool,
+}
+
+impl fmt::Display for Downgrade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { version, newest, is_earlier } = self;
+        let why = if *is_earlier { "is earlier than" } else { "cannot be compared with" };
+        write!(f, "version {version:.80} {why} {newest:.80}, which has run here, and plugins.allow_downgrade is off")
+    }
+}
+
+impl std::error::Error for Downgrade {}
 
 impl Newest {
     /// Reads the file. Logs a file that cannot be read, and knows no version then.
@@ -43,15 +64,15 @@ impl Newest {
     ///
     /// # Errors
     /// Why it may not.
-    pub(super) fn check(&self, name: &PluginName, version: &str) -> Result<(), String> {
+    pub(super) fn check(&self, name: &PluginName, version: &str) -> Result<(), Downgrade> {
         let versions = self.lock();
         let Some(newest) = versions.get(name.as_str()).filter(|newest| *newest != version) else { return Ok(()) };
-        let why = match compare(version, newest) {
-            Some(Ordering::Less) => "is earlier than",
+        let is_earlier = match compare(version, newest) {
+            Some(Ordering::Less) => true,
             Some(_) => return Ok(()),
-            None => "cannot be compared with",
+            None => false,
         };
-        Err(format!("version {version:.80} {why} {newest:.80}, which has run here, and plugins.allow_downgrade is off"))
+        Err(Downgrade { version: version.to_owned(), newest: newest.clone(), is_earlier })
     }
 
     /// Remembers that a version was started. Returns true when the file has to be written.
@@ -73,11 +94,11 @@ impl Newest {
     /// Replaces the file. Blocks.
     ///
     /// # Errors
-    /// When it cannot be written. The previous file is then still there. The text names the file.
-    pub(crate) fn write(&self) -> Result<(), String> {
+    /// When it cannot be written. The previous file is then still there.
+    pub(crate) fn write(&self) -> Result<(), FileError> {
         let content = serde_json::to_vec(&*self.lock()).map_err(io::Error::from);
         let written = content.and_then(|content| files::replace(&self.path, &content, 0o600));
-        written.map_err(|error| format!("{}: {error}", self.path.display()))
+        written.map_err(FileError::at(&self.path))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
@@ -105,9 +126,10 @@ mod tests {
             newest.check(&name, good).expect(good);
         }
         newest.check(&other, "0.1").expect("it is another plugin");
-        let earlier = newest.check(&name, "1.1.9").expect_err("earlier");
+        let earlier = newest.check(&name, "1.1.9").expect_err("earlier").to_string();
         assert!(earlier.contains("1.1.9 is earlier than 1.2, which has run here"), "{earlier}");
-        assert!(newest.check(&name, "nightly").expect_err("no number").contains("cannot be compared with 1.2"));
+        let nightly = newest.check(&name, "nightly").expect_err("no number");
+        assert!(!nightly.is_earlier && nightly.to_string().contains("cannot be compared with 1.2"), "{nightly}");
         assert!(newest.note(&other, "nightly"));
         newest.check(&other, "nightly").expect("the same");
     }
@@ -128,7 +150,7 @@ mod tests {
         std::fs::remove_file(&file).expect("writable");
         std::fs::create_dir(&file).expect("writable");
         assert!(newest.note(&"p1".parse().expect("a name"), "2"));
-        assert!(newest.write().expect_err("a directory").contains("plugins.newest"));
+        assert!(newest.write().expect_err("a directory").to_string().contains("plugins.newest"));
         newest.check(&"p1".parse().expect("a name"), "1").expect_err("it is known while the agent runs");
     }
 }

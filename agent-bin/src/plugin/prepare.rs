@@ -1,23 +1,24 @@
 //! Prepares an executable for a configuration. It uses the file in place if that is the right one. Otherwise it
 //! downloads one, while whatever runs goes on.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use elklet_core::command::{Packing, PluginConfig};
+use elklet_core::command::{Packing, PluginConfig, Sha256};
 use elklet_core::limits::MAX_DOWNLOAD_BYTES;
 use rustix::fs::{OFlags, syncfs};
 
-use super::archive::unpack_in;
+use super::archive::{EntryError, UnpackError, unpack_in};
 use super::executable::{Executable, directory, verify};
-use super::newest::Newest;
+use super::newest::{Downgrade, Newest};
 use super::stage::{PLUGIN_MODE, Stage, Staged};
-use crate::fetch::{Cancel, Fetcher, Request};
-use crate::files::make_directory;
-use crate::signing::PublicKey;
+use crate::fetch::{Cancel, FetchError, Fetcher, Request};
+use crate::files::{FileError, make_directory};
+use crate::signing::{NotVouched, PublicKey};
 
 /// A file in a plugin's directory with the SHA-256 of the archive that was unpacked there.
 const ORIGIN: &str = ".elklet-archive";
@@ -42,12 +43,87 @@ pub(crate) struct Prepared {
     staged: Option<Staged>,
 }
 
+/// Why a plugin is not prepared.
+#[derive(Debug)]
+pub(crate) enum PrepareError {
+    /// Nobody wants it any more.
+    Cancelled,
+    /// The server's fault: nobody whom this host trusts vouches for the plugin.
+    NotVouched(NotVouched),
+    /// The server's fault: a later version has run here.
+    Downgrade(Downgrade),
+    /// The fault of whoever offers the download, unless the error says that it is the host's.
+    NotFetched(FetchError),
+    /// The fault of whoever made the archive, unless the error says that it is the host's.
+    NotUnpacked(UnpackError),
+    /// The executable is another one than was named.
+    OtherExecutable { path: PathBuf, sha256: Sha256, expected: Sha256 },
+    /// There is something else in the executable's place.
+    NoFile(PathBuf),
+    /// The files beside the executable are those of another archive, of which this is the beginning of the hash.
+    OtherArchive { place: PathBuf, origin: String },
+    /// The host's fault: it refuses something with a file.
+    File(FileError),
+    /// The host's fault: it has no thread for the work.
+    NoThread(io::Error),
+}
+
+impl From<FileError> for PrepareError {
+    fn from(error: FileError) -> Self {
+        Self::File(error)
+    }
+}
+
+impl From<FetchError> for PrepareError {
+    fn from(error: FetchError) -> Self {
+        match error {
+            FetchError::Cancelled => Self::Cancelled,
+            error => Self::NotFetched(error),
+        }
+    }
+}
+
+impl From<UnpackError> for PrepareError {
+    fn from(error: UnpackError) -> Self {
+        match error {
+            UnpackError::Entry { why: EntryError::Cancelled, .. } => Self::Cancelled,
+            error => Self::NotUnpacked(error),
+        }
+    }
+}
+
+impl fmt::Display for PrepareError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cancelled => f.write_str("it is not wanted any more"),
+            Self::NotVouched(why) => why.fmt(f),
+            Self::Downgrade(why) => why.fmt(f),
+            Self::NotFetched(why) => why.fmt(f),
+            Self::NotUnpacked(why) => why.fmt(f),
+            Self::OtherExecutable { path, sha256, expected } => {
+                let path = path.display();
+                write!(f, "{path}: is not what was configured: its SHA-256 is {sha256}, expected {expected}")
+            }
+            Self::NoFile(path) => {
+                write!(f, "{}: is no regular file: a plugin's executable has to be one", path.display())
+            }
+            Self::OtherArchive { place, origin } => {
+                write!(f, "{} was unpacked from the archive {origin:.64}", place.display())
+            }
+            Self::File(why) => why.fmt(f),
+            Self::NoThread(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for PrepareError {}
+
 impl Preparer {
     /// Verifies the plugin's executable in place. Blocks, but not for long.
     ///
     /// # Errors
-    /// When it is missing or another one, or lacks a signature that it needs. The text says why.
-    pub(crate) fn verify(&self, config: &PluginConfig, cancel: &Cancel) -> Result<Prepared, String> {
+    /// When it is missing or another one, or lacks a signature that it needs.
+    pub(crate) fn verify(&self, config: &PluginConfig, cancel: &Cancel) -> Result<Prepared, PrepareError> {
         self.check_signature(config)?;
         let place = directory(&self.workdir, &config.name);
         let executable = verify(&place.join(config.name.as_str()), config.executable_sha256, cancel)?;
@@ -55,17 +131,20 @@ impl Preparer {
         Ok(Prepared { executable, staged: None })
     }
 
-    fn check_signature(&self, config: &PluginConfig) -> Result<(), String> {
+    fn check_signature(&self, config: &PluginConfig) -> Result<(), PrepareError> {
         let Some(key) = &self.public_key else { return Ok(()) };
-        key.verify(config)?;
-        if self.allow_downgrade { Ok(()) } else { self.newest.check(&config.name, &config.version) }
+        key.verify(config).map_err(PrepareError::NotVouched)?;
+        if !self.allow_downgrade {
+            self.newest.check(&config.name, &config.version).map_err(PrepareError::Downgrade)?;
+        }
+        Ok(())
     }
 
     /// Downloads the plugin and verifies it, beside the one in place. Blocks for as long as the download takes.
     ///
     /// # Errors
-    /// When it cannot be downloaded, is not what was configured, or lacks a signature that it needs. The text says why.
-    pub(crate) fn download(&self, config: &PluginConfig, cancel: &Cancel) -> Result<Prepared, String> {
+    /// When it cannot be downloaded, is not what was configured, or lacks a signature that it needs.
+    pub(crate) fn download(&self, config: &PluginConfig, cancel: &Cancel) -> Result<Prepared, PrepareError> {
         self.check_signature(config)?;
         let place = directory(&self.workdir, &config.name);
         let name = config.name.as_str();
@@ -83,10 +162,10 @@ impl Preparer {
             }
             Packing::TarGz => {
                 let tree = stage.path().join("tree");
-                make_directory(&tree, PLUGIN_MODE).map_err(|error| format!("{}: {error}", tree.display()))?;
+                make_directory(&tree, PLUGIN_MODE).map_err(FileError::at(&tree))?;
                 unpack_in(&mut file, &tree, stage.room(), &|| cancel.is_cancelled())?;
                 let origin = tree.join(ORIGIN);
-                write_origin(&origin, config).map_err(|error| format!("{}: {error}", origin.display()))?;
+                write_origin(&origin, config).map_err(FileError::at(&origin))?;
                 let _ = fs::remove_file(download);
                 // One call syncs all files and directories of the archive.
                 check_synced(syncfs(&file).map_err(io::Error::from), &tree)?;
@@ -106,7 +185,7 @@ impl Preparer {
 
 /// Fails when what was written may be lost. Some file systems cannot sync directories, and a container's filter may
 /// refuse it; both are only logged.
-fn check_synced(synced: io::Result<()>, path: &Path) -> Result<(), String> {
+fn check_synced(synced: io::Result<()>, path: &Path) -> Result<(), FileError> {
     match synced {
         Err(error)
             if matches!(
@@ -117,7 +196,7 @@ fn check_synced(synced: io::Result<()>, path: &Path) -> Result<(), String> {
             log::warn!("{}: {error}; what was downloaded may not outlast a loss of power", path.display());
             Ok(())
         }
-        synced => synced.map_err(|error| format!("{}: it cannot be synced: {error}", path.display())),
+        synced => synced.map_err(FileError::because(path, "it cannot be synced")),
     }
 }
 
@@ -138,10 +217,10 @@ fn read_origin(path: &Path) -> io::Result<String> {
 
 /// Checks that the other files of an archive in a plugin's directory belong to the verified executable. Accepts files
 /// that came there in another way, such as with a package.
-fn check_origin(place: &Path, config: &PluginConfig) -> Result<(), String> {
+fn check_origin(place: &Path, config: &PluginConfig) -> Result<(), PrepareError> {
     match read_origin(&place.join(ORIGIN)) {
         Ok(origin) if config.packing == Packing::TarGz && origin != config.download_sha256.to_string() => {
-            Err(format!("{} was unpacked from the archive {origin:.64}", place.display()))
+            Err(PrepareError::OtherArchive { place: place.to_owned(), origin })
         }
         _ => Ok(()),
     }
@@ -169,7 +248,7 @@ pub(super) mod tests {
     use crate::config::Proxies;
 
     /// Prepares what needs no download.
-    pub(crate) fn prepared(workdir: &Path, config: &PluginConfig) -> Result<Prepared, String> {
+    pub(crate) fn prepared(workdir: &Path, config: &PluginConfig) -> Result<Prepared, PrepareError> {
         let fetcher = Fetcher::new(workdir.join("no-authority"), Proxies::default());
         let newest = Arc::new(Newest::read(workdir));
         let workdir = workdir.to_owned();

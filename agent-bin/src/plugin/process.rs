@@ -303,7 +303,7 @@ mod tests {
             detail: detail.into(),
         };
         // The refusal names the hash that the file has.
-        let refusal = prepared(workdir, &config).expect_err("no file has this hash");
+        let refusal = prepared(workdir, &config).expect_err("no file has this hash").to_string();
         let hash = refusal.split("SHA-256 is ").nth(1).and_then(|rest| rest.split(',').next()).expect("the hash");
         config.executable_sha256 = hash.parse().expect("64 digits");
         config

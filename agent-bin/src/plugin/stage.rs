@@ -18,7 +18,7 @@ use elklet_core::command::PluginName;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use crate::files::make_directory;
+use crate::files::{FileError, make_directory};
 use crate::host::{HostRoot, mount_of};
 use crate::sys::remove::remove_tree;
 use crate::sys::room::Room;
@@ -49,13 +49,13 @@ pub(super) struct Stage {
 
 impl Stage {
     /// Makes a stage for the plugin's directory `place`.
-    pub(super) fn beside(place: &Path) -> Result<Self, String> {
+    pub(super) fn beside(place: &Path) -> Result<Self, FileError> {
         let place = real(place);
         let (directory, name) = match (place.parent(), place.file_name().and_then(OsStr::to_str)) {
             (Some(parent), Some(name)) if !is_mount_point(&place) => (parent, name),
             _ => (&*place, INSIDE),
         };
-        let failed = |error: io::Error| format!("{}: {error}", directory.display());
+        let failed = FileError::at(directory);
         make_plugin_directory(directory).map_err(failed)?;
         let path = with_free_name(directory, name, NEW, |path| DirBuilder::new().mode(0o700).create(path));
         let path = path.map_err(failed)?;

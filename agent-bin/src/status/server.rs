@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use super::socket::{SocketFile, listen_in};
 use super::{Snapshot, metrics, text};
+use crate::files::FileError;
 
 /// Clients at a time. Others wait to be accepted.
 const CLIENTS: usize = 4;
@@ -89,10 +90,10 @@ impl Server {
     /// Starts to listen in the work directory.
     ///
     /// # Errors
-    /// When there can be no socket. The text says why.
-    pub(crate) fn start(workdir: &Path) -> Result<(Self, mpsc::Receiver<Inquiry>), String> {
+    /// When there can be no socket.
+    pub(crate) fn start(workdir: &Path) -> Result<(Self, mpsc::Receiver<Inquiry>), FileError> {
         let (listener, file) = listen_in(workdir)?;
-        let listener = Arc::new(UnixListener::from_std(listener).map_err(|error| error.to_string())?);
+        let listener = Arc::new(UnixListener::from_std(listener).map_err(FileError::at(workdir))?);
         let (inquiries, receiver) = mpsc::channel(CLIENTS);
         let mut tasks = JoinSet::new();
         for _ in 0..CLIENTS {

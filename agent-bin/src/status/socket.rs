@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 
+use crate::files::FileError;
+
 /// The socket's name in the work directory.
 const FILE: &str = "elklet.sock";
 
@@ -26,14 +28,14 @@ pub(super) struct SocketFile {
 /// Makes the socket in the work directory. Replaces one that a dead agent has left, and nothing else of that name.
 ///
 /// # Errors
-/// When there can be no socket. The text says why.
-pub(super) fn listen_in(workdir: &Path) -> Result<(UnixListener, SocketFile), String> {
+/// When there can be no socket.
+pub(super) fn listen_in(workdir: &Path) -> Result<(UnixListener, SocketFile), FileError> {
     let path = workdir.join(FILE);
-    let failed = |error: io::Error| format!("{}: {error}", path.display());
+    let failed = FileError::at(&path);
     let directory = File::open(workdir).map_err(failed)?;
     match fs::symlink_metadata(&path) {
         Ok(found) if found.file_type().is_socket() => fs::remove_file(&path).map_err(failed)?,
-        Ok(_) => return Err(format!("{}: it is there and no socket; it is left as it is", path.display())),
+        Ok(_) => return Err(failed(io::Error::other("it is there and no socket; it is left as it is"))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }

@@ -6,6 +6,7 @@
 //! itself as `update/previous` and writes down what is on trial. The new version counts its own starts and waits for
 //! its own stream ([`start`]). A version that crashes before it gets that far is left to the service manager.
 
+mod error;
 mod package;
 mod start;
 mod state;
@@ -24,18 +25,17 @@ use elklet_core::update::{compare, may_try};
 use rustix::fs::OFlags;
 use tokio::task::JoinHandle;
 
-use self::package::{Kind, Unsuitable};
+use self::error::{Refusal, Unsuitable, UpdateError};
+use self::package::Kind;
 pub(crate) use self::start::{After, run};
 use self::state::{Failed, Store, Trial};
 use crate::config::Settings;
 use crate::fetch::{Cancel, Fetcher, Request};
+use crate::files::FileError;
 use crate::sys::blocking::{self, blocking, blocking_at_last};
 use crate::sys::remove::remove_tree;
 use crate::sys::room::Room;
 use crate::{files, version};
-
-/// Why a job ends when the server no longer wants its version.
-const UNWANTED: &str = "nobody wants it any more";
 
 /// The updates of one process.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ pub(crate) struct Updates {
 struct Job {
     config: AgentConfig,
     cancel: Arc<Cancel>,
-    task: JoinHandle<Result<PathBuf, String>>,
+    task: JoinHandle<Result<PathBuf, UpdateError>>,
 }
 
 /// How a job has ended.
@@ -62,8 +62,8 @@ struct Job {
 pub(crate) enum Updated {
     /// Execute this program.
     InPlace(PathBuf),
-    /// It has failed. The text says which version, and why.
-    Failed(String),
+    /// It has failed with this version.
+    Failed { version: String, why: UpdateError },
     /// Nobody wants it any more.
     Cancelled,
 }
@@ -84,7 +84,7 @@ impl Updates {
     ///
     /// # Errors
     /// What speaks against it.
-    pub(crate) fn want(&mut self, config: AgentConfig, settings: &Settings) -> Result<(), String> {
+    pub(crate) fn want(&mut self, config: AgentConfig, settings: &Settings) -> Result<(), Refusal> {
         if self.job.as_ref().is_some_and(|job| job.config == config && !job.cancel.is_cancelled()) {
             return Ok(());
         }
@@ -96,13 +96,13 @@ impl Updates {
         }
         let failed = self.store.failed();
         let tried = failed.as_ref().map(|failed| (&*failed.version, &*failed.sha256));
-        may_try(&config, version(), tried, settings.update.allow_downgrade).map_err(|why| match &failed {
-            Some(failed) if failed.version == config.version => format!("{why} ({})", failed.why),
-            _ => why,
+        may_try(&config, version(), tried, settings.update.allow_downgrade).map_err(|why| {
+            let before = failed.as_ref().filter(|failed| failed.version == config.version);
+            Refusal::NotTried(why, before.map(|failed| failed.why.clone()))
         })?;
         self.store.forget_failed();
         if let Some(key) = settings.plugins.public_key() {
-            key.verify_agent(&config).map_err(|why| format!("version {:.80}: {why}", config.version))?;
+            key.verify_agent(&config).map_err(|why| Refusal::NotVouched(config.version.clone(), why))?;
         }
         match cancelled {
             Some(()) => self.next = Some(config),
@@ -138,7 +138,7 @@ impl Updates {
     /// Waits until the running job has ended.
     pub(crate) async fn ended(&mut self, settings: &Settings) -> Updated {
         let Some(job) = &mut self.job else { return pending().await };
-        let result = (&mut job.task).await.unwrap_or_else(|error| Err(error.to_string()));
+        let result = (&mut job.task).await.unwrap_or_else(|error| Err(UpdateError::GivenUp(error)));
         let Some(job) = self.job.take() else { return pending().await };
         let next = self.next.take();
         match result {
@@ -149,7 +149,7 @@ impl Updates {
                 }
                 Updated::Cancelled
             }
-            Err(why) => Updated::Failed(format!("the update to version {:.80} failed: {why}", job.config.version)),
+            Err(why) => Updated::Failed { version: job.config.version, why },
         }
     }
 
@@ -213,35 +213,32 @@ fn remove_directory(directory: &Path) {
 
 impl Installation {
     /// Puts a version in place. Returns the program to execute.
-    async fn run(self, config: AgentConfig) -> Result<PathBuf, String> {
-        let program = self.program.clone().ok_or("it is not known where this program is")?;
+    async fn run(self, config: AgentConfig) -> Result<PathBuf, UpdateError> {
+        let program = self.program.clone().ok_or(UpdateError::NoProgram)?;
         self.install(&config, &program).await.map(|()| program)
     }
 
-    async fn install(self, config: &AgentConfig, program: &Path) -> Result<(), String> {
+    async fn install(self, config: &AgentConfig, program: &Path) -> Result<(), UpdateError> {
         let Self { store, fetcher, tmp, pending, cancel, .. } = self;
         let (wanted, wish) = (config.clone(), Arc::clone(&cancel));
         let download = blocking(move || download(&fetcher, &tmp, &wanted, &wish));
-        let download = download.await.map_err(|error| error.to_string())??;
+        let download = download.await.map_err(UpdateError::NoThread)??;
         let (kind, package) = (download.kind, download.path.clone());
         let manager = kind.manager();
-        let unsuitable = match manager {
-            Some(manager) if manager.brings(&package, program).await? => None,
-            Some(_) => {
-                let why = format!("the package does not bring {}, which is this program", program.display());
-                Some(Unsuitable::for_good(why))
-            }
-            None => package::check_version(&package, &config.version).await.err(),
+        let suits = match manager {
+            Some(manager) if manager.brings(&package, program).await? => Ok(()),
+            Some(_) => Err(Unsuitable::OtherPackage(program.to_owned()).into()),
+            None => package::check_version(&package, &config.version).await,
         };
-        if let Some(Unsuitable { why, for_good }) = unsuitable {
-            if for_good {
+        if let Err(why) = suits {
+            if matches!(why, UpdateError::Unsuitable(_)) {
                 let (version, sha256) = (config.version.clone(), config.sha256.to_string());
-                let _ = store.set_failed(&Failed { version, sha256, why: why.clone() });
+                let _ = store.set_failed(&Failed { version, sha256, why: why.to_string() });
             }
             return Err(why);
         }
         if cancel.is_cancelled() {
-            return Err(UNWANTED.to_owned());
+            return Err(UpdateError::Cancelled);
         }
 
         let before = store.trial();
@@ -262,7 +259,7 @@ impl Installation {
         })
         .await
         .flatten()
-        .map_err(|error| format!("this version cannot be kept: {error}"))?;
+        .map_err(UpdateError::NotKept)?;
 
         let is_downgrade = compare(&config.version, version()) == Some(std::cmp::Ordering::Less);
         let installed = match manager {
@@ -271,48 +268,44 @@ impl Installation {
                 let to = program.to_owned();
                 let mut download = download;
                 let replaced = blocking(move || state::replace_program(&mut download.verified, &to)).await.flatten();
-                replaced.map_err(|error| format!("{}: {error}", program.display()))
+                replaced.map_err(|error| FileError::at(program)(error).into())
             }
         };
         let checked = match installed {
-            Ok(()) if cancel.is_cancelled() => Err((false, UNWANTED.to_owned())),
-            Ok(()) => {
-                let checked = package::check_version(program, &config.version).await;
-                checked.map_err(|Unsuitable { why, for_good }| (for_good, why))
-            }
-            Err(why) => Err((false, why)),
+            Ok(()) if cancel.is_cancelled() => Err(UpdateError::Cancelled),
+            Ok(()) => package::check_version(program, &config.version).await,
+            Err(why) => Err(why),
         };
-        let Err((is_its_fault, why)) = checked else { return Ok(()) };
+        let Err(why) = checked else { return Ok(()) };
         // The version will not run, so restore everything. Do not try a package again that brought something else.
-        let (text, back) = (why.clone(), store.clone());
+        let (text, back) = (why.to_string(), store.clone());
         let put_back = blocking_at_last(move || back.put_back(&trial, &text)).await;
-        if !is_its_fault {
+        if !matches!(why, UpdateError::Unsuitable(_)) {
             store.forget_failed();
         }
         match put_back {
             Ok(()) => Err(why),
             Err(error) => {
                 pending.store(true, Ordering::Relaxed);
-                Err(format!("{why}; nor could the previous program be put back, which is tried again: {error}"))
+                Err(UpdateError::NotPutBack(Box::new(why), error))
             }
         }
     }
 }
 
 /// Downloads a version into a directory of its own. Blocks.
-fn download(fetcher: &Fetcher, tmp: &Path, wanted: &AgentConfig, cancel: &Cancel) -> Result<Download, String> {
-    let failed = |path: &Path, error: &io::Error| format!("{}: {error}", path.display());
-    let directory = private_directory(tmp).map_err(|error| failed(tmp, &error))?;
+fn download(fetcher: &Fetcher, tmp: &Path, wanted: &AgentConfig, cancel: &Cancel) -> Result<Download, UpdateError> {
+    let directory = private_directory(tmp).map_err(FileError::at(tmp))?;
     let fetched = || {
         let path = directory.join("elklet");
-        let mut room = Room::below(&directory).map_err(|error| failed(&directory, &error))?;
+        let mut room = Room::below(&directory).map_err(FileError::at(&directory))?;
         let order = Request { urls: &wanted.urls, sha256: wanted.sha256, max_bytes: MAX_DOWNLOAD_BYTES };
         let mut file = fetcher.fetch(&order, &path, &mut room, cancel)?;
         if cancel.is_cancelled() {
-            return Err(UNWANTED.to_owned());
+            return Err(UpdateError::Cancelled);
         }
         let kind = Kind::of(&mut file)?;
-        let verified = for_execution(file, &path).map_err(|error| failed(&path, &error))?;
+        let verified = for_execution(file, &path).map_err(FileError::at(&path))?;
         Ok(Download { directory: directory.clone(), path, kind, verified, _room: room })
     };
     fetched().inspect_err(|_| remove_directory(&directory))

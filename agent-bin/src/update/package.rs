@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
+use super::error::{ManagerError, Unsuitable, UpdateError};
+use crate::files::FileError;
 use crate::plugin::explain;
 use crate::sys::children::Own;
 
@@ -40,15 +42,14 @@ pub(super) enum Kind {
 
 impl Kind {
     /// Reads the first bytes of a file.
-    pub(super) fn of(file: &mut File) -> Result<Self, String> {
+    pub(super) fn of(file: &mut File) -> Result<Self, UpdateError> {
         let mut head = [0; 8];
-        let mut read = || file.read_exact(&mut head);
-        read().map_err(|error| format!("the download cannot be read: {error}"))?;
+        file.read_exact(&mut head).map_err(UpdateError::Unreadable)?;
         match &head {
             b"!<arch>\n" => Ok(Self::Deb),
             [0xed, 0xab, 0xee, 0xdb, ..] => Ok(Self::Rpm),
             [0x7f, b'E', b'L', b'F', ..] | [b'#', b'!', ..] => Ok(Self::Program),
-            _ => Err("the download is neither a program nor a deb or rpm package".to_owned()),
+            _ => Err(UpdateError::UnknownKind),
         }
     }
 
@@ -75,7 +76,7 @@ pub(super) struct Manager {
 
 impl Manager {
     /// Installs a package, and logs the manager's output.
-    pub(super) async fn install(self, package: &Path, is_downgrade: bool) -> Result<(), String> {
+    pub(super) async fn install(self, package: &Path, is_downgrade: bool) -> Result<(), UpdateError> {
         let options = if is_downgrade { self.downgrade } else { self.install };
         let (status, mut output) = self.run(options, package).await?;
         let bytes = output.metadata().map_or(0, |metadata| metadata.len());
@@ -85,13 +86,13 @@ impl Manager {
             .unwrap_or_default();
         text.lines().filter(|line| !line.trim().is_empty()).for_each(|line| log::info!("{}: {line}", self.name));
         if !status.success() {
-            return Err(format!("{} failed: {status}", self.name));
+            return Err(self.failed(ManagerError::NotInstalled(status)));
         }
         Ok(())
     }
 
     /// Returns true when a package brings this program, and not another agent, which would run beside this one.
-    pub(super) async fn brings(self, package: &Path, program: &Path) -> Result<bool, String> {
+    pub(super) async fn brings(self, package: &Path, program: &Path) -> Result<bool, UpdateError> {
         let (status, mut output) = self.run(self.list, package).await?;
         let list = output.rewind().and_then(|()| read_text(&mut output, MAX_LIST_BYTES)).unwrap_or_default();
         let program = program.to_string_lossy();
@@ -102,25 +103,31 @@ impl Manager {
             heads.into_iter().any(|head| head.is_empty() || head.ends_with(" ."))
         };
         if !status.success() {
-            return Err(format!("{} cannot read the package: {status}", self.name));
+            return Err(self.failed(ManagerError::NotRead(status)));
         }
         Ok(list.lines().any(is_named))
+    }
+
+    fn failed(self, why: ManagerError) -> UpdateError {
+        UpdateError::Manager(self.name, why)
     }
 
     /// Runs it on a package. Returns its exit status, and the file with both its outputs.
     ///
     /// The agent does not kill it at its own end, which may be the package manager's doing. It waits only for the
     /// process itself, because what that has started may keep the outputs open.
-    async fn run(self, options: &[&str], package: &Path) -> Result<(ExitStatus, File), String> {
+    async fn run(self, options: &[&str], package: &Path) -> Result<(ExitStatus, File), UpdateError> {
         let output = package.with_extension("output");
-        let failed = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => format!("this host has no {} for the package that was downloaded", self.name),
-            _ => format!("{}: {error}", self.name),
+        let failed = |error: io::Error| {
+            self.failed(match error.kind() {
+                io::ErrorKind::NotFound => ManagerError::Missing,
+                _ => ManagerError::Io(error),
+            })
         };
         // The output of an earlier run is not needed any more.
         let _ = fs::remove_file(&output);
         let open = || File::options().read(true).write(true).create_new(true).mode(0o600).open(&output);
-        let said = open().map_err(|error| format!("{}: {error}", output.display()))?;
+        let said = open().map_err(FileError::at(&output))?;
         let mut command = Command::new(self.name);
         // Nobody is there to answer questions.
         command
@@ -137,7 +144,7 @@ impl Manager {
         let _own = child.id().map(Own::helper);
         match timeout(MANAGER_TIMEOUT, child.wait()).await {
             Ok(status) => Ok((status.map_err(failed)?, said)),
-            Err(_) => Err(format!("{} did not end within {} s", self.name, MANAGER_TIMEOUT.as_secs())),
+            Err(_) => Err(self.failed(ManagerError::Late(MANAGER_TIMEOUT))),
         }
     }
 }
@@ -155,22 +162,8 @@ async fn run(command: &mut Command) -> io::Result<Output> {
     child.wait_with_output().await
 }
 
-/// Why a version is not put in place.
-#[derive(Debug)]
-pub(super) struct Unsuitable {
-    pub(super) why: String,
-    /// True if another attempt would fail in the same way.
-    pub(super) for_good: bool,
-}
-
-impl Unsuitable {
-    pub(super) fn for_good(why: String) -> Self {
-        Self { why, for_good: true }
-    }
-}
-
 /// Runs a program with `--version` and checks the answer. This shows that it can be executed here and is the wanted version.
-pub(super) async fn check_version(program: &Path, wanted: &str) -> Result<(), Unsuitable> {
+pub(super) async fn check_version(program: &Path, wanted: &str) -> Result<(), UpdateError> {
     let mut command = Command::new(program);
     command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
     let mut tries = 0;
@@ -182,23 +175,20 @@ pub(super) async fn check_version(program: &Path, wanted: &str) -> Result<(), Un
                 sleep(BUSY_WAIT).await;
             }
             Ok(Err(error)) => {
-                // If the host has no process to spare, that says nothing about the program.
-                let for_good = !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory);
-                return Err(Unsuitable {
-                    why: format!("it cannot be executed: {}", explain(&error, program)),
-                    for_good,
+                let why = explain(&error, program);
+                return Err(match error.kind() {
+                    // If the host has no process to spare, that says nothing about the program.
+                    io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => UpdateError::NotExecuted(why),
+                    _ => Unsuitable::NotExecutable(why).into(),
                 });
             }
-            Err(_) => {
-                let why = format!("it did not say its version within {} s", VERSION_TIMEOUT.as_secs());
-                return Err(Unsuitable::for_good(why));
-            }
+            Err(_) => return Err(Unsuitable::Silent(VERSION_TIMEOUT).into()),
         }
     };
     let said = String::from_utf8_lossy(&output.stdout);
     let said = said.lines().next().unwrap_or_default();
     match said.strip_prefix("elklet ") {
         Some(version) if version == wanted => Ok(()),
-        _ => Err(Unsuitable::for_good(format!("it says that it is {said:.80?}, expected \"elklet {wanted}\""))),
+        _ => Err(Unsuitable::OtherVersion { said: said.to_owned(), wanted: wanted.to_owned() }.into()),
     }
 }

@@ -1,5 +1,6 @@
 //! The file to upload. It is found by its path and checked against the rules, and read through the descriptor that was checked.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
@@ -9,6 +10,41 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 
 use crate::config::Upload;
+
+/// Why a file is not uploaded, or not to its end.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// The server's fault: its path has no beginning.
+    NotAbsolute,
+    /// The server's fault: it names something of this kind.
+    NoFile(&'static str),
+    /// The server's fault: the host's policy keeps this file to itself.
+    NotAllowed(PathBuf),
+    /// The server's fault: it names a file of more bytes than it has time for.
+    TooLong { bytes: u64, limit: u64 },
+    /// The host's fault.
+    Io(io::Error),
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAbsolute => f.write_str("not an absolute path"),
+            Self::NoFile(kind) => write!(f, "{kind}, expected a regular file"),
+            Self::NotAllowed(real) => write!(f, "{} is in no directory of upload.allow", real.display()),
+            Self::TooLong { bytes, limit } => write!(f, "size limit exceeded: ({bytes}/{limit})"),
+            Self::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
 
 /// A regular file that may be uploaded.
 #[derive(Debug)]
@@ -28,20 +64,17 @@ impl UploadFile {
     ///
     /// # Errors
     /// Why the file may not or cannot be read.
-    pub(super) fn open(path: &Path, rules: &Upload, max_bytes: u64) -> Result<Self, String> {
-        let named = path.display();
-        let failed = |error: io::Error| format!("{named}: {error}");
+    pub(super) fn open(path: &Path, rules: &Upload, max_bytes: u64) -> Result<Self, Refusal> {
         if !path.is_absolute() {
-            return Err(format!("{named}: not an absolute path"));
+            return Err(Refusal::NotAbsolute);
         }
-        let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|error| failed(error.into()))?;
+        let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(io::Error::from)?;
         let found = File::from(found);
         let by_descriptor = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
-        let meta = found.metadata().map_err(failed)?;
+        let meta = found.metadata()?;
         let kind = meta.file_type();
         if !kind.is_file() {
-            let kind = if kind.is_dir() {
+            return Err(Refusal::NoFile(if kind.is_dir() {
                 "a directory"
             } else if kind.is_fifo() {
                 "a named pipe"
@@ -49,22 +82,17 @@ impl UploadFile {
                 "a socket"
             } else {
                 "a device"
-            };
-            return Err(format!("{named}: {kind}, expected a regular file"));
+            }));
         }
-        let real = fs::read_link(&by_descriptor).map_err(failed)?;
+        let real = fs::read_link(&by_descriptor)?;
         if !is_allowed(&real, &meta, rules) {
-            return Err(format!("{named}: {} is in no directory of upload.allow", real.display()));
+            return Err(Refusal::NotAllowed(real));
         }
         let size = meta.len();
         if size > max_bytes {
-            return Err(format!("{named}: size limit exceeded: ({size}/{max_bytes})"));
+            return Err(Refusal::TooLong { bytes: size, limit: max_bytes });
         }
-        let file = File::options()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open(&by_descriptor)
-            .map_err(failed)?;
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(&by_descriptor)?;
         let is_sized = size > 0;
         Ok(Self { file, left: if is_sized { size } else { max_bytes }, is_sized })
     }
@@ -106,12 +134,12 @@ mod tests {
 
     use super::*;
 
-    fn open(path: &Path, allow: &[&Path]) -> Result<UploadFile, String> {
+    fn open(path: &Path, allow: &[&Path]) -> Result<UploadFile, Refusal> {
         UploadFile::open(path, &Upload::of(allow), 1000)
     }
 
     fn refusal(path: &Path, allow: &[&Path]) -> String {
-        open(path, allow).expect_err("it is refused")
+        open(path, allow).expect_err("it is refused").to_string()
     }
 
     #[test]
@@ -132,7 +160,9 @@ mod tests {
 
         let allow = [&*inside];
         let read = |path: &str, allow: &[&Path]| {
-            open(&dir.join(path), allow).map(|mut source| source.read(100).expect("readable"))
+            open(&dir.join(path), allow)
+                .map(|mut source| source.read(100).expect("readable"))
+                .map_err(|why| why.to_string())
         };
         assert_eq!(read("in/file", &allow).as_deref(), Ok(&b"in/file"[..]));
         assert_eq!(read("out/back", &allow).as_deref(), Ok(&b"in/file"[..]), "the file is what counts");

@@ -3,6 +3,7 @@
 //! These are the reference's rules. `buf_size` bytes leave a second, at most 500 KiB. A file that would take longer than ten
 //! minutes is refused. The token names the file at the server, which reports success itself. A failure is the task's answer.
 
+mod error;
 mod file;
 
 use std::future::pending;
@@ -16,7 +17,9 @@ use elklet_core::limits::{UPLOAD_BYTES_PER_SECOND, UPLOAD_PIECE_BYTES, UPLOAD_SE
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use self::file::UploadFile;
+use self::error::Failure;
+pub(crate) use self::error::UploadError;
+use self::file::{Refusal, UploadFile};
 use crate::config::{Address, Upload as Rules};
 use crate::logging::{self, Event, Kind};
 use crate::net::{Connector, UploadCall};
@@ -28,7 +31,7 @@ const GRACE: Duration = Duration::from_secs(60);
 /// The running upload. The agent decides when the next one begins.
 #[derive(Debug, Default)]
 pub(crate) struct Uploads {
-    running: Option<JoinHandle<Result<(), String>>>,
+    running: Option<JoinHandle<Result<(), UploadError>>>,
     sent_bytes: Arc<AtomicU64>,
 }
 
@@ -43,17 +46,18 @@ impl Uploads {
         };
         self.running = Some(tokio::spawn(async move {
             let seconds = Duration::from_secs(UPLOAD_SECONDS) + GRACE;
+            let path = upload.path.clone();
             match timeout(seconds, job.run(upload)).await {
-                Ok(result) => result.map_err(|why| format!("upload of {why}")),
-                Err(_) => Err(format!("upload of the file did not end within {} s", seconds.as_secs())),
+                Ok(result) => result.map_err(|why| UploadError::File { path, why }),
+                Err(_) => Err(UploadError::Late(seconds)),
             }
         }));
     }
 
     /// Waits until the running upload has ended. Returns what went wrong, if something did.
-    pub(crate) async fn ended(&mut self) -> Result<(), String> {
+    pub(crate) async fn ended(&mut self) -> Result<(), UploadError> {
         let Some(running) = &mut self.running else { return pending().await };
-        let result = running.await.unwrap_or_else(|error| Err(error.to_string()));
+        let result = running.await.unwrap_or_else(|error| Err(UploadError::GivenUp(error)));
         self.running = None;
         result
     }
@@ -80,18 +84,17 @@ struct Job {
 }
 
 impl Job {
-    async fn run(self, Upload { token, path, buf_size }: Upload) -> Result<(), String> {
+    async fn run(self, Upload { token, path, buf_size }: Upload) -> Result<(), Failure> {
         // The reference checks the size against `buf_size` but sends no faster than this, so that a large file could
         // not arrive in time.
         let rate = buf_size.min(UPLOAD_BYTES_PER_SECOND);
         let (rules, file) = (self.rules, PathBuf::from(&path));
-        let failed = |what: &dyn std::fmt::Display| format!("{path}: {what}");
         let opened = blocking(move || UploadFile::open(&file, &rules, rate * UPLOAD_SECONDS)).await;
-        let mut source = opened.map_err(|error| failed(&error))??;
+        let mut source = opened.map_err(Failure::NoThread)??;
         // Audit before anything leaves, whatever the outcome.
         let audit = |result: &str| logging::audit(&Event { token: &token, ..Event::new(Kind::Upload, &path, result) });
         audit("begins");
-        let mut call = UploadCall::open(&self.connector, &self.address).await.map_err(|end| failed(&end))?;
+        let mut call = UploadCall::open(&self.connector, &self.address).await?;
         let mut seconds = interval(Duration::from_secs(1));
         seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut total = 0;
@@ -102,9 +105,9 @@ impl Job {
             while budget > 0 {
                 let max = budget.min(UPLOAD_PIECE_BYTES);
                 let read = blocking(move || (source.read(max), source)).await;
-                let (read, rest) = read.map_err(|error| failed(&error))?;
+                let (read, rest) = read.map_err(Failure::NoThread)?;
                 source = rest;
-                let piece = read.map_err(|error| failed(&error))?;
+                let piece = read.map_err(Refusal::Io)?;
                 // Send an empty file as one empty piece, because the token has to arrive.
                 if piece.is_empty() && !is_first {
                     break 'file;
@@ -112,11 +115,11 @@ impl Job {
                 is_first = false;
                 budget -= piece.len() as u64;
                 total += piece.len() as u64;
-                let sent = call.send(&token, piece).await.map_err(|end| failed(&end))?;
+                let sent = call.send(&token, piece).await?;
                 self.sent_bytes.fetch_add(sent, Ordering::Relaxed);
             }
         }
-        call.finish().await.map_err(|end| failed(&end))?;
+        call.finish().await?;
         log::info!("uploaded {path:?}, {total} bytes (token {token:?})");
         audit(&format!("done, {total} bytes"));
         Ok(())

@@ -1,8 +1,9 @@
 //! A server's short texts, checked once: a plugin's name, a digest, a signature.
+//!
+//! A text that does not pass is the server's fault. Each kind of text has an error of its own, because the text may stand in
+//! more than one field, and only the caller knows in which.
 
-use alloc::borrow::ToOwned;
 use alloc::boxed::Box;
-use alloc::format;
 use alloc::string::String;
 use core::fmt;
 use core::str::FromStr;
@@ -25,18 +26,41 @@ impl PluginName {
 }
 
 impl FromStr for PluginName {
-    type Err = String;
+    type Err = BadName;
 
-    fn from_str(name: &str) -> Result<Self, String> {
+    fn from_str(name: &str) -> Result<Self, BadName> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
         match name.len() {
-            0 => Err("a plugin without a name".to_owned()),
+            0 => Err(BadName::Missing),
             1..=MAX_PLUGIN_NAME_BYTES if name.chars().all(allowed) => Ok(Self(name.into())),
-            1..=MAX_PLUGIN_NAME_BYTES => Err("a name has only letters, digits, _ and -".to_owned()),
-            long => Err(format!("a name of {long} bytes, the limit is {MAX_PLUGIN_NAME_BYTES}")),
+            1..=MAX_PLUGIN_NAME_BYTES => Err(BadName::Characters),
+            long => Err(BadName::TooLong(long)),
         }
     }
 }
+
+/// Why a text is not the name of a plugin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadName {
+    /// It is empty.
+    Missing,
+    /// It has a character that a name cannot have.
+    Characters,
+    /// It has this many bytes, more than [`MAX_PLUGIN_NAME_BYTES`].
+    TooLong(usize),
+}
+
+impl fmt::Display for BadName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str("a plugin without a name"),
+            Self::Characters => f.write_str("a name has only letters, digits, _ and -"),
+            Self::TooLong(bytes) => write!(f, "a name of {bytes} bytes, the limit is {MAX_PLUGIN_NAME_BYTES}"),
+        }
+    }
+}
+
+impl core::error::Error for BadName {}
 
 impl fmt::Display for PluginName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -49,10 +73,10 @@ impl fmt::Display for PluginName {
 pub struct Sha256(pub [u8; 32]);
 
 impl FromStr for Sha256 {
-    type Err = String;
+    type Err = BadDigest;
 
-    fn from_str(hex: &str) -> Result<Self, String> {
-        let not_hex = || format!("{:?} is not 64 hexadecimal digits", shortened(hex));
+    fn from_str(hex: &str) -> Result<Self, BadDigest> {
+        let not_hex = || BadDigest(shortened(hex));
         let digits = <&[u8; 64]>::try_from(hex.as_bytes()).map_err(|_| not_hex())?;
         let mut digest = [0; 32];
         for (byte, pair) in digest.iter_mut().zip(digits.chunks_exact(2)) {
@@ -75,19 +99,42 @@ impl fmt::Debug for Sha256 {
     }
 }
 
+/// The beginning of a text that is not 64 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadDigest(String);
+
+impl fmt::Display for BadDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} is not 64 hexadecimal digits", self.0)
+    }
+}
+
+impl core::error::Error for BadDigest {}
+
 /// An ed25519 signature, written as Base64.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signature(pub Box<[u8; 64]>);
 
 impl FromStr for Signature {
-    type Err = String;
+    type Err = BadSignature;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, BadSignature> {
         let bytes = BASE64.decode(text).ok().and_then(|bytes| Box::try_from(bytes).ok());
-        let why = || format!("signature {:?} is not the Base64 of 64 bytes", shortened(text));
-        bytes.map(Self).ok_or_else(why)
+        bytes.map(Self).ok_or_else(|| BadSignature(shortened(text)))
     }
 }
+
+/// The beginning of a text that is not the Base64 of a signature.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadSignature(String);
+
+impl fmt::Display for BadSignature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "signature {:?} is not the Base64 of 64 bytes", self.0)
+    }
+}
+
+impl core::error::Error for BadSignature {}
 
 /// Enough of a peer's text to recognise it in a log.
 pub(super) fn shortened(text: &str) -> String {

@@ -4,16 +4,17 @@ use alloc::borrow::{Cow, ToOwned};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use elklet_proto::grpc;
-use prost::Message;
+use prost::{DecodeError, Message};
 
 use super::AGENT_NAME;
-use super::checked::{PluginName, Sha256, Signature, shortened};
+use super::checked::{BadDigest, BadName, BadSignature, PluginName, Sha256, Signature, shortened};
 use crate::limits::{MAX_DETAIL_BYTES, MAX_DOWNLOAD_URLS, MAX_PLUGINS, MAX_REFUSED_ENTRIES, MAX_VERSION_BYTES};
-use crate::record::wire::{Value, take_field};
+use crate::record::wire::{Malformed, Value, take_field};
 
 /// The whole list of what should be running.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -32,7 +33,7 @@ pub struct AgentEntry {
     /// The version that the agent should have.
     pub version: String,
     /// How it becomes that, or why it cannot.
-    pub package: Result<AgentConfig, String>,
+    pub package: Result<AgentConfig, BadPackage>,
 }
 
 /// Another version of the agent.
@@ -83,9 +84,78 @@ pub enum Packing {
 pub struct RefusedConfig {
     /// The plugin that it names, if that is a valid name.
     pub name: Option<PluginName>,
-    /// What is wrong with it, name included.
+    /// What is wrong with it, name included: the text of a report.
     pub reason: String,
 }
+
+/// What is wrong with an entry; the server's fault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum BadEntry {
+    Malformed(Malformed),
+    NoConfig(DecodeError),
+    Name(BadName),
+    Sha256(BadDigest),
+    /// The executable's hash, which stands in the field `signature`.
+    Executable(BadDigest),
+    Signature(BadSignature),
+    /// Bytes of its version.
+    LongVersion(usize),
+    /// Bytes of its detail.
+    LongDetail(usize),
+    ZeroInDetail,
+    /// Its number of download addresses.
+    ManyAddresses(usize),
+    /// Another entry has the same name.
+    Again,
+    /// [`MAX_PLUGINS`] precede it.
+    OverTheLimit,
+}
+
+impl fmt::Display for BadEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed(why) => why.fmt(f),
+            Self::NoConfig(why) => why.fmt(f),
+            Self::Name(why) => why.fmt(f),
+            Self::Sha256(why) => write!(f, "sha256 {why}"),
+            Self::Executable(why) => write!(f, "signature {why}"),
+            Self::Signature(why) => why.fmt(f),
+            Self::LongVersion(bytes) => write!(f, "version of {bytes} bytes, the limit is {MAX_VERSION_BYTES}"),
+            Self::LongDetail(bytes) => write!(f, "detail of {bytes} bytes, the limit is {MAX_DETAIL_BYTES}"),
+            Self::ZeroInDetail => f.write_str("detail has a zero byte, which no environment variable can hold"),
+            Self::ManyAddresses(urls) => {
+                write!(f, "it has {urls} download addresses, the limit is {MAX_DOWNLOAD_URLS}")
+            }
+            Self::Again => f.write_str("configured twice, the first counts"),
+            Self::OverTheLimit => write!(f, "{MAX_PLUGINS} plugins are configured before it, which is the limit"),
+        }
+    }
+}
+
+/// Why a server that names another version of the agent has not said how the agent is to become that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BadPackage {
+    /// The package has no hash.
+    Sha256 {
+        /// The beginning of the version.
+        version: String,
+        /// What stands there in place of the hash.
+        why: BadDigest,
+    },
+    /// What is to vouch for it is no signature.
+    Signature(BadSignature),
+}
+
+impl fmt::Display for BadPackage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sha256 { version, why } => write!(f, "agent update to {version:?}: sha256 {why}"),
+            Self::Signature(why) => write!(f, "agent update: {why}"),
+        }
+    }
+}
+
+impl core::error::Error for BadPackage {}
 
 impl Configuration {
     /// Encodes a command that asks for these plugins.
@@ -113,24 +183,23 @@ impl Checking {
         if name == AGENT_NAME {
             return match decoded.and_then(AgentEntry::check) {
                 Ok(_) if self.checked.agent.is_some() => {
-                    self.refuse(None, || format!("{AGENT_NAME}: configured twice, the first counts"));
+                    self.refuse(None, || format!("{AGENT_NAME}: {}", BadEntry::Again));
                 }
                 Ok(agent) => self.checked.agent = Some(agent),
-                Err(reason) => self.refuse(None, || format!("{AGENT_NAME}: {reason}")),
+                Err(bad) => self.refuse(None, || format!("{AGENT_NAME}: {bad}")),
             };
         }
-        let checked = known.clone().and_then(|_| decoded.and_then(PluginConfig::check));
-        let reason = match checked {
-            Ok(plugin) if self.checked.plugins.iter().any(|other| other.name == plugin.name) => {
-                "configured twice, the first counts".to_owned()
-            }
-            Ok(_) if self.checked.plugins.len() == MAX_PLUGINS => {
-                format!("{MAX_PLUGINS} plugins are configured before it, which is the limit")
-            }
-            Ok(plugin) => return self.checked.plugins.push(plugin),
-            Err(reason) => reason,
+        let checked = match &known {
+            Ok(name) => decoded.and_then(|entry| PluginConfig::check(name.clone(), entry)),
+            Err(bad) => Err(BadEntry::Name(*bad)),
         };
-        self.refuse(known.ok(), || format!("plugin {:?}: {reason}", shortened(&name)));
+        let bad = match checked {
+            Ok(plugin) if self.checked.plugins.iter().any(|other| other.name == plugin.name) => BadEntry::Again,
+            Ok(_) if self.checked.plugins.len() == MAX_PLUGINS => BadEntry::OverTheLimit,
+            Ok(plugin) => return self.checked.plugins.push(plugin),
+            Err(bad) => bad,
+        };
+        self.refuse(known.ok(), || format!("plugin {:?}: {bad}", shortened(&name)));
     }
 
     fn refuse(&mut self, name: Option<PluginName>, reason: impl FnOnce() -> String) {
@@ -163,39 +232,38 @@ fn entry_name(mut entry: &[u8]) -> Cow<'_, str> {
 }
 
 /// Decodes an entry, unless it has so many addresses that decoding would waste memory.
-fn decode_entry(entry: &[u8]) -> Result<grpc::Config, String> {
+fn decode_entry(entry: &[u8]) -> Result<grpc::Config, BadEntry> {
     const DOWNLOAD_URLS: u32 = 6;
     let mut rest = entry;
     let mut urls = 0;
     while !rest.is_empty() {
-        let (field, _) = take_field(&mut rest).map_err(|why| why.to_string())?;
+        let (field, _) = take_field(&mut rest).map_err(BadEntry::Malformed)?;
         urls += usize::from(field == DOWNLOAD_URLS);
     }
     if urls > MAX_DOWNLOAD_URLS {
-        return Err(format!("it has {urls} download addresses, the limit is {MAX_DOWNLOAD_URLS}"));
+        return Err(BadEntry::ManyAddresses(urls));
     }
-    grpc::Config::decode(entry).map_err(|error| error.to_string())
+    grpc::Config::decode(entry).map_err(BadEntry::NoConfig)
 }
 
 impl AgentEntry {
-    fn check(entry: grpc::Config) -> Result<Self, String> {
+    fn check(entry: grpc::Config) -> Result<Self, BadEntry> {
         let version = checked_version(entry.version.clone())?;
         Ok(Self { version, package: AgentConfig::check(entry) })
     }
 }
 
 impl AgentConfig {
-    fn check(entry: grpc::Config) -> Result<Self, String> {
-        let sha256 = entry
-            .sha256
-            .parse()
-            .map_err(|why| format!("agent update to {:?}: sha256 {why}", shortened(&entry.version)))?;
+    /// Checks all but the version, which is checked already.
+    fn check(entry: grpc::Config) -> Result<Self, BadPackage> {
+        let no_hash = |why| BadPackage::Sha256 { version: shortened(&entry.version), why };
+        let sha256 = entry.sha256.parse().map_err(no_hash)?;
         // As with plugins, the signature follows what the reference has there.
         let signature = match entry.signature.split_once(':') {
-            Some((_, signature)) => Some(signature.parse().map_err(|why| format!("agent update: {why}"))?),
+            Some((_, signature)) => Some(signature.parse().map_err(BadPackage::Signature)?),
             None => None,
         };
-        Ok(Self { version: checked_version(entry.version)?, sha256, signature, urls: entry.download_urls })
+        Ok(Self { version: entry.version, sha256, signature, urls: entry.download_urls })
     }
 
     /// The text that a signature of this version covers.
@@ -212,28 +280,27 @@ impl AgentConfig {
 }
 
 impl PluginConfig {
-    fn check(entry: grpc::Config) -> Result<Self, String> {
-        let name = entry.name.parse()?;
+    fn check(name: PluginName, entry: grpc::Config) -> Result<Self, BadEntry> {
         // The reference's field has only the executable's hash.
         let (executable, signature) = match entry.signature.split_once(':') {
-            Some((executable, signature)) => (executable, Some(signature.parse()?)),
+            Some((executable, signature)) => (executable, Some(signature.parse().map_err(BadEntry::Signature)?)),
             None => (&*entry.signature, None),
         };
         let download_sha256 = match &*entry.sha256 {
             // An entry can name a plugin that is already on the disk by its executable's hash alone.
-            "" => executable.parse().map_err(|why| format!("signature {why}"))?,
-            given => given.parse().map_err(|why| format!("sha256 {why}"))?,
+            "" => executable.parse().map_err(BadEntry::Executable)?,
+            given => given.parse().map_err(BadEntry::Sha256)?,
         };
         let executable_sha256 = match executable {
             "" => download_sha256,
-            given => given.parse().map_err(|why| format!("signature {why}"))?,
+            given => given.parse().map_err(BadEntry::Executable)?,
         };
         let detail = entry.detail;
         if detail.len() > MAX_DETAIL_BYTES {
-            return Err(format!("detail of {} bytes, the limit is {MAX_DETAIL_BYTES}", detail.len()));
+            return Err(BadEntry::LongDetail(detail.len()));
         }
         if detail.contains('\0') {
-            return Err("detail has a zero byte, which no environment variable can hold".to_owned());
+            return Err(BadEntry::ZeroInDetail);
         }
         Ok(Self {
             name,
@@ -285,9 +352,9 @@ impl PluginConfig {
     }
 }
 
-fn checked_version(version: String) -> Result<String, String> {
+fn checked_version(version: String) -> Result<String, BadEntry> {
     match version.len() {
         0..=MAX_VERSION_BYTES => Ok(version),
-        long => Err(format!("version of {long} bytes, the limit is {MAX_VERSION_BYTES}")),
+        long => Err(BadEntry::LongVersion(long)),
     }
 }

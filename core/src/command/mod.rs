@@ -16,10 +16,12 @@ use core::fmt;
 use elklet_proto::grpc::Task;
 use prost::Message;
 
-pub use self::checked::{PluginName, Sha256, Signature};
+pub use self::checked::{BadDigest, BadName, BadSignature, PluginName, Sha256, Signature};
 use self::configuration::Checking;
-pub use self::configuration::{AgentConfig, AgentEntry, Configuration, Packing, PluginConfig, RefusedConfig};
-pub use self::task::{AgentTask, RefusedTask, SetMetadata, Upload};
+pub use self::configuration::{
+    AgentConfig, AgentEntry, BadPackage, Configuration, Packing, PluginConfig, RefusedConfig,
+};
+pub use self::task::{AgentTask, BadTask, RefusedTask, SetMetadata, Upload};
 use crate::limits::MAX_TOKEN_BYTES;
 use crate::record::wire::{Value, take_field};
 
@@ -132,7 +134,7 @@ mod tests {
         }
     }
 
-    fn agent_task_of(data_type: i32, data: &str) -> Result<AgentTask, String> {
+    fn agent_task_of(data_type: i32, data: &str) -> Result<AgentTask, BadTask> {
         let task = Task { data_type, object_name: AGENT_NAME.into(), data: data.into(), token: "t".into() };
         match Command::decode(&grpc::Command { task: Some(task), ..grpc::Command::default() }.encode_to_vec()) {
             Ok(Command::AgentTask(task)) => Ok(task),
@@ -160,7 +162,7 @@ mod tests {
             (1050, r#"{"path":"/x","buf_size":0}"#, "buf_size"),
             (4242, "{}", "unknown task 4242"),
         ] {
-            assert!(agent_task_of(data_type, data).is_err_and(|reason| reason.contains(why)), "{data_type}");
+            assert!(agent_task_of(data_type, data).is_err_and(|bad| bad.to_string().contains(why)), "{data_type}");
         }
     }
 
@@ -252,7 +254,7 @@ mod tests {
         let got = configured(vec![bare]);
         let agent = got.agent.expect("it is there");
         assert_eq!((agent.version.as_str(), got.refused.len()), ("1", 0));
-        let why = agent.package.expect_err("it has no hash");
+        let why = agent.package.expect_err("it has no hash").to_string();
         assert!(why.contains("agent update to \"1\": sha256 \"\" is not 64 hexadecimal digits"), "{why}");
     }
 
@@ -306,9 +308,9 @@ mod tests {
     fn a_piece_of_an_upload_has_at_least_a_byte() {
         let smallest = AgentTask::Upload(Upload { token: "t".into(), path: "/x".into(), buf_size: 1 });
         assert_eq!(agent_task_of(1050, r#"{"path":"/x","buf_size":1}"#), Ok(smallest));
-        let why = agent_task_of(1050, r#"{"path":"/x","buf_size":0}"#).expect_err("nothing would be sent");
+        let why = agent_task_of(1050, r#"{"path":"/x","buf_size":0}"#).expect_err("nothing would be sent").to_string();
         assert_eq!(why, "buf_size of task 1050 is 0, expected at least 1");
-        let why = agent_task_of(7, "").expect_err("there is no such task");
+        let why = agent_task_of(7, "").expect_err("there is no such task").to_string();
         assert_eq!(why, "unknown task 7: the agent knows 1050, 1051 and 1060");
     }
 
@@ -337,7 +339,7 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_tasks_data_is_told_in_part() {
         let data = format!("{{\"path\":\"/x\",\"buf_size\":\"{}\"}}", "9".repeat(2 * MAX_REPORT_CHARS));
-        let why = agent_task_of(1050, &data).expect_err("a number was expected");
+        let why = agent_task_of(1050, &data).expect_err("a number was expected").to_string();
         assert!(why.starts_with("data of task 1050 is not as expected: invalid type: string"), "{why}");
         assert_eq!(why.chars().count(), MAX_REPORT_CHARS);
     }
@@ -412,7 +414,7 @@ mod tests {
         assert_eq!(signed.signature, Some(Signature(Box::new([9; 64]))));
         assert_eq!((signed.signed_text(), signed.urls), (format!("elklet agent\n1\n{HASH}\n"), vec!["u".to_owned()]));
         assert_eq!(package(String::new()).map(|package| package.signature), Ok(None));
-        let why = package(format!("{HASH}:x")).expect_err("it is no signature");
+        let why = package(format!("{HASH}:x")).expect_err("it is no signature").to_string();
         assert_eq!(why, "agent update: signature \"x\" is not the Base64 of 64 bytes");
     }
 

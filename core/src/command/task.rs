@@ -55,8 +55,33 @@ pub struct RefusedTask {
     /// The task's token.
     pub token: String,
     /// Why not, in at most [`MAX_REPORT_CHARS`] characters.
-    pub reason: String,
+    pub reason: BadTask,
 }
+
+/// Why the agent cannot do a task; the server's fault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BadTask {
+    /// The agent has no task of this data type.
+    Unknown(i32),
+    /// The task's data is not what it needs. The text says so in at most [`MAX_REPORT_CHARS`] characters.
+    Data(String),
+    /// An upload is to send 0 bytes a second.
+    NoSpeed,
+}
+
+impl fmt::Display for BadTask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(data_type) => {
+                write!(f, "unknown task {data_type}: the agent knows {UPLOAD}, {SET_METADATA} and {SHUTDOWN}")
+            }
+            Self::Data(why) => f.write_str(why),
+            Self::NoSpeed => write!(f, "buf_size of task {UPLOAD} is 0, expected at least 1"),
+        }
+    }
+}
+
+impl core::error::Error for BadTask {}
 
 impl AgentTask {
     /// The task's token.
@@ -84,11 +109,11 @@ impl AgentTask {
             idc: Option<String>,
             region: Option<String>,
         }
-        fn json<'a, T: Deserialize<'a>>(data_type: i32, data: &'a str) -> Result<T, String> {
+        fn json<'a, T: Deserialize<'a>>(data_type: i32, data: &'a str) -> Result<T, BadTask> {
             serde_json::from_str(data).map_err(|error| {
                 let why = format!("data of task {data_type} is not as expected: {error}");
                 // The error quotes what is wrong, which may be long.
-                why.chars().take(MAX_REPORT_CHARS).collect()
+                BadTask::Data(why.chars().take(MAX_REPORT_CHARS).collect())
             })
         }
 
@@ -96,9 +121,7 @@ impl AgentTask {
         let refuse = |token, reason| RefusedTask { token, reason };
         match data_type {
             UPLOAD => match json(data_type, &data) {
-                Ok(UploadData { buf_size: 0, .. }) => {
-                    Err(refuse(token, format!("buf_size of task {UPLOAD} is 0, expected at least 1")))
-                }
+                Ok(UploadData { buf_size: 0, .. }) => Err(refuse(token, BadTask::NoSpeed)),
                 Ok(UploadData { path, buf_size }) => Ok(Self::Upload(Upload { token, path, buf_size })),
                 Err(reason) => Err(refuse(token, reason)),
             },
@@ -107,10 +130,7 @@ impl AgentTask {
                 Err(reason) => Err(refuse(token, reason)),
             },
             SHUTDOWN => Ok(Self::Shutdown { token }),
-            _ => {
-                let known = format!("{UPLOAD}, {SET_METADATA} and {SHUTDOWN}");
-                Err(refuse(token, format!("unknown task {data_type}: the agent knows {known}")))
-            }
+            _ => Err(refuse(token, BadTask::Unknown(data_type))),
         }
     }
 }

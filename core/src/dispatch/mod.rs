@@ -148,7 +148,7 @@ impl Dispatch {
             Command::Nothing => {}
             Command::PluginTask(task) => self.forward(task),
             Command::AgentTask(task) => self.actions.push_back(Action::Task(task)),
-            Command::RefusedTask(RefusedTask { token, reason }) => self.report(token, &reason),
+            Command::RefusedTask(RefusedTask { token, reason }) => self.report(token, &reason.to_string()),
             Command::Configuration(configuration) if !self.shutting_down => self.configure(configuration, now),
             Command::Configuration(_) => {
                 self.complain("a configuration came while the agent ends: passed over".to_string())
@@ -266,7 +266,7 @@ impl Dispatch {
         let Configuration { agent, plugins, refused } = configuration;
         self.state_details.clear();
         let other = agent.filter(|agent| agent.version != self.agent_version);
-        let update = other.and_then(|agent| agent.package.map_err(|reason| self.degrade(reason)).ok());
+        let update = other.and_then(|agent| agent.package.map_err(|bad| self.degrade(bad.to_string())).ok());
         if self.updating || update.is_some() {
             self.updating = update.is_some();
             self.actions.push_back(update.map_or(Action::KeepAgent, Action::UpdateAgent));

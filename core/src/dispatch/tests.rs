@@ -11,7 +11,7 @@ use core::slice;
 use proptest::prelude::*;
 
 use super::*;
-use crate::command::{AgentEntry, Packing, RefusedConfig, Sha256};
+use crate::command::{AgentEntry, BadPackage, BadTask, Packing, RefusedConfig, Sha256, Signature};
 use crate::limits::MAX_PLUGINS;
 
 fn config(name: &str, version: u8) -> PluginConfig {
@@ -361,9 +361,10 @@ fn tasks_reach_running_plugins_and_all_others_are_answered() {
         dispatch.handle_command(task(name), Millis(1));
         assert!(matches!(dispatch.poll_action(), Some(Action::Answer(report)) if report.token == "t"), "{name}");
     }
-    let unknown = Command::RefusedTask(RefusedTask { token: "u".into(), reason: "unknown task 4242".into() });
+    let bad = BadTask::Unknown(4242);
+    let unknown = Command::RefusedTask(RefusedTask { token: "u".into(), reason: bad.clone() });
     dispatch.handle_command(unknown, Millis(1));
-    assert_eq!(dispatch.poll_action(), Some(Action::Answer(TaskFailure::new("u".into(), "unknown task 4242"))));
+    assert_eq!(dispatch.poll_action(), Some(Action::Answer(TaskFailure::new("u".into(), &bad.to_string()))));
 }
 
 #[test]
@@ -394,8 +395,10 @@ fn another_version_of_the_agent_is_an_update_and_the_own_one_is_not() {
 #[test]
 fn only_another_version_of_the_agent_has_to_say_how_to_become_it() {
     let mut dispatch = Dispatch::new("1".into());
-    for (version, complaints) in [("1", vec![]), ("2", vec!["no hash"])] {
-        let agent = Some(AgentEntry { version: version.into(), package: Err("no hash".into()) });
+    let bad = BadPackage::Signature("none".parse::<Signature>().expect_err("it is none"));
+    let complaint = bad.to_string();
+    for (version, complaints) in [("1", vec![]), ("2", vec![&*complaint])] {
+        let agent = Some(AgentEntry { version: version.into(), package: Err(bad.clone()) });
         let configuration = Configuration { agent, ..Configuration::default() };
         dispatch.handle_command(Command::Configuration(configuration), Millis(0));
         assert!(!settle(&mut dispatch, Millis(0)).iter().any(|step| matches!(step, Action::UpdateAgent(_))));

@@ -10,9 +10,9 @@
 //! A name and an address may carry a port, or `:*` for every port.
 
 use alloc::borrow::ToOwned;
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 use core::net::IpAddr;
 
 /// A list of targets that need no proxy.
@@ -43,14 +43,9 @@ impl Exceptions {
     /// Adds an entry.
     ///
     /// # Errors
-    /// What is wrong with it.
-    pub fn add(&mut self, entry: &str) -> Result<(), String> {
-        let parsed = parse(entry).ok_or_else(|| {
-            format!(
-                "{entry:?} is no exception, expected a name, .suffix, address, network (10.0.0.0/8, 10.*), <local> or *"
-            )
-        })?;
-        self.0.push(parsed);
+    /// When it is none.
+    pub fn add(&mut self, entry: &str) -> Result<(), BadException> {
+        self.0.push(parse(entry).ok_or_else(|| BadException(entry.to_owned()))?);
         Ok(())
     }
 
@@ -61,6 +56,22 @@ impl Exceptions {
         self.0.iter().any(|entry| entry.matches(host, address, port))
     }
 }
+
+/// A text that is no exception; whoever wrote the settings or the environment is at fault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadException(String);
+
+impl fmt::Display for BadException {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:?} is no exception, expected a name, .suffix, address, network (10.0.0.0/8, 10.*), <local> or *",
+            self.0
+        )
+    }
+}
+
+impl core::error::Error for BadException {}
 
 impl Entry {
     fn matches(&self, host: &str, address: Option<IpAddr>, on: u16) -> bool {
@@ -154,6 +165,8 @@ fn value(address: IpAddr) -> u128 {
 
 #[cfg(test)]
 mod tests {
+    use alloc::format;
+
     use proptest::prelude::*;
 
     use super::*;

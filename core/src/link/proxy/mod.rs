@@ -3,5 +3,5 @@
 mod exceptions;
 mod handshake;
 
-pub use self::exceptions::Exceptions;
+pub use self::exceptions::{BadException, Exceptions};
 pub use self::handshake::{Credentials, Handshake, Kind, Refusal};
