@@ -16,6 +16,9 @@ const NEWS_MS: u64 = STOP_TIMEOUT_MS + 20_000;
 /// A record that servers die of is found and given up within this.
 const POISON_MS: u64 = 600_000;
 
+/// A record waits for others to travel with at most this long while the stream has room.
+const COMPANY_MS: u64 = 500;
+
 /// The looks at everything that cost time are this many passes apart.
 const PASSES: u64 = 16;
 
@@ -39,12 +42,29 @@ impl World {
     /// Looks at what must hold at every moment.
     pub(super) fn check(&mut self) {
         self.check_ending();
+        self.check_company();
         if self.passes.is_multiple_of(PASSES) || self.is_calm {
             self.check_bounds();
             self.check_news();
         }
         if self.is_calm && self.failure.is_none() {
             self.check_recovery();
+        }
+    }
+
+    /// Records wait for others to travel with, but not for long.
+    fn check_company(&mut self) {
+        let has_room = self.current().is_some_and(|id| self.connections[id].has_room());
+        let Some(host) = self.host.as_ref().filter(|host| has_room && host.agent.is_streaming()) else { return };
+        let now = self.agenda.now;
+        let level = host.intake.level();
+        let due = host.agent.poll_timeout(level, now);
+        if level.is_empty() || due.is_some_and(|due| due <= now + COMPANY_MS) {
+            return;
+        }
+        if host.agent.unconfirmed(level).memory_bytes < self.setup.memory / 2 {
+            let what = format!("{} records wait in the intake until {due:?}", level.records);
+            self.fail("a record does not wait for company for long", &what);
         }
     }
 

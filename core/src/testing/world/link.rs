@@ -53,6 +53,8 @@ pub(super) struct Connection {
     /// What the agent has handed over and has not been written whole.
     waiting: VecDeque<Message>,
     written_of_first: u64,
+    /// Messages that were written whole, of which the agent has not heard.
+    unreported: usize,
     sent: u64,
     unacknowledged: u64,
     half_close: bool,
@@ -135,6 +137,7 @@ impl World {
             last_traffic: now,
             waiting: VecDeque::new(),
             written_of_first: 0,
+            unreported: 0,
             sent: 0,
             unacknowledged: 0,
             half_close: false,
@@ -252,6 +255,7 @@ impl World {
             let whole = if is_whole { connection.waiting.pop_front() } else { None };
             if is_whole {
                 connection.written_of_first = 0;
+                connection.unreported += 1;
                 self.agenda.after(0, Happening::Written { connection: id });
             }
             self.send(id, Packet::Data { bytes, begins, whole });
@@ -403,6 +407,7 @@ impl World {
 
     pub(super) fn handle_written(&mut self, id: usize) {
         let Connection { attempt, life, agent_open, .. } = self.connections[id];
+        self.connections[id].unreported -= 1;
         if agent_open && life == self.life {
             self.tell(|agent, now| agent.handle_written(attempt, now));
         }
@@ -472,6 +477,11 @@ impl World {
 }
 
 impl Connection {
+    /// Whether the stream takes another message.
+    pub(super) fn has_room(&self) -> bool {
+        self.is_streaming && !self.half_close && self.waiting.len() + self.unreported < STREAM_AHEAD
+    }
+
     /// When what is sent to the agent now arrives behind everything else, at the earliest.
     pub(super) fn arrives_at_agent(&self) -> Millis {
         self.arrives[0]
