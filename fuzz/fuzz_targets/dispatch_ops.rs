@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use arbitrary::Arbitrary;
 use elklet_core::command::{
-    AgentConfig, AgentEntry, AgentTask, BadTask, Command, Configuration, Packing, PluginConfig, PluginName, RefusedConfig,
-    RefusedTask, SetMetadata, Sha256,
+    AgentConfig, AgentEntry, AgentTask, BadTask, Command, Configuration, Packing, PluginConfig, PluginName,
+    RefusedConfig, RefusedTask, SetMetadata, Sha256,
 };
 use elklet_fuzz::shell::Shell;
 use elklet_proto::grpc::Task;

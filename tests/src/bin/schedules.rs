@@ -1,8 +1,10 @@
 //! The whole agent in a simulated world, under as many schedules of faults as one wants; see `docs/simulation.md`.
 //!
-//!     schedules --seeds N [--from S]     runs N seeds over all cores, and says what fails; `--brief` leaves the stories out
-//!     schedules --story SEED             makes the schedule of a seed that fails small, and tells what happens in it
-//!     schedules --replay SEED:I@MS,...   tells what happens when only these events of a seed do, each at its time
+//! ```text
+//! schedules --seeds N [--from S]     runs N seeds over all cores, and says what fails; `--brief` leaves the stories out
+//! schedules --story SEED             makes the schedule of a seed that fails small, and tells what happens in it
+//! schedules --replay SEED:I@MS,...   tells what happens when only these events of a seed do, each at its time
+//! ```
 
 #![allow(clippy::print_stdout, reason = "that is how it answers")]
 
