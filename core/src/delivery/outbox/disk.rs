@@ -67,8 +67,8 @@ impl<M: Clone> Outbox<M> {
     /// The spool may take another number of bytes from now on.
     pub fn set_spool_bytes(&mut self, bytes: u64) {
         match &mut self.spool {
-            DiskState::Unopened { limit, .. } | DiskState::Resting { limit, .. } if bytes > 0 => *limit = bytes,
-            DiskState::Ready { limit, plan, .. } if bytes > 0 => {
+            DiskState::Unopened { limit, .. } if bytes > 0 => *limit = bytes,
+            DiskState::Ready { limit, plan, .. } | DiskState::Resting { limit, plan, .. } if bytes > 0 => {
                 *limit = bytes;
                 plan.set_limit(bytes);
             }
@@ -369,19 +369,6 @@ impl<M: Clone> Outbox<M> {
             DiskState::Unopened { was_tried, .. } => !was_tried,
             DiskState::Ready { plan, full_until, .. } => {
                 plan.segments() > 0 || (!plan.is_used_up() && full_until.is_none_or(|until| until <= now))
-            }
-        }
-    }
-
-    /// Returns true while batches go to the disk without anybody's help.
-    pub(super) fn can_spool(&self, now: Millis) -> bool {
-        match &self.spool {
-            DiskState::Off | DiskState::Resting { .. } => false,
-            DiskState::Unopened { was_tried, .. } => !was_tried,
-            DiskState::Ready { plan, full_until, .. } => {
-                let is_down = matches!(self.stream, Stream::Down { .. });
-                let has_room = plan.has_room_for(SPOOL_WRITE_BYTES) && full_until.is_none_or(|until| until <= now);
-                has_room || (is_down && (self.may_drop || self.is_ending) && plan.segments() > 0)
             }
         }
     }

@@ -6,6 +6,8 @@
 mod disk;
 mod judge;
 mod replay;
+#[cfg(test)]
+mod tests;
 
 use alloc::vec::Vec;
 
@@ -191,7 +193,6 @@ impl<M: Clone> Outbox<M> {
             match (self.ledger.watch_room(now), self.stream) {
                 (Room::Free, _) => break,
                 _ if self.ledger.drop_double() => shed.doubles += 1,
-                _ if self.can_spool(now) => break,
                 (Room::Overdue, Stream::Up) if !self.has_spool(now) => {
                     let Some(records) = self.ledger.let_go() else { break };
                     self.counters.let_go += records;
@@ -323,19 +324,12 @@ impl<M: Clone> Outbox<M> {
         let handed = self.ledger.handed().filter(|batch| batch.kind() != Kind::Heartbeat && !batch.is_gone());
         self.counters.again += handed.map(Batch::records).sum::<u64>();
         let given_back = self.ledger.handle_ended();
-        let mut first_on_disk = if core::mem::take(&mut self.is_completed) { None } else { self.replay(now) };
-        for batch in given_back {
-            match batch.stored {
-                Some(stored) => {
-                    let first = first_on_disk.get_or_insert(stored);
-                    if stored.at < first.at {
-                        *first = stored;
-                    }
-                }
-                None if batch.is_gone() && !batch.is_double => self.lose(Cause::Unconfirmed, batch.rows()),
-                None => {}
-            }
+        let replayed = if core::mem::take(&mut self.is_completed) { None } else { self.replay(now) };
+        for batch in given_back.iter().filter(|batch| batch.is_gone() && !batch.is_double) {
+            self.lose(Cause::Unconfirmed, batch.rows());
         }
+        let on_disk = replayed.into_iter().chain(given_back.iter().filter_map(|batch| batch.stored));
+        let first_on_disk = on_disk.min_by_key(|stored| stored.at);
         if let (Some(Stored { at, first_record, .. }), Some(plan)) = (first_on_disk, self.plan_mut()) {
             plan.rewind(at, first_record);
         }

@@ -103,15 +103,12 @@ impl<M: Clone> Outbox<M> {
     /// first of them lies on the disk, if some do.
     pub(super) fn replay(&mut self, now: Millis) -> Option<Stored> {
         self.expire(now);
-        let mut first: Option<Stored> = None;
-        let mut doubles = Vec::new();
+        let (mut on_disk, mut doubles) = (Vec::new(), Vec::new());
         while let Some(mut batch) = self.recent.pop() {
             self.counters.replayed += batch.records();
             match batch.stored {
                 Some(stored) => {
-                    if first.is_none_or(|first| stored.at < first.at) {
-                        first = Some(stored);
-                    }
+                    on_disk.push(stored);
                     if !batch.is_part {
                         self.doubles.push(stored.at);
                     }
@@ -124,7 +121,7 @@ impl<M: Clone> Outbox<M> {
         }
         // Nothing is handed over yet, so "next" means before all others.
         doubles.into_iter().rev().for_each(|batch| self.ledger.push_next(batch));
-        first
+        on_disk.into_iter().min_by_key(|stored| stored.at)
     }
 
     /// Returns when the disk need not keep the oldest of them any longer.

@@ -1,0 +1,157 @@
+//! Batches that the server does not take.
+
+use super::*;
+use crate::limits::{CAREFUL_GAP_MS, REFUSALS};
+
+/// When everything that has waited since the start is due to be written.
+const DUE: Millis = Millis(SPOOL_AFTER_MS);
+
+/// A batch with so much content, of several records.
+fn large(kind: Kind, message: u32, content_bytes: u32) -> Batch<u32> {
+    Batch::new(kind, message, 100, content_bytes, rows(4)).with_fingerprint(message)
+}
+
+/// Opens a stream, hands over all that waits, and lets the server end it because a message was too large.
+fn refuse(outbox: &mut Outbox<u32>, batches: usize) {
+    outbox.handle_opened(Millis(0));
+    for _ in 0..batches {
+        assert!(matches!(outbox.poll_send(Millis(0)), Some(Outgoing::Send(_))));
+    }
+    outbox.handle_broken(true, Millis(0));
+    outbox.handle_ended(Millis(0));
+}
+
+#[test]
+fn the_largest_batch_of_records_is_what_was_too_large() {
+    let mut outbox = Outbox::new(Bounds { memory: PLENTY, spool: 0 }, Millis(0));
+    outbox.push(large(Kind::Bulk, 1, 1_000));
+    outbox.push(large(Kind::Bulk, 2, 3_000));
+    for _ in 0..REFUSALS {
+        outbox.push(large(Kind::Heartbeat, 0, 9_000));
+        refuse(&mut outbox, 3);
+    }
+    assert_eq!(outbox.content_limit(), 1_500);
+}
+
+#[test]
+fn no_batch_is_too_large_that_was_the_largest_only_once_in_a_row() {
+    let mut outbox = Outbox::new(Bounds { memory: PLENTY, spool: 0 }, Millis(0));
+    outbox.push(large(Kind::Bulk, 1, 1_000));
+    refuse(&mut outbox, 1);
+    outbox.push(large(Kind::Bulk, 2, 3_000));
+    refuse(&mut outbox, 2);
+    refuse(&mut outbox, 1);
+    assert_eq!(outbox.content_limit(), u32::MAX);
+    refuse(&mut outbox, 1);
+    assert_eq!(outbox.content_limit(), 500, "that was twice in a row");
+}
+
+#[test]
+fn a_batch_as_large_as_the_limit_is_sent_and_a_larger_one_is_cut() {
+    let mut outbox = Outbox::new(Bounds { memory: PLENTY, spool: 0 }, Millis(0));
+    outbox.push(large(Kind::Bulk, 1, 1_000));
+    (0..REFUSALS).for_each(|_| refuse(&mut outbox, 1));
+    outbox.handle_opened(Millis(0));
+    let Some(Outgoing::Cut { whole, limit }) = outbox.poll_send(Millis(0)) else { panic!("it is cut") };
+    assert_eq!((whole.message(), limit), (Some(&1), 500));
+    outbox.handle_cut(vec![large(Kind::Bulk, 2, 500), large(Kind::Bulk, 3, 501)], &[]);
+    assert_eq!(outbox.poll_send(Millis(0)), Some(Outgoing::Send(2)));
+    assert!(matches!(outbox.poll_send(Millis(0)), Some(Outgoing::Cut { limit: 500, .. })));
+}
+
+#[test]
+fn what_is_left_of_a_batch_that_is_cut_tells_why_the_rest_is_lost() {
+    let refused = rows(4)[0];
+    for (rows, cause) in [(&[][..], Cause::SpoolDamaged), (&[refused][..], Cause::NoFields)] {
+        let mut outbox = spooled(1);
+        outbox.handle_opened(DUE);
+        read(&mut outbox, DUE);
+        outbox.handle_cut(vec![], rows);
+        assert_eq!(outbox.losses().total(cause), outbox.losses().sum());
+        assert_eq!(outbox.losses().sum(), rows.first().map_or(1, |row| row.records), "{cause:?}");
+        assert_eq!((outbox.unconfirmed().batches, outbox.unconfirmed().disk_records), (0, 0));
+        assert_eq!(outbox.poll_op(DUE), Some(Op::Delete(0)));
+    }
+}
+
+#[test]
+fn each_part_is_written_to_the_disk_on_its_own() {
+    let mut outbox = with_spool(Bounds { memory: PLENTY, spool: ENOUGH });
+    outbox.push(large(Kind::Bulk, 0, 1_000));
+    outbox.handle_cut((1..=4).map(bulk).collect(), &[]);
+    assert_eq!(append(&mut outbox, DUE).1, [1, 2, 3, 4]);
+    let left = outbox.unconfirmed();
+    assert_eq!((left.batches, left.memory_records, left.disk_records), (0, 0, 4));
+}
+
+#[test]
+fn a_batch_on_the_disk_is_confirmed_there_with_its_last_part() {
+    let mut outbox = spooled(2);
+    outbox.handle_opened(DUE);
+    let Some(Op::Read(place)) = outbox.poll_op(DUE) else { panic!("it is read") };
+    outbox.handle_done(replay_of(&large(Kind::Bulk, 0, 1_000), place, 0), DUE);
+    outbox.handle_cut((2..6).map(bulk).collect(), &[]);
+    for part in 2..6 {
+        assert_eq!(send(&mut outbox, DUE), Some(part));
+    }
+    assert_eq!(send_from_disk(&mut outbox, 1, DUE), [1], "one more is on its way");
+    outbox.handle_credit(credit_for(3), DUE);
+    assert_eq!((outbox.poll_op(DUE), outbox.unconfirmed().batches), (None, 2), "its last part is not confirmed");
+    outbox.handle_credit(credit_for(4), DUE);
+    assert_eq!(outbox.poll_op(DUE), Some(Op::Mark(Place { offset: place.offset + STORED, ..place })));
+}
+
+/// Lets two streams end over the oldest batch, and the third, a careful one, over what it was handed.
+fn suspect(outbox: &mut Outbox<u32>, now: Millis) {
+    for stream in 0..=REFUSALS {
+        outbox.handle_opened(now);
+        let later = now + if stream == REFUSALS { CAREFUL_GAP_MS } else { 0 };
+        assert!(matches!(outbox.poll_send(later), Some(Outgoing::Send(_))));
+        outbox.handle_broken(false, later);
+        outbox.handle_ended(later);
+    }
+}
+
+#[test]
+fn a_heartbeat_waits_for_no_suspicion() {
+    let mut outbox = Outbox::new(Bounds { memory: PLENTY, spool: 0 }, Millis(0));
+    outbox.push(bulk(1));
+    suspect(&mut outbox, Millis(0));
+    outbox.handle_opened(Millis(0));
+    assert_eq!(outbox.poll_send(Millis(0)), None, "it waits for its trial");
+    outbox.push(batch(Kind::Heartbeat, 0, 100));
+    assert_eq!(outbox.poll_send(Millis(0)), Some(Outgoing::Send(0)));
+}
+
+#[test]
+fn a_suspect_does_not_hold_up_the_orderly_end() {
+    let mut outbox = Outbox::new(Bounds { memory: PLENTY, spool: 0 }, Millis(0));
+    outbox.push(bulk(0));
+    suspect(&mut outbox, Millis(0));
+    assert!(!outbox.is_written_out());
+    outbox.handle_ending();
+    assert!(outbox.is_written_out(), "it is left where it is");
+    outbox.push(bulk(1));
+    assert!(!outbox.is_written_out());
+}
+
+#[test]
+fn a_suspect_that_is_set_aside_keeps_no_file_and_is_passed_over_where_it_lies() {
+    let mut outbox = with_spool(Bounds { memory: PLENTY, spool: ENOUGH });
+    outbox.push(bulk(1));
+    suspect(&mut outbox, Millis(0));
+    outbox.push(bulk(0));
+    outbox.handle_opened(Millis(0));
+    assert_eq!(send(&mut outbox, Millis(0)), Some(0), "it goes before the suspect");
+    outbox.handle_ended(Millis(0));
+    outbox.push(bulk(2));
+    assert_eq!(append(&mut outbox, DUE).1, [0, 1, 2]);
+    for stream in 0..3 {
+        outbox.handle_opened(DUE);
+        assert_eq!(send_from_disk(&mut outbox, 1, DUE), [0]);
+        assert_eq!((read(&mut outbox, DUE), read(&mut outbox, DUE), send(&mut outbox, DUE)), (1, 2, Some(2)));
+        let left = outbox.unconfirmed();
+        assert_eq!((left.batches, left.memory_records, left.disk_records), (3, 1, 2), "{stream}");
+        outbox.handle_ended(DUE);
+    }
+}

@@ -1,0 +1,106 @@
+//! What was confirmed a moment ago, and a stream that ends out of order.
+
+use super::*;
+use crate::limits::MAX_UNCONFIRMED_BATCHES;
+
+const KEEP_MS: u64 = 1_000;
+
+/// When everything that has waited since the start is due to be written.
+const DUE: Millis = Millis(SPOOL_AFTER_MS);
+
+/// An outbox with a stream and without a spool that keeps what was confirmed for a while.
+fn keeping(memory: usize) -> Outbox<u32> {
+    let mut outbox = Outbox::new(Bounds { memory, spool: 0 }, Millis(0));
+    outbox.set_replay_ms(KEEP_MS);
+    outbox.handle_opened(Millis(0));
+    outbox
+}
+
+/// Sends a batch and lets the server confirm it, which is the number of batches that the stream has taken.
+fn confirm(outbox: &mut Outbox<u32>, number: u32) {
+    outbox.push(bulk(number));
+    assert_eq!(send(outbox, Millis(0)), Some(number));
+    outbox.handle_credit(credit_for(u64::from(number) + 1), Millis(0));
+}
+
+#[test]
+fn a_batch_is_replayed_up_to_the_end_of_the_time_that_it_is_kept() {
+    for (ended, replayed) in [(KEEP_MS, 1), (KEEP_MS + 1, 0)] {
+        let mut outbox = keeping(PLENTY);
+        confirm(&mut outbox, 0);
+        outbox.handle_ended(Millis(ended));
+        assert_eq!((outbox.counters().confirmed, outbox.counters().replayed), (1, replayed));
+    }
+}
+
+#[test]
+fn as_many_confirmed_batches_are_kept_as_may_be_in_flight() {
+    let most = u32::try_from(MAX_UNCONFIRMED_BATCHES).expect("few");
+    for (batches, replayed) in [(most - 1, most - 1), (most, most), (most + 1, most)] {
+        let mut outbox = keeping(PLENTY);
+        (0..batches).for_each(|number| confirm(&mut outbox, number));
+        outbox.handle_ended(Millis(0));
+        assert_eq!(outbox.counters().replayed, u64::from(replayed));
+    }
+}
+
+#[test]
+fn confirmed_batches_may_take_all_the_memory_that_others_leave() {
+    for (memory, replayed) in [(300, 2), (299, 1)] {
+        let mut outbox = keeping(memory);
+        (0..2).for_each(|number| confirm(&mut outbox, number));
+        outbox.push(bulk(2));
+        outbox.handle_ended(Millis(0));
+        assert_eq!(outbox.counters().replayed, replayed, "{memory}");
+    }
+}
+
+/// An outbox with a stream that has sent three batches off the disk, of which the first is confirmed.
+fn one_of_three_confirmed() -> Outbox<u32> {
+    let mut outbox = spooled(3);
+    outbox.set_replay_ms(KEEP_MS);
+    outbox.handle_opened(DUE);
+    assert_eq!(send_from_disk(&mut outbox, 3, DUE), [0, 1, 2]);
+    outbox.handle_credit(credit_for(1), DUE);
+    outbox
+}
+
+#[test]
+fn what_is_read_and_sent_again_counts_as_confirmed_once() {
+    let mut outbox = one_of_three_confirmed();
+    assert_eq!(outbox.counters().confirmed, 1);
+    // The second stream's end must not make it forget what it has confirmed before the first one's.
+    for _ in 0..2 {
+        outbox.handle_ended(DUE);
+        outbox.handle_opened(DUE);
+    }
+    assert_eq!(send_from_disk(&mut outbox, 3, DUE), [0, 1, 2], "in the old order");
+    outbox.handle_credit(credit_for(3), DUE);
+    assert_eq!((outbox.counters().replayed, outbox.counters().confirmed), (1, 3));
+}
+
+#[test]
+fn a_file_is_kept_for_as_long_as_what_lies_in_it_may_be_replayed() {
+    let mut outbox = one_of_three_confirmed();
+    outbox.handle_credit(credit_for(3), DUE);
+    assert_eq!(outbox.unconfirmed().disk_records, 3);
+    assert_eq!((outbox.poll_op(DUE), outbox.poll_timeout(DUE)), (None, Some(DUE + KEEP_MS + 1)));
+    assert_eq!(outbox.poll_op(DUE + KEEP_MS), None);
+    assert_eq!(outbox.poll_op(DUE + KEEP_MS + 1), Some(Op::Delete(0)));
+}
+
+#[test]
+fn what_is_kept_in_memory_alone_wakes_nobody() {
+    let mut outbox = keeping(PLENTY);
+    confirm(&mut outbox, 0);
+    assert_eq!(outbox.poll_timeout(Millis(0)), None);
+}
+
+#[test]
+fn a_stream_that_ends_in_order_frees_the_disk_at_once() {
+    let mut outbox = one_of_three_confirmed();
+    outbox.handle_completed(DUE);
+    outbox.handle_ended(DUE);
+    assert_eq!((outbox.counters().replayed, outbox.unconfirmed().disk_records), (0, 0));
+    assert_eq!(outbox.poll_op(DUE), Some(Op::Delete(0)));
+}
