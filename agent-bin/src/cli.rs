@@ -30,42 +30,46 @@ Usage:
   elklet spool ls|verify [--config FILE] [--workdir DIR]
   elklet ctl [--workdir DIR] set|unset [--id ...] [--idc ...] [--region ...]     also by the name elkeidctl
 
-`status` asks the agent that runs in the work directory how it is: in words, as JSON or as Prometheus metrics. The same
-is at /status.txt, /status and /metrics of the socket elklet.sock there. `doctor` goes the way from here to every server
-that is configured, tells at which hop it ends (file, DNS, TCP, proxy, TLS, ALPN, gRPC, AgentCenter), and what to do about it.
-`spool` shows what lies on the disk for the server, or reads all of it and says what is damaged.
+`status` asks the agent that runs in the work directory how it is, and prints the answer as text, as JSON or as Prometheus
+metrics. The socket elklet.sock in that directory serves the same as /status.txt, /status and /metrics.
+`doctor` goes the way to every configured server (file, DNS, TCP, proxy, TLS, ALPN, gRPC, AgentCenter). It names the hop at
+which the way ends, and says what to do about it.
+`spool` lists what lies on the disk for the server, or reads all of it and says what is damaged.
 
 Options:
-  --config FILE           settings as TOML; without it, elklet.toml in the work directory is read if there is one
+  --config FILE           settings as TOML (default: elklet.toml in the work directory, if there is one)
   --workdir DIR           where machine-id, log/, plugin/ and tmp/ are (default of every command: /etc/elklet)
-  --server HOST:PORT      an AgentCenter; may be repeated, tried in order
-  --discovery HOST:PORT   a service discovery host, asked before any --server is tried; may be repeated
-  --public HOST:PORT      an AgentCenter, tried after every --server; may be repeated
+  --server HOST:PORT      an AgentCenter; may be repeated, and the agent tries them in order
+  --discovery HOST:PORT   a service discovery host, which the agent asks before it tries any --server; may be repeated
+  --public HOST:PORT      an AgentCenter, which the agent tries after every --server; may be repeated
   --certs DIR             where ca.crt, client.crt and client.key are (default: certs in the work directory)
   --log-stderr            log to standard error too, beside log/elklet.log
   -h, --help              this text
   -V, --version           the version
 
-A flag comes before the file's key for the same. elklet.example.toml describes every key of the file's sections:
+A flag takes precedence over the file's key. elklet.example.toml describes every key of the file's sections:
   [server] [regions.NAME] [proxy] [buffer] [spool] [plugins] [plugin.NAME] [upload] [update] [log]
 
 Environment:
-  SPECIFIED_AGENT_ID      the agent's id, verbatim; else the one that elkeidctl has set, else it is derived from the
-                          hardware, or kept in machine-id
+  SPECIFIED_AGENT_ID      the agent's id, verbatim. Without it the agent takes the id that elkeidctl has set. Without that
+                          it derives one from the hardware, or makes one and keeps it in machine-id
   specified_idc, specified_region
-                          reported in the heartbeat, unless elkeidctl has set others; the file's come last. The region's
-                          servers may stand in [regions.NAME]
+                          the host's idc and region, which the heartbeat reports. What elkeidctl has set takes precedence
+                          over these, and these over the file. A region's servers may stand in [regions.NAME]
   RUNTIME_MODE=DEBUG      logs more, as [log] debug does
   HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY
-                          proxies, in either case, where [proxy] in the file says nothing
-  SSL_CERT_FILE           the authorities for https downloads beside ca.crt, in place of the system's
+                          proxies, in upper or lower case, if [proxy] in the file names none
+  SSL_CERT_FILE           the authorities for https downloads, beside ca.crt and instead of the system's
 
-SIGHUP has file and certificates read again; a mistake in them changes nothing.
+On SIGHUP the agent reads file and certificates again. A mistake in them changes nothing.
 
-Exit codes: 0 after SIGTERM, SIGINT or the server's shutdown task; 1 when the system refuses what the agent needs;
-2 for a wrong flag, file or certificate. `status`: 0 when the agent is connected (with --metrics, when it answers), 3 when
-it runs but is not connected, 1 when none runs, 2 for a wrong flag or file. `doctor`: 0 when all is well here and a server
-takes this agent, 1 when not, 2 for a wrong flag. `spool`: 1 when something is damaged.
+Exit codes:
+  run     0 after SIGTERM, SIGINT or the server's shutdown task, 1 when the system refuses what the agent needs,
+          2 for a wrong flag, file or certificate
+  status  0 when the agent is connected (with --metrics: when it answers), 1 when none runs, 2 for a wrong flag or file,
+          3 when it runs but is not connected
+  doctor  0 when all is well here and a server takes this agent, 1 when not, 2 for a wrong flag
+  spool   1 when something is damaged
 ";
 
 /// The exit code of `elklet status` when the agent runs and has no stream.
@@ -139,7 +143,7 @@ fn fail(failure: &Failure) -> ExitCode {
 fn ask(workdir: &Path, page: Page) -> ExitCode {
     match status::ask(workdir, page) {
         Ok((text, connected)) => match print(&text) {
-            // Whoever collects metrics wants them without a connection as well.
+            // Metrics are of use without a connection as well.
             ExitCode::SUCCESS if !connected && page != Page::Metrics => ExitCode::from(NOT_CONNECTED),
             printed => printed,
         },

@@ -13,18 +13,18 @@ pub(crate) const HELP: &str = "Usage:
   elkeidctl [--workdir DIR] set [--id ID] [--idc IDC] [--region REGION] [--service_type systemd|sysvinit]
   elkeidctl [--workdir DIR] unset [--id] [--idc] [--region] [--service_type]
 
-Writes specified_env in the work directory (default: /etc/elklet, as for every command), which the agent reads at its start
-and on SIGHUP.
+It writes specified_env in the work directory (default: /etc/elklet, as for every command). The agent reads that file at its
+start and on SIGHUP.
 ";
 
-/// The reference's other commands, which are the service manager's here.
+/// The reference's other commands. Here the service manager does what they do.
 const OTHERS: [&str; 9] =
     ["start", "stop", "restart", "status", "enable", "disable", "check", "service-reload", "cleanup"];
 
 /// Carries out the command in `words`. Returns the text for standard output.
 ///
 /// # Errors
-/// What is wrong with the words, or could not be done.
+/// Returns what is wrong with the words, or what could not be done.
 pub(crate) fn run(words: impl IntoIterator<Item = OsString>) -> Result<String, lexopt::Error> {
     parse(&mut lexopt::Parser::from_args(words))
 }

@@ -1,7 +1,8 @@
-//! The real programs that tests and the demo start: built by cargo when they are asked for.
+//! The real programs that tests and the demo start. Cargo builds them on demand.
 //!
-//! Cargo builds a package's own binaries for its tests, but not those of other packages; so this asks it to. A build that is
-//! up to date costs a fraction of a second, and cargo's lock keeps builds that run at the same time apart.
+//! Cargo builds a package's own binaries for its tests, but not those of other packages. This module therefore asks it
+//! to. A build that is up to date costs a fraction of a second, and cargo's lock serializes builds that run at the same
+//! time.
 
 use std::env;
 use std::io::{self, IsTerminal};
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// Where the programs are.
+/// The paths of the programs.
 #[derive(Debug, Clone)]
 pub struct Binaries {
     /// The agent, `elklet`.
@@ -20,12 +21,12 @@ pub struct Binaries {
 }
 
 impl Binaries {
-    /// The programs as the tests want them: in the development profile, built once a process.
+    /// Returns the programs for tests: in the development profile, built once in each process.
     ///
-    /// `ELKLET_BIN` and `PROCWATCH_BIN` name others, such as those that will be shipped.
+    /// `ELKLET_BIN` and `PROCWATCH_BIN` name others, such as those that ship.
     ///
     /// # Panics
-    /// When they cannot be built; cargo has said why on standard error.
+    /// When they cannot be built. Cargo has said why on standard error.
     #[must_use]
     pub fn for_tests() -> &'static Self {
         static BUILT: OnceLock<Binaries> = OnceLock::new();
@@ -59,17 +60,17 @@ fn build(profile: &str, package: &str, binary: &str) -> io::Result<PathBuf> {
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
     match profile {
-        // `cargo test --workspace` chooses the features of libraries with a view to tests. A build that names a test, be it the
-        // smallest, chooses the same ones, so that nothing but the program itself is left to build.
+        // `cargo test --workspace` chooses the features of libraries with a view to tests. A build that names any test
+        // chooses the same features. Then only the program itself is left to build.
         "dev" => command.args(["--workspace", "--test", "defects"]),
-        // As it ships.
+        // The features with which it ships.
         _ => command.args(["--package", package]),
     };
     if !io::stderr().is_terminal() {
         command.arg("--quiet");
     }
-    // `cargo run` and `cargo test` tell a program of its package. Build scripts look at the same variables (ring's does), so
-    // what cargo builds inside and what it builds outside would be out of date by turns, and built anew each time.
+    // `cargo run` and `cargo test` set variables that describe the package. Build scripts read the same variables
+    // (ring's does). Builds inside and outside of cargo would therefore invalidate each other each time.
     for (name, _) in env::vars_os() {
         if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes())) {
             command.env_remove(name);

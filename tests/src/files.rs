@@ -1,6 +1,6 @@
 //! A file server over http or https that does what it is told, right or wrong.
 //!
-//! Each connection has a thread and one request.
+//! Each connection gets a thread and carries one request.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -15,28 +15,28 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::pki::Leaf;
 
-/// How a file is sent.
+/// How the server sends a file.
 #[derive(Debug, Clone)]
 pub enum How {
-    /// As it should be; a part of it when a range is asked for.
+    /// Correctly, and a part of it if the client asks for a range.
     Right,
-    /// So many bytes a second.
+    /// At this many bytes a second.
     Slow(usize),
-    /// The connection is closed after so many bytes.
+    /// The server closes the connection after this many bytes.
     Cut(usize),
-    /// Nothing more comes after so many bytes, and the connection stays.
+    /// The server sends nothing more after this many bytes, and leaves the connection open.
     Stall(usize),
-    /// Its length is said to be this one.
+    /// The server says that its length is this one.
     Claiming(usize),
-    /// Zeros for ever, whatever the file is.
+    /// The server sends zeros for ever, whatever the file is.
     Endless,
-    /// Not this file, but what is at this address.
+    /// The server redirects to this address.
     Redirect(String),
-    /// Not this file, but this status.
+    /// The server answers with this status.
     Status(u16),
 }
 
-/// The server; it ends with the process.
+/// The server. It ends with the process.
 #[derive(Debug)]
 pub struct Files {
     address: SocketAddr,
@@ -54,7 +54,7 @@ struct Shared {
 struct Served {
     body: Arc<Vec<u8>>,
     how: How,
-    /// Requests so far, and those that are being answered.
+    /// The requests so far, and those that are being answered.
     requests: usize,
     open: usize,
 }
@@ -72,19 +72,19 @@ impl Default for Files {
 }
 
 impl Files {
-    /// A server over http.
+    /// Starts a server over http.
     ///
     /// # Panics
-    /// When there is no port to be had.
+    /// When no port is free.
     #[must_use]
     pub fn start() -> Self {
         Self::listen("http", "127.0.0.1".to_owned(), Ok)
     }
 
-    /// A server over https with this certificate, whose addresses name it `host`.
+    /// Starts a server over https with this certificate. Its URLs name it `host`.
     ///
     /// # Panics
-    /// When the certificate is none, or there is no port to be had.
+    /// When the certificate is not valid, or no port is free.
     #[must_use]
     pub fn start_tls(leaf: &Leaf, host: &str) -> Self {
         let chain = CertificateDer::pem_slice_iter(leaf.certificate.as_bytes()).collect::<Result<_, _>>();
@@ -115,7 +115,7 @@ impl Files {
             for tcp in listener.incoming().flatten() {
                 let (wrap, shared) = (wrap.clone(), Arc::clone(&shared));
                 thread::spawn(move || {
-                    // Whether the client stays to the end is its business.
+                    // The client may leave before the end.
                     _ = wrap(tcp).and_then(|stream| answer(stream, &shared));
                 });
             }
@@ -123,7 +123,7 @@ impl Files {
         files
     }
 
-    /// Offers a file, and gives its address.
+    /// Offers a file, and returns its URL.
     #[must_use]
     pub fn serve(&self, path: &str, body: impl Into<Vec<u8>>, how: How) -> String {
         let served = Served { body: Arc::new(body.into()), how, requests: 0, open: 0 };
@@ -131,19 +131,19 @@ impl Files {
         self.url(path)
     }
 
-    /// The address of a path.
+    /// Returns the URL of a path.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
         format!("{}://{}:{}/{path}", self.scheme, self.host, self.address.port())
     }
 
-    /// How often a file was asked for.
+    /// Returns how often a file was requested.
     #[must_use]
     pub fn requests(&self, path: &str) -> usize {
         self.shared.files().get(path).map_or(0, |served| served.requests)
     }
 
-    /// How many requests for a file are being answered.
+    /// Returns how many requests for a file are being answered.
     #[must_use]
     pub fn open(&self, path: &str) -> usize {
         self.shared.files().get(path).map_or(0, |served| served.open)
@@ -219,7 +219,7 @@ fn send(stream: &mut impl Write, body: &[u8], how: &How, range: Option<usize>) -
         How::Stall(at) => {
             stream.write_all(&part[..(*at).min(part.len())])?;
             stream.flush()?;
-            // Longer than anybody waits.
+            // This is longer than any client waits.
             thread::sleep(Duration::from_secs(300));
         }
         _ => stream.write_all(part)?,

@@ -1,8 +1,8 @@
-//! What Elklet is tested against: an AgentCenter of its own, and the certificates that both ends need.
+//! What Elklet's tests need around the agent: an AgentCenter of its own, and the certificates that both ends need.
 //!
-//! [`center`] speaks Elkeid's side of the wire protocol and can be told to misbehave; a test embeds it, and the binary
-//! `center` runs it by hand. [`pki`] makes the certificates, right ones and wrong ones; [`proxy`] is a proxy to go through, and [`files`] has
-//! plugins to download.
+//! [`center`] speaks Elkeid's side of the wire protocol and can be told to misbehave. A test embeds it, and the binary
+//! `center` runs it by hand. [`pki`] makes certificates, right ones and wrong ones. [`proxy`] is a proxy to go through,
+//! and [`files`] serves plugins to download.
 //!
 //! Nothing here is part of the agent.
 #![forbid(unsafe_code)]

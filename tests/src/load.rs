@@ -1,4 +1,5 @@
-//! Records for benchmarks: execve events as a kernel driver's plugin reports them, made once and stamped when they are sent.
+//! Records for benchmarks: execve events as a kernel driver's plugin reports them. They are made once and stamped when
+//! they are sent.
 //!
 //! They compress about as well as real ones. The first two fields of each payload are `seq` (12 digits) and `t_ns` (when it
 //! was written, nanoseconds since 1970, 19 digits), at places that [`stamp`] finds again without decoding anything else.
@@ -8,16 +9,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use elklet_proto::grpc::EncodedRecord;
 use prost::Message;
 
-/// Their data type, an execve's.
+/// The records' data type, that of an execve.
 pub const DATA_TYPE: i32 = 59;
 
-/// Numbers of one plugin's records end where another's begin.
+/// The numbers of one plugin's records end where the next plugin's begin.
 pub const NUMBERS: u64 = 10_000_000_000;
 
 const SEQ_DIGITS: usize = 12;
 const TIME_DIGITS: usize = 19;
 
-/// Different records before they repeat, and how many bytes they may take together.
+/// The number of different records before they repeat, and the most bytes that they take together.
 const TEMPLATES: usize = 512;
 const TEMPLATE_BYTES: usize = 8 << 20;
 
@@ -28,11 +29,11 @@ pub enum Size {
     Full,
     /// The few that matter, about 219 bytes.
     Small,
-    /// About so many bytes, with padding or without most fields.
+    /// About this many bytes, with padding or without most fields.
     Bytes(usize),
 }
 
-/// Records to send.
+/// The records to send.
 #[derive(Debug)]
 pub struct Templates {
     frames: Vec<Template>,
@@ -40,14 +41,14 @@ pub struct Templates {
 
 #[derive(Debug)]
 struct Template {
-    /// With its length in front.
+    /// The record with its length in front.
     frame: Vec<u8>,
     seq_at: usize,
     time_at: usize,
 }
 
 impl Templates {
-    /// Makes them, always the same.
+    /// Makes the records, which are the same each time.
     #[must_use]
     pub fn new(size: Size) -> Self {
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
@@ -56,19 +57,19 @@ impl Templates {
         Self { frames: (0..count).map(|_| template(size, &mut random)).collect() }
     }
 
-    /// Bytes of a record with its length, on average.
+    /// Returns the average bytes of a record with its length.
     #[must_use]
     pub fn mean_len(&self) -> f64 {
         self.frames.iter().map(|template| template.frame.len()).sum::<usize>() as f64 / self.frames.len() as f64
     }
 
-    /// Bytes of the longest.
+    /// Returns the bytes of the longest record.
     #[must_use]
     pub fn longest(&self) -> usize {
         self.frames.iter().map(|template| template.frame.len()).max().unwrap_or(0)
     }
 
-    /// Appends a frame with this number, written at this time.
+    /// Appends a frame that carries this number and this time of writing.
     pub fn append(&self, seq: u64, now_ns: u64, out: &mut Vec<u8>) {
         let at = usize::try_from(seq.wrapping_mul(2_654_435_761) % self.frames.len() as u64).expect("there are few");
         let Template { frame, seq_at, time_at } = &self.frames[at];
@@ -79,7 +80,7 @@ impl Templates {
     }
 }
 
-/// Nanoseconds since 1970.
+/// Returns the nanoseconds since 1970.
 ///
 /// # Panics
 /// When the clock is wrong by centuries.
@@ -89,7 +90,7 @@ pub fn now_ns() -> u64 {
     u64::try_from(since.as_nanos()).expect("it is before 2554")
 }
 
-/// Number and time of a record, from its payload; nothing when it is none of these.
+/// Reads the number and the time of a record from its payload. Returns `None` if the record is not one of these.
 #[must_use]
 pub fn stamp(payload: &[u8]) -> Option<(u64, u64)> {
     // Entry, key, and the value's head stand in front of each: 0a LEN 0a KEY_LEN key 12 VALUE_LEN.
@@ -113,7 +114,7 @@ fn put_digits(out: &mut [u8], mut value: u64) {
     }
 }
 
-/// Marsaglia's xorshift: the same records each time.
+/// Marsaglia's xorshift, which gives the same records each time.
 struct Random(u64);
 
 impl Random {
@@ -161,7 +162,7 @@ fn template(size: Size, random: &mut Random) -> Template {
             if wanted > 1000 {
                 fields(true, random, &mut payload);
             }
-            // What stands around the payload and around the padding takes some twenty bytes.
+            // The bytes around the payload and around the padding are some twenty.
             let missing = wanted.saturating_sub(payload.len() + 20);
             if missing > 0 {
                 put_entry("pad", &random.hex(missing), &mut payload);
@@ -223,7 +224,7 @@ fn fields(all: bool, random: &mut Random, payload: &mut Vec<u8>) {
     put("exe_hash", &random.hex(32));
 }
 
-/// Appends an entry of the payload's map, and says where its value lies.
+/// Appends an entry of the payload's map, and returns the offset of its value.
 fn put_entry(name: &str, value: &str, payload: &mut Vec<u8>) -> usize {
     let mut entry = Vec::new();
     put_text(1, name, &mut entry);

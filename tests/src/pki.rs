@@ -1,7 +1,7 @@
 //! Certificates for mutual TLS between an agent and a center: right ones, and the wrong ones that tests need.
 //!
-//! A [`Set`] is what a working pair has: one authority, and a certificate for each end under the name `elkeid.com`. A test
-//! that wants something to be wrong replaces one part of it:
+//! A [`Set`] is what a working pair has: one authority, and a certificate for each end under the name `elkeid.com`. A
+//! test that needs a wrong certificate replaces one part of it:
 //!
 //! ```
 //! use elklet_tests::pki::{Ca, Set, Validity};
@@ -30,7 +30,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The name in every certificate of an Elkeid installation, whatever address is dialled.
+/// The name in every certificate of an Elkeid installation, whatever address the agent dials.
 pub const SERVER_NAME: &str = "elkeid.com";
 
 /// Everything that a center and its agents need to trust each other.
@@ -40,7 +40,7 @@ pub struct Set {
     pub ca: Ca,
     /// The center's certificate.
     pub server: Leaf,
-    /// The agents' certificate; one for all of them, as Elkeid has it.
+    /// The agents' certificate. All of them share it, as with Elkeid.
     pub client: Leaf,
 }
 
@@ -51,8 +51,8 @@ impl Default for Set {
 }
 
 impl Set {
-    /// A fresh authority and fresh certificates for [`SERVER_NAME`], each for its own end only: no agent's host can pass for a
-    /// server.
+    /// Makes a fresh authority and fresh certificates for [`SERVER_NAME`]. Each is for its own end only, so that an
+    /// agent's host cannot pose as a server.
     pub fn new() -> Self {
         let ca = Ca::new("elklet test authority");
         let server = ca.issue_for(SERVER_NAME, Validity::Current, &[ExtendedKeyUsagePurpose::ServerAuth]);
@@ -60,7 +60,8 @@ impl Set {
         Self { ca, server, client }
     }
 
-    /// Writes `ca.crt`, `server.crt`, `server.key`, `client.crt` and `client.key` into `dir`, which is created if need be.
+    /// Writes `ca.crt`, `server.crt`, `server.key`, `client.crt` and `client.key` into `dir`, which it creates if need
+    /// be.
     ///
     /// # Errors
     /// When the directory or a file cannot be written.
@@ -85,12 +86,12 @@ struct CaInner {
 }
 
 impl Ca {
-    /// A self-signed authority with this common name.
+    /// Makes a self-signed authority with this common name.
     pub fn new(name: &str) -> Self {
         Self::with(name, Validity::Current)
     }
 
-    /// The same, good at another time.
+    /// Makes one that is valid at another time.
     pub fn with(name: &str, validity: Validity) -> Self {
         let mut params = CertificateParams::default();
         validity.set(&mut params);
@@ -102,12 +103,12 @@ impl Ca {
         Self { inner: Arc::new(CaInner { issuer: Issuer::new(params, key), certificate }) }
     }
 
-    /// The authority's certificate in PEM.
+    /// Returns the authority's certificate in PEM.
     pub fn certificate(&self) -> &str {
         &self.inner.certificate
     }
 
-    /// A certificate for the DNS name `name`, for either end: no extended key usage, as Elkeid's have none.
+    /// Issues a certificate for the DNS name `name`, for either end. Like Elkeid's, it has no extended key usage.
     ///
     /// # Panics
     /// When `name` is not ASCII.
@@ -127,7 +128,7 @@ impl Ca {
     }
 }
 
-/// When a certificate is good.
+/// When a certificate is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Validity {
     /// Now.
@@ -167,7 +168,7 @@ pub struct Leaf {
 }
 
 impl Leaf {
-    /// The same with its key as SEC1, `EC PRIVATE KEY`.
+    /// Returns the same certificate with its key as SEC1, `EC PRIVATE KEY`.
     ///
     /// # Panics
     /// When the key is not one of [`Ca::issue`]'s.
@@ -197,7 +198,7 @@ impl Leaf {
 /// Writes a set like the one Elkeid ships: RSA keys in PKCS#1 (`RSA PRIVATE KEY`), an X.509 v1 authority without extensions,
 /// and leaves whose subject is the authority's.
 ///
-/// Returns `false`, with nothing written, where there is no `openssl` to make it with.
+/// Returns false, and writes nothing, if there is no `openssl` to make it with.
 ///
 /// # Errors
 /// When the directory cannot be written, or `openssl` fails; the message is the end of what it printed.
@@ -236,7 +237,7 @@ fn openssl(dir: &Path, arguments: &str) -> io::Result<()> {
     )))
 }
 
-/// The ECPrivateKey (RFC 5915) that a PrivateKeyInfo (RFC 5208) carries as its third element.
+/// Returns the ECPrivateKey (RFC 5915) that a PrivateKeyInfo (RFC 5208) carries as its third element.
 fn sec1_in_pkcs8(pkcs8: &[u8]) -> Option<&[u8]> {
     const INTEGER: u8 = 0x02;
     const OCTET_STRING: u8 = 0x04;
@@ -247,7 +248,8 @@ fn sec1_in_pkcs8(pkcs8: &[u8]) -> Option<&[u8]> {
     Some(der_element(rest, OCTET_STRING)?.0)
 }
 
-/// The contents of the DER element at the start of `bytes`, and what follows it; nothing when its tag is another.
+/// Returns the contents of the DER element at the start of `bytes`, and what follows it, or `None` if its tag is
+/// another.
 fn der_element(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let (&found, rest) = bytes.split_first()?;
     let (&first, rest) = rest.split_first()?;

@@ -1,7 +1,7 @@
-//! Proxies to go through: HTTP `CONNECT` and SOCKS5, with or without a password, and those that fail in one way each.
+//! Proxies to go through: HTTP `CONNECT` and SOCKS5, with or without a password, and proxies that fail in one way each.
 //!
-//! A [`Proxy`] notes every target that it was asked for, as it was asked, and leads to where [`Options::leads_to`] says,
-//! so that names that nobody else can resolve are targets as well.
+//! A [`Proxy`] notes every target that it was asked for, word for word, and connects to what [`Options::leads_to`]
+//! says. Names that nobody else can resolve are therefore valid targets too.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// What a proxy speaks.
+/// A proxy's protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// `CONNECT` of HTTP/1.1.
@@ -23,15 +23,16 @@ pub enum Kind {
 /// How a proxy behaves.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// The user and the password that it wants; without, anybody may use it.
+    /// The user and the password that it requires. Without them anybody may use it.
     pub login: Option<(String, String)>,
-    /// Where targets are in truth, by `HOST:PORT` as it is asked for; others are where they say.
+    /// Where targets really are, by `HOST:PORT` as clients ask for them. Others are where they say.
     pub leads_to: HashMap<String, SocketAddr>,
-    /// What it answers to everybody instead of doing its work, before it hangs up; nothing keeps silent and holds the line.
+    /// What it answers to every client before it hangs up, instead of doing its work. An empty answer means that it
+    /// keeps silent and holds the connection.
     pub instead: Option<Vec<u8>>,
 }
 
-/// A running proxy on a free port of the loopback interface. Dropping it closes it and everything that goes through it.
+/// A running proxy on a free port of the loopback interface. Dropping it closes it and all connections through it.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
@@ -44,13 +45,13 @@ struct Shared {
     kind: Kind,
     options: Options,
     targets: Mutex<Vec<String>>,
-    /// Both ends of everything that is open, to be closed at the end.
+    /// Both ends of every open connection, to be closed at the end.
     streams: Mutex<Vec<TcpStream>>,
     done: AtomicBool,
 }
 
 impl Proxy {
-    /// One that serves everybody.
+    /// Starts a proxy that serves everybody.
     ///
     /// # Panics
     /// When there is no free port.
@@ -59,7 +60,7 @@ impl Proxy {
         Self::with(kind, Options::default())
     }
 
-    /// One that behaves as told.
+    /// Starts a proxy with these options.
     ///
     /// # Panics
     /// When there is no free port.
@@ -90,13 +91,13 @@ impl Proxy {
         Self { address, shared, thread: Some(thread) }
     }
 
-    /// Where it is, as `HOST:PORT`.
+    /// Returns its address, as `HOST:PORT`.
     #[must_use]
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 
-    /// The URL that configures it for a client; `login` is what stands before the `@`.
+    /// Returns the URL that configures it for a client. `login` goes before the `@`.
     #[must_use]
     pub fn url(&self, login: &str) -> String {
         let scheme = match self.shared.kind {
@@ -107,7 +108,7 @@ impl Proxy {
         format!("{scheme}://{login}{at}{}", self.address)
     }
 
-    /// Every target that it was asked for and led to, as `HOST:PORT`, oldest first.
+    /// Returns every target that it was asked for and connected to, as `HOST:PORT`, oldest first.
     #[must_use]
     pub fn targets(&self) -> Vec<String> {
         self.shared.targets.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -129,7 +130,7 @@ impl Drop for Proxy {
 
 impl Shared {
     fn serve_and_hang_up(&self, client: &TcpStream) {
-        // Who leaves in the middle is no concern of the proxy's, and may have left altogether.
+        // A client may leave in the middle, or be gone already.
         _ = client.try_clone().and_then(|client| self.serve(client));
         _ = client.shutdown(Shutdown::Both);
     }
@@ -139,7 +140,7 @@ impl Shared {
         self.keep(&client)?;
         if let Some(answer) = &self.options.instead {
             if answer.is_empty() {
-                // Until the client or the test has had enough.
+                // This waits until the client hangs up or the test ends.
                 return io::copy(&mut client, &mut io::sink()).map(drop);
             }
             _ = client.read(&mut [0; 4096])?;
@@ -229,7 +230,7 @@ impl Shared {
 }
 
 fn pass(from: &mut TcpStream, to: &mut TcpStream) {
-    // However it ends, the other side is told.
+    // However it ends, this passes the end on to the other side.
     _ = io::copy(from, to);
     _ = to.shutdown(Shutdown::Write);
 }
@@ -244,7 +245,7 @@ fn byte(client: &mut TcpStream) -> io::Result<u8> {
     bytes::<1>(client).map(|[byte]| byte)
 }
 
-/// Bytes behind a byte that counts them.
+/// Reads bytes behind a byte that counts them.
 fn short(client: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; byte(client)?.into()];
     client.read_exact(&mut bytes)?;

@@ -1,4 +1,4 @@
-//! The benchmark's table, also when one of the agents that are compared fails.
+//! The benchmark's table, also when one of the compared agents fails.
 #![allow(dead_code, reason = "the benchmark's own main uses the rest")]
 #![allow(clippy::unwrap_used, reason = "the helpers are tests too")]
 
@@ -65,7 +65,7 @@ fn a_row_that_fails_says_why_and_the_others_stand() {
     }
 }
 
-/// Started as by an agent that offers descriptors 3 and 4 alone.
+/// The test starts the load plugin like an agent that offers only descriptors 3 and 4.
 #[test]
 fn what_an_agent_has_no_pipe_for_is_left_out() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! `docs/reference-defects.md` names tests: each of them is there, and each defect has one.
+//! `docs/reference-defects.md` names tests. Each of them exists, and each defect has one.
 #![allow(clippy::unwrap_used, reason = "the lint spares test functions, but not what they share")]
 
 use std::collections::BTreeSet;
@@ -7,7 +7,8 @@ use std::path::Path;
 
 const TABLE: &str = include_str!("../../docs/reference-defects.md");
 
-/// The names of all tests below a directory: of functions under an attribute that ends in `test]`, tokio's included.
+/// Returns the names of all tests below a directory: functions under an attribute that ends in `test]`, including
+/// tokio's.
 fn collect(directory: &Path, names: &mut BTreeSet<String>) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();

@@ -1,4 +1,4 @@
-//! `cargo demo` as a newcomer runs it, but for the terminal and for release builds.
+//! `cargo demo` as a newcomer runs it, except for the terminal and for release builds.
 
 use elklet_tests::binaries::Binaries;
 use std::process::Command;
@@ -18,7 +18,7 @@ fn the_demo_shows_what_it_executes_and_loses_nothing() {
     assert_eq!(complaint, "");
     assert!(!shown.contains('\x1b'), "escape sequences are for terminals:\n{shown}");
 
-    // The first process that the demo makes lives for long enough to be met by a procwatch that has to scan.
+    // The first process that the demo makes runs long enough for a procwatch that has to scan.
     let made = |line: &&str| line.contains(" exec ") && line.contains("* /") && line.ends_with(" sleep 1.5");
     assert!(shown.lines().find(made).is_some(), "{shown}");
     let result = shown.lines().find(|line| line.starts_with("sent ")).unwrap_or_else(|| panic!("no result:\n{shown}"));

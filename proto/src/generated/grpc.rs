@@ -5,7 +5,7 @@ pub struct PackagedData {
     /// The records, in the order in which the agent took them in.
     #[prost(message, repeated, tag = "1")]
     pub records: ::prost::alloc::vec::Vec<EncodedRecord>,
-    /// Names the agent for as long as the connection lives; AgentCenter refuses a second stream with the same id.
+    /// Names the agent for as long as the connection lives. AgentCenter refuses a second stream with the same id.
     #[prost(string, tag = "2")]
     pub agent_id: ::prost::alloc::string::String,
     /// Private IPv4 addresses, at most five.
@@ -30,10 +30,10 @@ pub struct PackagedData {
     #[prost(string, tag = "9")]
     pub product: ::prost::alloc::string::String,
 }
-/// A record whose payload is carried as the bytes that its plugin wrote.
+/// A record that carries its payload as the bytes that its plugin wrote.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EncodedRecord {
-    /// What the record is about; 1000 and 1001 are heartbeats, 5100 answers a task, 59 is an execve.
+    /// What the record is about: 1000 and 1001 are heartbeats, 5100 answers a task, 59 is an execve.
     #[prost(int32, tag = "1")]
     pub data_type: i32,
     /// Seconds since 1970, UTC.
@@ -56,7 +56,7 @@ pub struct Payload {
 /// What the server asks of an agent: one task, or the whole list of what should run.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Command {
-    /// Set by some servers and read by no agent.
+    /// Some servers set it, and no agent reads it.
     #[prost(int32, tag = "1")]
     pub agent_ctrl: i32,
     /// Something to do once.
@@ -69,13 +69,13 @@ pub struct Command {
 /// Something to do once, for the agent or for one of its plugins.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Task {
-    /// What to do; the plugin or the agent gives the number its meaning.
+    /// What to do. The plugin or the agent gives the number its meaning.
     #[prost(int32, tag = "1")]
     pub data_type: i32,
     /// Whose task it is: a plugin's name, or `elkeid-agent`.
     #[prost(string, tag = "2")]
     pub object_name: ::prost::alloc::string::String,
-    /// Arguments; JSON for every task of the agent's own.
+    /// Arguments. Those of the agent's own tasks are JSON.
     #[prost(string, tag = "3")]
     pub data: ::prost::alloc::string::String,
     /// Comes back in the record that tells how the task ended.
@@ -88,29 +88,29 @@ pub struct Config {
     /// The plugin's name, or `elkeid-agent`.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// How the download is packed: `tar.gz`, or a plain executable.
+    /// How the download is packed: `tar.gz`, or anything else for a plain executable.
     #[prost(string, tag = "2")]
     pub r#type: ::prost::alloc::string::String,
-    /// Compared for equality only.
+    /// The version. Elkeid's agent compares it for equality only.
     #[prost(string, tag = "3")]
     pub version: ::prost::alloc::string::String,
     /// SHA-256 of the download, lower-case hexadecimal.
     #[prost(string, tag = "4")]
     pub sha256: ::prost::alloc::string::String,
-    /// SHA-256 of the executable, lower-case hexadecimal; empty means that `sha256` holds for it too.
+    /// SHA-256 of the executable, lower-case hexadecimal. If it is empty, `sha256` holds for the executable too.
     #[prost(string, tag = "5")]
     pub signature: ::prost::alloc::string::String,
-    /// Where the download is to be had, tried in order.
+    /// URLs of the download. The agent tries them in order.
     #[prost(string, repeated, tag = "6")]
     pub download_urls: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Handed to the plugin in its environment as DETAIL.
+    /// The agent passes this to the plugin in its environment as DETAIL.
     #[prost(string, tag = "7")]
     pub detail: ::prost::alloc::string::String,
 }
 /// A piece of the file.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FileUploadRequest {
-    /// The token of the task that asked for the file; the first message's counts.
+    /// The token of the task that asked for the file. The server reads it from the first message.
     #[prost(string, tag = "1")]
     pub token: ::prost::alloc::string::String,
     /// The next bytes of the file.
@@ -120,13 +120,13 @@ pub struct FileUploadRequest {
 /// How the upload ended.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FileUploadResponse {
-    /// What the server made of the file.
+    /// Whether the server has the file.
     #[prost(enumeration = "file_upload_response::StatusCode", tag = "1")]
     pub status: i32,
 }
 /// Nested message and enum types in `FileUploadResponse`.
 pub mod file_upload_response {
-    /// What the server made of the file.
+    /// Whether the server has the file.
     #[derive(
         Clone,
         Copy,
@@ -142,7 +142,7 @@ pub mod file_upload_response {
     pub enum StatusCode {
         /// The file has arrived whole.
         Success = 0,
-        /// It has not.
+        /// The file has not arrived whole.
         Failed = 1,
     }
     impl StatusCode {

@@ -20,32 +20,32 @@ center: an AgentCenter for agents of the Elkeid host security system, to try the
 
 usage: center --certs DIR [OPTIONS]
 
-  --certs DIR            where ca.crt, server.crt and server.key are; agents want ca.crt, client.crt and client.key
-  --make-certs           make all five there first, unless there is a ca.crt already
-  --listen HOST:PORT     where agents connect (default 127.0.0.1:6751; port 0: any)
+  --certs DIR            the directory of ca.crt, server.crt and server.key. Agents need ca.crt, client.crt and client.key
+  --make-certs           make all five files there first, unless there is a ca.crt already
+  --listen HOST:PORT     the address that agents connect to (default 127.0.0.1:6751; port 0: any)
   --http HOST:PORT       the port for commands, questions and service discovery (default 127.0.0.1:6752; port 0: any)
   --http-tls             TLS on that port, with the same server certificate
-  --access-key AK:SK     accept signed requests only, but for /ping, /metrics and /registry/detail
-  --config FILE          what agents should run, pushed when they come: [{\"name\",\"type\",\"version\",\"sha256\",
+  --access-key AK:SK     accept only signed requests, except for /ping, /metrics and /registry/detail
+  --config FILE          what agents should run. The center pushes it to them: [{\"name\",\"type\",\"version\",\"sha256\",
                          \"signature\",\"download_url\":[],\"detail\"}]
   --records FILE|-       write every record as a line of JSON to a file, or to standard output
-  --journal FILE         note which records of test plugins have come, message by message: what it says outlives kill -9
-  --upload-dir DIR       where uploaded files go; without it uploads fail
-  --conn-limit N         agents at a time (default 1500)
+  --journal FILE         note which records of test plugins have arrived, message by message; this survives kill -9
+  --upload-dir DIR       the directory for uploaded files; without it uploads fail
+  --conn-limit N         the most agents at a time (default 1500)
   --allow-non-loopback   let --listen and --http be addresses that other hosts can reach
-  --quiet                say nothing on standard error but where it listens, and errors
+  --quiet                print nothing on standard error except the addresses and errors
   --help                 this text
 
-When it is ready it says `listening grpc=HOST:PORT http=HOST:PORT` on standard error. SIGINT and SIGTERM end it.
+When it is ready it prints `listening grpc=HOST:PORT http=HOST:PORT` on standard error. SIGINT and SIGTERM end it.
 
 A center with fresh certificates that prints what it gets:
   center --certs certs --make-certs --records -
 
-Who is connected, and how they are:
+To see who is connected, and how they are:
   curl http://127.0.0.1:6752/conn/list
   curl http://127.0.0.1:6752/conn/stat
 
-A task for an agent, here to end itself; and ending its stream:
+To send an agent a task, here to end itself, and to end its stream:
   curl http://127.0.0.1:6752/command/ -d '{\"agent_id\":\"ID\",\"command\":{\"task\":{\"data_type\":1060,
     \"name\":\"elkeid-agent\",\"data\":\"{}\",\"token\":\"t1\"}}}'
   curl http://127.0.0.1:6752/conn/reset -d '{\"type\":\"strict\",\"id_list\":[\"ID\"]}'
@@ -79,7 +79,7 @@ fn run(arguments: Arguments) -> io::Result<()> {
         pki::Set::new().write(&arguments.options.certs)?;
     }
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // Signals are caught before anybody can know that there is something to end.
+    // This catches signals before it says that it listens. Whoever reads that may send one at once.
     let (mut interrupt, mut terminate) = waiting
         .block_on(async { Ok::<_, io::Error>((signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)) })?;
     let mut journal = arguments.journal.as_deref().map(Journal::append_to).transpose()?;
@@ -108,7 +108,7 @@ struct Arguments {
 }
 
 impl Arguments {
-    /// Nothing when help is wanted.
+    /// Returns `None` when help is wanted.
     fn parse(mut parser: lexopt::Parser) -> Result<Option<Self>, lexopt::Error> {
         let mut options = Options::new("");
         options.listen = SocketAddr::from(([127, 0, 0, 1], 6751));

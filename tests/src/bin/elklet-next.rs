@@ -1,4 +1,4 @@
-//! The agent as of a later version: what the one under test is updated to.
+//! The agent under a later version number, to which tests update the agent under test.
 
 use std::process::ExitCode;
 

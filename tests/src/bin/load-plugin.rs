@@ -1,9 +1,9 @@
 //! A plugin that sends records as fast as it is told to, for benchmarks; see `elklet_tests::load` for the records.
 //!
-//! Words from `DETAIL`: `rate=R` (records a second, 0: flat out), `secs=S`, `size=full|small|BYTES`, `wait=MS` before the
-//! first record, `plugin=N` (its number among others), `urgent` (on descriptor 5). At the end it leaves the number of records
-//! sent in the file `sent` and waits until the task pipe closes. An agent that offers no descriptor 5 gets no urgent records:
-//! then the file `sent` says `no pipe`.
+//! Words from `DETAIL`: `rate=R` (records a second, 0: flat out), `secs=S`, `size=full|small|BYTES`, `wait=MS` before
+//! the first record, `plugin=N` (its number among others), `urgent` (on descriptor 5). At the end it writes the number
+//! of records sent into the file `sent` and waits until the task pipe closes. If the agent offers no descriptor 5, it
+//! sends no urgent records, and the file `sent` says `no pipe`.
 #![allow(unsafe_code, reason = "the pipes' descriptors are the plugin's by contract, and nothing else knows that")]
 
 use elklet_tests::load::{NUMBERS, Size, Templates, now_ns};
@@ -14,10 +14,10 @@ use std::os::fd::FromRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Bytes of a write when there is no pace: what a pipe holds.
+/// Bytes of a write without a rate: as many as a pipe holds.
 const CHUNK: usize = 64 << 10;
 
-/// Between two writes when there is one.
+/// The pause between two writes with a rate.
 const TICK: Duration = Duration::from_millis(10);
 
 fn main() -> io::Result<()> {
@@ -30,7 +30,7 @@ fn main() -> io::Result<()> {
         Some(bytes) => Size::Bytes(bytes.parse().map_err(io::Error::other)?),
     };
     let is_urgent = detail.split_whitespace().any(|word| word == "urgent");
-    // What descriptor 5 is in an agent without that pipe, nobody knows.
+    // An agent without that pipe may have anything at descriptor 5.
     let is_unable = is_urgent && env::var_os("ELKEID_PLUGIN_HIGH_PRIORITY_PIPE").is_none_or(|value| value.is_empty());
     let records = if is_urgent && !is_unable { 5 } else { 4 };
     // SAFETY: the agent hands these descriptors over with the process; they are taken once, here.
@@ -49,7 +49,7 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// Whoever waits for the file finds it whole.
+/// Writes the file under another name and renames it, so that whoever waits for it finds it whole.
 fn leave(outcome: &str) -> io::Result<()> {
     fs::write("sent.new", outcome)?;
     fs::rename("sent.new", "sent")

@@ -1,11 +1,11 @@
-//! A server that only reads, for benchmarks: mutual TLS, one Transfer stream, and as little as it takes to count records.
+//! A server for benchmarks that only reads: mutual TLS, one Transfer stream, and just enough work to count records.
 //!
 //! ```text
 //! reading-peer CERTS PORT COMMAND      (a directory, a port of 127.0.0.1 or 0, a file with a gRPC message's content)
 //! ```
 //!
-//! It says `listening PORT` and answers each line on standard input with a line of JSON: see [`Report`]. The command goes
-//! out when the first message has come.
+//! It says `listening PORT` and answers each line on standard input with a line of JSON: see [`Report`]. It sends the
+//! command when the first message has arrived.
 #![allow(clippy::print_stdout, reason = "that is how it answers")]
 
 use bytes::{Bytes, BytesMut};
@@ -28,14 +28,14 @@ use std::thread;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-/// Bytes that the agent may send ahead of the reading; grpc-go's windows grow to this size on a fast path.
+/// Bytes that the agent may send before this has read them. grpc-go's windows grow to this size on a fast path.
 const WINDOW: u32 = 4 << 20;
 
-/// Width of the counters that latencies are sorted into, and how many there are; the last has all beyond.
+/// The width of a histogram's buckets in microseconds, and their number. The last one counts all beyond.
 const LATENCY_STEP_NS: u64 = 50_000;
 const LATENCY_STEPS: usize = 200_000;
 
-/// Bytes of a gRPC message's prefix, and of the head of a snappy chunk.
+/// Bytes of a gRPC message's prefix, and of the header of a snappy chunk.
 const PREFIX: usize = 5;
 const CHUNK_HEAD: usize = 4;
 const CHECKSUM: usize = 4;
@@ -47,24 +47,24 @@ struct Report {
     opened_ns: u64,
     /// The TLS version and cipher suite of the latest connection.
     tls: String,
-    /// Records of the load, and those among them that had come before.
+    /// Records of the load, and how many of them had arrived before.
     records: u64,
     repeated: u64,
-    /// Messages, their bytes as they came, and decompressed.
+    /// Messages, and their bytes on the wire and decompressed.
     messages: u64,
     wire_bytes: u64,
     decoded_bytes: u64,
-    /// When the first and the latest record of the load came.
+    /// When the first and the latest record of the load arrived.
     first_ns: u64,
     last_ns: u64,
-    /// Microseconds from the record's stamp to here: half, and 99 of 100, took no longer.
+    /// The median and the 99th percentile of the microseconds from a record's stamp to its arrival.
     p50_us: u64,
     p99_us: u64,
 }
 
 struct Seen {
     report: Report,
-    /// The number after the highest that has come, by plugin.
+    /// The number after the highest that has arrived, by plugin.
     next: BTreeMap<u64, u64>,
     latencies: Vec<u32>,
 }
@@ -91,7 +91,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     })
 }
 
-/// Answers lines until there are no more, which is the end.
+/// Answers lines until standard input ends, and then ends the process.
 fn answer(seen: &Mutex<Seen>) {
     for _ in io::stdin().lock().lines() {
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -195,7 +195,7 @@ fn negotiated(connection: &ServerConnection) -> String {
     format!("{version} {suite}")
 }
 
-/// Snappy's framing format without its checksums: TLS has just said that nothing was changed.
+/// Snappy's framing format without its checksums: TLS has already verified that nothing was changed.
 fn decompress(mut bytes: &[u8], decoded: &mut Vec<u8>) -> Result<(), Box<dyn Error>> {
     let mut decoder = snap::raw::Decoder::new();
     while let Some((&[kind, a, b, c], rest)) = bytes.split_first_chunk::<CHUNK_HEAD>() {
@@ -239,7 +239,7 @@ impl Seen {
         self.report.messages += 1;
         self.report.wire_bytes += wire_len as u64;
         self.report.decoded_bytes += message.len() as u64;
-        // A PackagedData: its records are field 1.
+        // The records of a PackagedData are its field 1.
         while let Some((field, value, rest)) = field(message) {
             message = rest;
             if field == 1 {
@@ -272,7 +272,7 @@ impl Seen {
         }
     }
 
-    /// Microseconds within which this part of the records came.
+    /// Returns the microseconds within which this share of the records arrived.
     fn percentile(&self, percent: u64) -> u64 {
         let mut left = self.report.records * percent / 100;
         let step = self.latencies.iter().position(|&count| {
@@ -284,7 +284,7 @@ impl Seen {
     }
 }
 
-/// A message's first field: its number, its value if that has a length, and what follows.
+/// Splits off a message's first field. Returns its number, its value if that has a length, and the rest.
 fn field(mut bytes: &[u8]) -> Option<(u64, &[u8], &[u8])> {
     let key = prost::encoding::decode_varint(&mut bytes).ok()?;
     let value = prost::encoding::decode_varint(&mut bytes).ok()?;

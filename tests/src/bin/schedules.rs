@@ -1,4 +1,4 @@
-//! The whole agent in a simulated world, under as many schedules of faults as one wants; see `docs/simulation.md`.
+//! Runs the whole agent in a simulated world, under as many schedules of faults as one wants; see `docs/simulation.md`.
 //!
 //! ```text
 //! schedules --seeds N [--from S]     runs N seeds over all cores, and says what fails; `--brief` leaves the stories out
@@ -20,10 +20,10 @@ use std::{env, thread};
 use elklet_core::testing::{self, Failure, OPEN, Outcome, Schedule};
 use lexopt::prelude::*;
 
-/// Schedules that are tried to make one smaller.
+/// The most schedules that are tried to make one smaller.
 const TRIES: usize = 1_000;
 
-/// Failures of a kind that are shown, and of these, how many are told as a story.
+/// How many failures of a kind are shown, and how many of these are told as a story.
 const SHOWN: usize = 12;
 const TOLD: usize = 1;
 
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // A panic is a failure like any other, and is shown as such.
+    // A panic is a failure like any other, so the hook prints nothing.
     panic::set_hook(Box::new(|_| {}));
     let is_good = match work {
         Work::Seeds { from, count, is_brief } => run_seeds(from, count, is_brief),
@@ -85,7 +85,7 @@ fn replay(text: &str) -> Result<Work, lexopt::Error> {
     Ok(Work::Replay(seed.parse().map_err(|_| wrong())?, events.ok_or_else(wrong)?))
 }
 
-/// Runs a schedule. A panic, of the agent or of the simulation, is a rule that does not hold.
+/// Runs a schedule. A panic of the agent or of the simulation counts as a broken rule.
 fn run(schedule: &Schedule) -> Result<Outcome, Failure> {
     panic::catch_unwind(AssertUnwindSafe(|| testing::run(schedule))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -145,7 +145,7 @@ fn summary(outcome: &Outcome) -> String {
     )
 }
 
-/// Tells what happens in a schedule, made small before if `shrinks`. True when nothing in it fails.
+/// Tells what happens in a schedule, which it makes small first if `shrinks`. Returns true when nothing in it fails.
 fn show(seed: u64, schedule: &Schedule, shrinks: bool) -> bool {
     let failure = match run(schedule) {
         Ok(outcome) => {
@@ -161,9 +161,9 @@ fn show(seed: u64, schedule: &Schedule, shrinks: bool) -> bool {
     };
     let failure = run(&small).err().unwrap_or(failure);
     println!("{small}\n\nWhat happens:");
-    // A panic takes its story with it.
+    // After a panic there is no story.
     let story = panic::catch_unwind(AssertUnwindSafe(|| testing::tell(&small))).unwrap_or_default();
-    // The first line is the setup, which was shown.
+    // The first line is the setup, which was shown before.
     story.iter().skip(1).for_each(|line| println!("{line}"));
     println!("\n{failure}");
     let mut kept = String::new();

@@ -1,8 +1,8 @@
 //! A plugin that does what it is told, right or wrong.
 //!
-//! It speaks the plugin pipe's framing by hand, without the SDK, so that it can break every rule of it. What to do are words
-//! separated by white space, from `DETAIL`, or from the file `script` in the working directory where there is no `DETAIL`;
-//! a task whose data begins with `do ` brings more of them. In the order given:
+//! It speaks the plugin pipe's framing by hand, without the SDK, so that it can break every rule of it. Its script is
+//! words separated by white space. It takes them from `DETAIL`, or without one from the file `script` in the working
+//! directory. A task whose data begins with `do ` brings more words. It carries them out in order:
 //!
 //! | word | what it does |
 //! |---|---|
@@ -25,7 +25,8 @@
 //! | `complain=MIB` | so many MiB of lines on standard error |
 //! | `exit=CODE`, `abort` | ends at once, with a code or by SIGABRT |
 //!
-//! After the last word it takes tasks and tells of each in a record, and at their end says goodbye in another.
+//! After the last word it takes tasks and reports each in a record. When the task pipe ends it says goodbye in a last
+//! record.
 #![allow(unsafe_code, reason = "the pipes' descriptors are the plugin's by contract, and nothing else knows that")]
 #![allow(clippy::unwrap_used, reason = "a test's plugin that cannot go on may as well panic: the test sees it die")]
 
@@ -40,20 +41,20 @@ use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Data types of the records; the harness knows them as well.
+/// The records' data types. The harness has the same numbers.
 const NUMBERED: u64 = 7000;
 const HELLO: u64 = 7001;
 const CHILD: u64 = 7002;
 const TASK: u64 = 7003;
 const GOODBYE: u64 = 7004;
 
-/// Bytes of one write unless the script says otherwise: what a pipe holds.
+/// Bytes of one write, unless the script says otherwise: as many as a pipe holds.
 const CHUNK: usize = 64 << 10;
 
-/// Different events of `execve`.
+/// How many different events `execve` makes.
 const EVENTS: u64 = 512;
 
-/// Nothing lives longer than this, whatever becomes of the test that started it.
+/// No process lives longer than this, whatever becomes of the test that started it.
 const LIFETIME: Duration = Duration::from_secs(600);
 
 fn main() {
@@ -94,16 +95,16 @@ fn main() {
 }
 
 struct Plugin {
-    /// Bulk and urgent.
+    /// The pipes for bulk and for urgent records.
     pipes: [Option<File>; 2],
     lane: usize,
-    /// Tasks as they come; nothing reads them before the first is wanted.
+    /// The tasks. Nothing reads them before the first is wanted.
     tasks: Option<Receiver<Task>>,
     run: String,
     sent: u64,
-    /// Between two numbered records; none when they go flat out.
+    /// The pause between two numbered records, if there is one.
     interval: Duration,
-    /// What numbered records are padded with by turns.
+    /// The paddings of numbered records, which take turns.
     padding: Vec<String>,
     chunk: usize,
     last: u64,
@@ -149,7 +150,8 @@ impl Plugin {
         }
     }
 
-    /// Sends so many numbered records at the rate that was set, fewer if the task pipe ends and they are endless.
+    /// Sends this many numbered records at the rate that was set. If they are endless, it stops when the task pipe
+    /// ends.
     fn numbered(&mut self, count: u64) {
         let begun = Instant::now();
         let mut frames = Vec::new();
@@ -175,7 +177,7 @@ impl Plugin {
 
     #[expect(clippy::zombie_processes, reason = "it is to be left behind")]
     fn child(&mut self) {
-        // It inherits descriptors 3, 4 and 5, as a careless plugin's child would.
+        // The child inherits descriptors 3, 4 and 5, as a careless plugin's would.
         let child = Command::new("/proc/self/exe").env("DETAIL", "deaf").spawn().unwrap();
         self.send(&record(CHILD, &[("run", self.run.as_str()), ("pid", &child.id().to_string())]));
     }
@@ -199,8 +201,8 @@ impl Plugin {
         self.write(&bytes);
     }
 
-    /// Writes the bytes in pieces. Without an agent there is nothing to live for; how many numbered records the plugin has
-    /// made by then stays in the file `made`.
+    /// Writes the bytes in pieces. If the agent is gone, it ends the process and leaves the number of numbered records
+    /// that it had made in the file `made`.
     fn write(&mut self, bytes: &[u8]) {
         let Some(pipe) = &mut self.pipes[self.lane] else { return };
         for piece in bytes.chunks(self.chunk) {
@@ -220,7 +222,7 @@ impl Plugin {
     }
 }
 
-/// Reads tasks until their pipe ends, on a thread of its own.
+/// Reads tasks on a thread of its own until their pipe ends.
 fn read_tasks() -> Receiver<Task> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
@@ -235,7 +237,7 @@ fn read_tasks() -> Receiver<Task> {
     receiver
 }
 
-/// Says a lot.
+/// Writes this many MiB of lines to standard error.
 fn complain(mib: usize) {
     let lines = "this cannot be done, and is tried again at once\n".repeat((1 << 20) / 48);
     for _ in 0..mib {
@@ -323,7 +325,7 @@ fn put_varint(mut value: u64, out: &mut Vec<u8>) {
     out.push(value.to_le_bytes()[0]);
 }
 
-/// What an execve event says, as one text; another for every number.
+/// Returns the text of an execve event, a different one for every number.
 fn execve(number: u64) -> String {
     const PROGRAMS: [&str; 8] = [
         "/usr/bin/bash -c /opt/app/bin/healthcheck.sh --port 8080 --timeout 5",
@@ -375,7 +377,7 @@ fn sleep_until(condition: impl Fn() -> bool) {
     }
 }
 
-/// What the agent has made of this process.
+/// Returns what the agent has set up for this process.
 fn surroundings() -> Vec<(&'static str, String)> {
     // Fields of stat behind the name: state, parent, group; the start, in clock ticks since the system's, is the 20th of them.
     let stat = fs::read_to_string("/proc/self/stat").unwrap();
@@ -384,7 +386,7 @@ fn surroundings() -> Vec<(&'static str, String)> {
         |fd: u32| fs::read_link(format!("/proc/self/fd/{fd}")).map_or("-".into(), |to| to.display().to_string());
     let listed = fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut descriptors: Vec<u32> = listed.map(|number| count(&number)).collect();
-    // One was the listing's own, and is closed by now.
+    // One descriptor was the listing's own, and is closed by now.
     descriptors.retain(|fd| fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok());
     descriptors.sort_unstable();
     let environment: Vec<String> = env::vars().map(|(name, value)| format!("{name}={value}")).collect();

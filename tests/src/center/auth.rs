@@ -1,19 +1,19 @@
-//! The signature that AgentCenter asks of those who use its HTTP port, when it is told to.
+//! The signature that AgentCenter can require on every request to its HTTP port.
 
 use ring::{digest, hmac};
 
-/// How far a signature's time may be from the center's, in seconds.
+/// Seconds by which a signature's timestamp may differ from the center's clock.
 const MAX_SKEW_S: u64 = 60;
 
-/// Stands between the parts of what is signed: a backslash and an `n`, not a line feed.
+/// Separates the parts of the signed text: a backslash and an `n`, not a line feed.
 const SEPARATOR: &str = r"\n";
 
-/// Who may use the HTTP port.
+/// The key pair of a client that may use the HTTP port.
 #[derive(Clone)]
 pub struct AccessKey {
-    /// Sent along.
+    /// The public half, which the client sends with each request.
     pub access_key: String,
-    /// Never sent.
+    /// The secret half, which the client never sends.
     pub secret_key: String,
 }
 
@@ -23,7 +23,7 @@ impl std::fmt::Debug for AccessKey {
     }
 }
 
-/// A request with the headers that vouch for it.
+/// A request with the headers that authenticate it.
 #[derive(Debug, Clone, Copy)]
 pub struct Signed<'a> {
     /// Header `AccessKey`.
@@ -32,18 +32,18 @@ pub struct Signed<'a> {
     pub timestamp: &'a str,
     /// Header `Signature`: lower-case hexadecimal.
     pub signature: &'a str,
-    /// In capitals.
+    /// The method, in capitals.
     pub method: &'a str,
-    /// A slash at its end does not count.
+    /// The path. A trailing slash does not count.
     pub path: &'a str,
-    /// As in the request line, without the question mark.
+    /// The query as in the request line, without the question mark.
     pub query: &'a str,
-    /// Empty or not.
+    /// The body, which may be empty.
     pub body: &'a [u8],
 }
 
 impl AccessKey {
-    /// The signature that `request` should carry; the one that it does carry is not looked at.
+    /// Returns the signature that `request` should carry. It ignores the one that the request does carry.
     pub fn sign(&self, request: &Signed<'_>) -> String {
         let body = match request.body {
             [] => String::new(),
@@ -55,10 +55,10 @@ impl AccessKey {
         hex(hmac::sign(&key, parts.join(SEPARATOR).as_bytes()).as_ref())
     }
 
-    /// Whether `request` was signed with this key, not long before or after `now` (seconds since 1970).
+    /// Checks that `request` was signed with this key, close enough to `now` (seconds since 1970).
     ///
     /// # Errors
-    /// What is wrong with it, for people to read.
+    /// A text that says what is wrong with the signature.
     pub fn verify(&self, request: &Signed<'_>, now: u64) -> Result<(), String> {
         if request.access_key != self.access_key {
             return Err(format!("access key {:?} is not known", request.access_key));

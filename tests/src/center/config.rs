@@ -14,7 +14,7 @@ pub fn configs_from_json(json: &str) -> Result<Vec<grpc::Config>, serde_json::Er
     Ok(configs.into_iter().map(Into::into).collect())
 }
 
-/// The same from a file.
+/// Reads the same list from a file.
 ///
 /// # Errors
 /// When the file cannot be read or is not such a list; the message names the file.
@@ -69,9 +69,9 @@ struct ConfigJson {
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub(crate) enum ResetRequest {
-    /// So many, whichever.
+    /// Ends this many streams, no matter which.
     Random { count: usize },
-    /// These.
+    /// Ends the streams of these agents.
     Strict { id_list: Vec<String> },
 }
 

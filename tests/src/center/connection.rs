@@ -20,17 +20,17 @@ use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// How long a connection may take over TLS and the HTTP/2 preface.
+/// The longest that TLS and the HTTP/2 preface together may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Window of a stream, grpc-go's default: what an agent may send ahead of a center that takes nothing.
+/// Window of a stream, grpc-go's default: the bytes that an agent may send while the center takes nothing.
 const STREAM_WINDOW: u32 = 65_535;
 
-/// Window of a connection. grpc-go gives its credit back at once; h2 ties it to the streams', so it is wide instead, lest a
-/// stream that waits holds up the others.
+/// Window of a connection. grpc-go gives a connection's credit back at once, and h2 only together with the stream's.
+/// The window is therefore wide, so that a stream that waits does not block the others.
 const CONNECTION_WINDOW: u32 = 64 << 20;
 
-/// What a stream can ask of the connection below it.
+/// What a stream can tell the connection below it to do.
 #[derive(Debug, Clone)]
 pub(crate) enum ConnectionOrder {
     GoAway(Reason),
@@ -40,25 +40,26 @@ pub(crate) enum ConnectionOrder {
     Thaw,
 }
 
-/// The connection as its streams see it.
+/// A handle on the connection, for its streams.
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectionHandle {
     pub(crate) peer: SocketAddr,
     orders: mpsc::UnboundedSender<ConnectionOrder>,
-    /// Changes, with an error, when the connection is gone.
+    /// Changes, or fails, when the connection is gone.
     pub(crate) closed: watch::Receiver<()>,
 }
 
 impl ConnectionHandle {
     pub(crate) fn order(&self, order: ConnectionOrder) {
-        // A connection that is gone has nothing left to do.
+        // If the connection is gone, there is nothing left to end.
         _ = self.orders.send(order);
     }
 }
 
-/// TLS as AgentCenter has it: a client certificate is asked for and verified.
+/// TLS as AgentCenter does it: it asks for a client certificate and verifies it.
 ///
-/// `dir` holds `ca.crt`, `server.crt` and `server.key`; without `client_auth` (the HTTP port) `ca.crt` is not read.
+/// `dir` holds `ca.crt`, `server.crt` and `server.key`. Without `client_auth`, as on the HTTP port, it does not read
+/// `ca.crt`.
 pub(crate) fn tls(
     dir: &Path,
     client_auth: bool,
@@ -95,7 +96,7 @@ pub(crate) fn tls(
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Accepts agents for ever.
+/// Accepts agents until the center ends.
 pub(crate) async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>) {
     loop {
         match listener.accept().await {
@@ -104,7 +105,7 @@ pub(crate) async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<
                 tokio::spawn(serve(tcp, peer, tls.clone(), Arc::clone(&shared)));
             }
             Err(error) => {
-                // Out of file descriptors, most likely: it passes when others close theirs.
+                // The process has most likely run out of file descriptors. That passes when others close theirs.
                 shared.note(format!("accepting a connection: {error}"));
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -153,7 +154,7 @@ async fn handshake(tcp: TcpStream, tls: TlsAcceptor, aside: Aside) -> io::Result
         .map_err(io::Error::other)
 }
 
-/// Runs the connection to its end, each call as a task of its own.
+/// Runs the connection to its end and serves each call in a task of its own.
 async fn drive(
     mut connection: Connection,
     mut orders: mpsc::UnboundedReceiver<ConnectionOrder>,

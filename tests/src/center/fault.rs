@@ -1,4 +1,4 @@
-//! What a test can have the center do wrong, and how fast it takes messages.
+//! What a test can make the center do wrong, and how fast it takes messages.
 
 use super::grpc::{Encoding, PREFIX_LEN, Status, prefixed};
 use bytes::Bytes;
@@ -8,42 +8,43 @@ use http::StatusCode;
 use prost::Message as _;
 use std::time::Duration;
 
-/// Something to go wrong on one Transfer stream, or on the connection below it.
+/// A fault on one Transfer stream, or on the connection below it.
 ///
-/// [`super::Center::on_next_stream`] queues it for a stream that is yet to be opened, where it comes before the first message
-/// is read; [`super::Center::inject`] does it to an open one. A fault that does not end the stream leaves it working.
+/// [`super::Center::on_next_stream`] queues it for the next stream that is opened, where it strikes before the first
+/// message is read. [`super::Center::inject`] does it to an open one. If a fault does not end the stream, the stream
+/// goes on working.
 #[derive(Debug, Clone)]
 pub enum Fault {
-    /// The call ends with this status: in trailers, or in trailers only where nothing was sent before.
+    /// The call ends with this status, in trailers. If nothing was sent before, they are the whole answer.
     Status(Status),
     /// The call ends with an HTTP status and no gRPC, as when a proxy cannot reach AgentCenter.
     HttpStatus(StatusCode),
-    /// These bytes, whatever they are, in DATA frames of at most `frame_len` bytes.
+    /// The center sends these bytes, whatever they are, in DATA frames of at most `frame_len` bytes.
     Bytes {
-        /// What is sent.
+        /// The bytes to send.
         bytes: Bytes,
         /// The longest DATA frame, at least 1.
         frame_len: usize,
     },
-    /// The command, compressed as the call has it, in DATA frames of one byte.
+    /// The center sends the command, with the call's compression, in DATA frames of one byte.
     Dribble(Command),
-    /// RST_STREAM.
+    /// The center resets the stream with RST_STREAM.
     Reset(Reason),
-    /// GOAWAY: with NO_ERROR a polite one that lets open streams go on, else one that ends the connection.
+    /// The center sends GOAWAY. With NO_ERROR open streams go on, with any other code the connection ends.
     GoAway(Reason),
-    /// A whole HTTP/2 frame, which leaves in front of the next that the connection has to send.
+    /// The center sends this whole HTTP/2 frame, before the next one that the connection has to send.
     Frame(Bytes),
-    /// The TCP connection is closed without a word.
+    /// The center closes the TCP connection without a word.
     Close,
-    /// The connection is neither read nor written any more, but stays open, as when the path is cut. The agent's id stays
-    /// taken. [`Fault::Thaw`] ends it.
+    /// The center neither reads nor writes the connection any more and leaves it open, as when the path is cut. The
+    /// agent's id stays taken. [`Fault::Thaw`] ends this.
     Freeze,
     /// A frozen connection works again.
     Thaw,
 }
 
 impl Fault {
-    /// An uncompressed message of these bytes: a sound one, when they are a sound command.
+    /// An uncompressed message of these bytes. It is valid if they are a valid command.
     pub fn message(body: &[u8]) -> Self {
         Self::bytes(prefixed(0, body))
     }
@@ -81,35 +82,35 @@ impl Fault {
     }
 }
 
-/// Something to go wrong on one upload.
+/// A fault on one upload.
 #[derive(Debug, Clone)]
 pub enum UploadFault {
-    /// The call ends with this status, whatever is sent.
+    /// The call ends with this status, whatever the agent sends.
     Status(Status),
-    /// RST_STREAM once so many bytes of the file have come.
+    /// The center sends RST_STREAM after this many bytes of the file.
     Reset {
-        /// Bytes of the file that come before.
+        /// Bytes of the file that the center takes before.
         after: u64,
     },
-    /// Nothing more is taken once so many bytes of the file have come, and nothing is answered.
+    /// The center takes no more after this many bytes of the file, and never answers.
     Stall {
-        /// Bytes of the file that come before.
+        /// Bytes of the file that the center takes before.
         after: u64,
     },
-    /// All is taken, and the answer is that it has failed.
+    /// The center takes the whole file and answers that the upload has failed.
     Failed,
 }
 
 /// How the center takes messages from its Transfer streams.
 ///
-/// What it does not take it gives no flow-control credit for, so that agents feel it when their window is used up: as when
-/// the message queue behind AgentCenter is slow or full.
+/// The center gives no flow-control credit for what it does not take. Agents therefore feel backpressure once their
+/// window is used up, as when the message queue behind AgentCenter is slow or full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pace {
     /// As fast as they come.
     #[default]
     Full,
-    /// With this much time before each.
+    /// With this pause before each.
     Delay(Duration),
     /// Not at all.
     Stopped,

@@ -14,7 +14,7 @@ use std::io::{Read, Write};
 /// Bytes before each message: a flag, and the length as a 32-bit big-endian number.
 pub(crate) const PREFIX_LEN: usize = 5;
 
-/// How a call ends: a code of gRPC's and a message for people.
+/// How a call ends: a gRPC code, and a message for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
     /// 0 is success, 2 unknown, 12 unimplemented, 14 unavailable, and so on (gRPC's `statuscodes.md`).
@@ -46,7 +46,8 @@ impl Status {
     }
 }
 
-/// As gRPC's HTTP/2 mapping has it: all but printable ASCII, and the percent sign, becomes `%XX`.
+/// Percent-encodes a message as gRPC's HTTP/2 mapping says: a percent sign, and all that is not printable ASCII,
+/// becomes `%XX`.
 fn percent_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -58,7 +59,7 @@ fn percent_encoded(text: &str) -> String {
     encoded
 }
 
-/// How the messages of a call are compressed when their flag says that they are.
+/// The compression of those messages of a call whose flag is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Encoding {
     Identity,
@@ -67,7 +68,7 @@ pub(crate) enum Encoding {
 }
 
 impl Encoding {
-    /// What a request's `grpc-encoding` asks for.
+    /// Returns the encoding that a request's `grpc-encoding` names.
     pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Status> {
         match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
             None | Some(b"identity") => Ok(Self::Identity),
@@ -79,7 +80,7 @@ impl Encoding {
         }
     }
 
-    /// A whole message, prefix and all.
+    /// Returns a whole message, with its prefix.
     pub(crate) fn message(self, body: &[u8]) -> Bytes {
         match self {
             Self::Identity => prefixed(0, body),
@@ -92,7 +93,7 @@ impl Encoding {
     }
 }
 
-/// `body` behind a prefix with this flag and its own length.
+/// Returns `body` behind a prefix with this flag and the body's length.
 pub(crate) fn prefixed(flag: u8, body: &[u8]) -> Bytes {
     let mut message = BytesMut::with_capacity(PREFIX_LEN + body.len());
     message.put_u8(flag);
@@ -101,7 +102,7 @@ pub(crate) fn prefixed(flag: u8, body: &[u8]) -> Bytes {
     message.freeze()
 }
 
-/// A message as it came.
+/// A message as it arrived.
 #[derive(Debug)]
 pub(crate) struct Message {
     /// Bytes on the wire, the prefix among them.
@@ -139,26 +140,27 @@ impl fmt::Display for ReadError {
 
 /// The messages of a request, one after another.
 ///
-/// Flow-control credit goes back for the bytes that were asked for and no others, as in grpc-go: while nobody is in
-/// [`MessageReader::next`], a client can send one window's worth ahead and must then wait.
+/// As in grpc-go, the reader gives flow-control credit back only for bytes that somebody has asked for. While nobody is
+/// in [`MessageReader::next`], a client can send one window ahead and must then wait.
 #[derive(Debug)]
 pub(crate) struct MessageReader {
     body: RecvStream,
     encoding: Encoding,
     limit: usize,
-    /// Received, not yet credited.
+    /// A chunk that has arrived and was not credited yet.
     chunk: Bytes,
-    /// The message being put together, from its prefix on.
+    /// The message that is being assembled, from its prefix on.
     buffer: BytesMut,
 }
 
 impl MessageReader {
-    /// `limit` holds for a message both as it comes and as it decodes.
+    /// `limit` bounds a message both as it arrives and decompressed.
     pub(crate) fn new(body: RecvStream, encoding: Encoding, limit: usize) -> Self {
         Self { body, encoding, limit, chunk: Bytes::new(), buffer: BytesMut::new() }
     }
 
-    /// The next message, or nothing at the stream's end. May be dropped and called again.
+    /// Returns the next message, or `None` at the stream's end. It is cancel-safe: the future may be dropped and `next`
+    /// called again.
     pub(crate) async fn next(&mut self) -> Result<Option<Message>, ReadError> {
         loop {
             if let Some(message) = self.take()? {
@@ -176,7 +178,7 @@ impl MessageReader {
         }
     }
 
-    /// Moves what belongs to the current message out of the chunk; the message, if that completes it.
+    /// Moves what belongs to the current message out of the chunk. Returns the message if that completes it.
     fn take(&mut self) -> Result<Option<Message>, ReadError> {
         if !self.fill(PREFIX_LEN)? {
             return Ok(None);
@@ -208,7 +210,7 @@ impl MessageReader {
         Ok(self.buffer.len() >= len)
     }
 
-    /// The length in the prefix, once it is there.
+    /// Returns the length in the prefix, once the prefix has arrived.
     fn length(&self) -> Result<Option<usize>, ReadError> {
         let Some(&[_, a, b, c, d]) = self.buffer.first_chunk::<PREFIX_LEN>() else { return Ok(None) };
         let len = u32::from_be_bytes([a, b, c, d]) as usize;
@@ -231,7 +233,8 @@ fn unsnappy(body: &[u8], limit: usize) -> Result<Bytes, ReadError> {
 
 /// The answer to a call.
 ///
-/// As with grpc-go, its headers go out with the first message; a call that ends without one is answered by trailers only.
+/// As in grpc-go, its headers go out with the first message. A call that ends without a message is answered by trailers
+/// alone.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     respond: SendResponse<Bytes>,
@@ -248,8 +251,8 @@ impl Outgoing {
         self.encoding
     }
 
-    /// Sends `bytes`, which need not be a sound message, in DATA frames of at most `frame_len` bytes; returns once the last
-    /// of them has been taken by the flow-control window.
+    /// Sends `bytes`, which need not be a valid message, in DATA frames of at most `frame_len` bytes. It returns once
+    /// the flow-control window has taken the last of them.
     pub(crate) async fn send(&mut self, mut bytes: Bytes, frame_len: usize) -> Result<(), h2::Error> {
         let stream = match &mut self.stream {
             Some(stream) => stream,
@@ -258,7 +261,7 @@ impl Outgoing {
         while bytes.has_remaining() {
             let want = bytes.len().min(frame_len);
             stream.reserve_capacity(want);
-            // `poll_capacity` speaks of growth only: what was granted before must be used first.
+            // `poll_capacity` reports growth only, so what was granted before has to be used first.
             if stream.capacity() == 0 {
                 match poll_fn(|cx| stream.poll_capacity(cx)).await {
                     Some(granted) => _ = granted?,
@@ -289,7 +292,8 @@ impl Outgoing {
         }
     }
 
-    /// Ends the call with an HTTP status and no gRPC, as a proxy in between would; a reset when it has been answered already.
+    /// Ends the call with an HTTP status and no gRPC, as a proxy in between would. If the call has been answered
+    /// already, it resets it.
     pub(crate) fn finish_as_proxy(mut self, status: StatusCode) -> Result<(), h2::Error> {
         if self.stream.is_some() {
             self.reset(Reason::INTERNAL_ERROR);
@@ -300,7 +304,7 @@ impl Outgoing {
         self.respond.send_response(response, true).map(drop)
     }
 
-    /// RST_STREAM.
+    /// Resets the call with RST_STREAM.
     pub(crate) fn reset(mut self, reason: Reason) {
         match &mut self.stream {
             Some(stream) => stream.send_reset(reason),

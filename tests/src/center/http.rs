@@ -1,4 +1,4 @@
-//! The HTTP port: AgentCenter's routes for its manager, and service discovery's one for agents.
+//! The HTTP port: AgentCenter's routes for its manager, and the route of service discovery for agents.
 
 use super::auth::{self, AccessKey};
 use super::config::{CommandRequest, ResetRequest};
@@ -31,7 +31,7 @@ const MAX_BODY: usize = 16 << 20;
 /// How long a client may take over the head of its request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a command may wait for its agent: 2 s to be handed over and 2 s to be sent, as AgentCenter has it.
+/// The longest that a command may wait for its agent. AgentCenter allows 2 s to hand it over and 2 s to send it.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(4);
 
 const SUCCESS: u32 = 0;
@@ -39,7 +39,7 @@ const AUTH_FAILED: u32 = 1;
 const PARAM_INVALID: u32 = 2;
 const OTHER: u32 = 3;
 
-/// One address of a service, as service discovery tells it.
+/// One address of a service, as service discovery lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Instance {
     /// The service: `hids_svr_grpc` or `hids_svr_http`.
@@ -48,7 +48,7 @@ pub struct Instance {
     pub ip: String,
     /// A port.
     pub port: u16,
-    /// 0 when refreshed lately, up to 4 when nearly given up.
+    /// 0 for an instance that was refreshed lately, up to 4 for one that is nearly given up.
     pub status: u8,
     /// Seconds since 1970.
     pub create_at: u64,
@@ -77,7 +77,7 @@ impl Instance {
     }
 }
 
-/// Answers for ever; over TLS where there is an acceptor.
+/// Answers requests until the center ends, over TLS if there is an acceptor.
 pub(crate) async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     loop {
         let tcp = match listener.accept().await {
@@ -168,7 +168,7 @@ async fn command(body: &[u8], shared: &Shared) -> Response<Full<Bytes>> {
     }
 }
 
-/// Ends streams as AgentCenter does, which to the agent is an orderly end. The answer's data is the ids.
+/// Ends streams as AgentCenter does, which the agent sees as an orderly end. The answer's data is the ids.
 fn conn_reset(body: &[u8], shared: &Shared) -> Response<Full<Bytes>> {
     let request: ResetRequest = match serde_json::from_slice(body) {
         Ok(request) => request,
@@ -186,7 +186,7 @@ fn conn_reset(body: &[u8], shared: &Shared) -> Response<Full<Bytes>> {
     success(ids.into())
 }
 
-/// Any order: the standard library's hashing is seeded anew each time.
+/// Shuffles. The standard library seeds its hashes anew each time, so any order will come up.
 fn shuffle(ids: &mut [String]) {
     use std::hash::{BuildHasher, RandomState};
     let seed = RandomState::new();

@@ -1,8 +1,8 @@
-//! An AgentCenter: the server that Elkeid's agents connect to, in so far as an agent can tell.
+//! An AgentCenter, the server that Elkeid's agents connect to. An agent cannot tell it from the real one.
 //!
 //! [`Center::start`] runs one on threads of its own; a test then configures it, waits for what it wants to see
 //! ([`Center::wait_for`], or [`Center::wait_until`] in async code), and makes it fail in the way under test ([`Fault`],
-//! [`Pace`]). It keeps counts of everything it receives, not the things themselves: who wants those reads along
+//! [`Pace`]). It counts everything that it receives and keeps none of it. A test that wants the records reads along
 //! ([`Center::observe`], [`Center::subscribe`]) or has them written as JSON lines ([`RecordsTo`]).
 //!
 //! There is no database, no message queue and no manager behind it: configuration and commands come from a test or over the
@@ -48,40 +48,42 @@ use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::sync::oneshot;
 
-/// How long a command of a test may wait for its agent: a long one goes through a small window, on a busy machine.
+/// The longest that a test's command may wait for its agent. A long command may have to go through a small window, on a
+/// busy machine.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 
-/// What a center is to be.
+/// The settings of a center.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where agents connect. Port 0 takes any that is free.
+    /// The address that agents connect to. Port 0 takes any free port.
     pub listen: SocketAddr,
-    /// Where the HTTP port is. Port 0 takes any that is free.
+    /// The address of the HTTP port. Port 0 takes any free port.
     pub http: SocketAddr,
     /// The directory of `ca.crt`, `server.crt` and `server.key`.
     pub certs: PathBuf,
-    /// What agents can choose from by ALPN: AgentCenter has h2, and without it no agent comes in.
+    /// The protocols that the center offers by ALPN. AgentCenter offers h2, and without it no agent gets in.
     pub alpn: Vec<Vec<u8>>,
-    /// The versions of TLS that agents can choose from.
+    /// The versions of TLS that the center offers.
     pub tls_versions: &'static [&'static SupportedProtocolVersion],
-    /// Whether the HTTP port speaks TLS, with the same server certificate and no client's.
+    /// True if the HTTP port speaks TLS, with the same server certificate and without a client's.
     pub http_tls: bool,
-    /// Who may use the HTTP port; everybody, when there is none.
+    /// The key that requests to the HTTP port have to be signed with. Without one, everybody may use the port.
     pub access_key: Option<AccessKey>,
-    /// Transfer streams at a time.
+    /// The most Transfer streams at a time.
     pub conn_limit: usize,
-    /// Longest message in bytes, as it comes and as it decodes.
+    /// The longest message in bytes, both as it arrives and decompressed.
     pub message_limit: usize,
     /// What every agent should run; see [`Center::set_configs`].
     pub configs: Option<Vec<Config>>,
     /// Where records are written as JSON lines, if anywhere.
     pub records: Option<RecordsTo>,
-    /// Where uploads go; without it they fail.
+    /// The directory for uploads. Without one they fail.
     pub upload_dir: Option<PathBuf>,
 }
 
 impl Options {
-    /// AgentCenter's limits, any free ports of the loopback interface, nothing configured, nothing written.
+    /// AgentCenter's limits and any free ports of the loopback interface. Nothing is configured, and nothing is
+    /// written.
     pub fn new(certs: impl Into<PathBuf>) -> Self {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         Self {
@@ -101,7 +103,7 @@ impl Options {
     }
 }
 
-/// A running AgentCenter. Dropping it ends it like SIGKILL: every connection is closed where it stands.
+/// A running AgentCenter. Dropping it ends it like SIGKILL: it closes every connection at once.
 #[derive(Debug)]
 pub struct Center {
     shared: Arc<Shared>,
@@ -113,18 +115,19 @@ pub struct Center {
 }
 
 impl Center {
-    /// Starts a center; it listens when this returns.
+    /// Starts a center, which listens when this returns.
     ///
     /// # Errors
-    /// When a certificate, an address or the file for records is not to be had.
+    /// When a certificate cannot be read, an address cannot be bound or the file for records cannot be created.
     pub fn start(options: Options) -> io::Result<Self> {
         Self::start_observed(options, |_| {})
     }
 
-    /// The same with an observer that misses nothing: agents may be dialling already. See [`Center::observe`].
+    /// Starts a center with an observer. Agents may dial at once, and this way the observer misses nothing. See
+    /// [`Center::observe`].
     ///
     /// # Errors
-    /// When a certificate, an address or the file for records is not to be had.
+    /// When a certificate cannot be read, an address cannot be bound or the file for records cannot be created.
     pub fn start_observed(
         mut options: Options,
         observer: impl FnMut(&Arc<Batch>) + Send + 'static,
@@ -156,9 +159,10 @@ impl Center {
             runtime.spawn(http::accept(listener(http)?, http_tls, Arc::clone(&shared)));
         }
         let (stop, stopped) = oneshot::channel::<()>();
-        // A runtime may not be dropped in async code, where a test may well drop its center: it gets a thread to end on.
+        // A test may drop its center in async code, and a runtime must not be dropped there. The runtime therefore ends
+        // on a thread of its own.
         let runner = std::thread::Builder::new().name("center-main".into()).spawn(move || {
-            // The sender is never used, only dropped.
+            // This waits until the sender is dropped. Nothing is ever sent.
             _ = runtime.block_on(stopped);
         })?;
         Ok(Self { shared, runtime: handle, stop: Some(stop), runner: Some(runner), writer })
@@ -173,25 +177,25 @@ impl Center {
         options
     }
 
-    /// Where agents connect.
+    /// Returns the address that agents connect to.
     pub fn grpc_addr(&self) -> SocketAddr {
         self.shared.options.listen
     }
 
-    /// Where the HTTP port is.
+    /// Returns the address of the HTTP port.
     pub fn http_addr(&self) -> SocketAddr {
         self.shared.options.http
     }
 
-    /// Looks at what the center knows. Agents wait meanwhile.
+    /// Calls `look` with what the center knows. Agents wait meanwhile.
     pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         self.shared.read(look)
     }
 
-    /// Blocks until `condition` holds. It is tried at once and after every change; `what` says what is waited for.
+    /// Blocks until `condition` holds. It checks at once and after every change. `what` says what it waits for.
     ///
     /// # Errors
-    /// When it does not come to hold within `within`.
+    /// When it does not hold before `within` has passed.
     pub fn wait_for(
         &self,
         what: &str,
@@ -204,10 +208,10 @@ impl Center {
         if waited.timed_out() { Err(TimedOut::new(what, within, &state)) } else { Ok(()) }
     }
 
-    /// The same for async code.
+    /// Waits until `condition` holds, in async code.
     ///
     /// # Errors
-    /// When it does not come to hold within `within`.
+    /// When it does not hold before `within` has passed.
     pub async fn wait_until(
         &self,
         what: &str,
@@ -224,7 +228,7 @@ impl Center {
                 version.changed().await.expect("the center has the sender");
             }
         };
-        // The caller's runtime may be without a clock of its own.
+        // The caller's runtime may have no timer, so this uses the center's.
         let deadline = {
             let _inside = self.runtime.enter();
             tokio::time::sleep(within)
@@ -242,7 +246,8 @@ impl Center {
         self.shared.observe(always(observer));
     }
 
-    /// Every message from now on. They are kept in memory until they are received, or the receiver is dropped.
+    /// Returns a receiver of every message from now on. They stay in memory until they are received, or the receiver is
+    /// dropped.
     pub fn subscribe(&self) -> std_mpsc::Receiver<Arc<Batch>> {
         let (sender, receiver) = std_mpsc::channel();
         self.shared.observe(move |batch| sender.send(Arc::clone(batch)).is_ok());
@@ -254,19 +259,19 @@ impl Center {
         let (done, receiver) = oneshot::channel();
         let (shared, agent_id) = (Arc::clone(&self.shared), agent_id.to_owned());
         self.runtime.spawn(async move {
-            // Who asked may not care.
+            // Whoever asked may have dropped the receiver.
             _ = done.send(shared.command(&agent_id, command, COMMAND_DEADLINE).await);
         });
         Delivery(receiver)
     }
 
-    /// What every agent should run from now on that has nothing of its own set: pushed once a stream, at its first record
-    /// 1000. An empty list is pushed like any other; `None` pushes nothing.
+    /// Sets what every agent should run from now on, unless it has a configuration of its own. The center pushes it
+    /// once a stream, at the first record 1000. It pushes an empty list like any other; `None` pushes nothing.
     pub fn set_configs(&self, configs: Option<Vec<Config>>) {
         lock(&self.shared.configs).default = configs;
     }
 
-    /// The same for one agent; `None` lets [`Center::set_configs`] decide again.
+    /// Sets what one agent should run. `None` lets [`Center::set_configs`] decide again.
     pub fn set_configs_for(&self, agent_id: &str, configs: Option<Vec<Config>>) {
         let mut all = lock(&self.shared.configs);
         match configs {
@@ -275,34 +280,35 @@ impl Center {
         }
     }
 
-    /// What service discovery knows of `name`: by default this center, as `hids_svr_grpc` and `hids_svr_http`.
+    /// Sets what service discovery lists for `name`. By default it lists this center as `hids_svr_grpc` and
+    /// `hids_svr_http`.
     pub fn set_registry(&self, name: &str, instances: Vec<Instance>) {
         lock(&self.shared.registry).insert(name.to_owned(), instances);
     }
 
-    /// How messages are taken from now on, on open streams as well.
+    /// Sets how fast messages are taken from now on, on open streams as well.
     pub fn set_pace(&self, pace: Pace) {
         self.shared.pace.send_replace(pace);
     }
 
-    /// Has the connection closed without a word over each message for which `deadly` says so: nothing of it is taken, as if the
-    /// server had crashed when it read it.
+    /// Closes the connection without a word at each message for which `deadly` returns true. The center takes nothing
+    /// of that message, as if it had crashed while reading it.
     pub fn die_of(&self, deadly: impl FnMut(&Batch) -> bool + Send + 'static) {
         self.shared.die_of(deadly);
     }
 
-    /// Has something go wrong on the open stream of an agent; `false` when it has none.
+    /// Injects a fault into the open stream of an agent. Returns false when the agent has none.
     pub fn inject(&self, agent_id: &str, fault: Fault) -> bool {
         self.shared.inject(agent_id, fault)
     }
 
-    /// Has something go wrong on the next Transfer stream that is opened, before anything else happens on it. Called more
-    /// than once, each stream gets one, in this order.
+    /// Injects a fault into the next Transfer stream that is opened, before anything else happens on it. If it is
+    /// called more than once, each stream gets one fault, in this order.
     pub fn on_next_stream(&self, fault: Fault) {
         lock(&self.shared.faults).push_back(fault);
     }
 
-    /// Has something go wrong on the next upload; called more than once, each gets one, in this order.
+    /// Injects a fault into the next upload. If it is called more than once, each upload gets one fault, in this order.
     pub fn on_next_upload(&self, fault: UploadFault) {
         lock(&self.shared.upload_faults).push_back(fault);
     }
@@ -312,13 +318,13 @@ impl Drop for Center {
     fn drop(&mut self) {
         drop(self.stop.take());
         join(self.runner.take());
-        // The streams' senders went with the runtime; without this last one the writer ends.
+        // The streams' senders are gone with the runtime. The writer ends once this last one is dropped.
         drop(lock(&self.shared.lines).take());
         join(self.writer.take());
     }
 }
 
-/// An observer that never has enough.
+/// Turns a closure into an observer that stays for ever.
 fn always(mut observer: impl FnMut(&Arc<Batch>)) -> impl FnMut(&Arc<Batch>) -> bool {
     move |batch| {
         observer(batch);
@@ -328,12 +334,12 @@ fn always(mut observer: impl FnMut(&Arc<Batch>)) -> impl FnMut(&Arc<Batch>) -> b
 
 fn join(thread: Option<JoinHandle<()>>) {
     if let Some(thread) = thread {
-        // One that panicked has said so.
+        // A thread that panicked has already printed why.
         _ = thread.join();
     }
 }
 
-/// A command on its way: await it, or [`Delivery::wait`] for it. Dropping it does not call it back.
+/// A command on its way. Await it, or call [`Delivery::wait`]. Dropping it does not cancel the command.
 #[derive(Debug)]
 #[must_use = "a command may fail to go out"]
 pub struct Delivery(oneshot::Receiver<Result<(), CommandError>>);
@@ -359,7 +365,7 @@ impl Future for Delivery {
     }
 }
 
-/// Something did not happen in time. Says what, and what the center saw instead.
+/// Something did not happen in time. The text says what, and what the center saw instead.
 #[derive(Clone)]
 pub struct TimedOut {
     text: String,

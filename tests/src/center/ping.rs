@@ -1,8 +1,8 @@
-//! The rule that a client may not ping too often, kept by watching frames pass between TLS and h2.
+//! The rule that a client may not ping too often. It is enforced by watching the frames between TLS and h2.
 //!
-//! h2 answers pings by itself and shows them to nobody, so [`PingWatch`] reads the 9-byte frame headers (RFC 9113, section
-//! 4.1) of both directions. A client that breaks the rule gets what grpc-go gives it: GOAWAY with ENHANCE_YOUR_CALM and
-//! `too_many_pings`, and the end of the connection.
+//! h2 answers pings by itself and shows them to nobody. [`PingWatch`] therefore reads the 9-byte frame headers (RFC
+//! 9113, section 4.1) of both directions. A client that breaks the rule gets what grpc-go gives it: GOAWAY with
+//! ENHANCE_YOUR_CALM and `too_many_pings`, and the end of the connection.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,17 +13,17 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-/// Pings closer together than this are strikes (AgentCenter's keepalive enforcement).
+/// A ping sooner than this after the last one is a strike (AgentCenter's keepalive enforcement).
 pub(crate) const MIN_PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The strike after this many ends the connection (grpc-go's constant).
 const MAX_STRIKES: u32 = 2;
 
-/// How long a connection that is being closed may still talk: closing at once would have the kernel answer with a reset,
-/// and that can overtake the GOAWAY.
+/// How long a connection that is being closed stays open for reading. If it were closed at once, the kernel would
+/// answer with a reset, which can overtake the GOAWAY.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// GOAWAY's debug data, and the error that the connection ends with on this side.
+/// GOAWAY's debug data, and the text of the error that ends the connection on this side.
 pub(crate) const TOO_MANY_PINGS: &str = "too_many_pings";
 
 const DATA: u8 = 0;
@@ -42,7 +42,7 @@ struct PingRule {
 }
 
 impl PingRule {
-    /// A ping came; whether it is one too many.
+    /// Counts a ping. Returns true if it is one too many.
     fn ping(&mut self, now: Instant) -> bool {
         let last = self.last.replace(now);
         if std::mem::take(&mut self.forgiven) {
@@ -55,7 +55,7 @@ impl PingRule {
         self.strikes > MAX_STRIKES
     }
 
-    /// The server sent something of substance; its next ping is free, and strikes start anew.
+    /// Notes that the server sent HEADERS or DATA. The client's next ping is free then, and strikes start anew.
     fn forgive(&mut self) {
         self.forgiven = true;
     }
@@ -66,7 +66,7 @@ impl PingRule {
 struct FrameScanner {
     header: [u8; 9],
     have: usize,
-    /// Bytes to pass over before the next header.
+    /// Bytes to skip before the next header.
     skip: usize,
 }
 
@@ -97,7 +97,7 @@ impl FrameScanner {
         }
     }
 
-    /// How many bytes are sure to belong to the frame that has begun; none between frames.
+    /// Returns how many of the next bytes certainly belong to the frame that has begun: 0 between frames.
     fn owed(&self) -> usize {
         match self.have {
             0 => self.skip,
@@ -113,10 +113,10 @@ struct Frame {
     stream: u32,
 }
 
-/// What is left to do before the connection is gone.
+/// The stages of closing a connection.
 #[derive(Debug)]
 enum Farewell {
-    /// None: the rule holds.
+    /// The rule holds, and the connection stays open.
     No,
     Write {
         frame: Vec<u8>,
@@ -127,7 +127,7 @@ enum Farewell {
     Done,
 }
 
-/// Frames that a test slips in between those that h2 writes, with which they leave.
+/// Frames that a test slips in between those that h2 writes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Aside(Arc<Mutex<VecDeque<u8>>>);
 
@@ -137,7 +137,7 @@ impl Aside {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(frames);
     }
 
-    /// Writes what there is as far as the transport takes it; ready when nothing is left.
+    /// Writes as much as the transport takes. It is ready when nothing is left.
     fn poll_write<T: AsyncWrite + Unpin>(&self, io: &mut T, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         while !bytes.is_empty() {
@@ -148,7 +148,7 @@ impl Aside {
     }
 }
 
-/// A transport whose reader may not ping too often.
+/// A transport whose peer may not ping too often.
 #[derive(Debug)]
 pub(crate) struct PingWatch<T> {
     io: T,
@@ -176,7 +176,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> PingWatch<T> {
         }
     }
 
-    /// Says goodbye step by step; never ready with success.
+    /// Closes the connection step by step. It never ends with success.
     fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         loop {
             let done = match &mut self.farewell {
@@ -228,7 +228,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for PingWatch<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !matches!(this.farewell, Farewell::No) {
-            // The writer, which h2 polls from the same task, is busy saying goodbye and reads what still comes.
+            // The writer, which h2 polls from the same task, is closing the connection and reads what still arrives.
             return Poll::Pending;
         }
         let before = buf.filled().len();
@@ -240,7 +240,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for PingWatch<T> {
             _ => {}
         });
         if struck_out {
-            // h2 has the ping now and will write its answer: the next write finds this and acts on it.
+            // h2 has the ping now and will write its answer. The next write finds the flag set here and acts on it.
             this.farewell = Farewell::Write { frame: goaway(this.last_stream), sent: 0 };
         }
         Poll::Ready(Ok(()))

@@ -1,7 +1,7 @@
-//! What agents send, as the center keeps it and as it writes it down.
+//! What agents send, as the center takes it apart and as it writes it down.
 //!
-//! A message is taken apart into its records without copying or decoding their payloads; only who asks for a payload's
-//! fields, or for JSON lines, pays for them.
+//! The center splits a message into its records without copying or decoding their payloads. Only a test that asks for a
+//! payload's fields, or for JSON lines, pays for decoding.
 
 use super::Upload;
 use bytes::Bytes;
@@ -32,7 +32,7 @@ pub struct Batch {
     pub index: u64,
     /// When it was taken, in seconds since 1970.
     pub svr_time: u64,
-    /// Bytes on the wire: as compressed as it came, and 5 for the prefix.
+    /// Bytes on the wire: the message as compressed, and 5 for the prefix.
     pub wire_len: usize,
     /// Bytes after decompression.
     pub decoded_len: usize,
@@ -40,13 +40,13 @@ pub struct Batch {
     pub data: PackagedData,
 }
 
-/// The message `grpc.PackagedData` whose payloads share the memory of the message they came in.
+/// The message `grpc.PackagedData`. Its payloads share the memory of the message that they arrived in.
 #[derive(Clone, PartialEq, Message)]
 pub struct PackagedData {
     /// The records in the order of the message.
     #[prost(message, repeated, tag = "1")]
     pub records: Vec<Record>,
-    /// Who says that it sends them; the stream goes by the id of its first message.
+    /// The id in this message. The stream goes by the id of its first message.
     #[prost(string, tag = "2")]
     pub agent_id: String,
     /// Private IPv4 addresses.
@@ -75,19 +75,19 @@ pub struct PackagedData {
 /// The message `grpc.EncodedRecord`.
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct Record {
-    /// What it is about.
+    /// The data type.
     #[prost(int32, tag = "1")]
     pub data_type: i32,
     /// Seconds since 1970, by the host's clock.
     #[prost(int64, tag = "2")]
     pub timestamp: i64,
-    /// A serialized `grpc.Payload`, or so one hopes.
+    /// A serialized `grpc.Payload`, unless the agent made a mistake.
     #[prost(bytes = "bytes", tag = "3")]
     pub data: Bytes,
 }
 
 impl Record {
-    /// The payload's fields.
+    /// Decodes the payload's fields.
     ///
     /// # Errors
     /// When the payload is not a `grpc.Payload`.
@@ -101,21 +101,21 @@ impl Record {
 pub enum RecordsTo {
     /// Standard output.
     Stdout,
-    /// This file, which is created, or emptied.
+    /// This file, which is created or truncated.
     File(PathBuf),
 }
 
-/// Messages that may wait for the writer before their streams are made to wait.
+/// The most messages that are queued for the writer. Streams wait beyond that.
 const WAITING_MESSAGES: usize = 16;
 
-/// Something to write down.
+/// A line to write.
 #[derive(Debug)]
 pub(crate) enum Line {
     Batch(Arc<Batch>),
     Upload(Upload),
 }
 
-/// Starts the thread that writes JSON lines. It ends when every sender is gone.
+/// Starts the thread that writes JSON lines. The thread ends when every sender is gone.
 pub(crate) fn start_writer(to: &RecordsTo) -> io::Result<(mpsc::Sender<Line>, JoinHandle<()>)> {
     let output: Box<dyn Write + Send> = match to {
         RecordsTo::Stdout => Box::new(io::stdout()),
@@ -124,7 +124,7 @@ pub(crate) fn start_writer(to: &RecordsTo) -> io::Result<(mpsc::Sender<Line>, Jo
     let (sender, receiver) = mpsc::channel(WAITING_MESSAGES);
     let thread = std::thread::Builder::new().name("center-records".into()).spawn(move || {
         if let Err(error) = write_lines(receiver, output) {
-            // A pipe that was closed on the other side is the reader's way of having enough.
+            // A reader that has enough closes its end of the pipe, so that is no error.
             log::warn!("no more records are written: {error}");
         }
     })?;
@@ -181,7 +181,8 @@ fn write_record(output: &mut impl Write, batch: &Batch, record: &Record) -> io::
     write_json(output, &line)
 }
 
-/// What AgentCenter itself tells the manager about an upload, in the shape of a record; the call does not say whose it is.
+/// What AgentCenter itself reports to the manager about an upload, in the shape of a record. The call does not say
+/// which agent's it is.
 fn upload_line(upload: &Upload) -> RecordLine<'static> {
     let fields = [
         ("token", upload.token.clone()),

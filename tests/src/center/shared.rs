@@ -1,4 +1,4 @@
-//! What the tasks of one center share: the state, who waits for it to change, and what tests have set.
+//! What the tasks of one center share: the state, those who wait for it to change, and what tests have set.
 
 use super::fault::{Fault, Pace, UploadFault};
 use super::records::{Batch, Line};
@@ -16,7 +16,7 @@ pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) tokens: Semaphore,
     pub(super) state: Mutex<State>,
-    /// Who waits for a change of the state: in threads, and in tasks.
+    /// Wakes those who wait for a change of the state, in threads and in tasks.
     pub(super) changed: Condvar,
     pub(super) version: watch::Sender<()>,
     pub(super) pace: watch::Sender<Pace>,
@@ -29,10 +29,10 @@ pub(super) struct Shared {
     pub(super) lines: Mutex<Option<mpsc::Sender<Line>>>,
 }
 
-/// Returns whether it wants to be called again.
+/// Returns true if it wants to be called again.
 type Observer = Box<dyn FnMut(&Arc<Batch>) -> bool + Send>;
 
-/// Says whether the center's connection ends over a message.
+/// Returns true for a message that ends its connection.
 type Deadly = Box<dyn FnMut(&Batch) -> bool + Send>;
 
 #[derive(Debug, Default)]
@@ -66,7 +66,7 @@ impl Shared {
         look(&lock(&self.state))
     }
 
-    /// Changes the state and wakes who waits for that.
+    /// Changes the state and wakes those who wait for a change.
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let changed = change(&mut lock(&self.state));
         self.changed.notify_all();
@@ -74,7 +74,7 @@ impl Shared {
         changed
     }
 
-    /// Says something, to the log and to who looks at the state.
+    /// Adds a line to the log, both on standard error and in the state.
     pub(super) fn note(&self, line: String) {
         log::info!("{line}");
         self.change(|state| state.note(line));
@@ -92,23 +92,23 @@ impl Shared {
         lock(&self.deadly).as_mut().is_some_and(|deadly| deadly(batch))
     }
 
-    /// Passes a message on to all who want it, and counts it.
+    /// Passes a message on to all observers, and counts it.
     pub(super) async fn take(&self, agent_id: &str, batch: Arc<Batch>) {
         lock(&self.observers).retain_mut(|observer| observer(&batch));
         self.write(Line::Batch(Arc::clone(&batch))).await;
         self.change(|state| state.take(agent_id, &batch));
     }
 
-    /// Has a line written, waiting while too many others do.
+    /// Queues a line for the writer, and waits while the queue is full.
     pub(super) async fn write(&self, line: Line) {
         let lines = lock(&self.lines).clone();
         if let Some(lines) = lines {
-            // The writer has said why it is gone.
+            // The writer has already said why it is gone.
             _ = lines.send(line).await;
         }
     }
 
-    /// Has a command sent, waiting for so long at most until the agent has taken it.
+    /// Sends a command and waits until the agent has taken it, at most this long.
     pub(super) async fn command(&self, agent_id: &str, command: Command, within: Duration) -> Result<(), CommandError> {
         let (done, sent) = oneshot::channel();
         if !self.order(agent_id, Order::Command(command, done)) {
@@ -148,7 +148,7 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// An observer that panics fails its test; that is no reason for the center to go down with it.
+/// An observer that panics fails its test. The center goes on.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! What the center knows, for tests to look at and for the HTTP port to tell.
+//! What the center knows. Tests look at it, and the HTTP port reports it.
 
 use super::records::{AGENT_HEARTBEAT, Batch, PLUGIN_HEARTBEAT, Record};
 use super::transfer::Live;
@@ -13,13 +13,13 @@ const LOG_LINES: usize = 200;
 /// Everything that the center has seen since it started.
 #[derive(Debug, Default)]
 pub struct State {
-    /// Every agent that ever sent a first message, by the id in it, connected or not.
+    /// Every agent that ever sent a first message, by the id in that message, connected or not.
     pub agents: BTreeMap<String, Agent>,
-    /// Every file that came in, in the order of their ends.
+    /// Every uploaded file, in the order in which the uploads ended.
     pub uploads: Vec<Upload>,
     /// Counts over all agents.
     pub totals: Totals,
-    /// The latest of what the center had to say, at most 200 lines.
+    /// The center's latest log lines, at most 200.
     pub log: VecDeque<String>,
     pub(crate) live: BTreeMap<String, Live>,
 }
@@ -29,13 +29,13 @@ pub struct State {
 pub struct Totals {
     /// TCP connections accepted.
     pub connections: u64,
-    /// Connections that did not come through TLS or the HTTP/2 preface.
+    /// Connections that failed in TLS or the HTTP/2 preface.
     pub failed_handshakes: u64,
-    /// Transfer streams opened, refused ones among them.
+    /// Transfer streams opened, including those that were refused.
     pub streams: u64,
-    /// Transfer streams refused for want of a token.
+    /// Transfer streams refused because the connection limit was reached.
     pub out_of_tokens: u64,
-    /// Transfer streams refused because their agent was connected.
+    /// Transfer streams refused because their agent was connected already.
     pub conflicts: u64,
     /// Transfer streams ended because of a message that could not be taken.
     pub bad_messages: u64,
@@ -46,19 +46,19 @@ pub struct Totals {
 /// What is known of one agent.
 #[derive(Debug, Clone, Default)]
 pub struct Agent {
-    /// Whether a stream of its is open.
+    /// True while it has an open stream.
     pub connected: bool,
-    /// Where its latest stream came from.
+    /// The peer address of its latest stream.
     pub peer: Option<SocketAddr>,
     /// Streams accepted.
     pub streams: u64,
     /// Messages taken, over all streams.
     pub messages: u64,
-    /// Their bytes as they came, with their prefixes.
+    /// Bytes of these messages on the wire, with their prefixes.
     pub wire_bytes: u64,
-    /// Their bytes after decompression.
+    /// Bytes of these messages after decompression.
     pub decoded_bytes: u64,
-    /// Commands sent to it: configuration, tasks, and what a test injected as a command.
+    /// Commands sent to it: configuration, tasks, and commands that a test injected.
     pub commands: u64,
     /// Records by data type.
     pub counts: BTreeMap<i32, Count>,
@@ -79,44 +79,44 @@ pub struct Count {
     pub bytes: u64,
 }
 
-/// A heartbeat as it came.
+/// A heartbeat.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Heartbeat {
     /// The payload's fields.
     pub fields: BTreeMap<String, String>,
     /// When it came, in seconds since 1970.
     pub at: u64,
-    /// The addresses, name and product that came with it, under AgentCenter's names.
+    /// The addresses, name and product in the same message, under AgentCenter's names.
     pub host: BTreeMap<&'static str, Value>,
 }
 
-/// A file that came in.
+/// An uploaded file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upload {
-    /// As the first message had it.
+    /// The token of its first message.
     pub token: String,
-    /// Where the file is.
+    /// The path at which the center has stored it.
     pub path: PathBuf,
     /// Its length in bytes.
     pub len: u64,
     /// What went wrong, if anything.
     pub error: Option<String>,
-    /// When it ended, in seconds since 1970.
+    /// When the upload ended, in seconds since 1970.
     pub svr_time: u64,
 }
 
 impl State {
-    /// What is known of an agent; all zeros when it was never seen.
+    /// Returns what is known of an agent: all zeros if it was never seen.
     pub fn agent(&self, id: &str) -> Agent {
         self.agents.get(id).cloned().unwrap_or_default()
     }
 
-    /// How many records of a data type an agent has sent.
+    /// Returns how many records of a data type an agent has sent.
     pub fn records(&self, agent_id: &str, data_type: i32) -> u64 {
         self.agents.get(agent_id).map_or(0, |agent| agent.records(data_type))
     }
 
-    /// The ids of the connected agents.
+    /// Returns the ids of the connected agents.
     pub fn connected(&self) -> impl Iterator<Item = &str> {
         self.live.keys().map(String::as_str)
     }
@@ -146,12 +146,12 @@ impl State {
 }
 
 impl Agent {
-    /// How many records of a data type it has sent.
+    /// Returns how many records of a data type it has sent.
     pub fn records(&self, data_type: i32) -> u64 {
         self.counts.get(&data_type).map_or(0, |count| count.records)
     }
 
-    /// How many records it has sent.
+    /// Returns how many records it has sent.
     pub fn all_records(&self) -> u64 {
         self.counts.values().map(|count| count.records).sum()
     }
@@ -176,7 +176,7 @@ impl Agent {
         }
     }
 
-    /// The agent as `/conn/stat` tells of it.
+    /// Returns the agent as `/conn/stat` reports it.
     pub fn stat(&self) -> Value {
         let agent_info = self.heartbeat.as_ref().map_or_else(Map::new, |heartbeat| {
             let mut info = heartbeat.info(&TEXT_OF_AGENT);
@@ -205,7 +205,7 @@ impl Heartbeat {
     }
 }
 
-/// The finite number that a text is, written without a fraction where it has none: so Go writes what it parsed as float64.
+/// Returns the finite number that a text holds, as Go writes a float64: without a fraction if it has none.
 fn number(text: &str) -> Option<Number> {
     const EXACT: f64 = (1_u64 << 53) as f64;
     let value: f64 = text.parse().ok()?;

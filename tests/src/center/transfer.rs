@@ -1,7 +1,7 @@
 //! `/grpc.Transfer/Transfer`: records up, commands down, by AgentCenter's rules.
 //!
-//! Both directions of a stream run beside each other; the first to end ends the stream. As with AgentCenter, every such end
-//! reaches the agent as status OK; only the limit of connections and a taken id are told as errors.
+//! Both directions of a stream run concurrently, and the first that ends ends the stream. As with AgentCenter, the
+//! agent then sees status OK. It sees an error only for the connection limit and for an id that is taken.
 
 use super::connection::{ConnectionHandle, ConnectionOrder};
 use super::fault::{Fault, Pace};
@@ -19,27 +19,27 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// An open stream, as others reach it.
+/// A handle on an open stream, for other tasks.
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) orders: mpsc::UnboundedSender<Order>,
 }
 
-/// What others can ask of an open stream.
+/// What other tasks can order an open stream to do.
 #[derive(Debug)]
 pub(crate) enum Order {
     Command(Command, oneshot::Sender<Result<(), CommandError>>),
     Fault(Fault),
 }
 
-/// Why a command did not go out.
+/// Why a command was not sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommandError {
     /// No agent of this id is connected.
     NotConnected(String),
     /// The stream ended or broke first.
     StreamEnded,
-    /// The agent's flow-control window was shut for too long; the command may still go out.
+    /// The agent's flow-control window stayed closed for too long. The command may still be sent later.
     NotTaken(Duration),
 }
 
@@ -80,7 +80,7 @@ pub(crate) async fn serve(
     let mut closed = connection.closed.clone();
     let ending = tokio::select! {
         ending = transfer.run(request.into_body(), encoding, &mut outgoing) => ending,
-        // An agent that is gone leaves its id at once, even while no message is being taken.
+        // When an agent is gone its id is free at once, even while the center takes no messages.
         _ = closed.changed() => Ending::Status(Status::ok()),
     };
     shared.note(format!("stream {stream} from {} ended: {ending:?}", connection.peer));
@@ -154,7 +154,7 @@ impl Transfer<'_> {
                         break;
                     }
                     registration.count_command();
-                    // Who asked may have gone away; the command is sent all the same.
+                    // Whoever asked may be gone. The command is sent all the same.
                     _ = done.send(Ok(()));
                 }
                 Order::Fault(fault) => {
@@ -167,7 +167,7 @@ impl Transfer<'_> {
         Ending::Status(Status::ok())
     }
 
-    /// Does what a test wants to go wrong; how the stream ends, if that ends it.
+    /// Carries out a fault. Returns how the stream ends, if the fault ends it.
     async fn misbehave(&self, fault: Fault, outgoing: &mut Outgoing) -> Option<Ending> {
         self.shared.note(format!("stream {}: {}", self.stream, name(&fault)));
         let fault = match fault.into_bytes(outgoing.encoding()) {
@@ -192,7 +192,7 @@ impl Transfer<'_> {
     }
 }
 
-/// A fault without the bytes that it may carry.
+/// Returns a fault's text for the log, without the bytes that it may carry.
 fn name(fault: &Fault) -> String {
     match fault {
         Fault::Bytes { bytes, frame_len } => format!("fault: {} bytes in frames of at most {frame_len}", bytes.len()),
@@ -212,7 +212,7 @@ struct Incoming<'a> {
 }
 
 impl Incoming<'_> {
-    /// The next message; nothing at the end, whatever the reason for it, which has been noted then.
+    /// Returns the next message, or `None` at the end. It has noted the reason for the end by then.
     async fn next(&mut self) -> Option<Arc<Batch>> {
         keep_pace(&mut self.pace).await;
         let message = match self.reader.next().await {
@@ -283,7 +283,7 @@ async fn keep_pace(pace: &mut watch::Receiver<Pace>) {
     }
 }
 
-/// An agent's id, taken for as long as this lives.
+/// An agent's id, which is taken for as long as this lives.
 struct Registration<'a> {
     shared: &'a Shared,
     agent_id: String,
@@ -291,7 +291,7 @@ struct Registration<'a> {
 }
 
 impl<'a> Registration<'a> {
-    /// Nothing when the id is taken.
+    /// Takes the id. Returns `None` if it is taken already.
     fn new(transfer: &Transfer<'a>, agent_id: String) -> Option<(Self, mpsc::UnboundedReceiver<Order>)> {
         let (orders, receiver) = mpsc::unbounded_channel();
         transfer.shared.change(|state| {

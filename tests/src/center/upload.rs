@@ -17,10 +17,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The error of an upload that a fault has ended.
+/// The error of an upload that an injected fault has ended.
 const BY_FAULT: &str = "reset by a fault";
 
-/// Longest file name made of a token, well below what file systems take.
+/// The longest file name that is made of a token, well below the limit of file systems.
 const MAX_NAME: usize = 128;
 
 /// Serves one upload to its end.
@@ -62,7 +62,7 @@ async fn receive(mut reader: MessageReader, dir: Option<&Path>, fault: Option<Up
     let outcome = receive_into(&mut upload, &mut reader, dir, fault).await;
     if let Err(error) = outcome {
         if !upload.path.as_os_str().is_empty() {
-            // Half a file is no use to anybody; that it cannot be removed is no worse than that it is there.
+            // Half a file is of no use, so it goes. If it cannot be removed, it does no harm either.
             _ = fs::remove_file(&upload.path);
         }
         upload.error = Some(error);
@@ -108,7 +108,7 @@ async fn next(reader: &mut MessageReader) -> Result<Option<FileUploadRequest>, S
     request.map(Some).map_err(|error| format!("a message of {len} bytes is no FileUploadRequest: {error}"))
 }
 
-/// A token as the name of a file in whatever directory: nothing of it leads anywhere else.
+/// Returns a token as a file name that cannot lead out of its directory.
 fn file_name(token: &str) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' };
     let name: String = token.chars().take(MAX_NAME).map(safe).collect();

@@ -1,8 +1,8 @@
-//! What breaks between an agent and its server, and either of them, made to break on purpose.
+//! Makes things break on purpose: the server, and what lies between an agent and it.
 //!
-//! What a server can do wrong on a stream is the embedded center's business ([`Fault`](crate::center::Fault)). In here are the
-//! things below and around it: a [`Proxy`] on the way, a [`Namespace`] whose packets can be made to vanish, and a [`Server`]
-//! that is a process of its own, to be stopped and killed.
+//! The embedded center does what a server can do wrong on a stream ([`Fault`](crate::center::Fault)). This module does
+//! what goes wrong below and around it: a [`Proxy`] on the way, a [`Namespace`] that drops packets, and a [`Server`]
+//! that is a process of its own and can be stopped and killed.
 
 mod names;
 mod namespace;

@@ -1,4 +1,4 @@
-//! A name server that answers, and fails to, as it is told.
+//! A name server that answers, or fails to answer, as it is told.
 
 use std::collections::HashMap;
 use std::fs;
@@ -21,7 +21,7 @@ pub enum Question {
     Aaaa,
 }
 
-/// What a question gets, whatever name it is about.
+/// The answer to every question, whatever name it asks about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply {
     /// This address.
@@ -40,8 +40,8 @@ pub enum Reply {
     Silence,
 }
 
-/// Seconds that a resolver waits for an answer. It is the most that there may be, so that whoever waits for one is told from a
-/// machine that is busy.
+/// Seconds that a resolver waits for an answer. It is the longest that resolv.conf allows, so that a test can tell an
+/// agent that waits for the resolver from a busy machine.
 pub const PATIENCE_S: u64 = 30;
 
 /// A running name server in a namespace. Dropping it ends it.
@@ -54,7 +54,7 @@ pub struct NameServer {
 }
 
 impl NameServer {
-    /// One on the namespace's loopback interface; `dir` is for the file that has a resolver ask it.
+    /// Starts one on the namespace's loopback interface. It writes a `resolv.conf` that names it into `dir`.
     ///
     /// # Panics
     /// When the port is taken or the directory cannot be written to.
@@ -72,13 +72,13 @@ impl NameServer {
         Self { replies, is_done, thread: Some(thread), resolv_conf }
     }
 
-    /// What questions get from now on.
+    /// Sets the answer to questions from now on.
     pub fn set(&self, a: Reply, aaaa: Reply) {
         let mut replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
         *replies = HashMap::from([(Question::A, a), (Question::Aaaa, aaaa)]);
     }
 
-    /// The words before a command that have it ask here.
+    /// Returns the words to put before a command, so that it asks this server.
     #[must_use]
     pub fn prefix(&self) -> [String; 6] {
         let script = r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#;
@@ -103,12 +103,12 @@ fn serve(socket: &UdpSocket, replies: &Mutex<HashMap<Question, Reply>>, is_done:
         let Ok((length, from)) = socket.recv_from(&mut question) else { continue };
         let asked = asked(&question[..length]);
         let reply = asked.and_then(|asked| replies.lock().unwrap_or_else(PoisonError::into_inner).get(&asked).copied());
-        // What cannot be sent is lost, as it may be.
+        // UDP may lose an answer, so a failure to send is one more lost packet.
         _ = answer(socket, from, &question[..length], reply.unwrap_or(Reply::Refused));
     }
 }
 
-/// The type of the one question of a message.
+/// Returns the type of a message's only question.
 fn asked(message: &[u8]) -> Option<Question> {
     match message.get(name_end(message)?..)?.first_chunk()? {
         [0, 1] => Some(Question::A),
@@ -117,7 +117,7 @@ fn asked(message: &[u8]) -> Option<Question> {
     }
 }
 
-/// Where the name of the first question ends (RFC 1035, section 4.1.2).
+/// Returns the offset at which the name of the first question ends (RFC 1035, section 4.1.2).
 fn name_end(message: &[u8]) -> Option<usize> {
     let mut at = 12;
     loop {
@@ -140,7 +140,7 @@ fn answer(socket: &UdpSocket, to: SocketAddr, question: &[u8], reply: Reply) -> 
     };
     let end = name_end(question).map_or(question.len(), |end| question.len().min(end + 4));
     let mut message = question[..end].to_vec();
-    // An answer, to a question that wanted recursion, which is there; one question, no additional records.
+    // Header: an answer, recursion was wanted and is available, one question, no additional records.
     message[2] = 0x81;
     message[3] = 0x80 | code;
     message[6..12].copy_from_slice(&[0, u8::from(address.is_some()), 0, 0, 0, 0]);
@@ -149,7 +149,7 @@ fn answer(socket: &UdpSocket, to: SocketAddr, question: &[u8], reply: Reply) -> 
         Some(IpAddr::V6(address)) => (28, address.octets().to_vec()),
         None => return socket.send_to(&message, to).map(drop),
     };
-    // The name is that of the question; class IN, a minute to live.
+    // Answer: the question's name, class IN, one minute to live.
     message.extend([0xc0, 12, 0, kind, 0, 1, 0, 0, 0, 60, 0]);
     message.push(u8::try_from(bytes.len()).expect("an address is short"));
     message.extend(bytes);

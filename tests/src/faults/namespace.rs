@@ -1,4 +1,4 @@
-//! A network of its own: a loopback interface on which packets can be made to vanish without a word.
+//! A network namespace whose loopback interface can silently drop packets.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -12,15 +12,15 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 /// A network namespace, for as long as this lives.
 #[derive(Debug)]
 pub struct Namespace {
-    /// A process that does nothing but be in it.
+    /// A process that does nothing but keep the namespace alive.
     holder: Child,
 }
 
 impl Namespace {
-    /// A fresh one, with nothing in it but loopback.
+    /// Creates a namespace with only a loopback interface.
     ///
     /// # Errors
-    /// Why there can be none here: it takes root, and `ip` and `nft`.
+    /// Why it cannot be created here: that needs root, `ip` and `nft`.
     pub fn new() -> Result<Self, String> {
         let hold = "ip link set lo up && nft list ruleset && echo ready && exec cat";
         let mut command = Command::new("unshare");
@@ -40,13 +40,13 @@ impl Namespace {
         }
     }
 
-    /// The words before a command that have it run in here.
+    /// Returns the words to put before a command, so that it runs in the namespace.
     #[must_use]
     pub fn prefix(&self) -> [String; 3] {
         ["nsenter".to_owned(), format!("--net=/proc/{}/ns/net", self.holder.id()), "--".to_owned()]
     }
 
-    /// Has every packet from and to this port vanish from now on.
+    /// Drops every packet from and to this port from now on.
     ///
     /// # Panics
     /// When nftables refuses.
@@ -55,7 +55,7 @@ impl Namespace {
         self.drop_packets(&format!("tcp dport {port} drop; tcp sport {port} drop"));
     }
 
-    /// Has packets to this port vanish that are longer than so many bytes, as they do on a path whose MTU is smaller than its
+    /// Drops packets to this port that are longer than this many bytes, as a path does whose MTU is smaller than its
     /// ends believe.
     ///
     /// # Panics
@@ -64,7 +64,7 @@ impl Namespace {
         self.drop_packets(&format!("tcp dport {} meta length > {bytes} drop", address.port()));
     }
 
-    /// Has packets vanish by these rules, which are put into the place of others.
+    /// Drops packets by these rules, which replace any others.
     ///
     /// # Panics
     /// When nftables refuses.
@@ -73,7 +73,7 @@ impl Namespace {
         self.nft(&format!("table inet faults {{}}; delete table inet faults; table inet faults {{ {chain}; }}\n"));
     }
 
-    /// Runs `work` on a thread that is in here; sockets that it opens stay in here.
+    /// Runs `work` on a thread in the namespace. Sockets that it opens stay in the namespace.
     ///
     /// # Panics
     /// When the thread cannot enter, or panics.
@@ -91,7 +91,7 @@ impl Namespace {
     /// Lets packets through again.
     ///
     /// # Panics
-    /// When nothing was silenced.
+    /// When no packets were being dropped.
     pub fn restore(&self) {
         self.nft("delete table inet faults");
     }

@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 
 use rustix::net::connect_unspec;
 
-/// Bytes that are read at once, and chunks that may be on their way: some megabytes, so that a delay alone throttles little.
+/// Bytes per read, and the most chunks on their way. Together they are some megabytes, so that a delay alone hardly
+/// throttles.
 const CHUNK: usize = 16 << 10;
 const CHUNKS_ON_THEIR_WAY: usize = 256;
 
 /// How long a proxy tries to reach its server before it gives the agent up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A proxy to one server. What it is told holds for connections that are open as well; all of them end with it.
+/// A proxy to one server. Its settings hold for open connections as well. Dropping it ends all connections.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
@@ -34,7 +35,7 @@ struct State {
     delay: Duration,
     bytes_per_s: Option<u32>,
     is_stopped: bool,
-    /// The next bytes to the server are changed on their way.
+    /// Set to corrupt the next bytes to the server.
     corrupts: bool,
     is_over: bool,
     /// Both ends of each connection.
@@ -49,7 +50,7 @@ impl Shared {
 }
 
 impl Proxy {
-    /// A proxy to this server, on a free port of the loopback interface.
+    /// Starts a proxy to this server, on a free port of the loopback interface.
     ///
     /// # Panics
     /// When there is none.
@@ -63,29 +64,29 @@ impl Proxy {
         Self { address, shared }
     }
 
-    /// Where agents connect, as `HOST:PORT`.
+    /// Returns the address that agents connect to, as `HOST:PORT`.
     #[must_use]
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 
-    /// Connections that it has taken so far.
+    /// Returns the number of connections that it has accepted so far.
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.shared.lock().accepted
     }
 
-    /// Has everything arrive so much later, in both directions.
+    /// Delays everything by this much, in both directions.
     pub fn delay(&self, delay: Duration) {
         self.shared.lock().delay = delay;
     }
 
-    /// Lets so many bytes a second through, in each direction of each connection; `None` lets all through.
+    /// Limits each direction of each connection to this many bytes a second. `None` lifts the limit.
     pub fn throttle(&self, bytes_per_s: Option<u32>) {
         self.shared.lock().bytes_per_s = bytes_per_s;
     }
 
-    /// Lets nothing through; connections stay open and fill.
+    /// Lets nothing through. Connections stay open, and their buffers fill.
     pub fn stop(&self) {
         self.shared.lock().is_stopped = true;
     }
@@ -96,15 +97,15 @@ impl Proxy {
         self.shared.changed.notify_all();
     }
 
-    /// Changes a byte of the next that go to the server.
+    /// Changes one byte of the next chunk to the server.
     pub fn corrupt(&self) {
         self.shared.lock().corrupts = true;
     }
 
-    /// Closes every connection in order, as a proxy does that is shut down.
+    /// Closes every connection in order, as a proxy does when it is shut down.
     pub fn cut(&self) {
         for end in self.take_connections() {
-            // The other side may have been faster, here and below.
+            // The other side may have closed it already, here and below.
             _ = end.shutdown(Shutdown::Both);
         }
     }
@@ -128,7 +129,7 @@ impl Drop for Proxy {
         self.shared.lock().is_over = true;
         self.go_on();
         self.cut();
-        // The thread that accepts learns of it by one more connection.
+        // The accepting thread blocks. One more connection wakes it, so that it sees the flag.
         _ = TcpStream::connect(self.address);
     }
 }
@@ -138,7 +139,7 @@ fn accept(listener: &TcpListener, server: SocketAddr, shared: &Arc<Shared>) {
         if shared.lock().is_over {
             return;
         }
-        // A server that is not there is told by a connection that closes at once.
+        // If the server is not there, the agent sees its connection close at once.
         let Ok(server) = TcpStream::connect_timeout(&server, CONNECT_TIMEOUT) else { continue };
         let clone = |stream: &TcpStream| stream.try_clone().expect("there are descriptors");
         {
@@ -187,6 +188,6 @@ fn write(mut to: TcpStream, chunks: &Receiver<Chunk>, shared: &Shared) {
             return;
         }
     }
-    // What comes from one side to its end goes to the other to its end.
+    // When one side has sent its last byte, the other side gets all of it and then the end.
     _ = to.shutdown(Shutdown::Write);
 }

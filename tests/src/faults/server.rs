@@ -1,4 +1,4 @@
-//! A center that is a process of its own: it can be stopped and killed like one, and what it had received is known even so.
+//! A center in a process of its own. It can be stopped and killed, and a journal keeps what it had received.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -23,7 +23,7 @@ const PORT: u16 = 6751;
 #[derive(Debug)]
 pub struct Server {
     program: &'static str,
-    /// Words before the program, which have it run elsewhere.
+    /// Words before the program, such as those that run it in a namespace.
     prefix: Vec<String>,
     dir: TempDir,
     address: SocketAddr,
@@ -32,21 +32,22 @@ pub struct Server {
 }
 
 impl Server {
-    /// One with fresh certificates on an address of its own, not yet running; `program` is the binary `center`.
+    /// Prepares a center with fresh certificates on an address of its own, without starting it. `program` is the binary
+    /// `center`.
     ///
     /// # Panics
-    /// When there is no directory to be had for it.
+    /// When its directory cannot be created.
     #[must_use]
     pub fn new(program: &'static str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         Set::new().write(dir.path()).expect("it is writable");
         let journal = Mutex::new(Reader::of(dir.path().join("journal")));
-        // The address is nobody else's, and so is every port of it.
+        // No other process uses this address, so every port of it is free.
         let address = SocketAddr::new(own_address().ip(), PORT);
         Self { program, prefix: Vec::new(), dir, address, child: None, journal }
     }
 
-    /// The same inside a network namespace, where every port is free.
+    /// Prepares one inside a network namespace, where every port is free.
     #[must_use]
     pub fn within(mut self, prefix: &[String]) -> Self {
         self.prefix = prefix.to_vec();
@@ -54,33 +55,33 @@ impl Server {
         self
     }
 
-    /// The same on all addresses of its namespace, IPv6 ones included.
+    /// Prepares one that listens on all addresses of its namespace, IPv6 included.
     #[must_use]
     pub fn on_all_addresses(mut self) -> Self {
         self.address = (Ipv6Addr::UNSPECIFIED, PORT).into();
         self
     }
 
-    /// The directory with its certificates.
+    /// Returns the directory with its certificates.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// An agent for this server that is not started yet, in the same namespace.
+    /// Returns an agent for this server, in the same namespace, that is not started yet.
     #[must_use]
     pub fn setup(&self) -> Setup {
         let words: Vec<_> = self.prefix.iter().map(String::as_str).collect();
         Setup::new(self.dir.path()).started_by(&words)
     }
 
-    /// Where agents connect.
+    /// Returns the address that agents connect to.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What its agent is to run, from its next start on.
+    /// Sets what its agent should run, from the server's next start on.
     ///
     /// # Panics
     /// When it cannot be written.
@@ -97,7 +98,7 @@ impl Server {
         fs::write(self.dir.path().join("configs"), json!(entries).to_string()).expect("it is writable");
     }
 
-    /// Starts it, at the address that it had before.
+    /// Starts it at the address that it had before.
     ///
     /// # Panics
     /// When it cannot be started, or was not configured.
@@ -111,7 +112,7 @@ impl Server {
         words.extend(["--http".to_owned(), SocketAddr::new(self.address.ip(), 0).to_string()]);
         words.extend(["--config".to_owned(), path("configs"), "--journal".to_owned(), path("journal")]);
         if !self.address.ip().is_loopback() {
-            // All addresses of a namespace are loopback ones.
+            // A namespace has loopback addresses only, so this does not expose anything.
             words.push("--allow-non-loopback".to_owned());
         }
         let mut command = Command::new(&words[0]);
@@ -147,15 +148,15 @@ impl Server {
         kill_process(pid.expect("it runs"), signal).expect("it is our child");
     }
 
-    /// Looks at what its agent has sent so far, to all of its processes.
+    /// Calls `look` with what the agent has sent so far, to all lives of this server.
     pub fn records<T>(&self, look: impl FnOnce(&AgentRecords) -> T) -> T {
         look(self.journal.lock().unwrap_or_else(PoisonError::into_inner).records())
     }
 
-    /// Waits until what its agent has sent is as wanted.
+    /// Waits until the condition holds for what the agent has sent.
     ///
     /// # Panics
-    /// When it does not become so in time.
+    /// When it does not hold in time.
     pub fn wait_records(&self, what: &str, within: Duration, condition: impl Fn(&AgentRecords) -> bool) {
         let holds = holds_within(within, || self.records(&condition));
         assert!(holds, "no {what} within {within:?}; series: {:?}", self.records(|records| records.series.clone()));

@@ -20,7 +20,8 @@ use crate::binaries::Binaries;
 /// Lines of the log that are shown when a test fails.
 const LINES_SHOWN: usize = 80;
 
-/// Environment variables that mean something to the agent: those of whoever runs the tests are kept from it.
+/// Environment variables that mean something to the agent. The harness removes them, so that the values of whoever runs
+/// the tests do not matter.
 const VARIABLES: [&str; 13] = [
     "SPECIFIED_AGENT_ID",
     "specified_idc",
@@ -37,7 +38,7 @@ const VARIABLES: [&str; 13] = [
     "no_proxy",
 ];
 
-/// A working directory of an agent's own, and the plugins in it.
+/// An agent's own work directory, with the plugins in it.
 #[derive(Debug)]
 pub struct Workdir {
     dir: TempDir,
@@ -50,28 +51,28 @@ impl Default for Workdir {
 }
 
 impl Workdir {
-    /// An empty one.
+    /// Creates an empty one.
     ///
     /// # Panics
-    /// When there is no temporary directory to be had; all methods panic when the file system fails.
+    /// When no temporary directory can be created. All methods panic when the file system fails.
     #[must_use]
     pub fn new() -> Self {
         Self { dir: tempfile::tempdir().expect("a temporary directory") }
     }
 
-    /// Where it is.
+    /// Returns its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// The directory of a plugin.
+    /// Returns the directory of a plugin.
     #[must_use]
     pub fn plugin_dir(&self, name: &str) -> PathBuf {
         self.path().join("plugin").join(name)
     }
 
-    /// Puts a program into a plugin's place, and gives the entry that configures it.
+    /// Copies a program into a plugin's place, and returns the entry that configures it.
     ///
     /// # Panics
     /// When it cannot be copied.
@@ -79,14 +80,14 @@ impl Workdir {
     pub fn install(&self, name: &str, program: &str, detail: &str) -> Config {
         let dir = self.plugin_dir(name);
         fs::create_dir_all(&dir).expect("it is writable");
-        // Another process does the copying: a file that this one has open for writing would be so in every process that
-        // another test forks meanwhile, and could not be executed.
+        // Another process does the copying. If this one had the file open for writing, every process that another test
+        // forks meanwhile would inherit that, and the file could not be executed.
         let copied = Command::new("cp").arg("--remove-destination").arg(program).arg(dir.join(name)).status();
         assert!(copied.is_ok_and(|status| status.success()), "{program} can be copied");
         config(name, "1.0", &sha256(&dir.join(name)), detail)
     }
 
-    /// Processes whose working directory is in here: the agent's plugins and their children.
+    /// Returns the processes whose working directory is in here: the agent's plugins and their children.
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {
         let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
@@ -105,7 +106,7 @@ impl Drop for Workdir {
     }
 }
 
-/// The entry that configures a plugin whose executable is on the disk.
+/// Returns the entry that configures a plugin whose executable is on the disk.
 #[must_use]
 pub fn config(name: &str, version: &str, sha256: &str, detail: &str) -> Config {
     Config {
@@ -124,26 +125,26 @@ fn sha256(path: &Path) -> String {
     digest(&SHA256, &bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// An agent that is not running: what it will be started with.
+/// An agent that is not running, with everything that it will be started with.
 #[derive(Debug)]
 pub struct Setup {
     workdir: Workdir,
     id: String,
     arguments: Vec<OsString>,
     environment: BTreeMap<String, String>,
-    /// Lines of its file by section.
+    /// The lines of its file, by section.
     settings: BTreeMap<String, String>,
-    /// Another program than the one under test.
+    /// The program to start instead of the one under test.
     program: Option<PathBuf>,
-    /// What starts it, if it is not started directly.
+    /// The command that starts it, if it is not started directly.
     starter: Vec<OsString>,
-    /// Where its standard error goes, if not into a file.
+    /// Where its standard error goes, if not to a file.
     stderr: Option<OwnedFd>,
 }
 
 impl Setup {
-    /// An agent in a fresh directory with an id of its own, which belongs to no fleet: after a stable stream, a lost
-    /// server is tried again within a second.
+    /// Prepares an agent in a fresh directory, with an id of its own. It belongs to no fleet, so it retries a lost
+    /// server within a second after a stable stream.
     #[must_use]
     pub fn new(certs: &Path) -> Self {
         let mut setup = Self::in_directory(Workdir::new());
@@ -151,7 +152,7 @@ impl Setup {
         setup.setting("server", "reconnect_spread_s = 1")
     }
 
-    /// An agent in a directory that has something in it, and an id of its own.
+    /// Prepares an agent in an existing directory, with an id of its own.
     #[must_use]
     pub fn in_directory(workdir: Workdir) -> Self {
         static AGENTS: AtomicU32 = AtomicU32::new(1);
@@ -170,27 +171,27 @@ impl Setup {
         }
     }
 
-    /// These words for its command line, and no others.
+    /// Replaces the words of its command line.
     #[must_use]
     pub fn only(mut self, words: &[&str]) -> Self {
         self.arguments = words.iter().map(Into::into).collect();
         self
     }
 
-    /// One more server, `HOST:PORT`.
+    /// Adds a server, `HOST:PORT`.
     #[must_use]
     pub fn server(self, address: &str) -> Self {
         self.argument("--server").argument(address)
     }
 
-    /// One more word of the command line.
+    /// Adds a word to the command line.
     #[must_use]
     pub fn argument(mut self, word: &str) -> Self {
         self.arguments.push(word.into());
         self
     }
 
-    /// One more line of a section of its file, which is written anew.
+    /// Adds a line to a section of its file, and writes the file anew.
     ///
     /// # Panics
     /// When it cannot be written.
@@ -203,14 +204,14 @@ impl Setup {
         self
     }
 
-    /// One more variable of the environment.
+    /// Adds an environment variable.
     #[must_use]
     pub fn variable(mut self, name: &str, value: &str) -> Self {
         self.environment.insert(name.to_owned(), value.to_owned());
         self
     }
 
-    /// Leaves the agent to find its id itself; [`Agent::id`] is for nothing until [`Agent::set_id`].
+    /// Lets the agent find its id itself. [`Agent::id`] is of no use until [`Agent::set_id`].
     #[must_use]
     pub fn without_id(mut self) -> Self {
         self.environment.remove("SPECIFIED_AGENT_ID");
@@ -218,28 +219,28 @@ impl Setup {
         self
     }
 
-    /// Starts it by this command, which is to become the one that follows it.
+    /// Starts it by this command, which has to exec the command that follows it.
     #[must_use]
     pub fn started_by(mut self, words: &[&str]) -> Self {
         self.starter = words.iter().map(Into::into).collect();
         self
     }
 
-    /// Another program than the one under test.
+    /// Starts another program than the one under test.
     #[must_use]
     pub fn program(mut self, path: &Path) -> Self {
         self.program = Some(path.to_owned());
         self
     }
 
-    /// Its standard error goes there, at its next start.
+    /// Sends its standard error there, from its next start on.
     #[must_use]
     pub fn stderr_to(mut self, end: OwnedFd) -> Self {
         self.stderr = Some(end);
         self
     }
 
-    /// Its directory.
+    /// Returns its directory.
     #[must_use]
     pub fn workdir(&self) -> &Workdir {
         &self.workdir
@@ -268,7 +269,7 @@ impl Setup {
     }
 }
 
-/// An agent that was started. Dropping it kills it, and whatever runs in its directory.
+/// A started agent. Dropping it kills it, and whatever runs in its directory.
 #[derive(Debug)]
 pub struct Agent {
     /// `None` only after [`Agent::into_setup`] and [`Agent::kill`].
@@ -276,29 +277,29 @@ pub struct Agent {
     child: Child,
 }
 
-/// An agent's heartbeat and its plugins', as fields.
+/// The heartbeats of an agent and its plugins, as fields.
 #[derive(Debug, Clone)]
 pub struct Heartbeats {
     /// Record 1000.
     pub agent: BTreeMap<String, String>,
-    /// Records 1001, by the plugin's name.
+    /// The records 1001, by the plugin's name.
     pub plugins: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 impl Heartbeats {
-    /// A counter in the agent's own.
+    /// Returns a counter of the agent's own heartbeat.
     ///
     /// # Panics
-    /// When it is not there or no number.
+    /// When it is missing or not a number.
     #[must_use]
     pub fn count(&self, name: &str) -> u64 {
         count(&self.agent, name)
     }
 
-    /// A counter in a plugin's.
+    /// Returns a counter of a plugin's heartbeat.
     ///
     /// # Panics
-    /// When the plugin, or the counter, is not there or no number.
+    /// When the plugin or the counter is missing, or the counter is not a number.
     #[must_use]
     pub fn plugin_count(&self, plugin: &str, name: &str) -> u64 {
         let fields = self.plugins.get(plugin).unwrap_or_else(|| panic!("no 1001 of {plugin}: {:?}", self.plugins));
@@ -316,13 +317,13 @@ impl Agent {
         self.setup.as_ref().expect("it is taken with the agent only")
     }
 
-    /// The id that it goes by.
+    /// Returns its id.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.setup().id
     }
 
-    /// Says what id it has found.
+    /// Tells the harness which id it has found.
     ///
     /// # Panics
     /// Never.
@@ -330,13 +331,13 @@ impl Agent {
         self.setup.as_mut().expect("it is taken with the agent only").id = id.to_owned();
     }
 
-    /// Its process.
+    /// Returns its pid.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its directory.
+    /// Returns its directory.
     #[must_use]
     pub fn workdir(&self) -> &Workdir {
         self.setup().workdir()
@@ -348,19 +349,19 @@ impl Agent {
         self.workdir().install(name, program, detail)
     }
 
-    /// Its log so far.
+    /// Returns its log so far.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.workdir().path().join("log/elklet.log")).unwrap_or_default()
     }
 
-    /// The lines of its log that have this text in them.
+    /// Returns the lines of its log that contain this text.
     #[must_use]
     pub fn log_lines(&self, text: &str) -> Vec<String> {
         self.log().lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
     }
 
-    /// Waits for a line of the log with this text in it, and gives the first.
+    /// Waits for a log line that contains this text, and returns the first.
     pub fn wait_for_log(&self, text: &str) -> String {
         let mut lines = Vec::new();
         wait_until(&format!("log line with {text:?}"), || {
@@ -370,7 +371,7 @@ impl Agent {
         lines.swap_remove(0)
     }
 
-    /// What it has written to standard error.
+    /// Returns what it has written to standard error.
     #[must_use]
     pub fn stderr(&self) -> String {
         fs::read_to_string(self.workdir().path().join("stderr")).unwrap_or_default()
@@ -381,16 +382,16 @@ impl Agent {
         kill(self.pid(), signal);
     }
 
-    /// Whether it is running.
+    /// Returns true while it is running.
     ///
     /// # Panics
-    /// When the system does not tell.
+    /// When the system call fails.
     #[must_use]
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("it is our child").is_none()
     }
 
-    /// Waits until it has ended, and says how.
+    /// Waits until it has ended, and returns how.
     ///
     /// # Panics
     /// When it does not end in time.
@@ -403,7 +404,7 @@ impl Agent {
         status.expect("it has ended")
     }
 
-    /// Ends it in order and gives what it takes to start it again in the same directory.
+    /// Ends it in order, and returns the setup to start it again in the same directory.
     ///
     /// # Panics
     /// When it does not end with code 0.
@@ -415,7 +416,7 @@ impl Agent {
         self.setup.take().expect("it is taken with the agent only")
     }
 
-    /// Kills it and gives what it takes to start it again in the same directory. Its plugins may go on for a moment.
+    /// Kills it, and returns the setup to start it again in the same directory. Its plugins may go on for a moment.
     ///
     /// # Panics
     /// When it cannot be killed.
@@ -426,7 +427,7 @@ impl Agent {
         self.setup.take().expect("it is taken with the agent only")
     }
 
-    /// Bytes of memory that it had resident at most.
+    /// Returns the most bytes of memory that it has had resident.
     ///
     /// # Panics
     /// When it is not running.
@@ -435,7 +436,7 @@ impl Agent {
         self.memory("VmHWM:")
     }
 
-    /// Bytes of memory that it has resident.
+    /// Returns the bytes of memory that it has resident.
     ///
     /// # Panics
     /// When it is not running.
@@ -460,7 +461,7 @@ impl Drop for Agent {
             let ended = self.child.try_wait();
             eprintln!("--- {} ({ended:?}), its log:\n{shown}\n--- its standard error:\n{stderr}", self.id());
         }
-        // It may have ended already; then both fail, which is as well.
+        // If it has ended already both fail, which does no harm.
         _ = self.child.kill();
         _ = self.child.wait();
     }

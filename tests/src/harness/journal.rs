@@ -1,7 +1,8 @@
-//! What a center has received, written down so that it outlives a `kill -9` of the center.
+//! A journal of what a center has received, which survives a `kill -9` of the center.
 //!
-//! One line for each run of consecutive numbers in a message, `STREAM n FIRST LAST RUN`, and for each other record
-//! `STREAM r MESSAGE BYTES`, as hexadecimal digits. A message's lines are one write, before the next message is read.
+//! It has a line for each run of consecutive numbers in a message, `STREAM n FIRST LAST RUN`, and for each other record
+//! `STREAM r MESSAGE BYTES`, in hexadecimal digits. The center writes a message's lines in one write, before it reads
+//! the next message.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -19,13 +20,13 @@ use crate::center::{Batch, Record};
 #[derive(Debug)]
 pub struct Journal {
     file: File,
-    /// Tells this process's streams from those of the one before.
+    /// Tells the streams of this process from those of earlier ones.
     streams_from: u64,
     lines: String,
 }
 
 impl Journal {
-    /// Goes on where the last process has stopped.
+    /// Opens the journal, and goes on where the last process stopped.
     ///
     /// # Errors
     /// When the file cannot be opened.
@@ -64,7 +65,7 @@ impl Journal {
 
     fn numbers(&mut self, stream: u64, numbers: Option<(String, u64, u64)>) {
         if let Some((run, first, last)) = numbers {
-            // A string takes everything.
+            // Writing to a string cannot fail.
             _ = writeln!(self.lines, "{stream} n {first} {last} {run}");
         }
     }
@@ -83,7 +84,7 @@ impl Reader {
         Self { path, position: 0, records: AgentRecords::default() }
     }
 
-    /// What was received so far.
+    /// Reads what was received so far.
     pub(crate) fn records(&mut self) -> &AgentRecords {
         let mut text = Vec::new();
         if let Ok(mut file) = File::open(&self.path) {

@@ -1,8 +1,9 @@
-//! What whole-agent tests are written in: a [`Site`] with a center, real [`Agent`]s in directories of their own, the
+//! The vocabulary of whole-agent tests: a [`Site`] with a center, real [`Agent`]s in directories of their own, the
 //! [`Records`] that arrived, and plugins that do what they are told (`src/bin/scripted-plugin.rs`).
 //!
-//! Nothing in here looks inside the agent: it is started as a program and seen by what it sends, what it logs and how it
-//! ends. Every wait is for a condition and has a deadline; when it passes, the test panics with what was seen instead.
+//! Nothing in here looks inside the agent. The harness starts it as a program and sees what it sends, what it logs and
+//! how it ends. Every wait is for a condition and has a deadline. When the deadline passes, the test panics with what
+//! was seen instead.
 
 mod agent;
 pub(crate) mod journal;
@@ -27,28 +28,29 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// How long anything may take that is to happen: far longer than it does, for the sake of slow and busy machines.
+/// How long a test waits for anything: far longer than it takes, for the sake of slow and busy machines.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Data types of the scripted plugin's records.
+/// The data types of the scripted plugin's records.
 pub mod types {
-    /// Numbered: `run`, `seq`, and padding.
+    /// A numbered record: `run`, `seq`, and padding.
     pub const NUMBERED: i32 = 7000;
     /// What the plugin found around it.
     pub const HELLO: i32 = 7001;
     /// A child's `pid`.
     pub const CHILD: i32 = 7002;
-    /// A task that it took: `token`, `bytes`.
+    /// A task that it received: `token`, `bytes`.
     pub const TASK: i32 = 7003;
-    /// Its last: `run` and how many of it were `sent`.
+    /// The plugin's last record: `run`, and how many records of it were `sent`.
     pub const GOODBYE: i32 = 7004;
 }
 
-/// A center, and what its agents have sent it. The center can be stopped and started again; what was sent stays known.
+/// A center, and what its agents have sent it. The center can be stopped and started again, and the site still knows
+/// what was sent.
 #[derive(Debug)]
 pub struct Site {
     center: Option<Center>,
-    /// How many there have been.
+    /// The number of centers so far.
     centers: u64,
     records: Arc<Records>,
     certs: TempDir,
@@ -61,16 +63,16 @@ impl Default for Site {
 }
 
 impl Site {
-    /// A center with fresh certificates on free ports.
+    /// Starts a center with fresh certificates on free ports.
     #[must_use]
     pub fn new() -> Self {
         Self::with(|_| {})
     }
 
-    /// The same with other options.
+    /// Starts a center with other options.
     ///
     /// # Panics
-    /// When the center cannot be started, as everything here does that cannot go on.
+    /// When the center cannot be started. Everything in this module panics when it cannot go on.
     #[must_use]
     pub fn with(change: impl FnOnce(&mut Options)) -> Self {
         let certs = tempfile::tempdir().expect("a temporary directory");
@@ -84,7 +86,7 @@ impl Site {
         site
     }
 
-    /// The running center.
+    /// Returns the running center.
     ///
     /// # Panics
     /// While it is stopped.
@@ -93,19 +95,19 @@ impl Site {
         self.center.as_ref().expect("the center runs")
     }
 
-    /// The directory of the site's certificates, both ends'.
+    /// Returns the directory of the site's certificates, those of both ends.
     #[must_use]
     pub fn certs(&self) -> &Path {
         self.certs.path()
     }
 
-    /// Where agents connect, as `HOST:PORT`.
+    /// Returns the address that agents connect to, as `HOST:PORT`.
     #[must_use]
     pub fn address(&self) -> String {
         self.center().grpc_addr().to_string()
     }
 
-    /// Stops the center, like SIGKILL, and returns what it takes to start it again.
+    /// Stops the center, like SIGKILL, and returns the options to start it again.
     ///
     /// # Panics
     /// When it is stopped already.
@@ -120,7 +122,8 @@ impl Site {
     pub fn start(&mut self, options: Options) {
         let (number, mut started) = (self.centers + 1, None);
         wait_until("address to listen on", || {
-            // A process that another test is just starting may still have the sockets of the center that was stopped.
+            // Another test may just be starting a process, which may still hold the sockets of the center that was
+            // stopped.
             let records = Arc::clone(&self.records);
             let result = Center::start_observed(options.clone(), move |batch| records.take(number, batch));
             let taken = result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
@@ -131,22 +134,22 @@ impl Site {
         self.centers = number;
     }
 
-    /// An agent of this site that is not started yet: it has the site's certificates and no server to go to.
+    /// Prepares an agent of this site. It has the site's certificates and no server to go to.
     #[must_use]
     pub fn setup(&self) -> Setup {
         Setup::new(self.certs())
     }
 
-    /// An agent that is configured for this center, eager to be back when its stream ends.
+    /// Prepares an agent for this center that comes back at once when its stream ends.
     ///
-    /// Between two rounds over its servers an agent waits. Within a round it goes on to the next server at once, and a stream
-    /// that was lost before it was stable ends no round; so the agent is told of this one several times over.
+    /// An agent waits between two rounds over its servers. Within a round it goes on to the next server at once, and
+    /// losing a stream that was not stable yet ends no round. Its settings therefore name this server several times.
     #[must_use]
     pub fn eager(&self) -> Setup {
         (0..8).fold(self.setup(), |setup, _| setup.server(&self.address()))
     }
 
-    /// An eager agent, started and connected.
+    /// Starts an eager agent, and waits until it is connected.
     #[must_use]
     pub fn agent(&self) -> Agent {
         let agent = self.eager().start();
@@ -154,7 +157,7 @@ impl Site {
         agent
     }
 
-    /// Waits until an agent's stream is open and has brought its heartbeat.
+    /// Waits until an agent's stream is open and its heartbeat has arrived.
     pub fn wait_connected(&self, agent: &Agent) {
         self.wait("connected agent", |state| {
             let known = state.agent(agent.id());
@@ -162,29 +165,30 @@ impl Site {
         });
     }
 
-    /// Waits until the center's state is as wanted; see [`Center::wait_for`].
+    /// Waits until the condition holds for the center's state; see [`Center::wait_for`].
     ///
     /// # Panics
-    /// When it does not become so before the [`DEADLINE`].
+    /// When it does not hold before the [`DEADLINE`].
     pub fn wait(&self, what: &str, condition: impl FnMut(&State) -> bool) {
         if let Err(timed_out) = self.center().wait_for(what, DEADLINE, condition) {
             panic!("{timed_out}");
         }
     }
 
-    /// Waits until what an agent has sent is as wanted.
+    /// Waits until the condition holds for what an agent has sent.
     ///
     /// # Panics
-    /// When it does not become so before the [`DEADLINE`].
+    /// When it does not hold before the [`DEADLINE`].
     pub fn wait_records(&self, what: &str, agent: &Agent, condition: impl Fn(&AgentRecords) -> bool) {
-        // What is counted was observed before, so that the center's changes are the records'.
+        // The center observes a message before it counts it. Each change of the center's state is therefore also a
+        // change of the records.
         let waited = self.center().wait_for(what, DEADLINE, |_| self.records.of(agent.id(), &condition));
         if let Err(timed_out) = waited {
             panic!("{timed_out}\n  series: {:?}", self.records.of(agent.id(), |records| records.series.clone()));
         }
     }
 
-    /// Looks at what an agent has sent so far, over all streams and centers of this site.
+    /// Calls `look` with what an agent has sent so far, over all streams and centers of this site.
     pub fn records<T>(&self, agent: &Agent, look: impl FnOnce(&AgentRecords) -> T) -> T {
         self.records.of(agent.id(), look)
     }
@@ -205,7 +209,7 @@ impl Site {
         self.command(agent, Command { task: Some(task), ..Command::default() });
     }
 
-    /// Has a scripted plugin that has come to its tasks do more.
+    /// Gives a scripted plugin that is reading tasks more words to carry out.
     pub fn tell(&self, agent: &Agent, plugin: &str, script: &str) {
         self.task(agent, plugin, 1, &format!("do {script}"), script);
     }
@@ -215,9 +219,10 @@ impl Site {
         self.command(agent, Command { configs: configs.to_vec(), ..Command::default() });
     }
 
-    /// Ends the agent's stream, as AgentCenter does on `/conn/reset`, and gives the heartbeats that begin the next one.
+    /// Ends the agent's stream, as AgentCenter does on `/conn/reset`, and returns the heartbeats that begin the next
+    /// one.
     ///
-    /// What the agent does not know to have arrived comes again on it.
+    /// The agent replays there what it does not know to have arrived.
     ///
     /// # Panics
     /// When the agent is not connected.
@@ -233,7 +238,7 @@ impl Site {
         self.heartbeats(agent)
     }
 
-    /// The latest heartbeats of the agent's latest stream.
+    /// Returns the latest heartbeats of the agent's latest stream.
     ///
     /// # Panics
     /// When there is none yet.
@@ -247,7 +252,8 @@ impl Site {
     }
 }
 
-/// Any port of a loopback address that no other site has: so nobody else is given the port of a center that was stopped.
+/// Returns port 0 of a loopback address that no other site uses. Nobody else is given the port of a center that was
+/// stopped, then.
 #[must_use]
 pub fn own_address() -> SocketAddr {
     static SITES: AtomicU32 = AtomicU32::new(0);
@@ -257,15 +263,15 @@ pub fn own_address() -> SocketAddr {
     (Ipv4Addr::new(127, a.max(1), b, number), 0).into()
 }
 
-/// Blocks until a condition holds that nobody announces: it is tried again and again.
+/// Blocks until a condition holds. It polls, because nobody announces the change.
 ///
 /// # Panics
-/// When it does not come to hold before the [`DEADLINE`].
+/// When it does not hold before the [`DEADLINE`].
 pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
     assert!(holds_within(DEADLINE, condition), "no {what} within {} s", DEADLINE.as_secs());
 }
 
-/// Whether a condition comes to hold within this time.
+/// Returns true if a condition comes to hold within this time.
 pub fn holds_within(within: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + within;
     loop {
@@ -279,10 +285,10 @@ pub fn holds_within(within: Duration, mut condition: impl FnMut() -> bool) -> bo
     }
 }
 
-/// Runs all cases of a test at once, each on a thread with the case's name: most of the time of each is waiting.
+/// Runs all cases of a test at once, each on a thread with the case's name, because they mostly wait.
 ///
 /// # Panics
-/// When one of them does.
+/// When one of them panics.
 pub fn all_at_once<C: Sync>(cases: &[(&str, C)], run: impl Fn(&str, &C) + Sync) {
     thread::scope(|scope| {
         for (name, case) in cases {
@@ -293,7 +299,8 @@ pub fn all_at_once<C: Sync>(cases: &[(&str, C)], run: impl Fn(&str, &C) + Sync) 
     });
 }
 
-/// Says that a test cannot run here, and why, past the capturing of output: whoever runs the tests is to see it.
+/// Says that a test cannot run here, and why. It bypasses the capture of output, so that whoever runs the tests sees
+/// it.
 ///
 /// # Panics
 /// When standard error is closed.
@@ -301,7 +308,7 @@ pub fn skipped(test: &str, why: &str) {
     stderr().write_all(format!("SKIPPED {test}: {why}\n").as_bytes()).expect("standard error is open");
 }
 
-/// Whether a process exists that is no zombie.
+/// Returns true if the process exists and is no zombie.
 #[must_use]
 pub fn is_alive(pid: u32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };

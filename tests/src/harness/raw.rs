@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// Gives everybody who says something the same answer, and hangs up.
+/// A server that gives every client the same answer once it has sent something, and hangs up.
 #[derive(Debug)]
 pub struct RawServer {
     address: SocketAddr,
@@ -19,7 +19,7 @@ impl RawServer {
     /// Starts one on a free port of the loopback interface.
     ///
     /// # Panics
-    /// When there is none.
+    /// When no port is free.
     #[must_use]
     pub fn start(answer: &[u8]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -33,7 +33,8 @@ impl RawServer {
                     thread::sleep(Duration::from_millis(5));
                     continue;
                 };
-                // What is said is read, lest the answer be lost to a reset; whether it is heard is the other's business.
+                // This reads what the client says. If it did not, a reset could destroy the answer. The client may
+                // leave before it.
                 _ = tcp.set_nonblocking(false);
                 _ = tcp.read(&mut [0; 4096]);
                 _ = tcp.write_all(&answer);
@@ -42,7 +43,7 @@ impl RawServer {
         Self { address, done, thread: Some(thread) }
     }
 
-    /// Where it is, as `HOST:PORT`.
+    /// Returns its address, as `HOST:PORT`.
     #[must_use]
     pub fn address(&self) -> String {
         self.address.to_string()

@@ -1,7 +1,7 @@
-//! What agents have sent, kept for tests to look at: numbered records as counts, all others as they came.
+//! What agents have sent, for tests to look at. It keeps numbered records as counts, and all others as they arrived.
 //!
-//! An agent that lost its stream does not know what of the last messages has arrived, and sends them again on the next one.
-//! Such repetitions are told from repetitions on one stream, which there must not be.
+//! An agent that lost its stream does not know which of its last messages have arrived, and replays them on the next
+//! one. The counts tell such repetitions from those within one stream, which must not happen.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
@@ -18,20 +18,20 @@ pub struct Records {
 /// The records of one agent.
 #[derive(Debug, Default)]
 pub struct AgentRecords {
-    /// Numbered records by their run.
+    /// The numbered records, by their run.
     pub series: BTreeMap<String, Series>,
-    /// The others, in the order in which they came, without repetitions on later streams.
+    /// The other records, in the order in which they arrived, without repetitions on later streams.
     pub others: Vec<Taken>,
-    /// Every message without its records: in the order in which they came.
+    /// Every message without its records, in the order in which they arrived.
     pub batches: Vec<Batch>,
-    /// The stream on which a record came first.
+    /// The stream on which each record arrived first.
     first: HashMap<Record, u64>,
 }
 
-/// A record and where it was.
+/// A record and where it arrived.
 #[derive(Debug, Clone)]
 pub struct Taken {
-    /// The stream: another number for each.
+    /// A number for the stream, different for each.
     pub stream: u64,
     /// The message's number in its stream, from 0.
     pub message: u64,
@@ -39,18 +39,18 @@ pub struct Taken {
     pub record: Record,
 }
 
-/// Numbered records of one run, which are to come in order and, on one stream, once.
+/// The numbered records of one run. They have to arrive in order, and on one stream only once.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Series {
-    /// Those that came in their order, whether some were missing before them or not.
+    /// Those that arrived in order, whether or not some were missing before them.
     pub received: u64,
-    /// Those that did not come before later ones did.
+    /// Those that had not arrived when later ones did.
     pub missing: u64,
-    /// Those that came after later ones, or once more, on the same stream.
+    /// Those that arrived after later ones, or a second time, on the same stream.
     pub misplaced: u64,
-    /// Those that came again on a later stream.
+    /// Those that arrived again on a later stream.
     pub repeated: u64,
-    /// The stream of the latest, and how many had come when it began.
+    /// The stream of the latest, and how many had arrived when it began.
     stream: (u64, u64),
 }
 
@@ -70,7 +70,7 @@ impl Series {
         }
     }
 
-    /// Whether exactly the first `count` have come in order; repetitions on later streams are no fault.
+    /// Returns true if exactly the first `count` have arrived, in order. Repetitions on later streams are no fault.
     #[must_use]
     pub fn is_whole(&self, count: u64) -> bool {
         (self.received, self.missing, self.misplaced) == (count, 0, 0)
@@ -78,22 +78,22 @@ impl Series {
 }
 
 impl AgentRecords {
-    /// A run's numbered records.
+    /// Returns a run's numbered records.
     #[must_use]
     pub fn run(&self, name: &str) -> Series {
         self.series.get(name).copied().unwrap_or_default()
     }
 
-    /// The other records of a data type, as fields.
+    /// Returns the other records of a data type, as fields.
     ///
     /// # Panics
-    /// When a payload is none.
+    /// When a payload cannot be decoded.
     pub fn of_type(&self, data_type: i32) -> impl Iterator<Item = BTreeMap<String, String>> {
         let these = self.others.iter().filter(move |taken| taken.record.data_type == data_type);
         these.map(|taken| taken.record.fields().expect("its payload is one"))
     }
 
-    /// What the records of a data type have in a field.
+    /// Returns the values of a field in the records of a data type.
     pub fn values(&self, data_type: i32, field: &str) -> Vec<String> {
         self.of_type(data_type).map(|mut fields| fields.remove(field).unwrap_or_default()).collect()
     }
@@ -125,7 +125,7 @@ impl AgentRecords {
     }
 }
 
-/// The run and the number of a numbered record.
+/// Returns the run and the number of a numbered record.
 pub(super) fn number(record: &Record) -> Option<(String, u64)> {
     if record.data_type != NUMBERED {
         return None;
@@ -135,7 +135,7 @@ pub(super) fn number(record: &Record) -> Option<(String, u64)> {
 }
 
 impl Records {
-    /// `center` tells a site's centers apart, each of which counts its streams from 1.
+    /// `center` tells a site's centers apart, because each counts its streams from 1.
     pub(super) fn take(&self, center: u64, batch: &Batch) {
         let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
         agents.entry(batch.data.agent_id.clone()).or_default().take((center << 32) + batch.stream, batch);

@@ -1,4 +1,4 @@
-//! The command line and the file: what is understood, and what is said of the rest.
+//! The command line and the file: what the agent understands, and what it says about the rest.
 
 use elklet_tests::binaries::Binaries;
 use elklet_tests::harness::{DEADLINE, Setup, Signal, Site, Workdir, holds_within, wait_until};
@@ -7,11 +7,11 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// Runs the program to its end, which has to come by itself.
+/// Runs the program and waits until it ends by itself.
 fn elklet(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(&Binaries::for_tests().elklet);
     command.current_dir(directory).envs(environment.iter().copied());
-    // Without a word about it, an agent would run in the directory of those that are installed.
+    // Without --workdir an agent would run in the work directory of an installed one.
     match arguments.split_first() {
         Some((&"run", rest)) if !rest.contains(&"--workdir") => {
             command.args(["run", "--workdir", "."]).args(rest);
@@ -30,7 +30,7 @@ fn elklet(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]) ->
     child.wait_with_output().unwrap()
 }
 
-/// Exit code 2, and one line that has all of these in it.
+/// Expects exit code 2 and one line that contains all of these.
 fn assert_refused(output: &Output, says: &[&str]) {
     let said = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(output.status.code(), Some(2), "{says:?}: {said:?}");
@@ -197,7 +197,7 @@ fn every_command_looks_in_the_same_directory_by_default() {
         assert!(said(words).contains("/etc/elklet"), "{words:?}");
     }
     assert!(said(&["status"]).contains("/etc/elklet"));
-    // Where an agent is installed, it is left alone.
+    // If an agent is installed on this host, the test leaves it alone.
     if !Path::new("/etc/elklet").exists() {
         for words in [&["run", "--server", "127.0.0.1:1"][..], &["doctor"], &["ctl", "set", "--id", "x"]] {
             let said = said(words);
@@ -216,7 +216,7 @@ fn a_section_of_no_plugin_is_told_with_the_plugin_that_is_meant() {
     let agent = setup.start();
     agent.wait_for_log("[plugin.probee]: there is no such plugin, did you mean [plugin.probe]?");
     agent.wait_for_log("[plugin.other]: there is no such plugin, expected one of: probe");
-    // The same configuration again is no news.
+    // The same configuration again changes nothing, so nothing is logged.
     site.configure(&agent, &[agent.install("probe", crate::PLUGIN, "")]);
     wait_until("second configuration", || agent.log_lines("configuration of 1 plugins").len() >= 2);
     assert_eq!(agent.log_lines("there is no such plugin").len(), 2, "{}", agent.log());
@@ -236,7 +236,7 @@ fn a_wrong_id_is_named() {
 #[test]
 fn a_file_says_what_the_flags_do_not() {
     let site = Site::new();
-    // Found in the work directory, where the certificates are as well.
+    // The file is found in the work directory, where the certificates are as well.
     let found = |file: &str, words: &[&str]| {
         let workdir = Workdir::new();
         Set::write(&Set::new(), &workdir.path().join("wrong")).unwrap();
@@ -256,7 +256,7 @@ fn a_file_says_what_the_flags_do_not() {
     assert!(agent.stderr().is_empty(), "{}", agent.stderr());
     assert!(!agent.log().contains(" DEBUG "), "{}", agent.log());
 
-    // Flags come before the file.
+    // Flags take precedence over the file.
     let file = "certs = \"WORKDIR/wrong\"\n[server]\nprivate = [\"127.0.0.1:1\"]\n";
     let certs = site.certs().display().to_string();
     let agent = found(file, &["--server", &site.address(), "--certs", &certs]);

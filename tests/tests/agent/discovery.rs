@@ -27,9 +27,9 @@ fn a_server_is_found_by_discovery() {
     let site = Site::new();
     let http = site.center().http_addr().to_string();
     assert_found(&site, &connected(&site, &[&http], &[]), "sd", 0);
-    // Before any that is configured.
+    // Discovery comes before any configured server.
     assert_found(&site, &connected(&site, &[&http], &[NOBODY]), "sd", 0);
-    // By the second host, where the first is down.
+    // The first discovery host is down, so the second one answers.
     let agent = connected(&site, &[NOBODY, &http], &[NOBODY]);
     assert_found(&site, &agent, "sd", 1);
     let line = agent.wait_for_log("service discovery failed: ");
@@ -52,11 +52,11 @@ fn every_address_that_discovery_names_is_tried() {
 fn without_discovery_the_configured_server_is_found() {
     let site = Site::new();
     assert_found(&site, &connected(&site, &[NOBODY], &[&site.address()]), "private", 1);
-    // It is there, and knows of nobody.
+    // The host answers, and knows no server.
     site.center().set_registry("hids_svr_grpc", Vec::new());
     let http = site.center().http_addr().to_string();
     assert_found(&site, &connected(&site, &[&http], &[&site.address()]), "private", 0);
-    // It knows of somebody who is gone.
+    // It names a server that is gone.
     let gone = Instance::new("hids_svr_grpc", NOBODY.parse().unwrap());
     site.center().set_registry("hids_svr_grpc", vec![gone]);
     assert_found(&site, &connected(&site, &[&http], &[&site.address()]), "private", 1);
@@ -88,7 +88,7 @@ fn an_answer_that_makes_no_sense_is_passed_over() {
         let line = agent.wait_for_log("service discovery failed: ");
         assert!(line.contains(&server.address()) && line.contains(says), "{line}");
     }
-    // Nobody on the way sends the agent elsewhere.
+    // The agent does not follow redirects, so nobody on the way can send it elsewhere.
     for location in
         ["https://127.0.0.1:1/x", "HTTPS://localhost:1/", "file:///etc/hostname", "/registry/detail", "", "\u{1b}[2J"]
     {
@@ -137,7 +137,7 @@ fn a_region_has_servers_of_its_own() {
         assert_eq!((&*reported, &*mode), (region, net_mode), "{}", agent.log());
         assert_eq!(site.heartbeats(&agent).count("connect_failures"), 0, "{region}: {}", agent.log());
     }
-    // Flags come before any region's, kind by kind.
+    // Flags take precedence over any region's settings, kind by kind.
     let (_, mode, agent) = run("asia", &other, &["--public", &other.address()]);
     assert_eq!(mode, "public", "{}", agent.log());
 }
@@ -164,7 +164,7 @@ fn order_is_discovery_then_private_then_public() {
 
 #[test]
 fn a_name_with_several_addresses_is_tried_at_each() {
-    // Of `localhost`, an IPv6 address comes first where there is one, and nobody listens there.
+    // `localhost` may have an IPv6 address, which comes first. Nobody listens there.
     let site = Site::with(|options| options.listen = "127.0.0.1:0".parse().unwrap());
     let port = site.center().grpc_addr().port();
     let agent = connected(&site, &[], &[&format!("localhost:{port}")]);
@@ -174,7 +174,7 @@ fn a_name_with_several_addresses_is_tried_at_each() {
 #[test]
 fn a_name_that_nobody_knows_is_told() {
     let site = Site::new();
-    // No label may be this long, so that nobody needs to be asked.
+    // No label may be this long, so the resolver fails without asking anybody.
     let nowhere = "x".repeat(64);
     let (discovery, server) = (format!("{nowhere}:1"), format!("{nowhere}:2"));
     let agent = connected(&site, &[&discovery], &[&server, &site.address()]);
@@ -187,7 +187,7 @@ fn a_name_that_nobody_knows_is_told() {
 #[test]
 fn a_host_that_says_nothing_is_passed_over() {
     let site = Site::new();
-    // The kernel takes its connections as long as it lives.
+    // While the listener lives, the kernel accepts connections for it.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let host = silent.local_addr().unwrap().to_string();
     let agent = connected(&site, &[&host], &[&site.address()]);

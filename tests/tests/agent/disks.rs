@@ -1,5 +1,5 @@
-//! Disks as they are in gateways: other file systems in the work directory, read-only ones, some that execute nothing, trees
-//! that are deep, and a umask that closes nothing or everything.
+//! Disks as gateways have them: other file systems in the work directory, read-only and noexec ones, deep trees, and a
+//! umask that closes nothing or everything.
 
 use crate::PLUGIN;
 use crate::downloads::{archive, packed, plain, program, wait_hellos, wait_tidy};
@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use tar::EntryType;
 
-/// Has an agent started by a shell that first does this in a mount namespace of its own, with the work directory as `$0`;
-/// `None` where there can be none.
+/// Has an agent started by a shell that first runs this script in a mount namespace of its own, with the work directory
+/// as `$0`. Returns `None` if there can be no such namespace.
 fn in_namespace(test: &str, setup: Setup, does: &str) -> Option<Setup> {
     if !Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success()) {
         skipped(test, "mounting takes root");
@@ -27,18 +27,18 @@ fn in_namespace(test: &str, setup: Setup, does: &str) -> Option<Setup> {
     Some(setup.started_by(&["unshare", "--mount", "--", "sh", "-c", &script, &workdir]))
 }
 
-/// A path in the work directory as the agent sees it, in whatever namespace.
+/// Returns a path in the work directory as the agent sees it, in its own namespace.
 fn seen_by(agent: &Agent, path: &str) -> PathBuf {
     let inside = agent.workdir().path().join(path);
     Path::new(&format!("/proc/{}/root", agent.pid())).join(inside.strip_prefix("/").unwrap())
 }
 
-/// The entry of a plugin that is not to be had: an empty configuration would change nothing.
+/// Returns the entry of a plugin that cannot be fetched. An empty configuration would change nothing.
 fn another() -> Config {
     plain("another", b"", &[], "")
 }
 
-/// Two plugins, plain and packed, are fetched, upgraded, put back after an upgrade that cannot be started, and removed.
+/// Has two plugins, plain and packed, fetched, upgraded, rolled back after an upgrade that cannot start, and removed.
 fn downloads_arrive(site: &Site, agent: &Agent) {
     let files = Files::start();
     let versions: Vec<Vec<u8>> = (0..3).map(|n| [program(), vec![n]].concat()).collect();
@@ -77,7 +77,7 @@ fn downloads_arrive(site: &Site, agent: &Agent) {
 fn downloads_arrive_on_whatever_disk_plugins_are() {
     let test = "downloads_arrive_on_whatever_disk_plugins_are";
     for does in [
-        // All plugins on another disk; some of them on disks of their own; tmp/ on another.
+        // All plugins on another disk, some plugins on disks of their own, and tmp/ on another disk.
         "mkdir plugin && mount -t tmpfs -o mode=755 none plugin",
         "mkdir -p plugin/plain plugin/packed && mount -t tmpfs -o mode=755 none plugin/plain && \
          mount -t tmpfs -o mode=755 none plugin/packed",
@@ -112,7 +112,7 @@ fn a_plugin_on_a_layer_that_cannot_be_renamed_is_upgraded() {
     fs::create_dir_all(lower.join("data")).unwrap();
     fs::write(lower.join("data/rules.txt"), "of the image").unwrap();
     fs::write(lower.join("packed"), "of the image").unwrap();
-    // An overlay on an overlay is not to be had everywhere, but on a tmpfs it is.
+    // Not every system can mount an overlay on an overlay, but on a tmpfs it always works.
     let does = "mkdir plugin over && mount -t tmpfs none over && mkdir over/upper over/work && \
                 mount -t overlay -o lowerdir=lower,upperdir=over/upper,workdir=over/work,redirect_dir=off none plugin";
     let probe = format!("cd {} && {does}", setup.workdir().path().display());
@@ -136,8 +136,7 @@ fn what_is_in_place_runs_on_a_read_only_file_system() {
     let setup = site.eager();
     let config = setup.workdir().install("probe", PLUGIN, "hello");
     site.center().set_configs(Some(vec![config]));
-    // Mounted over itself, and then not to be written any more.
-    // Only the log has a place.
+    // The directory is mounted over itself and then made read-only. Only the log can be written.
     let does = "mkdir log && mount --bind . . && cd \"$0\" && mount -t tmpfs none log && mount -o remount,bind,ro .";
     let Some(setup) = in_namespace(test, setup, does) else { return };
     let agent = setup.start();
@@ -165,7 +164,7 @@ fn a_mount_that_executes_nothing_is_named() {
     assert!(line.contains(&mounted), "{line}");
 }
 
-/// A chain of directories below `top`; paths could not name the deeper ones.
+/// Makes a chain of directories below `top`, one inside the other. The deeper ones are too deep for a path.
 fn dig(top: &Path, levels: usize) {
     let mut at: OwnedFd = fs::File::open(top).unwrap().into();
     for _ in 0..levels {
@@ -178,7 +177,7 @@ fn dig(top: &Path, levels: usize) {
 fn deep_trees_that_earlier_runs_have_left_are_deleted_at_the_start() {
     let site = Site::new();
     let setup = site.eager();
-    // A disk takes its time for as many directories, memory does not.
+    // Making that many directories is slow on a disk and fast in memory.
     let disk = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     symlink(disk.path(), setup.workdir().path().join("plugin")).unwrap();
     let config = setup.workdir().install("probe", PLUGIN, "hello");
@@ -192,7 +191,7 @@ fn deep_trees_that_earlier_runs_have_left_are_deleted_at_the_start() {
     let agent = setup.start();
     site.wait_connected(&agent);
     wait_until("deletion", || !left.exists());
-    // What measures a plugin's directory does not end over it either, and what is a plugin's own stays.
+    // The agent also survives measuring a plugin's directory like this, and the plugin's own files stay.
     assert!(site.fresh_heartbeats(&agent).agent.contains_key("du") && kept.exists());
     site.center().set_configs(Some(vec![another()]));
     site.configure(&agent, &[another()]);
@@ -201,7 +200,7 @@ fn deep_trees_that_earlier_runs_have_left_are_deleted_at_the_start() {
     assert!(!status.workdir().path().join("tmp").exists());
 }
 
-/// Files and directories below, and their modes; links are left out.
+/// Returns all files and directories below, with their modes and without links.
 fn modes(top: &Path) -> Vec<(PathBuf, u32)> {
     let mut found = Vec::new();
     let mut waiting = vec![top.to_owned()];
@@ -241,7 +240,7 @@ fn the_umask_opens_nothing_to_others_and_closes_nothing_to_plugins() {
         site.center().set_configs(Some(configs));
         let script = format!("umask {umask}; exec \"$@\"");
         let setup = site.eager().started_by(&["sh", "-c", &script, "sh"]);
-        // Those of an earlier version, and of whoever made the work directory.
+        // These files come from an earlier version, or from whoever made the work directory.
         let workdir = setup.workdir().path().to_owned();
         let before: Vec<_> = modes(&workdir).into_iter().map(|(path, _)| path).collect();
         fs::create_dir_all(workdir.join("tmp")).unwrap();
@@ -296,7 +295,7 @@ fn a_disk_without_room_takes_no_download() {
     let body = vec![7; 2 << 20];
     let configs = vec![plain("large", &body, &[files.serve("large", body.clone(), How::Right)], "")];
     site.center().set_configs(Some(configs));
-    // Room for it, and not for a twentieth besides.
+    // There is room for it, but then less than a twentieth of the disk would be free.
     let does = "mkdir plugin && mount -t tmpfs -o size=2100k none plugin";
     let Some(setup) = in_namespace(test, site.eager(), does) else { return };
     let agent = setup.start();

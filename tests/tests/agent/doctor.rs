@@ -1,4 +1,4 @@
-//! `elklet doctor`: each hop on the way to a server fails in turn, and is named with what helps.
+//! `elklet doctor`: each hop on the way to a server fails in turn, and the doctor names it and says what helps.
 
 use elklet_tests::binaries::Binaries;
 use elklet_tests::center::{Fault, Options, Pace, Status};
@@ -21,7 +21,7 @@ const NOBODY: &str = "127.0.0.1:1";
 
 const HOPS: [&str; 7] = ["DNS", "TCP", "proxy", "TLS", "ALPN", "gRPC", "AgentCenter"];
 
-/// What a doctor is told: as an agent would be, in a directory of its own.
+/// The settings of a doctor: as an agent would get them, in a directory of its own.
 struct Visit {
     workdir: Workdir,
     id: String,
@@ -52,7 +52,7 @@ impl Visit {
         command.args(place).args(flags).args(&self.arguments).output().unwrap()
     }
 
-    /// What it finds, as JSON; it ends with this code and says nothing else.
+    /// Runs the doctor, which has to end with this code, and returns its findings as JSON.
     fn finds(&self, code: i32) -> Value {
         let output = self.run(&["--json"]);
         let said = String::from_utf8_lossy(&output.stdout);
@@ -60,7 +60,8 @@ impl Visit {
         serde_json::from_str(&said).unwrap()
     }
 
-    /// It ends at one hop: those before are passed, those behind are not tried. In words it says this and what helps.
+    /// Expects it to end at one hop: it passes those before, and does not try those behind. As text it says this and
+    /// what helps.
     fn fails_at(&self, hop: &str, says: &str, advises: &str) {
         let found = self.finds(1);
         assert!(found["server"].is_null(), "{hop}: {found}");
@@ -107,7 +108,7 @@ fn all_is_well_and_nothing_is_left_behind() {
     assert_eq!(found["server"], *server);
     assert_eq!(verdicts(&found, &server), PASSED);
     assert!(findings(&found).iter().all(|finding| finding["verdict"] != "FAILED"), "{found}");
-    // No record came, and the id is free again.
+    // The doctor sent no record, and the id is free again.
     site.center().read(|state| {
         let seen = state.agent(&visit.id);
         assert_eq!((seen.streams, seen.connected, seen.heartbeat.is_some(), seen.counts.len()), (1, false, false, 0));
@@ -216,7 +217,8 @@ fn an_expired_certificate_is_named_before_the_server_refuses_it() {
         let of_hop = failures.find(|finding| finding["hop"] == hop);
         of_hop.map(|finding| finding["detail"].as_str().unwrap().to_owned()).unwrap_or_default()
     };
-    // The server closes at once behind its alert, and a reset that overtakes it takes it away.
+    // The server closes the connection right after its alert. A reset may overtake the alert, and the doctor never sees
+    // it then.
     let told = |says: &str| {
         let visits = (0..20).map(|_| Visit::new(certs.path(), &site.address()).finds(1));
         visits.into_iter().find(|found| failed(found, "TLS").contains(says)).unwrap_or_else(|| panic!("never {says:?}"))
@@ -224,7 +226,7 @@ fn an_expired_certificate_is_named_before_the_server_refuses_it() {
     let found = told("received fatal alert: CertificateExpired");
     let detail = failed(&found, "certificates");
     assert!(detail.contains("client.crt: the certificate expired at 2020-01-01T00:00:00Z"), "{found}");
-    // One that is not in force yet is for the server to judge.
+    // The doctor leaves it to the server to judge a certificate that is not valid yet.
     Set { client: set.ca.issue(SERVER_NAME, Validity::Future), ..set.clone() }.write(certs.path()).unwrap();
     let found = told("received fatal alert: ");
     assert!(found.to_string().contains("client.crt has to be in force"), "{found}");
@@ -233,7 +235,7 @@ fn an_expired_certificate_is_named_before_the_server_refuses_it() {
 #[test]
 fn a_work_directory_that_cannot_be_written_is_named() {
     let site = Site::new();
-    // Nobody writes there, root included, and it says that no byte is free.
+    // Not even root can write there, and it reports that no byte is free.
     let visit = Visit::new(site.certs(), &site.address()).with("--workdir", "/proc");
     let found = visit.finds(1);
     let failed: Vec<_> = findings(&found).into_iter().filter(|finding| finding["verdict"] == "FAILED").collect();
@@ -244,10 +246,10 @@ fn a_work_directory_that_cannot_be_written_is_named() {
 #[test]
 fn a_name_a_port_and_silence_are_told_apart() {
     let site = Site::new();
-    // The kernel takes its connections as long as it lives.
+    // While the listener lives, the kernel accepts connections for it.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = listener.local_addr().unwrap().to_string();
-    // No label may be this long, so that nobody needs to be asked.
+    // No label may be this long, so the resolver fails without asking anybody.
     let nowhere = format!("{}:6751", "x".repeat(64));
     let cases = [
         ("DNS", (&*nowhere, "no address for this name", "/etc/resolv.conf")),
@@ -280,10 +282,10 @@ fn a_proxy_that_is_no_way_is_named() {
     assert_eq!(verdicts[..3], [("DNS", "skipped"), ("TCP", "skipped"), ("proxy", "ok")], "{found}");
 }
 
-/// What is wrong with the server, given what would be right; the directory has it right already.
+/// Makes the server wrong, given the right certificates, which the directory has already.
 type Spoil = fn(&Set, &mut Options);
 
-/// The hop, what is said of it, and what helps.
+/// The hop, what the doctor says about it, and what helps.
 type Expected = (&'static str, &'static str, &'static str);
 
 #[test]
@@ -362,7 +364,7 @@ fn no_client_certificate_is_refused_by_the_server() {
     assert!(there["hop"] == "TLS" && there["detail"].as_str().unwrap().contains("CertificateRequired"), "{found}");
 }
 
-/// Warnings of one kind: what is said, and what helps.
+/// Returns the warnings of one kind: what the doctor says, and what helps.
 fn warnings(found: &Value, hop: &str) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let of_hop = findings(found).into_iter().filter(|finding| finding["hop"] == hop && finding["verdict"] == "warning");
@@ -411,7 +413,7 @@ fn what_others_could_read_or_change_is_named() {
         assert!(warned[0].1.contains("chmod"), "{found}");
         fs::set_permissions(&path, before).unwrap();
     }
-    // Which is no failure of the way.
+    // That is no failure on the way to a server.
     fs::remove_file(workdir.join("elklet.toml")).unwrap();
     set(&certs, 0o707);
     let text = String::from_utf8(visit.run(&[]).stdout).unwrap();
@@ -434,7 +436,7 @@ fn a_file_that_this_user_may_not_read_is_no_file_that_is_missing() {
     command.args(["doctor", "--json", "--server", NOBODY, "--workdir"]).arg(visit.workdir.path());
     command.arg("--certs").arg(certs.path()).env("SPECIFIED_AGENT_ID", "x");
     if rustix::process::geteuid().is_root() {
-        // Root may read everything; the user nobody may not.
+        // Root may read everything. The user nobody may not.
         for directory in [certs.path(), visit.workdir.path()] {
             fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
         }
@@ -481,7 +483,7 @@ fn sections_of_no_plugin_and_the_ends_of_certificates_are_named() {
             "{status}"
         );
     }
-    // The agent that has ended is known by what it kept.
+    // The doctor knows the agent that has ended by the files that it kept.
     let id = agent.id().to_owned();
     let setup = agent.into_setup();
     let mut visit = Visit::new(site.certs(), &site.address());

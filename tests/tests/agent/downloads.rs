@@ -1,4 +1,4 @@
-//! Plugins that are downloaded: where they come from, what is refused, and what runs meanwhile.
+//! Plugins that are downloaded: where they come from, what the agent refuses, and what runs meanwhile.
 
 use crate::PLUGIN;
 use elklet_proto::grpc::Config;
@@ -22,7 +22,7 @@ pub(crate) fn program() -> Vec<u8> {
     fs::read(PLUGIN).unwrap()
 }
 
-/// The entry of a plugin that is an executable, this one, at these addresses.
+/// Returns the entry of a plugin that is this plain executable, at these URLs.
 pub(crate) fn plain(name: &str, body: &[u8], urls: &[String], detail: &str) -> Config {
     let sha256 = sha256(body);
     Config {
@@ -36,16 +36,16 @@ pub(crate) fn plain(name: &str, body: &[u8], urls: &[String], detail: &str) -> C
     }
 }
 
-/// The entry of one that comes in an archive.
+/// Returns the entry of a plugin that comes in an archive.
 pub(crate) fn packed(name: &str, archive: &[u8], urls: &[String], detail: &str) -> Config {
     let signature = sha256(&program());
     Config { r#type: "tar.gz".into(), sha256: sha256(archive), signature, ..plain(name, b"", urls, detail) }
 }
 
-/// Name, kind, contents, and a size if it is not the contents'.
+/// An entry's name, kind and contents, and its claimed size if that is not the contents'.
 pub(crate) type Entry<'a> = (&'a str, EntryType, &'a [u8], Option<u64>);
 
-/// A gzipped tar of entries, as wrong as they may be.
+/// Makes a gzipped tar of entries, however wrong they are.
 pub(crate) fn archive(entries: &[Entry<'_>]) -> Vec<u8> {
     let mut tar = Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
     for (name, kind, contents, size) in entries {
@@ -76,7 +76,7 @@ pub(crate) fn wait_hellos(site: &Site, agent: &Agent, count: usize) {
     site.wait_records("greetings", agent, |records| records.of_type(types::HELLO).count() == count);
 }
 
-/// What lies beside plugins and in tmp for the time being.
+/// Returns the temporary files beside plugins and in tmp.
 fn staged(agent: &Agent) -> Vec<String> {
     let names = |directory: &str| {
         let listed = fs::read_dir(agent.workdir().path().join(directory)).into_iter().flatten().flatten();
@@ -85,7 +85,7 @@ fn staged(agent: &Agent) -> Vec<String> {
     names("tmp").chain(names("plugin").filter(|name| name.starts_with('.'))).collect()
 }
 
-/// Nothing is left of downloads.
+/// Waits until downloads have left nothing behind.
 pub(crate) fn wait_tidy(agent: &Agent) {
     wait_until("end of all stages", || staged(agent).is_empty());
 }
@@ -99,12 +99,12 @@ fn plugins_are_downloaded_plain_and_packed_and_then_need_no_server() {
         ("./", EntryType::Directory, b"", None),
         ("./packed", EntryType::Regular, &program(), None),
         ("./data/rules.txt", EntryType::Regular, b"rules", None),
-        // As of a directory that an agent has unpacked.
+        // The entries name a directory, as in an archive of one that an agent has unpacked.
         ("./.elklet-archive", EntryType::Regular, b"of another archive", None),
     ]);
     let packed_url = files.serve("packed", packed_body.clone(), How::Right);
     let configs = vec![
-        // The first address has nothing, and leads to nothing, and the third is there.
+        // The first URL has nothing, the second leads to nothing, and the third has the file.
         plain("plain", &program(), &[files.url("nothing"), "http://127.0.0.1:1/x".into(), plain_url], "hello"),
         packed("packed", &packed_body, &[files.serve("moved", "", How::Redirect(packed_url))], "hello"),
     ];
@@ -114,7 +114,7 @@ fn plugins_are_downloaded_plain_and_packed_and_then_need_no_server() {
     let rules = agent.workdir().plugin_dir("packed").join("data/rules.txt");
     assert_eq!(fs::read(rules).unwrap(), b"rules");
     wait_tidy(&agent);
-    // What is there and right is not fetched again.
+    // The agent does not fetch again what is there and right.
     let agent = agent.into_setup().start();
     wait_hellos(&site, &agent, 4);
     assert_eq!((files.requests("plain"), files.requests("packed")), (1, 1));
@@ -142,7 +142,7 @@ fn a_server_that_falls_silent_is_left_for_the_next() {
     site.center().set_configs(Some(vec![plain("probe", &program(), &[silent, whole], "hello")]));
     let agent = site.eager().start();
     wait_until("request", || files.requests("silent") == 1);
-    // The agent waits half a minute.
+    // The agent waits for half a minute before it tries again.
     site.wait_records("greeting", &agent, |records| records.of_type(types::HELLO).count() == 1);
 }
 
@@ -197,7 +197,7 @@ fn what_is_wrong_with_a_download_is_said_and_nothing_of_it_is_left() {
         (plain("ftp", &exe, &["ftp://127.0.0.1/ftp".to_owned()], ""), "is no http or https address"),
         (plain("nowhere", &exe, &[], ""), "cannot be opened"),
     ];
-    // The download is what was configured, and the executable in it is not.
+    // The download has the configured hash, but the executable in it does not.
     let mut other = plain("other", &exe, &serve("other", &exe, How::Right), "");
     other.signature = sha256(b"another");
     expected.push((other, "is not what was configured"));
@@ -221,7 +221,7 @@ fn what_is_wrong_with_a_download_is_said_and_nothing_of_it_is_left() {
     let many: Vec<_> = (0..10_001).map(|_| ("a/", Directory, &b""[..], None)).collect();
     let many = archive(&many);
     expected.push((packed("many", &many, &serve("many", &many, How::Right), ""), "more than 10000 entries"));
-    // Paths beyond what a header holds, and directories that nothing but paths asks for.
+    // These paths are longer than a header holds, and no entry names their directories.
     let deep = format!("{}f\0", "a/".repeat(1_900));
     let long = [("L", EntryType::GNULongName, deep.as_bytes(), None), ("x", Regular, &exe[..], None)];
     let deep = archive(&long);
@@ -241,7 +241,7 @@ fn what_is_wrong_with_a_download_is_said_and_nothing_of_it_is_left() {
         let line = agent.wait_for_log(&format!("plugin {name} cannot be started: "));
         assert!(line.contains(" WARN ") && line.contains(why), "{name}: {line}, expected {why}");
     }
-    // As long as it is so, the heartbeat says so.
+    // The heartbeat says so for as long as that lasts.
     for (name, why) in [("missing", "status 404"), ("symlink", "a symbolic link"), ("wrong", "have the SHA-256")] {
         assert!(detail_of(&site, &agent, name).contains(why));
     }
@@ -329,7 +329,7 @@ fn a_plugin_runs_on_while_its_new_version_fails() {
         assert_eq!(site.heartbeats(&agent).plugins["probe"]["pversion"], "1.0");
     }
 
-    // One that can be fetched and verified, and not be executed: the old one is put back and started again.
+    // This version can be fetched and verified, but not executed. The agent puts the old one back and starts it again.
     let nonsense = b"neither script nor program";
     let unfit = archive(&[("probe", EntryType::Regular, nonsense, None)]);
     let before = files.requests("good");
@@ -343,7 +343,7 @@ fn a_plugin_runs_on_while_its_new_version_fails() {
     assert_eq!(site.fresh_heartbeats(&agent).plugins["probe"]["pversion"], "1.0");
     assert_eq!(files.requests("good"), before, "the old one needed no download");
 
-    // And one that is in order takes the whole place.
+    // A good version replaces the whole directory.
     let new = archive(&[("probe", EntryType::Regular, &exe, None), ("new.txt", EntryType::Regular, b"new", None)]);
     let mut config = packed("probe", &new, &[files.serve("new", new.clone(), How::Right)], "hello");
     config.version = "6".into();
@@ -369,7 +369,7 @@ fn an_upgrade_under_load_loses_no_record_of_either_version() {
     );
     site.configure(&agent, &[old]);
     site.wait_records("old records", &agent, |records| records.run("old").received >= 2 * RATE);
-    // The same program with some bytes more is another executable.
+    // The same program with some more bytes is a different executable.
     let newer = [program(), b"newer".to_vec()].concat();
     let url = files.serve("newer", newer.clone(), How::Right);
     let mut new = plain("probe", &newer, &[url], &format!("hello run=new size=800 rate={RATE} n=20000"));
@@ -399,7 +399,7 @@ fn a_plugin_that_is_removed_while_it_is_fetched_leaves_nothing() {
     wait_until("end of the download", || files.open("slow") == 0);
     wait_tidy(&agent);
     assert!(!agent.workdir().plugin_dir("slow").exists());
-    // And an agent that ends does not wait for one either, which would take hours.
+    // An agent that ends does not wait for a download either, which would take hours.
     let url = files.serve("slower", program(), How::Slow(10));
     site.configure(&agent, &[plain("slower", &program(), &[url], "")]);
     wait_until("download", || files.open("slower") == 1);
@@ -420,7 +420,7 @@ fn a_plugin_in_its_place_does_not_wait_for_slow_downloads() {
     site.center().set_configs(Some(slow.chain([here]).collect()));
     let agent = setup.start();
     wait_hellos(&site, &agent, 1);
-    // Fetching is bounded as before.
+    // Downloads are bounded as before.
     let requests = || (0..12).filter(|i| files.requests(&format!("slow{i}")) > 0).count();
     wait_until("eight downloads", || requests() == 8);
     assert_eq!(staged(&agent).len(), 8);

@@ -1,10 +1,10 @@
-//! The agent's end: in order, with everything sent and nobody left behind; or at once, when somebody insists.
+//! The agent's end: in order, with everything sent and no process left behind, or at once when somebody insists.
 
 use crate::PLUGIN;
 use elklet_tests::harness::{Agent, DEADLINE, Signal, Site, all_at_once, types, wait_until};
 use std::time::{Duration, Instant};
 
-/// How the end is asked for.
+/// How a test asks for the end.
 type Ask = fn(&Site, &Agent);
 
 #[test]
@@ -72,7 +72,7 @@ fn an_end_without_a_server_and_without_a_spool_is_prompt_and_says_what_is_lost()
     assert!(begun.elapsed() < DEADLINE / 2, "{:?}", begun.elapsed());
     assert_eq!(agent.log_lines("did not end within"), [""; 0]);
     assert_eq!(agent.workdir().processes(), [0; 0]);
-    // 300 and the goodbye; and perhaps what came before, where it is not known to have arrived.
+    // The 300 records and the goodbye, and perhaps a replay of earlier ones that were not confirmed.
     let line = agent.wait_for_log("the agent ends; ");
     let lost = line.split_once("ends; ").and_then(|(_, rest)| rest.split_once(' '));
     let lost: u64 = lost.and_then(|(number, _)| number.parse().ok()).unwrap_or_else(|| panic!("no number: {line}"));
@@ -95,7 +95,7 @@ fn an_end_before_any_connection_is_an_end() {
 fn whoever_insists_is_obeyed_at_once() {
     let site = Site::new();
     let setup = site.setup().server(&site.address());
-    // It takes ten seconds to be killed; its child would hold its pipes for ever.
+    // The agent kills it after ten seconds. Its child would hold its pipes for ever.
     site.center().set_configs(Some(vec![setup.workdir().install("stubborn", PLUGIN, "hello child deaf")]));
     let mut agent = setup.start();
     site.wait_records("plugin and child", &agent, |records| records.of_type(types::CHILD).count() == 1);
@@ -121,7 +121,7 @@ fn an_end_waits_for_a_stubborn_plugin_and_no_longer() {
     site.wait_records("plugins", &agent, |records| records.of_type(types::HELLO).count() == 2);
     let begun = Instant::now();
     agent.signal(Signal::TERM);
-    // The other's last words are sent meanwhile.
+    // The agent sends the other plugin's last records meanwhile.
     site.wait_records("last words", &agent, |records| records.of_type(types::GOODBYE).count() == 1);
     assert_eq!(agent.wait_for_exit().code(), Some(0));
     assert!(begun.elapsed() >= Duration::from_millis(9_900), "{:?}", begun.elapsed());
@@ -130,7 +130,7 @@ fn an_end_waits_for_a_stubborn_plugin_and_no_longer() {
     assert_eq!(agent.workdir().processes(), [0; 0]);
 }
 
-/// The agent says that it leaves nothing behind.
+/// Expects the agent to say that it leaves nothing behind.
 fn assert_all_taken(agent: &Agent) {
     let line = agent.wait_for_log("the agent ends; ");
     assert!(line.contains(" INFO ") && line.contains("the server has taken all "), "{line}");

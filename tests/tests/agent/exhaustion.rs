@@ -1,4 +1,5 @@
-//! A host that has no thread and no process to spare: nothing ends, everything is told, and all of it is done later.
+//! A host that has no thread and no process to spare. Nothing ends, the agent reports what it cannot do, and does it
+//! later.
 
 use crate::PLUGIN;
 use crate::downloads::{plain, program};
@@ -10,12 +11,12 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// A user who has nothing else here.
+/// A user who runs nothing else on this host.
 fn uid() -> String {
     (50_000 + std::process::id() % 10_000).to_string()
 }
 
-/// Has an agent run as a user whom the limit of processes binds: root it does not.
+/// Runs the agent as another user, because the limit on processes does not bind root.
 fn as_somebody(setup: Setup, certs: &Path) -> Setup {
     let uid = uid();
     let program = setup.workdir().path().join("elklet");
@@ -27,8 +28,8 @@ fn as_somebody(setup: Setup, certs: &Path) -> Setup {
     setup.program(&program).started_by(&["setpriv", "--reuid", &uid, "--regid", &uid, "--clear-groups"])
 }
 
-/// From now on the agent may start threads and processes, or may not. Its own user sets the limit: that takes no privilege
-/// that a container's root may lack.
+/// Allows or forbids the agent to start threads and processes from now on. Its own user sets the limit, because that
+/// takes no privilege that a container's root may lack.
 fn may_start(agent: &Agent, may: bool) {
     let (uid, pid) = (uid(), agent.pid().to_string());
     let limit = if may { "--nproc=500:" } else { "--nproc=1:" };
@@ -67,7 +68,7 @@ fn an_agent_that_can_start_neither_threads_nor_processes_lives_and_catches_up() 
 
     may_start(&agent, false);
     let options = site.stop();
-    // Service discovery, and the spool, which is to take what comes without a server.
+    // Service discovery needs a thread, and so does the spool, which has to take records while there is no server.
     let line = agent.wait_for_log("service discovery failed: ");
     assert!(line.contains("no thread can be started: "), "{line}");
     agent.wait_for_log("no thread can be started: Resource temporarily unavailable");
@@ -76,7 +77,7 @@ fn an_agent_that_can_start_neither_threads_nor_processes_lives_and_catches_up() 
     kill_process(pid, Signal::KILL).unwrap();
     agent.wait_for_log("plugin victim cannot be started: no thread can be started: ");
 
-    // The way to a server needs no thread.
+    // A connection to a server needs no thread.
     site.start(options);
     let files = Files::start();
     let body = program();

@@ -1,4 +1,4 @@
-//! What the agent says of itself and its plugins, and when.
+//! What the agent reports about itself and its plugins, and when.
 
 use crate::PLUGIN;
 use elklet_tests::harness::{Agent, Site, types};
@@ -8,21 +8,21 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Record 1000 of the reference agent's generation C.
+/// The fields of record 1000 in the reference agent's generation C.
 const AGENT_FIELDS: &str = "arch boot_time cpu cpu_name cpu_usage dns du gateway host_id host_model host_serial host_vendor \
     idc kernel_version load_1 load_15 load_5 mem_usage net_mode nfd ngr nproc pid platform platform_family \
     platform_version read_speed region rss running_procs rx_speed rx_tps start_time state state_detail total_mem \
     total_procs tx_speed tx_tps write_speed";
 
-/// Record 1001 of it.
+/// The fields of record 1001 in the same generation.
 const PLUGIN_FIELDS: &str =
     "cpu du name nfd pid pversion read_speed rss rx_speed rx_tps start_time tx_speed tx_tps write_speed";
 
-/// Fields of both that the reference writes with `%.8f`.
+/// The fields of both records that the reference writes with `%.8f`.
 const FRACTIONS: &str =
     "cpu cpu_usage load_1 load_5 load_15 mem_usage read_speed write_speed rx_speed rx_tps tx_speed tx_tps";
 
-/// Elklet's own counters beside them, in the agent's.
+/// Elklet's own counters, which the agent's heartbeat has besides.
 const COUNTERS: &str = "records records_replayed streams connect_failures tls_failures bad_commands protocol_errors refused_tasks \
     starts_refused lost_poison own_records_lost log_lines_lost frames_too_long frames_invalid frames_truncated \
     records_refused_type records_refused_payload frame_bytes_skipped \
@@ -101,7 +101,7 @@ fn a_plugins_heartbeat_has_every_field() {
     let agent = setup.start();
     site.wait_records("records", &agent, |records| records.run("a").received == 500);
     let mut heartbeats = site.fresh_heartbeats(&agent);
-    // The directory's size is there once it has been measured in the background.
+    // The directory's size appears once the agent has measured it in the background.
     for _ in 0..5 {
         if heartbeats.plugins["probe"]["du"] != "0" {
             break;
@@ -199,7 +199,7 @@ fn assert_fraction(name: &str, value: &str) {
     );
 }
 
-/// The host's addresses as its routing tables know them.
+/// Returns the host's addresses from its routing tables.
 fn local_addresses() -> BTreeSet<IpAddr> {
     let trie = fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
     // An address stands on the line before "/32 host LOCAL".

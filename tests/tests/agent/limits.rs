@@ -1,4 +1,4 @@
-//! What a plugin may do: limits where the host can keep them, and what is said where it cannot.
+//! Limits of plugins: what holds if the host can enforce them, and what the agent says if it cannot.
 
 use crate::PLUGIN;
 use elklet_tests::binaries::Binaries;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// The pid of a plugin, by the last greeting that names its directory.
+/// Returns a plugin's pid, from the last greeting that names its directory.
 fn pid(site: &Site, agent: &Agent, name: &str) -> u32 {
     let found = || {
         site.records(agent, |records| {
@@ -23,14 +23,14 @@ fn pid(site: &Site, agent: &Agent, name: &str) -> u32 {
     found().unwrap()
 }
 
-/// A line of a file of a process.
+/// Returns a line of a file of a process under /proc.
 fn line(pid: u32, file: &str, begins: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
     let line = text.lines().find(|line| line.starts_with(begins)).unwrap_or_else(|| panic!("no {begins}: {text}"));
     line[begins.len()..].trim().to_owned()
 }
 
-/// The directories of the groups of a process that the agent has made.
+/// Returns the directories of a process's control groups that the agent has made.
 fn groups(pid: u32) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mut points = BTreeMap::new();
@@ -120,13 +120,13 @@ fn groups_limit_memory_processor_and_processes_and_go_with_the_plugin() {
     let status = status(&agent);
     assert!(status.contains("limits of probe memory 48 MiB (cgroup v"), "{status}");
 
-    // Who takes more memory than there is for it dies, and nobody else does.
+    // A plugin that takes more memory than its limit dies, and no other process does.
     site.tell(&agent, "probe", "eat=200");
     agent.wait_for_log("plugin probe was killed by signal ");
     assert!(is_alive(self::pid(&site, &agent, "other")));
     wait_until("end of its groups", || groups.iter().all(|group| !group.exists()));
 
-    // Its next process has others, and they go when it leaves the configuration.
+    // Its next process gets other groups, and the agent removes them when the plugin leaves the configuration.
     wait_until("another process", || self::pid(&site, &agent, "probe") != pid);
     let next = self::groups(self::pid(&site, &agent, "probe"));
     assert!(!next.is_empty() && next.iter().all(|group| group.exists() && !groups.contains(group)));
@@ -147,9 +147,9 @@ fn where_no_group_can_be_made_resource_limits_are_set_and_the_rest_is_said() {
     let mut setup = site.eager().setting("plugins", "memory_mib = 64\ncpu_percent = 50\nprocesses = 10");
     let config = setup.workdir().install("probe", PLUGIN, "hello");
     if getuid().is_root() {
-        // Somebody who may make no groups.
+        // This user may make no control groups.
         let nobody = Some(65534);
-        // The directory that it was built in may be closed to others.
+        // This user may have no access to the directory in which the agent was built.
         let program = setup.workdir().path().join("elklet");
         assert!(Command::new("cp").arg(&Binaries::for_tests().elklet).arg(&program).status().unwrap().success());
         setup = setup.program(&program);

@@ -1,5 +1,5 @@
-//! The log, the audit and standard error: nothing that becomes of them stops the agent or hides what it did, and nothing in
-//! them speaks to a terminal.
+//! The log, the audit and standard error. Whatever happens to them, it does not stop the agent or hide what it did.
+//! Nothing in them can control a terminal.
 
 use crate::PLUGIN;
 use crate::downloads::{plain, program};
@@ -20,7 +20,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-/// What `elklet status` prints, in this form.
+/// Returns what `elklet status` prints in this form.
 fn printed(workdir: &Path, flags: &[&str]) -> String {
     let mut command = Command::new(&Binaries::for_tests().elklet);
     let output = command.arg("status").arg("--workdir").arg(workdir).args(flags).output().unwrap();
@@ -35,7 +35,7 @@ fn counter(agent: &Agent, name: &str) -> u64 {
     status(agent)["counters"][name].as_u64().unwrap_or_else(|| panic!("no {name}"))
 }
 
-/// Has it log lines until the condition holds.
+/// Makes it log lines until the condition holds.
 fn log_until(what: &str, agent: &Agent, mut condition: impl FnMut() -> bool) {
     wait_until(what, || {
         agent.signal(Signal::HUP);
@@ -43,7 +43,7 @@ fn log_until(what: &str, agent: &Agent, mut condition: impl FnMut() -> bool) {
     });
 }
 
-/// Standard error as its reader and the agent have it, and what has the reader stop and go on.
+/// Standard error at both ends, and how the reader is stopped and goes on.
 struct Ends {
     reader: OwnedFd,
     writer: OwnedFd,
@@ -68,7 +68,7 @@ fn terminal() -> Ends {
     unlockpt(&reader).unwrap();
     let name = ptsname(&reader, Vec::new()).unwrap();
     let writer = open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).unwrap();
-    // As ^S and ^Q do it.
+    // This does what Ctrl-S and Ctrl-Q do.
     Ends { reader, writer, pause: |end, stops| tcflow(end, if stops { Action::OOff } else { Action::OOn }).unwrap() }
 }
 
@@ -96,7 +96,7 @@ fn a_reader_of_standard_error_that_stops_reading_stops_nothing_and_hears_what_it
             said += &String::from_utf8_lossy(&some);
             said.contains(" lines were left out here: nobody read standard error")
         });
-        // A reader that goes away is no more to it.
+        // The agent treats a reader that goes away in the same way.
         drop((reader, shared));
         let lost = counter(&agent, "stderr_lines_lost");
         log_until("lost lines", &agent, || counter(&agent, "stderr_lines_lost") > lost);
@@ -131,7 +131,7 @@ fn a_log_that_cannot_be_written_is_told_until_it_can() {
     assert!(error.contains("/log/elklet.log: it is no directory"), "{error}");
     assert!(metrics().contains("\nelklet_log_writable 0\n"), "{}", metrics());
     log_until("more lost lines", &agent, || counter(&agent, "log_lines_lost") >= 3);
-    // Once, though nobody asked for lines there.
+    // The agent says it there once, although nobody asked for lines there.
     assert_eq!(agent.stderr().matches("ERROR the log cannot be written: ").count(), 1, "{}", agent.stderr());
     assert_eq!(agent.stderr().lines().count(), 1, "{}", agent.stderr());
 
@@ -154,13 +154,13 @@ fn an_agent_starts_without_a_log() {
     assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0, "nothing is written through a link");
 }
 
-/// The events of the audit.
+/// Returns the events of the audit.
 fn audited(agent: &Agent) -> Vec<Value> {
     let text = fs::read_to_string(agent.workdir().path().join("log/audit.log")).unwrap_or_default();
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
 }
 
-/// Waits for an event, and gives it.
+/// Waits for an event, and returns it.
 fn wait_audited(agent: &Agent, is_it: impl Fn(&Value) -> bool) -> Value {
     let mut found = None;
     wait_until("event", || {
@@ -174,7 +174,7 @@ fn wait_audited(agent: &Agent, is_it: impl Fn(&Value) -> bool) -> Value {
 fn what_a_server_has_done_is_audited_and_a_flood_does_not_wash_it_out() {
     let uploads = tempfile::tempdir().unwrap();
     let site = Site::with(|options| options.upload_dir = Some(uploads.path().to_owned()));
-    // Whatever the umask is.
+    // This holds whatever the umask is.
     let agent = site.eager().started_by(&["sh", "-c", "umask 0; exec \"$0\" \"$@\""]).start();
     site.wait_connected(&agent);
     let evidence = agent.workdir().path().join("evidence");
@@ -208,7 +208,7 @@ fn what_a_server_has_done_is_audited_and_a_flood_does_not_wash_it_out() {
     let refused = wait_audited(&agent, |event| event["what"] == "plugin wrong");
     assert!(refused["kind"] == "refused" && !refused["result"].as_str().unwrap().is_empty(), "{refused}");
 
-    // Long texts, so that it is worth the name.
+    // The texts are long, so that this is a flood.
     let path = format!("/{}", "x".repeat(3000));
     for i in 0..400 {
         asks(1050, serde_json::json!({ "path": path, "buf_size": 0 }), &format!("bad-{i}"));
@@ -263,12 +263,12 @@ fn nothing_that_a_server_sends_speaks_to_a_terminal() {
         ("metrics", printed(agent.workdir().path(), &["--metrics"])),
         ("log", agent.log()),
         ("audit", fs::read_to_string(agent.workdir().path().join("log/audit.log")).unwrap()),
-        // A message that quotes nothing of it is as good.
+        // A message may also leave the server's text out.
         ("answer", answer().unwrap() + "owned"),
     ] {
         assert!(!spoken(&text) && text.contains("owned"), "{name}: {text:?}");
     }
-    // Programs read the version as the server has it.
+    // JSON keeps the version as the server sent it, because programs read it.
     let seen = status(&agent);
     assert!(seen["plugins"].as_array().unwrap().iter().any(|plugin| plugin["version"] == format!("1{EVIL}")), "{seen}");
 }

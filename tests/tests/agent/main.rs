@@ -1,4 +1,5 @@
-//! The real agent against a real center: what it promises to both of its ends, to its host and to whoever reads its log.
+//! The real agent against a real center: what it promises to the server, to its plugins, to its host and to whoever
+//! reads its log.
 //!
 //! Each test starts the program that cargo has built (or that `ELKLET_BIN` names) in a directory of its own.
 #![allow(clippy::unwrap_used, reason = "the lint spares test functions, but not what they share")]

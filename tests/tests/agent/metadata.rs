@@ -1,4 +1,4 @@
-//! Where a host is, as the server (task 1051) or an operator (`elkeidctl`) has it.
+//! Where a host is, as the server (task 1051) or an operator (`elkeidctl`) sets it.
 
 use elklet_tests::binaries::Binaries;
 use elklet_tests::harness::{Agent, Site, wait_until};
@@ -21,7 +21,7 @@ fn place_of(idc: &str, region: &str) -> (String, String) {
     (idc.to_owned(), region.to_owned())
 }
 
-/// Waits for the failure with this token, and gives its reason.
+/// Waits for the failure with this token, and returns its reason.
 fn refusal(site: &Site, agent: &Agent, token: &str) -> String {
     let find = || {
         site.records(agent, |records| {
@@ -35,7 +35,7 @@ fn refusal(site: &Site, agent: &Agent, token: &str) -> String {
 #[test]
 fn the_server_says_where_a_host_is() {
     let site = Site::new();
-    // What the service manager has read from the file at an earlier time counts less than the file.
+    // The file takes precedence over what the service manager has read from it earlier.
     let agent = site.eager().variable("specified_idc", "stale").start();
     site.wait_connected(&agent);
     assert_eq!(place(&site, &agent), place_of("stale", "default"));
@@ -59,7 +59,7 @@ fn the_server_says_where_a_host_is() {
 fn what_cannot_be_is_answered_and_changes_nothing() {
     let site = Site::new();
     let setup = site.setup();
-    // Only hosts in Europe have a server.
+    // In this configuration only hosts in Europe have a server.
     let text = format!(
         "region = \"eu\"\n[server]\nreconnect_spread_s = 1\n[regions.eu]\nprivate = [{:?}, {0:?}, {0:?}, {0:?}]\n",
         site.address()
@@ -80,14 +80,14 @@ fn what_cannot_be_is_answered_and_changes_nothing() {
     }
     assert!(!agent.workdir().path().join("specified_env").exists());
     assert_eq!(place(&site, &agent), place_of("default", "eu"));
-    // A file that cannot be written: a directory is in its place.
+    // The file cannot be written, because a directory is in its place.
     fs::create_dir_all(agent.workdir().path().join("specified_env/x")).unwrap();
     set(&site, &agent, r#"{"idc": "dc"}"#, "directory");
     assert!(refusal(&site, &agent, "directory").contains("specified_env: "));
     assert_eq!(site.fresh_heartbeats(&agent).count("refused_tasks"), 6);
 }
 
-/// The program by the name of the reference's; its exit code and standard error.
+/// Runs the program under the name of the reference's. Returns its exit code and standard error.
 fn elkeidctl(workdir: &Path, words: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(&Binaries::for_tests().elklet);
     let output = command.arg0("/etc/elkeid/elkeidctl").arg("--workdir").arg(workdir).args(words).output().unwrap();
@@ -115,7 +115,7 @@ fn an_operator_says_who_and_where_a_host_is() {
     agent.set_id("host-7");
     site.wait_connected(&agent);
     assert_eq!(place(&site, &agent), place_of("default", "eu"));
-    // What the reference reads itself comes first.
+    // What the reference reads itself takes precedence.
     let agent = agent.into_setup().variable("SPECIFIED_AGENT_ID", "host-8").start();
     agent.wait_for_log("starts as host-8 (environment)");
 }

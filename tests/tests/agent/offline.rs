@@ -1,4 +1,4 @@
-//! Starts without a server: what ran last is started, and its records arrive when a server comes.
+//! Starts without a server: the agent starts what ran last, and its records arrive when a server comes.
 
 use crate::PLUGIN;
 use elklet_tests::harness::{Agent, Signal, Site, types, wait_until};
@@ -25,7 +25,7 @@ fn plugins_are_started_without_a_server_and_their_records_arrive_later() {
     site.wait_records("first run", &agent, |records| records.run("a").received == 100);
     wait_kept(&agent);
     assert_eq!(fs::metadata(kept(&agent)).unwrap().permissions().mode() & 0o777, 0o600);
-    // The newest list is what is kept.
+    // The agent keeps the newest list.
     site.center().set_configs(Some(vec![probe.clone()]));
     site.configure(&agent, &[probe]);
     agent.wait_for_log("plugin gone is removed");
@@ -35,7 +35,7 @@ fn plugins_are_started_without_a_server_and_their_records_arrive_later() {
     let agent = setup.start();
     agent.wait_for_log("1 plugins of the last configuration are started");
     wait_until("plugin", || agent.workdir().processes().len() == 1);
-    // The same log has what the first life had.
+    // The log still holds the lines of the first life.
     let configured = || agent.log_lines("configuration of 1 plugins").len();
     let before = configured();
     site.start(options);

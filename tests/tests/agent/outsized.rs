@@ -1,15 +1,15 @@
-//! Records of several MiB: they arrive whole, on both lanes and by way of the disk, and their memory is given back.
+//! Records of several MiB arrive whole, on both lanes and by way of the disk, and the agent gives their memory back.
 
 use crate::PLUGIN;
 use elklet_tests::harness::{Agent, Setup, Site, types, wait_until};
 
-/// Bytes of padding of a record that is close to 4 MiB.
+/// Padding in bytes that makes a record close to 4 MiB.
 const LARGE: usize = (4 << 20) - 100;
 
-/// Bytes that an agent may keep of the 32 MiB that have gone through it.
+/// The most bytes that an agent may keep of the 32 MiB that have gone through it.
 const KEPT: u64 = 20 << 20;
 
-/// Has glibc, which development builds are linked with, give large blocks back at once, as musl does in what ships.
+/// Makes glibc, which development builds use, give large blocks back at once, as musl does in release builds.
 const GIVES_BACK: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "131072");
 
 fn started(site: &Site, setup: Setup, script: &str) -> Agent {
@@ -34,7 +34,8 @@ fn records_of_4_mib_arrive_on_both_lanes_and_their_memory_is_given_back() {
     let agent = started(&site, setup, &script);
     let idle = agent.rss();
     go(&agent);
-    // What is too long for the urgent lane travels with the bulk, so that shorter urgent ones behind it may overtake it.
+    // A record that is too long for the urgent lane travels with the bulk. Shorter urgent ones behind it may therefore
+    // overtake it.
     let expected = [("bulk", 105), ("urgent", 43), ("end", 10)];
     site.wait_records("all records", &agent, |records| {
         expected.iter().all(|(run, count)| records.run(run).received + records.run(run).misplaced >= *count)
@@ -45,7 +46,7 @@ fn records_of_4_mib_arrive_on_both_lanes_and_their_memory_is_given_back() {
         }
         assert_eq!(records.run("urgent").repeated, 0);
     });
-    // What was confirmed a moment ago is let go of when something happens.
+    // The agent frees what was confirmed a moment ago at its next event.
     wait_until("memory that is given back", || {
         site.tell(&agent, "probe", "run=later n=1");
         agent.rss() < idle + KEPT

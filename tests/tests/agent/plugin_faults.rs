@@ -1,4 +1,4 @@
-//! Plugins that misbehave: each mistake is named in the log, counted, and harms nobody else.
+//! Plugins that misbehave: the agent names each mistake in the log and counts it, and it harms nobody else.
 
 use crate::PLUGIN;
 use elklet_proto::grpc::Payload;
@@ -43,7 +43,8 @@ fn a_plugin_whose_complaints_cannot_be_kept_starts_and_the_log_has_them() {
         "hello stderr=\u{1b}[2Jwords complain=1",
     )]));
     for name in ["probe.stderr", "probe.stderr.1"] {
-        // Neither can make way for the other.
+        // The agent can neither write the file nor rotate it, because both names are directories with something in
+        // them.
         fs::create_dir_all(setup.workdir().plugin_dir("probe").join(name).join("full")).unwrap();
     }
     let agent = setup.start();
@@ -76,7 +77,7 @@ fn a_crash_loop_ends_when_its_successor_comes() {
 fn tasks_that_a_plugin_had_not_read_when_it_ended_are_answered() {
     let site = Site::new();
     let setup = site.eager();
-    // They read nothing: one dies by itself, one is asked to end and is killed.
+    // They read nothing. One dies by itself, the other is asked to end and then killed.
     let dies = setup.workdir().install("dies", PLUGIN, "hello deaf=die abort");
     let stays = setup.workdir().install("stays", PLUGIN, "hello deaf");
     site.center().set_configs(Some(vec![dies.clone(), stays]));
@@ -86,7 +87,7 @@ fn tasks_that_a_plugin_had_not_read_when_it_ended_are_answered() {
         site.task(&agent, "dies", 1, "", &format!("dies-{token}"));
         site.task(&agent, "stays", 1, "", &format!("stays-{token}"));
     }
-    // More than the pipe holds: the last one waits in the agent.
+    // These are more than the pipe holds, so the last one waits in the agent.
     site.task(&agent, "dies", 1, &"x".repeat(100_000), "dies-c");
     wait_until("tasks in the pipes", || {
         let heartbeats = site.fresh_heartbeats(&agent);
@@ -109,7 +110,7 @@ fn tasks_that_a_plugin_had_not_read_when_it_ended_are_answered() {
 /// Bytes of the longest record that the agent takes: 4 MiB, and 4 KiB around them.
 const LONGEST: usize = (4 << 20) + (4 << 10);
 
-/// Counters of a plugin's mistakes, in its heartbeat and, for all of them together, in the agent's.
+/// The counters of a plugin's mistakes, in its heartbeat and, summed up, in the agent's.
 const COUNTERS: [&str; 8] = [
     "frames_too_long",
     "frames_invalid",
@@ -121,7 +122,7 @@ const COUNTERS: [&str; 8] = [
     "records_without_timestamp",
 ];
 
-/// A plugin, what it does, what the log says of it, which counters it has then, and how many numbered records arrive.
+/// A plugin, what it does, what the log says about it, its counters then, and how many numbered records arrive.
 struct Case {
     name: &'static str,
     script: String,
@@ -142,7 +143,7 @@ fn case(
 
 #[test]
 fn mistakes_are_named_and_counted_and_the_framing_is_kept() {
-    // The agent's heartbeat, also by a number that becomes its data type when it is cut to 32 bits.
+    // A plugin must not send the agent's heartbeat, nor a number that becomes its data type when cut to 32 bits.
     let [forged, cut] = [1000, 1000 | 1 << 32].map(|data_type| format!("08{}1007", hex(&varint(data_type))));
     let forged_bytes = (forged.len() + cut.len()) as u64;
     // A task's answer without a payload.
@@ -298,13 +299,13 @@ fn unusual_records_arrive_as_they_are() {
     let time = [0x10, 5];
     let data = [&[0x1a][..], &delimited(&payload())].concat();
     let data_type = |number| [&[0x08][..], &varint(number)].concat();
-    // The longest: type, time, and zeros behind a tag and a length of four bytes.
+    // The longest record: type, time, and zeros behind a tag and a length of four bytes.
     let head = [&data_type(7203)[..], &time, &[0x1a]].concat();
     let zeros = LONGEST - head.len() - 4;
     let longest = [&length(LONGEST)[..], &head, &varint(zeros as u64)].concat();
     let script = [
         format!("frame={}", hex(&[&data[..], &time, &data_type(7201)].concat())),
-        // Unknown: field 15 as a varint, field 99 as bytes, field 4 as 64 bits.
+        // Unknown fields: 15 as a varint, 99 as bytes, 4 as 64 bits.
         format!("frame={}7807{}21{}9a060161{}", hex(&data_type(7202)), hex(&time), "00".repeat(8), hex(&data)),
         format!("raw={} zeros={zeros}", hex(&longest)),
         // -1, as protobuf writes a negative int32.
@@ -348,7 +349,7 @@ fn what_a_death_leaves_of_a_frame_is_named_and_counted() {
     let agent = setup.start();
     for config in &configs {
         agent.wait_for_log(&format!("plugin {} version", config.name));
-        // It takes the sign with it: in its next life it waits.
+        // It removes the file, so in its next life it waits.
         fs::write(agent.workdir().plugin_dir(&config.name).join("go"), "").unwrap();
         let ends = if config.name == "half" { "exited with code 1" } else { "was killed by signal 6" };
         agent.wait_for_log(&format!("plugin {} {ends} unexpectedly", config.name));
@@ -375,7 +376,7 @@ fn tasks_beyond_the_queues_bytes_are_answered() {
     let agent = setup.start();
     site.wait_records("plugin", &agent, |records| records.of_type(types::HELLO).count() == 1);
     let data = "x".repeat(TASK);
-    // 2 MiB wait for a plugin at most: four of these.
+    // At most 2 MiB of tasks wait for a plugin, which is four of these.
     let tokens: Vec<String> = (0..7).map(|i| format!("token-{i}")).collect();
     for token in &tokens {
         site.task(&agent, "deaf", 1, &data, token);
@@ -407,7 +408,7 @@ fn tasks_beyond_the_queues_length_are_answered() {
     site.center().set_configs(Some(vec![setup.workdir().install("deaf", PLUGIN, "hello deaf=go")]));
     let agent = setup.start();
     site.wait_records("plugin", &agent, |records| records.of_type(types::HELLO).count() == 1);
-    // 64 KiB are in the pipe and 1,024 tasks in the queue; about 1,400 of these together.
+    // The pipe holds 64 KiB and the queue 1,024 tasks, which is about 1,400 of these together.
     let data = "x".repeat(150);
     for token in 0..TASKS {
         site.task(&agent, "deaf", 1, &data, &token.to_string());
@@ -439,14 +440,14 @@ fn tasks_of_a_plugin_that_dies_are_answered() {
     for token in ["a", "b", "c"] {
         site.task(&agent, "deaf", 1, &data, token);
     }
-    // It cannot be started again: until then there is nobody to take a task.
+    // It cannot be started again, so nobody takes a task.
     fs::remove_dir_all(agent.workdir().plugin_dir("deaf")).unwrap();
     let line = agent.wait_for_log("started as process ");
     let pid = line.rsplit_once(' ').unwrap().1.parse().unwrap();
     rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
     agent.wait_for_log("plugin deaf was killed by signal 9 unexpectedly");
     site.wait_records("refusals", &agent, |records| records.of_type(5100).count() == 3);
-    // One that has not reached the pump when the process ends is answered by another than those that have.
+    // When the process ends, tasks that have reached the pump and tasks that have not are answered in different places.
     let mut tokens = site.records(&agent, |records| records.values(5100, "token"));
     tokens.sort_unstable();
     assert_eq!(tokens, ["a", "b", "c"]);
@@ -489,7 +490,7 @@ fn tasks_that_nobody_can_do_are_answered() {
         let line = agent.wait_for_log(&format!("(token {:?})", answer["token"]));
         assert!(line.contains("a task failed: ") && line.contains(reason), "{line}");
     }
-    // The plugin takes what it is given as before.
+    // The plugin still receives its tasks.
     site.task(&agent, "probe", 1, "", "last");
     site.wait_records("task", &agent, |records| records.values(types::TASK, "token") == ["last"]);
     assert_refused(&site.fresh_heartbeats(&agent), tasks.len(), &agent);
@@ -500,7 +501,7 @@ fn assert_refused(heartbeats: &Heartbeats, count: usize, agent: &Agent) {
     assert_eq!(heartbeats.agent["state"], "running", "{}", agent.log());
 }
 
-/// A payload of one field.
+/// Returns a payload of one field.
 fn payload() -> Vec<u8> {
     let fields = [("key".to_owned(), "value".to_owned())].into();
     Payload { fields }.encode_to_vec()
@@ -516,7 +517,7 @@ fn varint(value: u64) -> Vec<u8> {
     bytes
 }
 
-/// A frame's length.
+/// Returns a frame's length prefix.
 fn length(bytes: usize) -> [u8; 4] {
     u32::try_from(bytes).unwrap().to_le_bytes()
 }

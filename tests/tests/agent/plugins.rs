@@ -100,7 +100,7 @@ fn what_leaves_the_configuration_is_stopped_and_removed() {
     site.wait_records("two plugins", &agent, |records| {
         records.run("stays").received == 10 && records.run("goes").received == 10
     });
-    // An entry that cannot be carried out says nothing against the plugin that it names.
+    // An entry that cannot be carried out does not affect the plugin that it names.
     let mut refused = stays.clone();
     refused.sha256 = "nonsense".into();
     site.configure(&agent, &[refused]);
@@ -140,7 +140,7 @@ fn one_bad_entry_leaves_the_others_and_its_own_plugin_as_they_are() {
         Config { download_urls: addresses(17), ..stays.clone() },
         Config { name: "../other".into(), ..comes.clone() },
         Config { name: "long".into(), version: "v".repeat(1000), ..comes.clone() },
-        // The agent's own version needs no hash.
+        // The entry of the agent's own version needs no hash.
         Config { name: "elkeid-agent".into(), version: env!("CARGO_PKG_VERSION").into(), ..Config::default() },
     ];
     let entries: Vec<_> = bad.into_iter().chain([comes]).collect();
@@ -177,7 +177,7 @@ fn only_the_configured_bytes_are_executed() {
     let site = Site::new();
     let setup = site.eager();
     let right = setup.workdir().install("probe", PLUGIN, "hello");
-    // The configured file is not there yet; what is there would run, if it were let.
+    // The configured file is not there yet. The file that is there would run if the agent started it.
     let executable = setup.workdir().plugin_dir("probe").join("probe");
     fs::write(setup.workdir().path().join("right"), fs::read(&executable).unwrap()).unwrap();
     _ = setup.workdir().install("probe", "/bin/true", "");
@@ -187,7 +187,7 @@ fn only_the_configured_bytes_are_executed() {
     let line = agent.wait_for_log("plugin probe cannot be started");
     assert!(line.contains("is not what was configured") && line.contains(&right.signature), "{line}");
     site.wait_connected(&agent);
-    // The configuration was pushed again with this stream, which says so again.
+    // The server pushed the configuration again on this stream, so the agent says so again.
     let heartbeats = site.fresh_heartbeats(&agent);
     assert_eq!(heartbeats.agent["state"], "abnormal");
     assert!(details(&heartbeats)[0].starts_with("plugin probe cannot be started: "), "{:?}", details(&heartbeats));
@@ -196,7 +196,7 @@ fn only_the_configured_bytes_are_executed() {
     fs::rename(agent.workdir().path().join("right"), &executable).unwrap();
     site.wait_records("plugin", &agent, |records| records.of_type(types::HELLO).count() == 1);
     agent.wait_for_log("plugin probe version 1.0 started as process");
-    // A configuration wipes the slate.
+    // A configuration lets the plugin start afresh.
     site.configure(&agent, &[right]);
     wait_until_running(&site, &agent);
 }
@@ -209,7 +209,7 @@ fn a_new_detail_of_the_same_version_takes_effect() {
     site.center().set_configs(Some(vec![config.clone()]));
     let agent = setup.start();
     site.wait_records("first run", &agent, |records| records.run("first").received == 5);
-    // The same once more is nothing new.
+    // The same configuration once more changes nothing.
     site.configure(&agent, std::slice::from_ref(&config));
     config.detail = "hello run=second n=5".into();
     site.configure(&agent, &[config]);
@@ -225,7 +225,7 @@ fn a_new_detail_of_the_same_version_takes_effect() {
 fn a_plugin_that_dies_is_started_again_later_each_time() {
     let site = Site::new();
     let setup = site.eager();
-    // Half a second of life apart, the waits are one second and two.
+    // The plugin lives for half a second each time, and the waits are one second and two.
     let config = setup.workdir().install("mortal", PLUGIN, "hello exit=3");
     let killed = setup.workdir().install("aborted", PLUGIN, "abort");
     site.center().set_configs(Some(vec![config, killed]));
@@ -253,7 +253,7 @@ fn a_plugin_that_dies_is_started_again_later_each_time() {
 fn a_restart_is_counted_in_the_plugins_heartbeat() {
     let site = Site::new();
     let setup = site.eager();
-    // It dies once, and lives from then on, as it takes the sign with it.
+    // It dies once, and removes the file on the way, so it lives from then on.
     let config = setup.workdir().install("mortal", PLUGIN, "hello deaf=die abort");
     site.center().set_configs(Some(vec![config]));
     let agent = setup.start();
@@ -273,7 +273,7 @@ fn who_ignores_the_end_is_killed_with_the_whole_group() {
     let site = Site::new();
     let setup = site.eager();
     let stubborn = setup.workdir().install("stubborn", PLUGIN, "hello child deaf");
-    // This one goes when it is asked to, and leaves a child behind that holds its pipes.
+    // This plugin ends when it is asked to, and leaves a child behind that holds its pipes.
     let careless = setup.workdir().install("careless", PLUGIN, "hello child");
     let busy = setup.workdir().install("busy", PLUGIN, "hello");
     site.center().set_configs(Some(vec![stubborn, careless, busy.clone()]));
@@ -286,7 +286,7 @@ fn who_ignores_the_end_is_killed_with_the_whole_group() {
     site.configure(&agent, &[busy]);
     agent.wait_for_log("plugin careless is removed");
 
-    // While the agent waits for the stubborn one, it hears and does what else there is.
+    // While the agent waits for the stubborn one, it goes on with everything else.
     site.tell(&agent, "busy", "run=meanwhile n=100");
     site.wait_records("records meanwhile", &agent, |records| records.run("meanwhile").is_whole(100));
     site.task(&agent, "stubborn", 1, "", "too late");
@@ -319,7 +319,7 @@ fn traffic_is_measured_both_ways() {
     }
 }
 
-/// The texts of `state_detail`.
+/// Returns the texts of `state_detail`.
 fn details(heartbeats: &harness::Heartbeats) -> Vec<String> {
     serde_json::from_str(&heartbeats.agent["state_detail"]).unwrap()
 }
@@ -332,12 +332,12 @@ fn wait_until_running(site: &Site, agent: &Agent) {
     }
 }
 
-/// The processes that have said hello.
+/// Returns the processes that have said hello.
 fn pids(site: &Site, agent: &Agent) -> Vec<u32> {
     site.records(agent, |records| records.values(types::HELLO, "pid").iter().map(|pid| pid.parse().unwrap()).collect())
 }
 
-/// No plugin has done anything wrong.
+/// Expects that no plugin has done anything wrong.
 fn assert_clean(heartbeats: &harness::Heartbeats) {
     let counters = ["frames_too_long", "frames_invalid", "frames_truncated", "frame_bytes_skipped", "own_records_lost"];
     for name in counters {

@@ -1,4 +1,5 @@
-//! Servers that die of what they are sent: the rest arrives, and only the record that is to blame is given up, with a word.
+//! Servers that crash on what they are sent: the rest arrives, and the agent gives up only the poisonous record and
+//! says so.
 
 use crate::PLUGIN;
 use elklet_tests::center::Batch;
@@ -6,16 +7,16 @@ use elklet_tests::harness::{Agent, AgentRecords, Setup, Signal, Site, holds_with
 use std::fs;
 use std::time::Duration;
 
-/// Tells of lost records.
+/// The data type of the record that reports losses.
 const LOSS: i32 = 1012;
 
-/// Longer than it takes until a record is given up: a dozen streams, most of which have to hold for some seconds.
+/// Longer than the agent takes to give a record up: a dozen streams, most of which have to hold for some seconds.
 const UNTIL_GIVEN_UP: Duration = Duration::from_secs(400);
 
-/// The record that the server dies of is of a type of its own.
+/// The data type of the record that the server dies of.
 const DEADLY: i32 = 7300;
 
-/// Records of a run that have come, also those that others were let before.
+/// Returns the records of a run that have arrived, including those that others overtook.
 fn arrived(records: &AgentRecords, run: &str) -> u64 {
     let series = records.run(run);
     series.received + series.misplaced
@@ -25,7 +26,7 @@ fn is_deadly(batch: &Batch) -> bool {
     batch.data.records.iter().any(|record| record.data_type == DEADLY)
 }
 
-/// An agent with a plugin that is about to write numbered records around a deadly one.
+/// Starts an agent with a plugin that is about to write numbered records around a deadly one.
 fn poisoned(site: &Site, setup: Setup, behind: &str) -> Agent {
     let deadly = format!("frame=08{:02x}{:02x}1007", 0x80 | (DEADLY & 0x7f), DEADLY >> 7);
     let script = format!("hello deaf=go run=before n=100 {deadly} run=behind {behind}");
@@ -62,8 +63,8 @@ fn the_record_that_a_server_dies_of_is_given_up_alone() {
     assert_eq!((heartbeats.count("lost_poison"), heartbeats.count("records_lost")), (1, 1));
 }
 
-/// The record lies in the spool of an agent that knows nothing of the streams that ended over it. In the core,
-/// `whatever_servers_die_of_nothing_is_lost` asks the same by a clock that nobody has to wait for.
+/// The record lies in the spool, and the agent that reads it knows nothing of the streams that ended over it. In the
+/// core, `whatever_servers_die_of_nothing_is_lost` tests the same in virtual time.
 #[test]
 #[ignore = "long: takes a minute and a half of streams that have to hold for seconds"]
 fn a_deadly_record_from_the_spool_lets_others_go_first() {

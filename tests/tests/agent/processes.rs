@@ -1,4 +1,4 @@
-//! The processes of plugins and of the agent itself: none is left behind, and nothing is inherited that harms.
+//! The processes of plugins and of the agent itself: none is left behind, and none inherits anything harmful.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use crate::PLUGIN;
 use elklet_tests::harness::{Agent, Signal, Site, is_alive, skipped, types, wait_until};
 
-/// The processes that plugins have left behind, by the plugin's run.
+/// Returns the processes that plugins have left behind, by the plugin's run.
 fn orphans(site: &Site, agent: &Agent, run: &str) -> Vec<u32> {
     site.records(agent, |records| {
         let of_run = records.of_type(types::CHILD).filter(|child| child["run"] == run);
@@ -35,7 +35,7 @@ fn what_a_plugin_leaves_behind_ends_with_it_and_nothing_else_does() {
     let zombies = || fs::read_dir("/proc").unwrap().flatten().filter(|entry| is_zombie_of(entry, agent.pid())).count();
     wait_until("state in which none is a zombie", || zombies() == 0);
 
-    // The agent's end is theirs as well.
+    // The agent's end ends them as well.
     let setup = agent.into_setup();
     assert!(setup.workdir().processes().is_empty());
 }
@@ -95,7 +95,7 @@ fn the_first_process_of_a_container_reaps_orphans_and_ends_on_sigterm() {
     let mut agent = setup.start();
     site.wait_records("plugin", &agent, |records| records.of_type(types::HELLO).count() == 1);
     let init = children(agent.pid())[0];
-    // Somebody else's orphan, as `docker exec` may leave it, lives and ends by itself.
+    // An orphan of somebody else's, as `docker exec` may leave one, lives on and ends by itself.
     let enter = format!("--target={init}");
     let stranger = ["sh", "-c", "sleep 1 >/dev/null 2>&1 & sleep 600 >/dev/null 2>&1 & echo"];
     let entered = Command::new("nsenter").args([&enter, "--pid", "--mount"]).args(stranger).status();
@@ -106,7 +106,7 @@ fn the_first_process_of_a_container_reaps_orphans_and_ends_on_sigterm() {
     let zombies = || fs::read_dir("/proc").unwrap().flatten().filter(|entry| is_zombie_of(entry, init)).count();
     wait_until("state in which none is a zombie", || zombies() == 0);
 
-    // The end of a plugin is none of the stranger's business.
+    // The end of a plugin does not touch the stranger.
     site.configure(&agent, &[agent.install("other", PLUGIN, "")]);
     agent.wait_for_log("plugin probe is removed");
     assert!(adopted().iter().any(|pid| command_line(*pid).contains("sleep")), "it still runs");
@@ -144,7 +144,7 @@ fn signals_and_descriptors_that_the_agent_was_started_with_stop_at_the_agent() {
     site.wait_records("plugin", &agent, |records| records.of_type(types::HELLO).count() == 1);
     let hello = site.records(&agent, |records| records.of_type(types::HELLO).next().unwrap());
     assert_eq!(hello["blocked"], "0000000000000000");
-    // A Rust program ignores SIGPIPE, whatever it was started with; signals 32 and 33 are the C library's own.
+    // A Rust program ignores SIGPIPE, whatever it was started with. Signals 32 and 33 belong to the C library.
     let ignored = u64::from_str_radix(&hello["ignored"], 16).unwrap() & !(1 << 12 | 3 << 31);
     assert_eq!(ignored, 0, "{ignored:x}");
     assert_eq!(hello["descriptors"], "[0, 1, 2, 3, 4, 5]");
@@ -165,7 +165,7 @@ fn a_reload_in_the_first_moments_is_taken_when_the_agent_can() {
         let mut agent = setup.start();
         let begun = format!("/proc/{}/fd", agent.pid());
         let workdir = agent.workdir().path().canonicalize().unwrap();
-        // Until the program itself has begun, nobody could do anything. That is when it has its work directory open.
+        // Nobody can act before the program itself has begun. It has begun when it has its work directory open.
         wait_until("beginning", || {
             let open = fs::read_dir(&begun).into_iter().flatten().flatten();
             open.flat_map(|entry| fs::read_link(entry.path())).any(|target| target == workdir)

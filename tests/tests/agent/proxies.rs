@@ -1,4 +1,5 @@
-//! Through proxies: the stream, service discovery, by file and by environment, around them, and into those that fail.
+//! Proxies: the stream and service discovery go through them, by file and by environment, go around them, and meet
+//! those that fail.
 
 use crate::{PLUGIN, downloads};
 use elklet_tests::files::{Files, How};
@@ -13,7 +14,7 @@ use std::slice;
 
 const KINDS: [(&str, Kind); 2] = [("HTTP", Kind::Http), ("SOCKS5", Kind::Socks5)];
 
-/// A server and a service discovery host that nobody can resolve but the proxy.
+/// The names of a server and of a service discovery host that only the proxy can resolve.
 const SERVER: &str = "center.invalid:6751";
 const DISCOVERY: &str = "discovery.invalid:8088";
 
@@ -116,17 +117,17 @@ fn the_environment_names_proxies_and_exceptions() {
     // AgentCenter speaks TLS, service discovery plain HTTP.
     connected(&site, setup().variable("HTTPS_PROXY", &center.url("")).variable("http_proxy", &plain.url("")));
     assert_eq!((center.targets(), plain.targets()), (vec![site.address()], vec![DISCOVERY.to_owned()]));
-    // One for both.
+    // One proxy for both.
     connected(&site, setup().variable("ALL_PROXY", &center.url("")));
     assert_eq!(center.targets()[1..], [DISCOVERY.to_owned(), site.address()]);
-    // And none for this network.
+    // No proxy for this network.
     let before = center.targets().len();
     connected(&site, setup().variable("all_proxy", &center.url("")).variable("NO_PROXY", "x.example, 127.0.0.0/8"));
     assert_eq!(center.targets()[before..], [DISCOVERY.to_owned()]);
     let nobody =
         |setup: Setup| connected(&site, setup.server(&site.address()).variable("HTTPS_PROXY", "http://127.0.0.1:1"));
     nobody(site.setup().variable("no_proxy", "*"));
-    // The file comes before the environment.
+    // The file takes precedence over the environment.
     nobody(with_file(site.setup(), "[proxy]\nurl = \"none\"\n"));
     nobody(with_file(site.setup(), "[proxy]\nno_proxy = [\"127.0.0.0/8\"]\n"));
     let before = center.targets().len();
@@ -175,9 +176,9 @@ fn a_proxy_that_is_no_way_is_named_with_its_reason() {
         }
         assert_eq!(site.heartbeats(&agent).count("connect_failures"), 2, "{name}: {}", agent.log());
     });
-    // One that is not there, by address and by name.
+    // Proxies that are not there, by address and by name.
     let gone = nobody().address();
-    // No label may be this long, so that nobody needs to be asked.
+    // No label may be this long, so the resolver fails without asking anybody.
     let nowhere = format!("{}:1", "x".repeat(64));
     for (proxy, says) in [(&gone, "Connection refused"), (&nowhere, "no address for this name")] {
         let site = Site::new();

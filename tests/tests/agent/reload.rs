@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-/// An agent whose settings are all in its file, which belongs to no fleet.
+/// Prepares an agent whose settings are all in its file. It belongs to no fleet.
 struct Filed {
     agent: Agent,
     certs: String,
@@ -25,7 +25,7 @@ impl Filed {
         Self { agent, certs }
     }
 
-    /// Writes another file, has it read and gives the log's line about it.
+    /// Writes another file, has the agent read it, and returns the log's line about it.
     fn reload(&self, text: &str) -> String {
         write(self.agent.workdir().path(), &self.certs, text);
         self.hang_up()
@@ -58,7 +58,7 @@ fn wait_streams(site: &Site, agent: &Agent, count: u64) {
     assert_eq!(streams(site, agent), count, "{}", agent.log());
 }
 
-/// Has the plugin end its run, and counts that everything has come once, or again on another stream.
+/// Has the plugin end its run, and checks that everything has arrived once, or again on another stream.
 fn assert_nothing_lost(site: &Site, agent: &Agent) {
     site.center().set_configs(Some(Vec::new()));
     agent.signal(Signal::TERM);
@@ -71,7 +71,8 @@ fn assert_nothing_lost(site: &Site, agent: &Agent) {
     agent.wait_for_log("the server has taken all ");
 }
 
-/// Names that one proxy leads to the site's center, so that it can be several servers.
+/// Returns the options of a proxy that connects these names to the site's center, which thereby poses as several
+/// servers.
 fn names(site: &Site, names: &[&str]) -> Options {
     let to = site.center().grpc_addr();
     let leads_to = names.iter().map(|name| ((*name).to_owned(), to)).collect::<HashMap<_, _>>();
@@ -90,7 +91,7 @@ fn a_stream_moves_to_other_servers_and_ways_without_losing_a_record() {
     let agent = &filed.agent;
     let flows = |least: u64| site.wait_records("records", agent, |records| records.run("flow").received > least);
     flows(500);
-    // Where it goes already it stays, whatever else there is now.
+    // The agent stays with its server, whatever else is configured now.
     let line = filed.reload(&file("private = [\"b.invalid:2\", \"a.invalid:1\"]\npublic = [\"c.invalid:3\"]", &http));
     assert!(line.contains("changed: servers"), "{line}");
     flows(1500);
@@ -100,11 +101,11 @@ fn a_stream_moves_to_other_servers_and_ways_without_losing_a_record() {
     wait_streams(&site, agent, 2);
     agent.wait_for_log("connected to b.invalid:2 (private)");
     flows(2500);
-    // The same by another list.
+    // The same server from another list.
     filed.reload(&file("public = [\"b.invalid:2\"]", &http));
     wait_streams(&site, agent, 3);
     agent.wait_for_log("connected to b.invalid:2 (public)");
-    // Another way.
+    // Another way to it.
     let line = filed.reload(&file("public = [\"b.invalid:2\"]", &socks));
     assert!(line.contains("changed: proxies"), "{line}");
     wait_streams(&site, agent, 4);
@@ -112,12 +113,12 @@ fn a_stream_moves_to_other_servers_and_ways_without_losing_a_record() {
         (http.targets(), socks.targets()),
         (["a.invalid:1", "b.invalid:2", "b.invalid:2"].map(str::to_owned).to_vec(), vec!["b.invalid:2".to_owned()])
     );
-    // Nothing else.
+    // Nothing else has happened.
     assert!(filed.hang_up().contains("changed: nothing"));
     flows(3500);
     assert_eq!(streams(&site, agent), 4);
     assert_eq!(site.heartbeats(agent).count("connect_failures"), 0, "{}", agent.log());
-    // Every stream was ended in order, so that nothing came twice.
+    // The agent ended every stream in order, so nothing arrived twice.
     site.records(agent, |records| assert_eq!(records.run("flow").repeated, 0));
     assert_nothing_lost(&site, agent);
 }
@@ -127,7 +128,7 @@ fn who_waits_for_a_server_goes_to_the_new_one_at_once() {
     let site = Site::new();
     let setup = site.setup();
     let (workdir, certs) = (setup.workdir().path().to_owned(), site.certs().display().to_string());
-    // An hour is what a lost stream may be waited for; nobody waits for that here.
+    // After a lost stream the agent may wait up to an hour. The test does not wait for that.
     let file =
         |server: &str| format!("certs = \"{certs}\"\n[server]\nreconnect_spread_s = 3600\nprivate = [\"{server}\"]\n");
     fs::write(workdir.join("elklet.toml"), file(&site.address())).unwrap();
@@ -213,7 +214,7 @@ fn certificates_are_read_again_when_they_have_changed() {
     let agent = &filed.agent;
     site.wait_records("records", agent, |records| records.run("flow").received > 500);
 
-    // One that is no certificate is named, once, and changes nothing.
+    // The agent names a file that is no certificate, once, and changes nothing.
     let good = fs::read(certs.path().join("client.crt")).unwrap();
     fs::write(certs.path().join("client.crt"), "-----BEGIN CERTIFICATE-----\nhalf").unwrap();
     assert!(filed.hang_up().contains("changed: nothing"));
@@ -222,12 +223,12 @@ fn certificates_are_read_again_when_they_have_changed() {
     assert!(site.center().inject(agent.id(), Fault::Status(Status::ok())));
     wait_streams(&site, agent, 2);
     assert_eq!(agent.log_lines("the certificates stay as they were: ").len(), 1);
-    // The old one again is news, as far as the file goes.
+    // The old certificate again counts as a change of the file.
     fs::write(certs.path().join("client.crt"), good).unwrap();
     assert!(filed.hang_up().contains("changed: certificates"));
     wait_streams(&site, agent, 3);
 
-    // Both ends get certificates of another authority. Nobody tells the agent, and it is back with the first attempt.
+    // Both ends get certificates of another authority. Nobody tells the agent, and yet its first attempt succeeds.
     let options = site.stop();
     let other = Set::new();
     other.write(&options.certs).unwrap();
@@ -238,7 +239,7 @@ fn certificates_are_read_again_when_they_have_changed() {
     site.wait_connected(agent);
     let failures = site.heartbeats(agent).count("tls_failures");
     assert_eq!(failures, 0, "{}", agent.log());
-    // An end does not wait for what is on the disk: this is more than there was while there was no server.
+    // An end does not wait for what is on the disk. This server has received more than was made while there was none.
     let before = site.records(agent, |records| records.run("flow").received);
     site.wait_records("backlog", agent, |records| records.run("flow").received > before + 20_000);
     assert_nothing_lost(&site, agent);
@@ -264,7 +265,7 @@ fn a_certificate_near_its_end_shows_in_log_and_heartbeat() {
     assert!(line.contains(" WARN "), "{line}");
     agent.wait_for_log("ca.crt: the certificate expires in 20 days, at 20");
 
-    // One that is good for longer is used, and nothing is said of it.
+    // The agent uses a certificate that is valid for longer, and says nothing about it.
     until(Validity::Days(31)).client.write(certs.path(), "client").unwrap();
     assert!(filed.hang_up().contains("changed: certificates"));
     wait_streams(&site, agent, 2);
@@ -272,14 +273,14 @@ fn a_certificate_near_its_end_shows_in_log_and_heartbeat() {
     assert_eq!(agent.log_lines("client.crt: ").len(), 1, "{}", agent.log());
     assert_eq!(agent.log_lines("ca.crt: ").len(), 2, "{}", agent.log());
 
-    // One that has expired is not taken for one that has not.
+    // The agent does not replace a valid certificate by an expired one.
     until(Validity::Expired).client.write(certs.path(), "client").unwrap();
     assert!(filed.hang_up().contains("changed: nothing"));
     agent.wait_for_log("the certificates stay as they were: ");
     agent.wait_for_log("client.crt: the certificate has expired");
     assert_eq!(streams(&site, agent), 2);
 
-    // At the start there is nothing better.
+    // At its start the agent has nothing better.
     let agent = Setup::new(certs.path()).server(&site.address()).start();
     let line = agent.wait_for_log("client.crt: the certificate expired at 2020-01-01T00:00:00Z");
     assert!(line.contains(" WARN "), "{line}");

@@ -1,4 +1,4 @@
-//! Servers that are killed with what they had read and not passed on: it arrives again.
+//! Servers that are killed with records that they had read and not passed on. The agent replays those.
 
 use crate::PLUGIN;
 use elklet_tests::center::Center;
@@ -7,15 +7,15 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Of numbered records.
+/// The data type of numbered records.
 const NUMBERED: i32 = 7000;
 
-/// What the server takes dies with it for so long.
+/// What the server has taken within this time dies with it.
 const FORGOTTEN: Duration = Duration::from_secs(1);
 
 const RECORDS: u64 = 12_000;
 
-/// When which numbers were taken.
+/// When the server took which numbers.
 type Taken = Arc<Mutex<Vec<(Instant, u64)>>>;
 
 fn watch(center: &Center) -> Taken {
@@ -30,8 +30,8 @@ fn watch(center: &Center) -> Taken {
     taken
 }
 
-/// An agent that sends numbered records while its server is killed; which numbers were kept by either server, and how many
-/// records the agent says to have sent again for that.
+/// Runs an agent that sends numbered records while its server is killed. Returns the numbers that either server has
+/// kept, and how many records the agent says it has replayed.
 fn killed_under_load(site: &mut Site, setup: Setup) -> (BTreeSet<u64>, u64) {
     let before = watch(site.center());
     let detail = format!("hello run=all rate=2000 size=600 n={RECORDS}");

@@ -1,14 +1,14 @@
-//! What the agent tells the server of its own warnings and errors: enough to know, never a flood.
+//! What the agent reports to the server of its own warnings and errors: enough to know, never a flood.
 
 use crate::PLUGIN;
 use elklet_tests::harness::{Agent, Site, types, wait_until};
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Reports that one place in the source may make in a minute.
+/// The most reports that one place in the source makes in a minute.
 const PER_PLACE: usize = 5;
 
-/// The reports whose text has this in it.
+/// Returns the reports whose text contains this.
 fn reports(site: &Site, agent: &Agent, text: &str) -> Vec<BTreeMap<String, String>> {
     site.records(agent, |records| records.of_type(1010).filter(|fields| fields["msg"].contains(text)).collect())
 }
@@ -26,7 +26,7 @@ fn a_warning_is_reported_with_its_source() {
     assert!(file.ends_with(".rs") && !file.starts_with('/') && line.parse::<u32>().is_ok(), "{report:?}");
     assert_eq!((&*report["level"], report.len()), ("warn", 3), "{report:?}");
     assert!(agent.wait_for_log(text).contains(" WARN "));
-    // What is in order is nobody's business.
+    // The agent does not report what is in order.
     assert!(reports(&site, &agent, "started as process").is_empty());
 }
 
@@ -46,7 +46,7 @@ fn a_failed_task_is_answered_and_not_reported_twice() {
 fn a_flood_is_cut_and_counted() {
     let site = Site::new();
     let setup = site.eager();
-    // Three complaints of each, from one place.
+    // Three complaints about each, all from one place in the source.
     let names: Vec<String> = (0..30).map(|i| format!("bad-{i}")).collect();
     let install = |name: &String| setup.workdir().install(name, PLUGIN, "frame=ff n=1 hello");
     site.center().set_configs(Some(names.iter().map(install).collect()));
@@ -67,7 +67,7 @@ fn what_went_wrong_without_a_server_is_told_later_as_of_then() {
     std::thread::sleep(Duration::from_millis(1100));
     let back = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     site.start(options);
-    // The first ones, which tell how it began.
+    // The first ones arrive, because they tell how it began.
     let ends = || reports(&site, &agent, &site.address());
     wait_until("reports", || ends().len() >= PER_PLACE);
     assert_eq!(ends().len(), PER_PLACE, "{:?}", ends());

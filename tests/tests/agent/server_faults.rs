@@ -1,4 +1,5 @@
-//! Servers that misbehave, and servers that go and come back: the agent names it, counts it, and is back in time.
+//! Servers that misbehave, and servers that go and come back: the agent names the fault, counts it, and reconnects in
+//! time.
 
 use crate::PLUGIN;
 use elklet_proto::grpc::{Command, Task};
@@ -15,7 +16,7 @@ use std::time::Duration;
 /// Bytes of the longest command that the agent takes.
 const LONGEST: usize = 4 << 20;
 
-/// An agent of this site with a plugin that takes orders, and has said hello.
+/// Starts an agent of this site with a plugin that takes tasks and has said hello.
 fn with_plugin(site: &Site, servers: usize) -> Agent {
     start_with_plugin(site, (0..servers).fold(site.setup(), |setup, _| setup.server(&site.address())))
 }
@@ -27,7 +28,7 @@ fn start_with_plugin(site: &Site, setup: Setup) -> Agent {
     agent
 }
 
-/// The plugin is the one that it was, and what it sends arrives.
+/// Expects that the plugin was not restarted, and that its records arrive.
 fn assert_works(site: &Site, agent: &Agent, run: &str) {
     site.wait_connected(agent);
     site.tell(agent, "probe", &format!("run={run} n=500"));
@@ -133,7 +134,8 @@ fn the_longest_commands_are_taken() {
     assert_works(&site, &agent, "between");
     assert_eq!(site.fresh_heartbeats(&agent).count("bad_commands"), 0);
 
-    // Longer ones are no commands, but their tasks are answered: plain, compressed, and compressed to less than the limit.
+    // The agent refuses longer commands, but it answers their tasks: plain, compressed, and compressed to less than the
+    // limit.
     let plain = of_length(&noise.repeat(2), LONGEST + 1, "d").encode_to_vec();
     assert!(site.center().inject(agent.id(), Fault::message(&plain)));
     site.command(&agent, of_length(&noise.repeat(2), 2 * LONGEST, "e"));
@@ -148,7 +150,7 @@ fn the_longest_commands_are_taken() {
     assert_eq!(site.fresh_heartbeats(&agent).count("bad_commands"), 3);
 }
 
-/// When something goes wrong on a stream.
+/// When a fault strikes on a stream.
 #[derive(Clone, Copy)]
 enum When {
     /// Before the first message.
@@ -248,8 +250,8 @@ fn a_server_that_never_answers_is_given_up() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
     let site = Site::new();
-    // The kernel takes the connections, and nobody ever says anything on them. All that the agent has are 15 s for TLS,
-    // and 10 for service discovery.
+    // The kernel accepts the connections, and nobody ever says anything on them. Only the agent's own limits help: 15 s
+    // for TLS, and 10 s for service discovery.
     let cases = [
         ("TCP and TLS", site.setup().server(&address).server(&site.address()).start()),
         ("service discovery", site.setup().argument("--discovery").argument(&address).server(&site.address()).start()),
@@ -278,7 +280,7 @@ fn a_slow_server_holds_back_the_plugin_and_nothing_is_lost() {
     let idle = agent.rss();
     site.center().set_pace(Pace::Stopped);
     site.tell(&agent, "probe", &format!("run=dammed size=400 n={RECORDS}"));
-    // What the plugin has written stands still: everything between it and the server is full.
+    // The plugin cannot write any more, because everything between it and the server is full.
     let pid = site.records(&agent, |records| records.values(types::HELLO, "pid").remove(0));
     let written = || fs::read_to_string(format!("/proc/{pid}/io")).unwrap().lines().nth(1).unwrap().to_owned();
     let at_rest = written();
@@ -314,7 +316,7 @@ fn the_agent_outlives_its_server() {
     agent.wait_for_log("the connection broke: ");
     let line = agent.wait_for_log("no TCP connection: ");
     assert!(line.contains(&options.listen.to_string()) && line.contains("refused"), "{line}");
-    // What comes meanwhile waits in the agent.
+    // Records that are written meanwhile wait in the agent.
     fs::write(agent.workdir().plugin_dir("alone").join("go"), "").unwrap();
     site.start(options);
     assert_works(&site, &agent, "after");
@@ -331,7 +333,7 @@ fn the_agent_outlives_its_server() {
 #[test]
 fn breaks_under_load_lose_nothing() {
     let mut site = Site::new();
-    // The address more than once: it is tried again at once.
+    // The address is configured several times, so the agent tries it again at once.
     let setup = site.eager();
     let configs = [("flood", "run=flood size=200 last=50 endless"), ("paced", "run=paced rate=1000 last=50 endless")]
         .map(|(name, script)| setup.workdir().install(name, PLUGIN, script));

@@ -1,4 +1,4 @@
-//! Signatures: with a public key in the configuration, what its owner has not signed is not started.
+//! Signatures: with a public key in the configuration, the agent starts only what the key's owner has signed.
 
 use super::downloads::{plain, program};
 use elklet_proto::grpc::Config;
@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// What `docs/plugins.md` says is signed.
+/// Returns the text that is signed, as `docs/plugins.md` has it.
 fn text(config: &Config) -> String {
     let Config { name, version, sha256, signature, .. } = config;
     format!("elklet plugin\n{name}\n{version}\n{sha256}\n{signature}\n")
@@ -45,7 +45,7 @@ fn only_what_the_keys_owner_has_signed_is_started() {
         signed(good.clone(), &text(&good), &owner),
         entry("unsigned"),
         signed(entry("forged"), &text(&entry("forged")), &stranger),
-        // A good signature, of another plugin or another version.
+        // The signature is valid, but for another plugin or another version.
         signed(entry("swapped"), &text(&good), &owner),
         signed(entry("replayed"), &text(&of_another), &owner),
         Config { signature: format!("{}:AAAA", entry("short").signature), ..entry("short") },
@@ -62,7 +62,7 @@ fn only_what_the_keys_owner_has_signed_is_started() {
     assert_eq!(site.fresh_heartbeats(&agent).plugins.keys().collect::<Vec<_>>(), ["good"]);
     assert_eq!(files.requests("probe"), 1, "what is not signed is not even fetched");
 
-    // What is kept is held to the key again at the next start.
+    // At the next start the agent checks what it kept against the key again.
     let other = base64(stranger.public_key().as_ref());
     let setup = agent.into_setup();
     fs::write(setup.workdir().path().join("elklet.toml"), format!("[plugins]\npublic_key = \"{other}\"\n")).unwrap();
@@ -98,7 +98,7 @@ fn a_signed_plugin_does_not_go_back_unless_the_host_allows_it() {
     let line = agent.wait_for_log(&format!("plugin probe cannot be started: {refusal}"));
     assert!(line.ends_with("version 1.10 runs on"), "{line}");
     assert_eq!(running(&agent), "1.10");
-    // Neither does taking it out of the configuration help, nor a restart.
+    // Neither removing it from the configuration nor a restart helps.
     site.configure(&agent, &[plain("another", b"", &[], "")]);
     agent.wait_for_log("plugin probe is removed");
     let kept = agent.workdir().path().join("plugins.newest");

@@ -1,4 +1,4 @@
-//! What is kept on the disk while there is no server, and what is said when it cannot be.
+//! What the agent keeps on the disk while there is no server, and what it says when it cannot.
 
 use crate::PLUGIN;
 use elklet_tests::binaries::Binaries;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-/// Tells of lost records.
+/// The data type of the record that reports losses.
 const LOSS: i32 = 1012;
 
 fn elklet(agent: &Agent, words: &[&str]) -> Output {
@@ -21,7 +21,7 @@ fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// An agent with a connected plugin.
+/// Starts an agent with a plugin and waits until both are connected.
 fn started(site: &Site, setup: Setup, detail: &str) -> Agent {
     site.center().set_configs(Some(vec![setup.workdir().install("probe", PLUGIN, detail)]));
     let agent = setup.start();
@@ -29,7 +29,7 @@ fn started(site: &Site, setup: Setup, detail: &str) -> Agent {
     agent
 }
 
-/// Ends an agent that has no server, so that what it holds is on the disk; how to start it again.
+/// Ends an agent that has no server, so that what it holds is on the disk. Returns the setup to start it again.
 fn ended_offline(site: &mut Site, mut agent: Agent) -> (Setup, elklet_tests::center::Options) {
     let options = site.stop();
     agent.wait_for_log("no TCP connection: ");
@@ -39,7 +39,7 @@ fn ended_offline(site: &mut Site, mut agent: Agent) -> (Setup, elklet_tests::cen
     (without_plugins(agent.into_setup()), options)
 }
 
-/// Else the plugin would be started as it was, and write the same once more.
+/// Otherwise the agent would start the plugin as before, and the plugin would write the same once more.
 fn without_plugins(setup: Setup) -> Setup {
     fs::remove_file(setup.workdir().path().join("plugins.kept")).unwrap();
     setup
@@ -107,7 +107,7 @@ fn a_damaged_file_costs_its_damaged_batches_and_the_stream_says_so() {
     let setup = site.setup().server(&site.address());
     let mut agent = started(&site, setup, "hello run=kept rate=5000 size=600 n=10000");
     let options = site.stop();
-    // Some batches, one behind the other.
+    // These make several batches, one behind the other.
     let spooled = |agent: &Agent| {
         let files = segments(agent.workdir().path());
         files.first().and_then(|file| fs::metadata(file).ok()).map_or(0, |file| file.len())
@@ -165,7 +165,7 @@ fn without_a_spool_the_oldest_go_are_counted_and_told() {
     let mut site = Site::new();
     let setup = site.setup().server(&site.address()).setting("spool", "mib = 0");
     let agent = started(&site, setup, "hello");
-    // Some 250 MiB, of which memory keeps a part.
+    // These are some 250 MiB, of which memory keeps a part.
     site.tell(&agent, "probe", "run=gone deaf=go size=4000 n=60000");
     site.wait_records("task", &agent, |records| records.of_type(types::TASK).count() == 1);
     let options = site.stop();

@@ -1,4 +1,4 @@
-//! `elklet status`, JSON and metrics over the socket in the work directory, and clients that mean no good.
+//! `elklet status`, JSON and metrics over the socket in the work directory, and malicious clients.
 
 use crate::PLUGIN;
 use elklet_tests::binaries::Binaries;
@@ -21,7 +21,7 @@ fn ask(workdir: &Path, flags: &[&str]) -> Output {
     Command::new(&Binaries::for_tests().elklet).args(arguments).args(flags).output().unwrap()
 }
 
-/// What it prints; it says nothing else and ends with this code.
+/// Returns what it prints. It has to end with this code and say nothing else.
 fn printed(workdir: &Path, flags: &[&str], code: i32) -> String {
     let Output { status, stdout, stderr } = ask(workdir, flags);
     let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
@@ -33,14 +33,14 @@ fn json(workdir: &Path, code: i32) -> Value {
     serde_json::from_str(&printed(workdir, &["--json"], code)).unwrap()
 }
 
-/// An agent that nobody is connected to, or will be.
+/// Starts an agent that has no server and never will.
 fn offline(site: &Site) -> Agent {
     let agent = site.setup().server(NOBODY).start();
     agent.wait_for_log("the next attempt is in ");
     agent
 }
 
-/// The socket, by a path that is short however long the directory's is.
+/// Returns the socket by a path that is short, however long the directory's is.
 fn connect(workdir: &Path) -> UnixStream {
     let directory = fs::File::open(workdir).unwrap();
     let socket = UnixStream::connect(format!("/proc/self/fd/{}/elklet.sock", directory.as_raw_fd())).unwrap();
@@ -56,7 +56,8 @@ fn exchange(workdir: &Path, request: &[u8]) -> String {
     answer
 }
 
-/// An agent with a plugin that has sent some records, all of which are confirmed, and one that cannot be started.
+/// Starts an agent with a plugin that has sent some records, which are all confirmed, and one plugin that cannot be
+/// started.
 fn busy(site: &Site) -> Agent {
     let setup = site.setup().server(NOBODY).server(&site.address());
     let mut missing = setup.workdir().install("missing", PLUGIN, "");
@@ -162,7 +163,7 @@ fn metrics_are_as_prometheus_wants_them() {
     assert!(head.contains("Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{head}");
     assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{head}");
 
-    // A family is announced once, before its samples, which stand together; counters end in _total.
+    // A family is announced once and before its samples, which are not interleaved with others. Counters end in _total.
     let mut family = "";
     let mut families = Vec::new();
     for line in body.lines() {
@@ -184,7 +185,7 @@ fn metrics_are_as_prometheus_wants_them() {
             }
         }
     }
-    // What the documentation lists is there.
+    // Every metric that the documentation lists is there.
     for name in include_str!("../../../docs/operations.md").split('`').filter(|word| word.starts_with("elklet_")) {
         let name = name.split([' ', '[']).next().unwrap();
         assert!(families.contains(&name), "{name} is documented and missing:\n{body}");
@@ -247,7 +248,7 @@ fn no_agent_is_said_with_code_1() {
     assert!(refused(&directory, &["--metrics"]).ends_with("\nelklet_up 0\n"));
     assert_eq!(refused(Path::new("/no/such"), &[]), "");
 
-    // One that was killed leaves its socket behind; the next agent puts its own in its place.
+    // An agent that was killed leaves its socket behind. The next one replaces it.
     let mut agent = setup.start();
     wait_until("socket of the second run", || socket.exists());
     agent.signal(Signal::KILL);
@@ -318,7 +319,7 @@ fn a_long_path_is_no_hindrance() {
     site.wait_connected(&agent);
     assert!(long.join("elklet.sock").exists());
     assert_eq!(json(&long, 0)["agent"]["pid"], agent.pid());
-    // And by a file that names it.
+    // The same by a file that names it.
     let file = top.path().join("settings");
     fs::write(&file, format!("workdir = \"{}\"\n", long.display())).unwrap();
     let output = Command::new(&Binaries::for_tests().elklet).args(["status", "--config"]).arg(&file).output().unwrap();
@@ -340,7 +341,7 @@ fn garbage_is_refused() {
         let answer = exchange(workdir, request);
         assert!(answer.starts_with(says) && answer.contains("\r\nConnection: close\r\n"), "{answer}");
     }
-    // One that has nothing to say is answered as well.
+    // The agent answers a client that says nothing as well.
     let mut socket = connect(workdir);
     socket.shutdown(std::net::Shutdown::Write).unwrap();
     let mut answer = String::new();
@@ -355,7 +356,8 @@ fn clients_that_do_not_read_or_write_are_hung_up_on_and_hold_nothing_up() {
     let agent = site.agent();
     let workdir = agent.workdir().path();
     let begun = Instant::now();
-    // More than are served at a time: some say nothing, some half a request, some never read their answer.
+    // These are more clients than the agent serves at a time. Some say nothing, some half a request, some never read
+    // their answer.
     let mut silent: Vec<_> = (0..6).map(|_| connect(workdir)).collect();
     for (i, socket) in silent.iter_mut().enumerate() {
         match i % 3 {
@@ -370,9 +372,9 @@ fn clients_that_do_not_read_or_write_are_hung_up_on_and_hold_nothing_up() {
         records.values(5100, "token").contains(&"while they wait".to_owned())
     });
     assert!(begun.elapsed() < DEADLINE);
-    // Their turn over, others are served.
+    // When their time is over, the agent serves others.
     assert!(holds_within(DEADLINE, || ask(workdir, &[]).status.code() == Some(0)));
-    // Half a request is the longest that anybody stays.
+    // A client with half a request stays the longest.
     let mut rest = String::new();
     silent[1].read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "", "hung up on");

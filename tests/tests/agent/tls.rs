@@ -1,4 +1,4 @@
-//! TLS as it should be and as it should not: whom the agent trusts, who trusts the agent, and what it says where either fails.
+//! TLS, right and wrong: whom the agent trusts, who trusts the agent, and what it says when either fails.
 
 use crate::PLUGIN;
 use elklet_core::link::x509;
@@ -13,7 +13,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// What is wrong with the server, given what would be right; the directory has it right already.
+/// Makes the server wrong, given the right certificates, which the directory has already.
 type Spoil = fn(&Set, &mut Options);
 
 static TLS12: &[&SupportedProtocolVersion] = &[&rustls::version::TLS12];
@@ -176,7 +176,7 @@ fn the_references_certificates_will_do() {
     assert_records_arrive(&site, certs.path());
 }
 
-/// The SHA-256 of a certificate's key, as openssl has it.
+/// Returns the SHA-256 of a certificate's key, computed by openssl.
 fn pin(leaf: &pki::Leaf) -> [u8; 32] {
     let der = CertificateDer::from_pem_slice(leaf.certificate.as_bytes()).unwrap();
     let key = x509::public_key_info(&der).unwrap();
@@ -189,7 +189,7 @@ fn hex(hash: &[u8]) -> String {
 
 #[test]
 fn an_authority_for_both_ends_does_not_make_an_agent_a_server() {
-    // As Elkeid has it: certificates for no end in particular. A host that is attacked has this one.
+    // Like Elkeid's, these certificates are for neither end in particular. An attacker takes this one from a host.
     let set = Set::new();
     let shared = set.ca.issue(SERVER_NAME, Validity::Current);
     let set = Set { client: shared.clone(), ..set };
@@ -223,14 +223,14 @@ fn servers_have_one_of_the_pinned_keys_and_the_name_that_was_set() {
     pinned.wait_connected(&agent);
     unpinned.center().read(|state| assert!(state.agents.is_empty()));
 
-    // SIGHUP: the other key is the right one now.
+    // After SIGHUP the other key is the right one.
     let file = agent.workdir().path().join("elklet.toml");
     let text = fs::read_to_string(&file).unwrap().replace(&hex(&pin(&next)), &hex(&pin(&other)));
     fs::write(&file, text).unwrap();
     agent.signal(Signal::HUP);
     unpinned.wait_connected(&agent);
 
-    // The name alone.
+    // Here only the name is wrong.
     let agent = Setup::new(certs.path()).server(&pinned.address()).start();
     agent.wait_for_log("certificate not valid for name \"elkeid.com\"");
 }
@@ -239,7 +239,7 @@ fn servers_have_one_of_the_pinned_keys_and_the_name_that_was_set() {
 fn the_centers_certificates_are_for_one_end_each() {
     let set = Set::new();
     let right = Site::with(|options| set.write(&options.certs).unwrap());
-    // Another host's certificate, of which this agent knows nothing, in a server's place.
+    // A server poses with another host's certificate, which this agent has never seen.
     let certs = tempfile::tempdir().unwrap();
     Set { client: set.ca.issue(SERVER_NAME, Validity::Current), ..set.clone() }.write(certs.path()).unwrap();
     let wrong = Site::with(|options| Set { server: set.client.clone(), ..set.clone() }.write(&options.certs).unwrap());
@@ -247,9 +247,9 @@ fn the_centers_certificates_are_for_one_end_each() {
     let line =
         agent.wait_for_log("no TLS session: invalid peer certificate: certificate does not allow extended key usage");
     assert!(line.contains(&wrong.address()), "{line}");
-    // Its own has no usage at all, as those of older installations.
+    // The agent's own certificate has no usage at all, as in older installations.
     right.wait_connected(&agent);
-    // A server's in an agent's place.
+    // An agent poses with a server's certificate.
     let certs = tempfile::tempdir().unwrap();
     Set { client: set.server.clone(), ..set.clone() }.write(certs.path()).unwrap();
     let other = Site::with(|options| {
@@ -258,7 +258,7 @@ fn the_centers_certificates_are_for_one_end_each() {
     Setup::new(certs.path()).server(&other.address()).start().wait_for_log("received fatal alert: ");
 }
 
-/// Authorities, certificate and key, and what the log says of them.
+/// Authorities, certificate and key, and what the log says about them.
 type Texts = ([String; 3], Option<&'static str>);
 
 #[test]
@@ -380,7 +380,7 @@ fn what_is_no_good_is_called_by_its_name_and_file() {
     let said = start(&|certs| fs::remove_file(certs.join("client.crt")).unwrap());
     assert!(said.contains("--certs: DIR/client.crt: no such file"), "{said}");
 
-    // Who has named the directory.
+    // The source of the directory's name.
     let setup = Setup::in_directory(elklet_tests::harness::Workdir::new()).server("127.0.0.1:1");
     let file = setup.workdir().path().join("elklet.toml");
     fs::write(&file, "certs = \"/nowhere\"\n").unwrap();

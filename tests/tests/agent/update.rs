@@ -1,5 +1,5 @@
-//! The agent's own update: the new version takes over in the same process, stays if it holds a stream, and leaves the
-//! previous one behind if it does not.
+//! The agent's own update: the new version takes over in the same process and stays if it holds a stream. If it does
+//! not, the previous version comes back.
 
 use crate::PLUGIN;
 use elklet_proto::grpc::Config;
@@ -17,7 +17,7 @@ use std::slice;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// The agent as of a later version.
+/// The agent under a later version number.
 const NEXT: &str = env!("CARGO_BIN_EXE_elklet-next");
 const NEXT_VERSION: &str = "9.9.9";
 
@@ -27,7 +27,7 @@ struct Web {
     files: Arc<Files>,
 }
 
-/// By path: what is there, and how often it was asked for.
+/// The contents by path, and how often each was requested.
 type Files = Mutex<BTreeMap<String, (Vec<u8>, usize)>>;
 
 impl Web {
@@ -44,7 +44,7 @@ impl Web {
         web
     }
 
-    /// What a server says of a version that is to be had here.
+    /// Returns a server's entry for a version that can be fetched here.
     fn offer(&self, version: &str, bytes: Vec<u8>) -> Config {
         let sha256: String = digest(&SHA256, &bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         let name = format!("/{}", &sha256[..16]);
@@ -67,7 +67,7 @@ fn serve(mut client: TcpStream, files: &Files) {
         *count += 1;
         bytes.clone()
     });
-    // Who asked may have gone.
+    // The client may be gone.
     _ = match bytes {
         Some(bytes) => {
             write!(client, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", bytes.len())
@@ -77,12 +77,12 @@ fn serve(mut client: TcpStream, files: &Files) {
     };
 }
 
-/// Where the program of an agent is.
+/// Returns the path of an agent's program.
 fn program(workdir: &Path) -> PathBuf {
     workdir.join("bin/elklet")
 }
 
-/// An eager agent with a program of its own, which can be replaced.
+/// Prepares an eager agent with its own copy of the program, which can be replaced.
 fn own_program(site: &Site, from: &Path) -> Setup {
     let setup = site.eager();
     let place = program(setup.workdir().path());
@@ -118,7 +118,7 @@ fn own_version() -> &'static str {
     env!("CARGO_PKG_VERSION")
 }
 
-/// The texts of `state_detail` on a fresh stream.
+/// Returns the texts of `state_detail` on a fresh stream.
 fn details(site: &Site, agent: &Agent) -> Vec<String> {
     serde_json::from_str(&site.fresh_heartbeats(agent).agent["state_detail"]).unwrap()
 }
@@ -147,14 +147,14 @@ fn a_new_program_takes_over_and_stays() {
     assert!(same(&workdir.join("update/previous"), &Binaries::for_tests().elklet), "the previous one is kept");
     assert_eq!(fs::metadata(program(&workdir)).unwrap().permissions().mode() & 0o777, 0o750);
     assert!(!workdir.join("update/trial.json").exists() && !workdir.join("tmp").exists());
-    // It ended in order: what the plugin sent is there up to its last word.
+    // The agent ended in order, so everything that the plugin sent is there, up to its last record.
     site.wait_records("last word", &agent, |records| records.of_type(types::GOODBYE).count() == 1);
     site.records(&agent, |records| {
         let sent: u64 = records.values(types::GOODBYE, "sent")[0].parse().unwrap();
         let series = records.run("paced");
         assert!(series.received >= sent && series.missing == 0, "{sent} were sent: {series:?}");
     });
-    // The version that runs is no update.
+    // The version that runs already is no update.
     let fetched = web.asked_for(&offer);
     let heartbeats = site.fresh_heartbeats(&agent);
     assert_eq!((&*heartbeats.agent["state"], fetched), ("running", 1), "{heartbeats:?}");
@@ -191,14 +191,14 @@ fn a_version_that_holds_no_stream_is_taken_back_and_not_tried_again() {
     let failed_log = fs::read_to_string(workdir.join("update/failed.log")).unwrap();
     assert!(failed_log.contains("elklet 9.9.9 starts as"), "what it logged is kept");
     assert!(!workdir.join("update/trial.json").exists());
-    // Whoever looks at the server sees it.
+    // The server sees it as well.
     assert!(details(&site, &agent).iter().any(|detail| detail.contains("has failed here")));
     wait_until("report", || {
         let told = site.records(&agent, |records| records.values(1010, "msg"));
         told.iter().any(|msg| msg.contains("version 9.9.9 has failed here: it held no stream within 3 s"))
     });
     assert_eq!(web.asked_for(&offer), 1);
-    // Another file of that version is another try.
+    // Another file of that version counts as another attempt.
     let good = web.offer(NEXT_VERSION, version_that(&format!("exec {NEXT} \"$@\"")));
     site.center().set_configs(Some(vec![good.clone()]));
     site.configure(&agent, &[good]);
@@ -216,7 +216,7 @@ fn a_version_that_cannot_be_taken_back_yet_is_not_forgotten() {
     site.configure(&agent, slice::from_ref(&offer));
     agent.wait_for_log("elklet 9.9.9 starts as");
     let options = site.stop();
-    // What is in the way of the new file stands for a disk that has no room for it.
+    // A directory in the place of the new file stands for a disk without room.
     let full = workdir.join("bin/elklet.new");
     fs::create_dir_all(full.join("so that it stays")).unwrap();
     wait_until("failure", || agent.stderr().contains("it is tried again"));
@@ -224,7 +224,7 @@ fn a_version_that_cannot_be_taken_back_yet_is_not_forgotten() {
     site.wait_connected(&agent);
     wait_for_version(&site, &agent, own_version());
     assert!(workdir.join("update/trial.json").exists() && same(&program(&workdir), Path::new(NEXT)));
-    // Every heartbeat is an occasion.
+    // The agent tries again at every heartbeat.
     fs::remove_dir_all(&full).unwrap();
     wait_until("return of the previous version", || {
         _ = site.fresh_heartbeats(&agent);
@@ -244,7 +244,7 @@ fn a_version_that_crashes_again_and_again_is_taken_back() {
     site.wait_connected(&agent);
     let offer = web.offer(NEXT_VERSION, fs::read(NEXT).unwrap());
     site.configure(&agent, &[offer]);
-    // The test is the service manager, and what crashes it.
+    // The test plays the service manager, and crashes the agent.
     for starts in 1..=5 {
         let counted = format!("\"starts\":{starts}");
         wait_until("start", || {
@@ -266,14 +266,15 @@ fn a_version_that_cannot_run_here_is_taken_back_at_once() {
     let setup = elklet(&site);
     let workdir = setup.workdir().path().to_owned();
     fs::write(workdir.join("bad.toml"), "[later]\n").unwrap();
-    // It does not understand its settings.
+    // The new version does not understand its settings.
     let does = format!("exec {NEXT} run --workdir {0} --config {0}/bad.toml", workdir.display());
     let mut agent = setup.start();
     site.wait_connected(&agent);
     site.configure(&agent, &[web.offer(NEXT_VERSION, version_that(&does))]);
     wait_until("return", || agent.stderr().contains("version 9.9.9 is taken back, 0.1.0 comes again: it cannot run: "));
     assert!(agent.stderr().contains("bad.toml:1: later: unknown key"), "{}", agent.stderr());
-    // This new version had other arguments, which the previous one has now as well; the service manager knows the right ones.
+    // This new version changed its arguments, and the previous one has the changed ones now as well. The service
+    // manager knows the right ones.
     assert_eq!(agent.wait_for_exit().code(), Some(2));
     let agent = agent.kill().start();
     agent.wait_for_log("version 9.9.9 has failed here: it cannot run: ");
@@ -286,7 +287,7 @@ fn a_program_that_is_gone_when_it_is_to_be_executed_is_replaced_by_the_previous_
     let (site, web) = (Site::new(), Web::new());
     let setup = elklet(&site);
     let workdir = setup.workdir().path().to_owned();
-    // It takes its time to end, and with it the agent.
+    // The plugin takes its time to end, and so does the agent.
     let stubborn = setup.workdir().install("stubborn", PLUGIN, "hello deaf");
     let mut agent = setup.start();
     site.wait_connected(&agent);
@@ -331,20 +332,20 @@ fn what_is_not_the_version_is_never_put_in_place() {
     }
     assert!(same(&program(&workdir), &Binaries::for_tests().elklet));
     site.center().read(|state| assert_eq!(state.agent(agent.id()).streams, 1, "the agent has not ended"));
-    // What says that it is another is not fetched again.
+    // The agent does not fetch a file again that turned out to be another version.
     let liar = web.offer(NEXT_VERSION, script("echo elklet 1.0.0"));
     site.configure(&agent, slice::from_ref(&liar));
     agent.wait_for_log("it says that it is \"elklet 1.0.0\"");
     site.configure(&agent, slice::from_ref(&liar));
     agent.wait_for_log("version 9.9.9 has failed here, and is not tried again");
     assert_eq!(web.asked_for(&liar), 1);
-    // Whatever the server names next is tried; its own version is none.
+    // The agent tries whatever the server names next. Its own version does not count.
     site.configure(&agent, &[web.offer(NEXT_VERSION, fs::read(NEXT).unwrap())]);
     wait_for_version(&site, &agent, NEXT_VERSION);
 }
 
-/// A directory with a package manager in it that finds this file in every package and does as the script says, to go before
-/// all others.
+/// Makes a directory with a package manager that finds this file in every package and runs the script. It goes to the
+/// front of PATH.
 fn package_manager(dir: &Path, name: &str, file: &Path, does: &str) -> String {
     let path = dir.join(name);
     let lists = format!(
@@ -386,7 +387,7 @@ fn a_package_manager_that_fails_leaves_the_agent_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let setup = elklet(&site);
     let workdir = setup.workdir().path().to_owned();
-    // It gets half way.
+    // The installation gets half way.
     let does = format!("echo \"no space left\" >&2; rm {}; exit 3", program(&workdir).display());
     let path = package_manager(dir.path(), "dpkg", &program(&workdir), &does);
     let agent = setup.variable("PATH", &path).start();
@@ -397,11 +398,11 @@ fn a_package_manager_that_fails_leaves_the_agent_as_it_is() {
     agent.wait_for_log("the update to version 9.9.9 failed: dpkg failed: exit status: 3");
     assert!(same(&program(&workdir), &Binaries::for_tests().elklet), "what it has spoilt is put back");
     assert!(!workdir.join("update/trial.json").exists());
-    // It may have been a matter of the moment.
+    // The cause may have been temporary.
     site.configure(&agent, slice::from_ref(&offer));
     wait_until("second try", || agent.log_lines("dpkg failed").len() == 2);
     assert_eq!(web.asked_for(&offer), 2);
-    // One that installs something else is at fault itself.
+    // A package that installs something else is at fault itself.
     package_manager(dir.path(), "dpkg", &program(&workdir), "echo done");
     site.configure(&agent, slice::from_ref(&offer));
     agent.wait_for_log("failed: it says that it is \"elklet 0.1.0\", expected \"elklet 9.9.9\"");
@@ -410,7 +411,7 @@ fn a_package_manager_that_fails_leaves_the_agent_as_it_is() {
     site.center().read(|state| assert_eq!(state.agent(agent.id()).streams, 1));
 }
 
-/// As of Elkeid's own agent, which such a server may name for the rest of its fleet.
+/// The entry of Elkeid's own agent, which a server may name for the rest of its fleet.
 #[test]
 fn a_package_of_another_agent_is_not_installed() {
     let (site, web) = (Site::new(), Web::new());

@@ -1,5 +1,5 @@
-//! Files for the server (task 1050): whole, at the rate that was asked for, by the rules of the host; and an answer to
-//! everything that fails.
+//! Files for the server (task 1050): they arrive whole, at the rate that was asked for and by the host's rules, and
+//! every failure is answered.
 
 use elklet_tests::center::{Fault, Status, Upload, UploadFault};
 use elklet_tests::harness::{Agent, Setup, Signal, Site, wait_until};
@@ -8,17 +8,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Bytes that the agent sends of a file in a second at most.
+/// The most bytes of a file that the agent sends in a second.
 const MOST_PER_SECOND: usize = 500 << 10;
 
-/// A site that takes uploads, and the directory where they come to lie.
+/// Starts a site that takes uploads. Returns it and the directory where they arrive.
 fn site() -> (Site, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let uploads = dir.path().join("uploads");
     (Site::with(|options| options.upload_dir = Some(uploads)), dir)
 }
 
-/// A file of this many bytes that do not compress to nothing, in the agent's directory.
+/// Writes a file of this many bytes, which do not compress to nothing, into the agent's directory.
 fn file(agent: &Agent, name: &str, bytes: usize) -> PathBuf {
     let path = agent.workdir().path().join(name);
     fs::write(&path, content(bytes)).unwrap();
@@ -39,14 +39,14 @@ fn ask(site: &Site, agent: &Agent, path: &Path, buf_size: usize, token: &str) {
     site.task(agent, "elkeid-agent", 1050, &data, token);
 }
 
-/// Waits for an upload with this token, and gives it.
+/// Waits for an upload with this token, and returns it.
 fn uploaded(site: &Site, token: &str) -> Upload {
     let find = |uploads: &[Upload]| uploads.iter().find(|upload| upload.token == token).cloned();
     site.wait("upload", |state| find(&state.uploads).is_some());
     site.center().read(|state| find(&state.uploads)).unwrap()
 }
 
-/// Waits for the failure with this token, and gives its reason.
+/// Waits for the failure with this token, and returns its reason.
 fn refusal(site: &Site, agent: &Agent, token: &str) -> String {
     let find = || {
         let mut answers = site.records(agent, |records| records.of_type(5100).collect::<Vec<_>>());
@@ -71,7 +71,7 @@ fn files_arrive_whole_beside_the_stream() {
         assert!(fs::read(&upload.path).unwrap() == content(bytes), "{name}");
         agent.wait_for_log(&format!("{bytes} bytes (token {name:?})"));
     }
-    // Of /proc, where files have no size.
+    // Files in /proc report no size.
     ask(&site, &agent, Path::new("/proc/version"), 1000, "version");
     assert_eq!(fs::read(uploaded(&site, "version").path).unwrap(), fs::read("/proc/version").unwrap());
     site.center().read(|state| {
@@ -87,13 +87,13 @@ fn a_file_takes_its_time() {
     let agent = site.agent();
     let all = Instant::now();
     _ = site.fresh_heartbeats(&agent);
-    // 2.5 seconds' worth; the first second's leaves at once.
+    // This takes 2.5 seconds at this rate, of which the first second's share leaves at once.
     let path = file(&agent, "slow", 25_000);
     let begun = Instant::now();
     ask(&site, &agent, &path, 10_000, "slow");
     assert_eq!(uploaded(&site, "slow").len, 25_000);
     assert!(begun.elapsed() >= Duration::from_millis(1_900), "{:?}", begun.elapsed());
-    // However much was asked for, no more than this leaves.
+    // The agent sends no faster than this, however much was asked for.
     let path = file(&agent, "large", 2 * MOST_PER_SECOND);
     let begun = Instant::now();
     ask(&site, &agent, &path, 100 * MOST_PER_SECOND, "large");
@@ -119,7 +119,7 @@ fn what_cannot_be_uploaded_is_answered() {
         (PathBuf::from("/dev/null"), 1000, "a device, expected a regular file"),
         (PathBuf::from("etc/passwd"), 1000, "not an absolute path"),
         (file(&agent, "long", 6001), 10, "size limit exceeded: (6001/6000)"),
-        // It would pass by `buf_size`, and not arrive in time by what is sent.
+        // `buf_size` alone would allow it, but at the rate of the agent it would not arrive in time.
         (sparse, 10 * MOST_PER_SECOND, "size limit exceeded: (307200001/307200000)"),
     ];
     for (number, (path, buf_size, _)) in cases.iter().enumerate() {
@@ -130,7 +130,7 @@ fn what_cannot_be_uploaded_is_answered() {
         assert!(msg.starts_with(&format!("upload of {}: ", path.display())) && msg.contains(reason), "{msg}");
     }
     site.center().read(|state| assert!(state.uploads.is_empty() && state.totals.connections == 1));
-    // It goes on.
+    // The agent goes on.
     ask(&site, &agent, &file(&agent, "good", 10), 1000, "good");
     assert_eq!(uploaded(&site, "good").len, 10);
     assert_eq!(site.fresh_heartbeats(&agent).count("refused_tasks"), cases.len() as u64);
@@ -200,7 +200,7 @@ fn a_file_that_becomes_shorter_is_answered() {
     fs::write(&path, "").unwrap();
     let msg = refusal(&site, &agent, "t");
     assert!(msg.contains("it has become shorter: ") && msg.ends_with(" bytes are missing"), "{msg}");
-    // The server is not left with half of it.
+    // The server does not keep half of it.
     assert!(uploaded(&site, "t").error.is_some());
 }
 
@@ -211,9 +211,9 @@ fn a_server_that_takes_nothing_is_answered_and_its_stream_goes_on() {
     let path = file(&agent, "file", 1_000_000);
     site.center().on_next_upload(UploadFault::Stall { after: 1 });
     ask(&site, &agent, &path, 500_000, "stalled");
-    // Another waits for it, and is sent after it.
+    // Another upload waits for it, and is sent after it.
     ask(&site, &agent, &file(&agent, "next", 5), 1000, "next");
-    // Meanwhile the stream ends and comes back, which is no matter for either.
+    // Meanwhile the stream ends and comes back, which does not affect either.
     site.wait("upload's connection", |state| state.totals.connections == 2);
     assert!(site.center().inject(agent.id(), Fault::Status(Status::ok())));
     site.wait("next stream", |state| state.agent(agent.id()).streams == 2);

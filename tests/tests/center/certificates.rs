@@ -1,4 +1,4 @@
-//! Who comes in, by certificate.
+//! Which certificates get a client in.
 
 use crate::Site;
 use crate::support::client::Client;

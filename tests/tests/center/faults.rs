@@ -1,4 +1,4 @@
-//! What goes wrong because a test has said so.
+//! The faults that a test can inject.
 
 use crate::support::client::{TRANSFER, soon};
 use crate::{Site, batch, task};

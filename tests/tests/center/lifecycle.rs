@@ -1,4 +1,4 @@
-//! The center itself: that it comes back, what it writes, what it says, and its program.
+//! The center itself: that it can be restarted, what it writes, what it logs, and its program.
 
 use crate::support::client::{Client, UPLOAD};
 use crate::support::http;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 #[tokio::test]
 async fn a_center_comes_back_where_it_was() {
-    // On an address of its own, of which nobody else is given a port meanwhile.
+    // It has an address of its own, so that nobody else is given its port meanwhile.
     let site = Site::with(|options| (options.listen, options.http) = (own_address(), own_address()));
     site.center.set_configs(Some(vec![config("driver")]));
     let (client, mut call) = site.agent("a").await;
@@ -24,7 +24,7 @@ async fn a_center_comes_back_where_it_was() {
     assert!(client.ended().await.is_err());
     let mut started = None;
     wait_until("address to listen on", || {
-        // A process that another test is just starting may still have the sockets of the center that was stopped.
+        // Another test may just be starting a process, which may still hold the sockets of the center that was stopped.
         let result = Center::start(options.clone());
         let taken = result.as_ref().is_err_and(|error| error.kind() == ErrorKind::AddrInUse);
         started = Some(result);

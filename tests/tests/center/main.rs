@@ -1,4 +1,4 @@
-//! The center does as AgentCenter does: each rule, seen from an agent's end of the wire.
+//! The center behaves like AgentCenter. These tests check each rule from an agent's end of the wire.
 #![allow(clippy::unwrap_used, reason = "the lint spares test functions, but not what they share")]
 
 mod certificates;
@@ -42,7 +42,7 @@ impl Site {
         Client::connect(self.center.grpc_addr(), self.dir.path()).await.unwrap()
     }
 
-    /// A stream that is through with its first message.
+    /// Opens a stream and gets through its first message.
     async fn agent(&self, id: &str) -> (Client, Call) {
         let mut client = self.client().await;
         let call = self.stream(&mut client, id).await;

@@ -1,4 +1,4 @@
-//! Messages as they come and go: encodings, lengths, credit, and what is broken in them.
+//! Messages in both directions: encodings, lengths, credit, and broken ones.
 
 use crate::support::client::{DEADLINE, TRANSFER, prefixed, soon};
 use crate::{Site, batch, task};
@@ -54,7 +54,7 @@ async fn messages_that_cannot_be_taken_look_like_an_orderly_end() {
         assert_eq!(call.status().await, (0, String::new()), "{what}");
         site.until(what, |state| state.totals.bad_messages == before + 1).await;
     }
-    // A message of exactly the limit is taken.
+    // The center takes a message of exactly the limit.
     let mut call = client.call(TRANSFER, Some("snappy")).await;
     let overhead = long.len() - LIMIT;
     let full = PackagedData { hostname: "x".repeat(LIMIT - overhead), ..Default::default() };
@@ -79,7 +79,7 @@ async fn a_broken_message_ends_nothing_but_its_stream() {
 async fn a_command_of_four_mebibytes() {
     let site = Site::new();
     let (_client, mut call) = site.agent("a").await;
-    // Hard to compress, so that it takes many windows on the wire too.
+    // The data hardly compresses, so that it takes many windows on the wire as well.
     let mut seed = 1_u32;
     let data: String = std::iter::repeat_with(|| {
         seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -11,7 +11,7 @@ async fn configuration_comes_with_the_first_heartbeat() {
     site.center.set_configs(Some(vec![config("driver"), config("collector")]));
     site.center.set_configs_for("special", Some(vec![]));
     let (_client, mut call) = site.agent("a").await;
-    // Commands come in order: had the first message brought the configuration, it would be before this.
+    // Commands arrive in order. If the first message had triggered the configuration, it would arrive before this.
     site.center.command("a", task("before")).await.unwrap();
     assert_eq!(call.command().await, task("before"));
     call.send(&batch("a", &[59, 1000])).await;
@@ -42,7 +42,7 @@ async fn one_stream_an_id() {
     assert_eq!(second.status().await, (2, "agentID conflict".to_owned()));
     assert_eq!(site.center.read(|state| state.totals.conflicts), 1);
 
-    // The id of the first message is the stream's, whatever later ones say.
+    // The stream keeps the id of its first message, whatever later ones say.
     first.send(&batch("b", &[60])).await;
     site.until("record under the first id", |state| state.records("a", 60) == 1).await;
     first.finish();
@@ -77,7 +77,7 @@ async fn no_more_streams_than_tokens() {
 async fn the_fourth_hasty_ping_ends_the_connection() {
     let site = Site::new();
     let mut client = site.client().await;
-    // Connecting took the first, which is free. Two strikes are forgiven.
+    // The connection's own first ping is free. Two strikes are forgiven.
     client.ping().await.unwrap();
     client.ping().await.unwrap();
     assert!(client.ping().await.is_err());

@@ -1,4 +1,4 @@
-//! The agent, or its plugin, is ended.
+//! The agent or its plugin is killed or ends.
 
 use crate::PLUGIN;
 use crate::load::{RATE, assert_whole_at, script};
@@ -11,9 +11,9 @@ fn a_plugin_that_is_killed_in_the_middle_of_a_frame() {
     let setup = site.eager();
     let configs = [
         ("load", script(5)),
-        // Half of what the length says, and then nothing.
+        // The plugin writes half of what the length says, and then nothing.
         ("torn", format!("run=torn execve rate={RATE} hello n=10000 raw=200000000801 deaf")),
-        // Frames in many pieces, so that any moment is the middle of one.
+        // The plugin writes frames in many pieces, so that any moment is the middle of one.
         ("pieces", "run=pieces execve rate=200 chunk=100 hello endless".to_owned()),
     ]
     .map(|(name, script)| setup.workdir().install(name, PLUGIN, &script));

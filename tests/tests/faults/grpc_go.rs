@@ -1,4 +1,4 @@
-//! What is confirmed when, by a server on grpc-go that was not written with this agent in mind.
+//! What gets confirmed when, by a server on grpc-go that was not written for this agent.
 //!
 //! `ELKLET_PEER` names the directory in which its program `sink` and its certificates are. It follows the field `seq` of
 //! records as this project's own center does; `POST /kick` ends the agent's stream.
@@ -16,8 +16,8 @@ use crate::PLUGIN;
 use crate::http::{Answer, get, post};
 use crate::load::{RATE, SETTLE, script, wait_confirmed};
 
-/// Messages that a window may take: grpc-go widens it, by SETTINGS, to twice what it has seen come within a round trip, and that
-/// is one message of this load.
+/// The messages that fit into a window. grpc-go widens it, by SETTINGS, to twice what has arrived within a round trip,
+/// which is one message of this load.
 const MESSAGES_A_WINDOW: u64 = 2;
 
 fn json_of(answer: &Answer) -> Value {
@@ -33,7 +33,7 @@ struct Peer {
 
 impl Peer {
     fn start(directory: &Path) -> Self {
-        // An address that no other test has, as this test's process is the only one of its number.
+        // No other test has this address, because it is made of this process's pid.
         let [_, _, a, b] = std::process::id().to_be_bytes();
         let ip = IpAddr::V4(Ipv4Addr::new(127, 77, a, b.max(1)));
         let (stream, control) = (SocketAddr::new(ip, 6751), SocketAddr::new(ip, 6790));
@@ -53,7 +53,8 @@ impl Peer {
         self.stats()["runs"][0]["unique"].as_u64().unwrap_or(0)
     }
 
-    /// Ends the agent's stream and gives what of it the agent says was unconfirmed, so that it was sent again.
+    /// Ends the agent's stream, and returns how many of its records the agent says were unconfirmed and therefore
+    /// replayed.
     fn unconfirmed(&self, agent: &Agent) -> u64 {
         let streams = || self.stats()["streams_opened"].as_u64().unwrap();
         let count = || -> u64 {
@@ -64,7 +65,7 @@ impl Peer {
         assert_eq!(json_of(&post(self.control, "/kick", "")), json!({"kicked": 1}));
         wait_until("next stream", || streams() > before);
         agent.wait_for_log("gRPC status 14");
-        // The heartbeat that begins the stream has what the end of the last one has left.
+        // The heartbeat that begins the stream has the figures of the last stream's end.
         sleep(Duration::from_secs(2));
         count() - counted
     }

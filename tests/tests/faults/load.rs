@@ -1,4 +1,4 @@
-//! The load of these tests, and what must be true of it afterwards.
+//! The load of these tests, and what must hold for it afterwards.
 
 use crate::{CENTER, PLUGIN};
 use elklet_tests::binaries::Binaries;
@@ -11,19 +11,20 @@ use std::time::Duration;
 /// Records a second.
 pub(crate) const RATE: u64 = 5_000;
 
-/// Records that a broken stream may leave unconfirmed, so that they come twice: the server's window and two messages, each of
-/// which is one arena at most.
+/// The most records that a broken stream may leave unconfirmed, so that they arrive twice: the server's window and two
+/// messages, each of at most one arena.
 const TWICE_A_BREAK: u64 = 3 * 8192;
 
-/// How long it may take until all records of a load have come, beyond the time that it takes to make them.
+/// How long all records of a load may take to arrive, beyond the time that it takes to make them.
 pub(crate) const SETTLE: Duration = Duration::from_secs(90);
 
-/// The script of a plugin that sends records for so many seconds.
+/// Returns the script of a plugin that sends records for this many seconds.
 pub(crate) fn script(seconds: u64) -> String {
     format!("run=load execve rate={RATE} n={}", seconds * RATE)
 }
 
-/// Of `made` records none is lost and all are in order, and after so many breaks no more have come twice than may.
+/// Checks that none of the `made` records is lost, that all are in order, and that no more have arrived twice than this
+/// many breaks allow.
 pub(crate) fn assert_whole(what: &str, series: Series, made: u64, breaks: u64) {
     let twice = series.repeated;
     eprintln!("{what}: {made} records, {} missing, {} misplaced, {twice} twice", series.missing, series.misplaced);
@@ -31,7 +32,7 @@ pub(crate) fn assert_whole(what: &str, series: Series, made: u64, breaks: u64) {
     assert!(twice <= breaks * TWICE_A_BREAK, "{what}: {twice} records have come twice after {breaks} breaks");
 }
 
-/// Waits until the agent knows that all it has sent has come.
+/// Waits until everything that the agent has sent is confirmed.
 pub(crate) fn wait_confirmed(agent: &Agent) {
     let mut status = Command::new(&Binaries::for_tests().elklet);
     status.args(["status", "--json", "--workdir"]).arg(agent.workdir().path());
@@ -50,24 +51,24 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Load for so many seconds. It has begun to arrive when this returns.
+    /// Starts load for this many seconds. It has begun to arrive when this returns.
     pub(crate) fn start(seconds: u64) -> Self {
         Self::start_at(Server::new(CENTER), seconds)
     }
 
-    /// The same at this server.
+    /// Starts load at this server.
     pub(crate) fn start_at(server: Server, seconds: u64) -> Self {
         let address = server.address().to_string();
         Self::start_with(server, seconds, |setup| setup.server(&address))
     }
 
-    /// The same with what the agent is to know besides, where to find a server first of all.
+    /// Starts load with more settings for the agent, such as where to find a server.
     pub(crate) fn start_with(server: Server, seconds: u64, change: impl FnOnce(Setup) -> Setup) -> Self {
         let setup = change(server.setup());
         Self::start_script(server, setup, &script(seconds), seconds * RATE)
     }
 
-    /// The same with a plugin that makes so many records in its own way, [`RATE`] of them at once.
+    /// Starts load with a plugin that makes this many records in its own way, [`RATE`] of them at once.
     pub(crate) fn start_script(mut server: Server, setup: Setup, script: &str, made: u64) -> Self {
         server.configure(&[setup.workdir().install("load", PLUGIN, script)]);
         server.start();
@@ -76,25 +77,25 @@ impl Run {
         run
     }
 
-    /// Records that have come so far, each once.
+    /// Returns how many records have arrived so far, without repetitions.
     pub(crate) fn received(&self) -> u64 {
         self.server.records(|records| records.run("load").received)
     }
 
-    /// Waits until so many have come.
+    /// Waits until this many have arrived.
     pub(crate) fn wait_received(&self, count: u64) {
         let within = SETTLE + Duration::from_secs(count / RATE);
         self.server.wait_records("records", within, |records| records.run("load").received >= count);
     }
 
-    /// Waits until all have come.
+    /// Waits until all have arrived, and checks that they are whole.
     pub(crate) fn assert_whole(&self, what: &str, breaks: u64) {
         self.wait_received(self.made);
         assert_whole(what, self.server.records(|records| records.run("load")), self.made, breaks);
     }
 }
 
-/// An agent with a loaded plugin at an embedded center. Load has begun to arrive when this returns.
+/// Starts an agent with a loaded plugin at an embedded center. Load has begun to arrive when this returns.
 pub(crate) fn start_at(site: &Site, setup: Setup, seconds: u64) -> Agent {
     site.center().set_configs(Some(vec![setup.workdir().install("load", PLUGIN, &script(seconds))]));
     let agent = setup.start();
@@ -102,7 +103,7 @@ pub(crate) fn start_at(site: &Site, setup: Setup, seconds: u64) -> Agent {
     agent
 }
 
-/// Waits until all have come.
+/// Waits until all have arrived, and checks that they are whole.
 pub(crate) fn assert_whole_at(site: &Site, agent: &Agent, what: &str, seconds: u64, breaks: u64) {
     let made = seconds * RATE;
     site.wait_records("all records", agent, |records| records.run("load").received >= made);

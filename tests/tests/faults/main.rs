@@ -1,10 +1,12 @@
-//! Whatever breaks under 5,000 records a second: none is lost, they stay in order, and those that come twice are few.
+//! Whatever breaks under 5,000 records a second: none is lost, they stay in order, and few arrive twice.
 //!
-//! Each test has a plugin send numbered records of an execve event's size through the real agent, breaks something, and counts
-//! at the server. What comes again on a later stream is told from what comes twice, or late, on one. A line on standard error
-//! says what a test has counted; `cargo test -p elklet-tests --test faults -- --nocapture` shows it.
+//! Each test has a plugin send numbered records of an execve event's size through the real agent, breaks something, and
+//! counts at the server. It tells records that arrive again on a later stream from those that arrive twice, or late, on
+//! one. A line on standard error says what a test has counted.
+//! `cargo test -p elklet-tests --test faults -- --nocapture` shows it.
 //!
-//! Those that take minutes are ignored. `.ci/run long` runs them against the agent as it ships. By hand, one after the other:
+//! Tests that take minutes are ignored. `.ci/run long` runs them against the agent as it ships. To run them by hand,
+//! one after the other:
 //!
 //!     cargo build --release -p elklet
 //!     ELKLET_BIN=$PWD/target/release/elklet cargo test --release -p elklet-tests --test faults -- \

@@ -1,4 +1,4 @@
-//! Names that are answered badly, and addresses that lead nowhere.
+//! Names that get bad answers, and addresses that lead nowhere.
 
 use crate::path::namespace;
 use crate::{CENTER, PLUGIN};
@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 const V4: Reply = Reply::Address(IpAddr::V4(Ipv4Addr::LOCALHOST));
 const V6: Reply = Reply::Address(IpAddr::V6(Ipv6Addr::LOCALHOST));
 
-/// A resolver waits for thirty seconds before it gives up an answer. Less than that shows that nobody has waited for it.
+/// A resolver waits for thirty seconds before it gives up. If this takes less, nobody has waited for it.
 const SOON: Duration = Duration::from_secs(PATIENCE_S - 5);
 
-/// A server, service discovery and a plugin's download that all go by names, and whoever is asked for those.
+/// A server, service discovery and a plugin's download that all go by names, and the name server.
 struct Site {
     namespace: Namespace,
     names: NameServer,
@@ -40,7 +40,7 @@ impl Site {
         Some(Self { namespace, names, server })
     }
 
-    /// An agent that finds its server by discovery.
+    /// Starts an agent that finds its server by discovery.
     fn agent(&self) -> Agent {
         let prefix = self.namespace.prefix();
         let words: Vec<_> = prefix.iter().map(String::as_str).collect();
@@ -50,7 +50,7 @@ impl Site {
     }
 }
 
-/// Service discovery, and a file.
+/// Answers a request to service discovery or for a file.
 fn serve(mut stream: std::net::TcpStream) -> std::io::Result<()> {
     let mut request = [0; 2048];
     let length = stream.read(&mut request)?;
@@ -63,9 +63,9 @@ fn serve(mut stream: std::net::TcpStream) -> std::io::Result<()> {
     stream.write_all(&body)
 }
 
-/// An agent connects soon, and its plugin's download comes.
+/// Expects that an agent connects soon, and that its plugin's download arrives.
 fn assert_connects(site: &Site, what: &str) {
-    // Whoever starts an agent first in a run of tests has it built.
+    // This builds the agent if need be, before the time counts.
     let _ = Binaries::for_tests();
     let begun = Instant::now();
     let agent = site.agent();

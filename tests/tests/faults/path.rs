@@ -1,4 +1,4 @@
-//! What is between agent and server breaks.
+//! The path between agent and server breaks.
 
 use crate::CENTER;
 use crate::load::{RATE, Run, wait_confirmed};
@@ -8,7 +8,8 @@ use std::fs::File;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Load through a proxy, of which the agent is told several times over: it is back at once after a stream that was not stable.
+/// Starts load through a proxy. The agent's settings name it several times, so that the agent reconnects at once after
+/// a stream that was not stable.
 fn through_a_proxy(seconds: u64) -> (Run, Proxy) {
     let server = Server::new(CENTER);
     let proxy = Proxy::start(server.address());
@@ -17,7 +18,7 @@ fn through_a_proxy(seconds: u64) -> (Run, Proxy) {
     (run, proxy)
 }
 
-/// Resets every connection each `pause`, for as long as `lasting`, and four times at least.
+/// Resets every connection after each `pause`, for as long as `lasting` and at least four times.
 fn reset_again_and_again(pause: Duration, lasting: Duration) {
     let (run, proxy) = through_a_proxy(lasting.as_secs() + 4);
     let end = Instant::now() + lasting;
@@ -27,7 +28,7 @@ fn reset_again_and_again(pause: Duration, lasting: Duration) {
         proxy.reset();
         resets += 1;
         sleep(pause);
-        // A reset is one only of a connection.
+        // A reset counts only if there is a connection.
         wait_until("next connection", || proxy.accepted() > before);
     }
     run.assert_whole(&format!("{resets} resets, {pause:?} apart"), resets);
@@ -57,7 +58,7 @@ fn a_proxy_that_closes_corrupts_delays_throttles_and_stops() {
     broken("corrupted a byte", &Proxy::corrupt);
     proxy.delay(Duration::from_millis(300));
     run.wait_received(run.received() + 5000);
-    // A quarter of what the load takes.
+    // This is a quarter of what the load needs.
     proxy.throttle(Some(256 << 10));
     sleep(Duration::from_secs(2));
     proxy.throttle(None);
@@ -68,7 +69,7 @@ fn a_proxy_that_closes_corrupts_delays_throttles_and_stops() {
     run.assert_whole("cut, corrupted, delayed, throttled, stopped", 2);
 }
 
-/// A network namespace for the test of this name, which is skipped where there can be none.
+/// Creates a network namespace for the test of this name, which is skipped if there can be none.
 pub(crate) fn namespace(test: &str) -> Option<Namespace> {
     let namespace = Namespace::new();
     if let Err(reason) = &namespace {
@@ -77,18 +78,18 @@ pub(crate) fn namespace(test: &str) -> Option<Namespace> {
     namespace.ok()
 }
 
-/// How long it may take until a dead path is noticed.
+/// How long the agent may take to notice a dead path.
 const NOTICED: Duration = Duration::from_secs(60);
 
-/// Makes the path silent, has the agent get something to send, and waits until it has noticed; gives how long that took.
+/// Makes the path silent, gives the agent something to send, and waits until it notices. Returns how long that took.
 fn silence_until_noticed(namespace: &Namespace, run: &Run, send: impl FnOnce()) -> Duration {
     let lines = || run.agent.log_lines("connection broke").len() + run.agent.log_lines("no answer in time").len();
     let before = lines();
     namespace.silence(run.server.address());
     let begun = Instant::now();
     send();
-    // The agent's own limits are 10 s for a PING and 18 s for TCP. Without them the system would try for a quarter of an hour,
-    // so that a busy machine may well take some seconds more.
+    // The agent's own limits are 10 s for a PING and 18 s for TCP. Without them the system would try for a quarter of
+    // an hour. The test can therefore allow a busy machine some more seconds.
     assert!(holds_within(NOTICED, || lines() > before), "a dead path is noticed");
     begun.elapsed()
 }
@@ -103,7 +104,7 @@ fn a_path_that_is_silent_for_thirty_seconds() {
     run.assert_whole(&format!("silent for 30 s, noticed after {:.1} s", after.as_secs_f64()), 1);
 }
 
-/// A server that has had nothing to send into the silence keeps the old connection, and with it the agent's id.
+/// A server that had nothing to send during the silence keeps the old connection, and with it the agent's id.
 #[test]
 fn a_server_that_believes_in_a_connection_that_has_died() {
     let Some(namespace) = namespace("a_server_that_believes_in_a_connection_that_has_died") else { return };
@@ -123,10 +124,10 @@ fn a_server_that_believes_in_a_connection_that_has_died() {
     assert!(after < Duration::from_secs(40), "the server took the agent back after {after:?}");
 }
 
-/// Packets that are longer vanish, as on VPNs and LTE. A handshake and a heartbeat still pass, a batch does not.
+/// Longer packets vanish, as on VPNs and LTE. A handshake and a heartbeat still pass, a batch does not.
 const LONG: usize = 4_000;
 
-/// What the agent writes to a connection that dies would have the system hold on to its port for minutes.
+/// If the agent wrote to a connection that dies, the system would hold its port for minutes.
 #[test]
 fn a_path_on_which_connections_die_again_and_again() {
     let Some(namespace) = namespace("a_path_on_which_connections_die_again_and_again") else { return };
@@ -142,7 +143,7 @@ fn a_path_on_which_connections_die_again_and_again() {
     assert!(conflicts <= 1 && after < Duration::from_secs(60), "{conflicts} conflicts, {after:?} until all had come");
 }
 
-/// Two connections die one after the other, of which the server hears nothing at all, since nothing reaches it meanwhile.
+/// Two connections die one after the other. The server hears of neither, because nothing reaches it meanwhile.
 #[test]
 fn a_server_that_believes_in_two_connections_that_have_died() {
     let Some(namespace) = namespace("a_server_that_believes_in_two_connections_that_have_died") else { return };
@@ -151,7 +152,7 @@ fn a_server_that_believes_in_two_connections_that_have_died() {
     for _ in 0..2 {
         silence_until_noticed(&namespace, &run, || {});
         let streams = run.agent.log_lines("connected to ").len();
-        // Enough passes for another connection, which then dies of its first batch.
+        // Enough packets pass for another connection, which then dies of its first batch.
         namespace.drop_long(address, LONG);
         assert!(holds_within(Duration::from_secs(60), || run.agent.log_lines("connected to ").len() > streams));
     }

@@ -1,4 +1,4 @@
-//! The server's process is killed or stopped.
+//! The server's process is killed, or stopped for a while.
 
 use crate::load::Run;
 use std::thread::sleep;

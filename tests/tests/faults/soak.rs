@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 /// How long it lasts unless `ELKLET_SOAK_SECONDS` says otherwise.
 const SECONDS: u64 = 600;
 
-/// How long everything may take to arrive when nothing breaks any more.
+/// How long everything may take to arrive once nothing breaks any more.
 const SETTLE: Duration = Duration::from_secs(180);
 
-/// Numbers without rhyme, the same for the same seed.
+/// Pseudorandom numbers, the same for the same seed.
 struct Dice(u64);
 
 impl Dice {
@@ -35,11 +35,11 @@ struct Soak {
     proxy: Proxy,
     /// `None` only between two lives.
     agent: Option<Agent>,
-    /// How often the agent was started: each time its plugin begins a run of its own.
+    /// How often the agent was started. Each time its plugin begins a run of its own.
     lives: u64,
     peak_rss: u64,
     dice: Dice,
-    /// What was done, how often.
+    /// What was done, and how often.
     done: BTreeMap<&'static str, u64>,
 }
 
@@ -65,7 +65,7 @@ impl Soak {
         let mut server = Server::new(CENTER);
         let proxy = Proxy::start(server.address());
         let setup = server.setup().server(&proxy.address());
-        // Without a detail the plugin does what its directory says, which changes from life to life.
+        // Without a detail the plugin does what the script in its directory says, which changes from life to life.
         server.configure(&[setup.workdir().install("load", PLUGIN, "")]);
         server.start();
         let (done, dice) = (BTreeMap::new(), Dice(seed));
@@ -83,7 +83,7 @@ impl Soak {
         self.server.wait_records("records of this life", SETTLE, |records| records.run(&run).received > 0);
     }
 
-    /// Ends the agent in order; what it takes to start it again.
+    /// Ends the agent in order. Returns the setup to start it again.
     fn end_agent(&mut self) -> Setup {
         let agent = self.agent.take().expect("it runs");
         self.peak_rss = self.peak_rss.max(agent.peak_rss());
@@ -153,7 +153,8 @@ impl Soak {
     }
 
     fn finish(mut self, lasted: Duration) {
-        // What the last ends have left in the spool goes first in the next life; the end of one that has nothing behind is clean.
+        // The next life first sends what earlier ends have left in the spool. The end of an agent that has nothing left
+        // is clean.
         let setup = self.end_agent();
         self.start_agent(setup);
         self.wait_for_goodbyes(self.lives - 1);

@@ -1,4 +1,4 @@
-//! What the disk keeps for a server that is not there, through ends of the agent that are in order and others that are not.
+//! What the disk keeps for a server that is not there, across orderly ends of the agent and others.
 
 use crate::load::{RATE, Run, SETTLE, assert_whole};
 use crate::{CENTER, PLUGIN};
@@ -12,10 +12,10 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
-/// Data type of the record that tells of losses.
+/// The data type of the record that reports losses.
 const LOSS: i32 = 1012;
 
-/// Numbered records that the agent says are lost, and those of which it does not know what they were.
+/// Returns how many numbered records the agent says are lost, including those that it cannot identify.
 fn told_lost(records: &AgentRecords) -> u64 {
     let numbered = |fields: &std::collections::BTreeMap<String, String>| {
         let of = (&*fields["plugin"], &*fields["lost_data_type"]);
@@ -24,7 +24,7 @@ fn told_lost(records: &AgentRecords) -> u64 {
     records.of_type(LOSS).filter(numbered).map(|fields| fields["records"].parse::<u64>().unwrap()).sum()
 }
 
-/// An agent whose plugin does what the file `script` in its directory says, which may change between its lives.
+/// Starts an agent whose plugin runs the file `script` in its directory, which may change between lives.
 fn start_life(server: &mut Server, setup: Setup, script: &str) -> Agent {
     if !setup.workdir().plugin_dir("load").exists() {
         server.configure(&[setup.workdir().install("load", PLUGIN, "")]);
@@ -67,7 +67,8 @@ fn an_agent_that_is_killed_while_spooling() {
     let mut server = Server::new(CENTER);
     // A plugin that outlives the agent says how many records it has made.
     let setup = server.setup().server(&server.address().to_string()).setting("plugins", "end_with_agent = false");
-    // In memory where that can be: what is looked at is how long the agent lets records wait, not the disk's time for them.
+    // The work directory is in memory if that is possible. The test measures how long the agent lets records wait, not
+    // how slow the disk is.
     let memory = Path::new("/dev/shm");
     let parent = if memory.is_dir() { memory } else { setup.workdir().path() };
     let spool = tempfile::tempdir_in(parent).unwrap();
@@ -96,7 +97,8 @@ fn an_agent_that_is_killed_while_spooling() {
     assert!(lost < RATE, "{lost} of {made} records are lost, which is more than a second of them");
 }
 
-/// An agent whose spool is a file system of its own, mounted with these options; `None` where there can be none.
+/// Starts load with an agent whose spool is a file system of its own, mounted with these options. Returns `None` if it
+/// cannot be mounted.
 fn with_a_disk(test: &str, options: &str, when_full: &str, seconds: u64) -> Option<Run> {
     if !Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success()) {
         skipped(test, "mounting takes root");
@@ -160,7 +162,7 @@ fn is_segment(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "seg")
 }
 
-/// All records have come but those that the agent says are lost.
+/// Expects all records to have arrived, except those that the agent says are lost.
 fn assert_accounted(run: &Run, what: &str) {
     let is_over = |records: &AgentRecords| {
         let series = records.run("load");
@@ -174,7 +176,7 @@ fn assert_accounted(run: &Run, what: &str) {
         run.made, series.missing, series.misplaced, series.repeated
     );
     assert_eq!(series.misplaced, 0, "{series:?}");
-    // What was told may have arrived on the stream that broke.
+    // The report may have arrived on the stream that broke.
     assert!(told <= series.missing + 3 * 8192, "{told} told, {} missing", series.missing);
 }
 

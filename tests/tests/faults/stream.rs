@@ -1,4 +1,4 @@
-//! The server does to the stream what servers do.
+//! The server breaks the stream in the ways that servers do.
 
 use crate::load::{RATE, assert_whole_at, start_at, wait_confirmed};
 use elklet_tests::center::{Fault, Pace, Status};
@@ -14,12 +14,12 @@ use std::time::Duration;
 /// Seconds of load of the shorter tests.
 const SHORT: u64 = 6;
 
-/// Longer than it takes until messages fit that a server refuses without a reason: a dozen streams, some of which have to hold for
-/// seconds, and pauses between them that grow.
+/// Longer than the agent takes to find messages that fit, if a server refuses them without a reason: a dozen streams,
+/// some of which have to hold for seconds, and growing pauses between them.
 const UNTIL_CUT: Duration = Duration::from_secs(300);
 
-/// Has something go wrong on the agent's stream, and waits for another one that works: on which the rest of the `made` records
-/// goes on coming.
+/// Injects a fault into the agent's stream, and waits for another stream, on which the rest of the `made` records keeps
+/// arriving.
 fn break_stream(site: &Site, agent: &Agent, fault: Fault, made: u64) {
     let streams = site.center().read(|state| state.agent(agent.id()).streams);
     assert!(site.center().inject(agent.id(), fault));
@@ -57,7 +57,7 @@ fn a_server_that_ends_streams_in_every_way() {
 fn a_polite_goaway_under_load() {
     let site = Site::new();
     let agent = start_at(&site, site.eager(), SHORT);
-    // The last stream is any at first, and then this one.
+    // At first any stream counts as the last one, and then this one.
     assert!(site.center().inject(agent.id(), Fault::GoAway(Reason::NO_ERROR)));
     assert!(site.center().inject(agent.id(), Fault::last_stream(1)));
     // The server waits for the stream to end, and ends it at last.
@@ -118,7 +118,8 @@ fn a_server_that_takes_connections_and_never_answers() {
 fn messages_that_are_too_large_for_the_server() {
     let site = Site::with(|options| options.message_limit = 3 << 19);
     let agent = start_at(&site, site.eager(), SHORT);
-    // What piles up meanwhile leaves in messages of 2 MiB, which the server refuses without a reason; half of that fits.
+    // What piles up meanwhile leaves in messages of 2 MiB. The server refuses those without a reason, and half of that
+    // fits.
     site.center().set_pace(Pace::Stopped);
     sleep(Duration::from_secs(3));
     site.center().set_pace(Pace::Full);

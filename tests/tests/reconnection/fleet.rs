@@ -1,4 +1,4 @@
-//! A fleet whose servers go and come back, in virtual time: who tries when, and what comes of it.
+//! A fleet whose servers go and come back, in virtual time: which agents try when, and how that works out.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -6,26 +6,26 @@ use std::collections::BinaryHeap;
 use elklet_core::link::session::{Action, Attempt, CONNECT_TIMEOUT_MS, Endpoints, Session, Timing};
 use elklet_core::time::Millis;
 
-/// Agents, and the nodes of AgentCenter among which they are shared out evenly.
+/// The number of agents, and of the AgentCenter nodes that share them evenly.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fleet {
     pub(crate) agents: usize,
     pub(crate) nodes: usize,
 }
 
-/// What AgentCenter takes on a node by default.
+/// The agents that an AgentCenter node takes by default.
 pub(crate) const FULL_NODE: Fleet = Fleet { agents: 1_500, nodes: 1 };
 
 /// A large site.
 pub(crate) const LARGE: Fleet = Fleet { agents: 100_000, nodes: 70 };
 
-/// A fleet notices within this that its servers are gone: what resets take to arrive.
+/// A fleet notices within this time that its servers are gone: as long as resets take to arrive.
 const NOTICED_WITHIN_MS: u64 = 200;
 
-/// What a refusal takes.
+/// How long a refusal takes.
 const ROUND_TRIP_MS: u64 = 1;
 
-/// When the servers went: late enough that every stream was a stable one.
+/// When the servers go: late enough that every stream is stable.
 const LOST: Millis = Millis(3_600_000);
 
 /// What happens to the servers.
@@ -33,7 +33,7 @@ const LOST: Millis = Millis(3_600_000);
 pub(crate) struct Outage {
     /// How long they are away.
     pub(crate) seconds: u64,
-    /// Whether nobody answers meanwhile, where a host that is up would refuse.
+    /// True if nobody answers meanwhile, while a host that is up would refuse.
     pub(crate) silent: bool,
     /// Handshakes that a node manages in a second.
     pub(crate) handshakes: u64,
@@ -45,13 +45,13 @@ pub(crate) struct Outage {
 pub(crate) trait Agent {
     /// One of a fleet, with a stream that is stable.
     fn streaming(seed: u64) -> Self;
-    /// It has lost its stream: when it tries again.
+    /// It has lost its stream. Returns when it tries again.
     fn lose(&mut self, now: Millis) -> Millis;
     /// It tries now.
     fn attempt(&mut self, now: Millis);
     /// The attempt has succeeded.
     fn succeed(&mut self, now: Millis);
-    /// The attempt was refused, or nobody has answered: when it tries again.
+    /// The attempt was refused, or nobody has answered. Returns when it tries again.
     fn fail(&mut self, now: Millis) -> Millis;
 }
 
@@ -142,7 +142,7 @@ impl Agent for Jitter {
     }
 
     fn fail(&mut self, now: Millis) -> Millis {
-        // A linear congruential generator, of which the upper half is used (Knuth, MMIX).
+        // A linear congruential generator (Knuth, MMIX), of which this uses the upper half.
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let range = 3 * self.last_ms - Self::BASE_MS + 1;
         self.last_ms = (Self::BASE_MS + (self.random >> 32) % range).min(Self::CAP_MS);
@@ -181,33 +181,33 @@ impl Agent for Reference {
     }
 }
 
-/// Steps of the clock by which the busiest second is looked for.
+/// The clock's step in the search for the busiest second.
 const STEPS_PER_S: usize = 10;
 
-/// What came of it.
+/// What came of an outage.
 #[derive(Debug)]
 pub(crate) struct Course {
-    /// Attempts of the whole fleet in each second from the moment at which the servers went.
+    /// Attempts of the whole fleet in each second since the servers went.
     pub(crate) attempts: Vec<u32>,
     /// The most attempts that any node saw within any second, wherever it begins.
     pub(crate) peak: u32,
-    /// When agents had a stream again that stayed, in seconds from the servers' return, in order.
+    /// When agents had a lasting stream again, in seconds since the servers' return, in order.
     back: Vec<f64>,
     fleet: Fleet,
 }
 
 impl Course {
-    /// Attempts of an agent in the mean.
+    /// Returns the mean number of attempts of an agent.
     pub(crate) fn attempts_of_an_agent(&self) -> f64 {
         f64::from(self.attempts.iter().sum::<u32>()) / self.fleet.agents as f64
     }
 
-    /// Attempts of this second, as a share of the fleet.
+    /// Returns the attempts of this second, as a share of the fleet.
     pub(crate) fn share(&self, second: usize) -> f64 {
         f64::from(self.attempts[second]) / self.fleet.agents as f64
     }
 
-    /// How long after the servers this share of the fleet was back, if it ever was.
+    /// Returns how long after the servers this share of the fleet was back, if it ever was.
     pub(crate) fn back_after(&self, share: f64) -> Option<f64> {
         let count = (share * self.fleet.agents as f64).ceil() as usize;
         self.back.get(count - 1).copied()
@@ -224,7 +224,7 @@ enum Event {
     },
 }
 
-/// Lets a fleet of these agents go through an outage and watches it for so many seconds.
+/// Lets a fleet of these agents go through an outage, and watches it for this many seconds.
 pub(crate) fn run<A: Agent>(fleet: Fleet, outage: Outage, seconds: usize) -> Course {
     let mut agents: Vec<A> = (0..fleet.agents as u64).map(|agent| A::streaming(agent * 0x5851_f42d)).collect();
     let up = LOST + outage.seconds * 1000;
@@ -282,21 +282,22 @@ pub(crate) fn run<A: Agent>(fleet: Fleet, outage: Outage, seconds: usize) -> Cou
 struct Node {
     outage: Outage,
     up: Millis,
-    /// Streams that it takes still.
+    /// The number of streams that it still takes.
     room: usize,
     busy_until_us: u64,
-    /// Attempts that it has seen, in each step of the clock.
+    /// The attempts that it has seen in each step of the clock.
     steps: Vec<u32>,
 }
 
 impl Node {
-    /// When an attempt that begins now is answered, and whether its stream is opened.
+    /// Returns when an attempt that begins now is answered, and true if its stream opens.
     fn answer(&mut self, now: Millis) -> (Millis, bool) {
         self.steps[usize::try_from(now.since(LOST)).expect("it is short") * STEPS_PER_S / 1000] += 1;
         if now < self.up {
             return (now + if self.outage.silent { CONNECT_TIMEOUT_MS } else { ROUND_TRIP_MS }, false);
         }
-        // Handshakes queue. Those whose agents have gone are not even begun, which is kind to whoever comes in a crowd.
+        // Handshakes queue. The node does not even begin those whose agents have gone, which favours agents that come
+        // in a crowd.
         let done_us = self.busy_until_us.max(now.0 * 1000) + 1_000_000 / self.outage.handshakes;
         let done = Millis(done_us.div_ceil(1000));
         if done.since(now) >= CONNECT_TIMEOUT_MS {

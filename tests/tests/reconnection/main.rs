@@ -1,6 +1,7 @@
-//! Fleets whose servers restart: the load that they make by coming back, in virtual time, with the agent's own core.
+//! Fleets whose servers restart: the load that the agents make by coming back, in virtual time, with the agent's own
+//! core.
 //!
-//! What comes out is the tables and the plot of `docs/reconnection.md`. After a change that is meant to move them,
+//! The results are the tables and the plot of `docs/reconnection.md`. After a change that is meant to move them,
 //! `ELKLET_BLESS=1 cargo test -p elklet-tests --test reconnection` writes them again.
 #![allow(clippy::cast_possible_truncation, reason = "shares and counts of a fleet")]
 #![allow(clippy::unwrap_used, reason = "the lint spares test functions, but not what they share")]
@@ -13,7 +14,7 @@ use report::Case;
 use std::fs;
 use std::path::Path;
 
-/// Handshakes that no node may have to begin more of within any second.
+/// The most handshakes that any node may have to begin within any second.
 const MOST: u32 = 400;
 
 /// How long a fleet is watched after its servers are back.
@@ -52,7 +53,8 @@ fn assert_no_storm(cases: &[Case]) {
     let back = |case: &Case, share| case.elklet.back_after(share).unwrap();
     let (half, most) = (back(&cases[0], 0.5), back(&cases[0], 0.99));
     assert!(half <= 3.0 && most <= 6.0, "half are back after {half} s, 99 % after {most} s");
-    // What an agent waits at most grows with the outage: half a window more than it has lasted, and never above a minute.
+    // An agent's longest wait grows with the outage: half a window more than the outage has lasted, and never above a
+    // minute.
     for (number, limit) in [(0, 6.0), (1, 16.0), (2, 11.0), (3, 36.0), (4, 36.0), (5, 61.0)] {
         let all = back(&cases[number], 1.0);
         assert!(all <= limit, "{}: all are back {all} s after the servers", cases[number].name);
@@ -75,7 +77,7 @@ fn a_fleet_comes_back_without_a_storm() {
     compare_page(&tables, Some(report::plot(&cases[2..4])));
 }
 
-/// Compares tables of the page, by their marks, and the plot with what has come out; or writes them.
+/// Compares the page's tables, found by their marks, and the plot with the results, or writes them.
 fn compare_page(tables: &[(&str, String)], plot: Option<String>) {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
     let (path, plot_path) = (docs.join("reconnection.md"), docs.join("reconnection.svg"));

@@ -8,17 +8,17 @@ use super::fleet::{Course, LARGE};
 /// One outage and what came of it.
 #[derive(Debug)]
 pub(crate) struct Case {
-    /// How long, and how, the servers were away.
+    /// How long the servers were away, and how.
     pub(crate) name: &'static str,
     /// Elkeid's own agent.
     pub(crate) reference: Course,
     /// Decorrelated jitter alone.
     pub(crate) jitter: Course,
-    /// What ships.
+    /// Elklet as it ships.
     pub(crate) elklet: Course,
 }
 
-/// The page with another table between its marks.
+/// Returns the page with another table between its marks.
 pub(crate) fn with_table(page: &str, mark: &str, table: &str) -> String {
     let (begin, end) = (format!("<!-- {mark} -->\n"), format!("<!-- end of {mark} -->"));
     let (head, rest) = page.split_once(&begin).expect("the page has the mark");
@@ -26,7 +26,7 @@ pub(crate) fn with_table(page: &str, mark: &str, table: &str) -> String {
     format!("{head}{begin}{table}{end}{tail}")
 }
 
-/// A row for each outage and kind of agent.
+/// Writes a row for each outage and kind of agent.
 pub(crate) fn summary(cases: &[Case]) -> String {
     let mut table = "| servers away | agents | most attempts within a second at one node | attempts of an agent | half are back after | 99 % | all |\n\
          |---|---|---:|---:|---:|---:|---:|\n"
@@ -49,7 +49,7 @@ pub(crate) fn summary(cases: &[Case]) -> String {
     table
 }
 
-/// What the fleet does in the seconds after it has lost its servers.
+/// Writes what the fleet does in the seconds after it has lost its servers.
 pub(crate) fn second_by_second(case: &Case) -> String {
     let mut table = "| second | reference | jitter | Elklet |\n|---:|---:|---:|---:|\n".to_owned();
     for second in (0..20).chain((20..80).step_by(5)) {
@@ -67,7 +67,7 @@ const PANEL_HEIGHT: f64 = 190.0;
 /// The plot's logarithmic axis goes from this share of the fleet to all of it.
 const LEAST: f64 = 0.001;
 
-/// Attempts a second over time, a panel for each case: the share of the fleet on a logarithmic axis.
+/// Plots attempts a second over time, a panel for each case, with the share of the fleet on a logarithmic axis.
 pub(crate) fn plot(cases: &[Case]) -> String {
     let width = 60.0 + cases.len() as f64 * (PANEL_WIDTH + 30.0);
     let height = PANEL_HEIGHT + 90.0;
@@ -126,7 +126,7 @@ fn panel(case: &Case, svg: &mut String) -> std::fmt::Result {
         let mut is_down = false;
         for second in 0..SHOWN {
             let share = course.share(second);
-            // What is below the axis is left out.
+            // The plot leaves out what is below the axis.
             if share >= LEAST {
                 let command = if is_down { 'L' } else { 'M' };
                 write!(path, "{command}{:.1} {:.1}h{:.1}", x(second), y(share), x(1))?;

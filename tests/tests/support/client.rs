@@ -1,4 +1,4 @@
-//! An agent's end of the wire, reduced to what the tests of the center need, and written apart from the agent.
+//! An agent's end of the wire, reduced to what the tests of the center need. It shares no code with the agent.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
@@ -95,7 +95,7 @@ impl Client {
         }
     }
 
-    /// How the connection ended.
+    /// Returns how the connection ended.
     pub(crate) async fn ended(self) -> Result<(), h2::Error> {
         drop(self.requests);
         soon(self.driver).await.expect("the driver does not panic")
@@ -127,7 +127,7 @@ pub(crate) struct Call {
     snappy: bool,
 }
 
-/// A message as it came: its flag, and its bytes after decompression.
+/// A message: its flag as it arrived, and its bytes after decompression.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Received {
     pub(crate) flag: u8,
@@ -140,7 +140,7 @@ impl Call {
         self.send_bytes(bytes).await.expect("the message can be sent");
     }
 
-    /// `body` as a message of this call.
+    /// Returns `body` as a message of this call.
     pub(crate) fn encode(&self, body: &[u8]) -> Bytes {
         if !self.snappy {
             return prefixed(0, body);
@@ -150,7 +150,7 @@ impl Call {
         prefixed(1, &encoder.into_inner().expect("memory"))
     }
 
-    /// Any bytes.
+    /// Sends any bytes.
     pub(crate) async fn send_bytes(&mut self, mut bytes: Bytes) -> Result<(), h2::Error> {
         while bytes.has_remaining() {
             let part = bytes.split_to(soon(self.capacity(bytes.len())).await?);
@@ -159,7 +159,7 @@ impl Call {
         Ok(())
     }
 
-    /// How many of `want` bytes may be sent now; waits until it is more than none.
+    /// Waits until some of `want` bytes may be sent, and returns how many.
     pub(crate) async fn capacity(&mut self, want: usize) -> Result<usize, h2::Error> {
         self.send.reserve_capacity(want);
         while self.send.capacity() == 0 {
@@ -171,17 +171,17 @@ impl Call {
         Ok(self.send.capacity().min(want))
     }
 
-    /// Half-closes.
+    /// Half-closes the call.
     pub(crate) fn finish(&mut self) {
         self.send.send_data(Bytes::new(), true).expect("the stream is open");
     }
 
-    /// The next message, or nothing where there are only trailers left.
+    /// Returns the next message, or `None` if only trailers are left.
     pub(crate) async fn message(&mut self) -> Result<Option<Received>, h2::Error> {
         soon(self.next()).await
     }
 
-    /// The next message as a command.
+    /// Returns the next message as a command.
     pub(crate) async fn command(&mut self) -> elklet_proto::grpc::Command {
         let received = self.message().await.expect("the stream is whole").expect("a command comes");
         elklet_proto::grpc::Command::decode(&received.body[..]).expect("it is a command")
@@ -224,7 +224,8 @@ impl Call {
         Ok(http::StatusCode::OK)
     }
 
-    /// The call's status: from trailers, or from the headers when there is nothing else. Messages before it are skipped.
+    /// Returns the call's status: from trailers, or from the headers if there is nothing else. It skips messages before
+    /// it.
     pub(crate) async fn status(&mut self) -> (u32, String) {
         self.try_status().await.expect("the stream ends in order")
     }

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// A status and a body.
+/// The status and the body of an answer.
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) body: String,

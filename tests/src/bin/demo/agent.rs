@@ -1,4 +1,4 @@
-//! The agent's process: how it is started and stopped, and what it has to say.
+//! The agent's process: starts and stops it, and reads its log.
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
@@ -20,7 +20,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Starts `elklet run` on the stage. It is killed when this is dropped.
+    /// Starts `elklet run` on the stage. Dropping this kills it.
     pub(crate) fn start(program: &Path, stage: &Stage) -> io::Result<Self> {
         let workdir = stage.workdir();
         let stderr = stage.path().join("agent.stderr");
@@ -35,7 +35,8 @@ impl Agent {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&stderr)?)
-            // A terminal sends Ctrl-C to a whole group, and the agent takes a second signal for impatience.
+            // A terminal sends Ctrl-C to a whole process group. The agent would get it as well, and a second signal
+            // makes it end at once.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -44,25 +45,25 @@ impl Agent {
         Ok(Self { child, pid, started, log: workdir.join("log/elklet.log"), stderr })
     }
 
-    /// Waits for its end; asked again after that, tells the same again.
+    /// Waits for its end. Later calls return the same status again.
     pub(crate) async fn wait(&mut self) -> io::Result<ExitStatus> {
         self.child.wait().await
     }
 
-    /// Asks it to end in order.
+    /// Asks it to end in order, by SIGTERM.
     pub(crate) fn terminate(&self) {
-        // Once it was waited for, its number may be somebody else's.
+        // Once the process was waited for, its pid may belong to another one.
         if let Some(pid) = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
             let _ = kill_process(pid, Signal::TERM);
         }
     }
 
-    /// Ends it without order.
+    /// Kills it.
     pub(crate) async fn kill(&mut self) {
         let _ = self.child.kill().await;
     }
 
-    /// The last lines of its log, and of what it printed otherwise.
+    /// Returns the last lines of its log and of its output.
     pub(crate) fn last_lines(&self, count: usize) -> Vec<String> {
         let mut lines = Vec::new();
         for file in [&self.log, &self.stderr] {
@@ -72,13 +73,14 @@ impl Agent {
         lines.split_off(lines.len().saturating_sub(count))
     }
 
-    /// What the agent says of its own end, when it came to say so: an error when that is a warning.
+    /// Returns what the agent logged about its own end, if it got that far: an error if that is a warning.
     pub(crate) fn closing_words(&self) -> Option<Result<String, String>> {
         closing_words(&fs::read_to_string(&self.log).ok()?)
     }
 }
 
-/// The last line that tells of the end: the agent logs it as information when all is well. How it puts that is its own affair.
+/// Finds the last line about the end. The agent logs it at the level of information if all is well, so this does not
+/// depend on its words.
 fn closing_words(log: &str) -> Option<Result<String, String>> {
     let (before, words) = log.lines().rev().find_map(|line| line.split_once(" the agent ends; "))?;
     let is_well = before.split_whitespace().nth(1) == Some("INFO");

@@ -11,32 +11,32 @@ usage: cargo demo [-- --seconds N]
   --seconds N   end after N seconds (1 to 86400); without it, Ctrl-C ends the demo
   -h, --help    this text
 
-The demo builds the agent `elklet` and the plugin `procwatch`, and starts, in a fresh temporary directory with fresh
-certificates and on free ports of the loopback interface: a server (an AgentCenter, inside the demo), the agent, which
-connects to it over mutual TLS, and, because the server tells the agent to, the plugin. It then shows each program that
-starts on this host and each process that ends, as the server receives them. So that a quiet host shows something, it
-starts about three short processes a second itself.
+The demo builds the agent `elklet` and the plugin `procwatch`. It makes a temporary directory with fresh certificates, and
+uses free ports of the loopback interface. It starts a server (an AgentCenter, inside the demo) and the agent, which
+connects to the server over mutual TLS. The server tells the agent to start the plugin. The demo then shows each program
+that starts on this host and each process that ends, as the server receives them. So that a quiet host shows something,
+it starts about three short processes a second itself.
 
 It needs no root, but sees more with it. Once it is built:
   sudo ELKLET_BIN=target/release/elklet PROCWATCH_BIN=target/release/elklet-procwatch target/release/demo
 
-Everything that was started is stopped at the end, and the directory is deleted. When something went wrong, the
-directory is kept and named, and the end of the agent's log is shown.
+At the end the demo stops everything that it has started, and deletes the directory. If something went wrong, it keeps and
+names the directory, and shows the end of the agent's log.
 
 Exit codes: 0 when nothing was lost; 1 otherwise, with the reason in one line; 2 for a wrong flag.
 
-Environment: ELKLET_BIN and PROCWATCH_BIN name programs to be used instead of building them. NO_COLOR turns colours off.
-COLUMNS is how long lines may be when standard output is no terminal.
+Environment: ELKLET_BIN and PROCWATCH_BIN name programs to use instead of building them. NO_COLOR turns colours off.
+COLUMNS is the width of lines if standard output is no terminal.
 ";
 
 #[derive(Debug)]
 pub(crate) struct Arguments {
-    /// How long to watch; without it, until somebody ends it.
+    /// How long to watch. Without it, the demo runs until somebody ends it.
     pub(crate) watch: Option<Duration>,
 }
 
 impl Arguments {
-    /// Nothing when help is wanted.
+    /// Returns `None` when help is wanted.
     pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Option<Self>, lexopt::Error> {
         let mut watch = None;
         while let Some(argument) = parser.next()? {

@@ -1,4 +1,4 @@
-//! A record as a line to read.
+//! A record, shown as a line.
 
 use elklet_tests::center::{AGENT_HEARTBEAT, PLUGIN_HEARTBEAT, Record, TASK_REPORT};
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ pub(crate) const EXEC: i32 = 59;
 /// Data type of "a process has ended".
 pub(crate) const EXIT: i32 = 60;
 
-/// Columns for the path of an executable.
+/// The width of the column for the path of an executable.
 const EXE_WIDTH: usize = 22;
 
 /// A record with its fields.
@@ -23,7 +23,7 @@ pub(crate) struct Event<'a> {
 
 impl<'a> Event<'a> {
     pub(crate) fn new(record: &'a Record) -> Self {
-        // A payload that cannot be read has no fields to show; the record is counted all the same.
+        // If the payload cannot be decoded there are no fields to show. The record is counted all the same.
         Self { record, fields: record.fields().unwrap_or_default() }
     }
 
@@ -31,12 +31,12 @@ impl<'a> Event<'a> {
         self.field("pid").parse().ok()
     }
 
-    /// Whether the process descends from `ancestor`, as far back as the record tells.
+    /// Returns true if the process descends from `ancestor`, as far back as the record tells.
     pub(crate) fn descends_from(&self, ancestor: u32) -> bool {
         self.field("pid_tree").contains(&format!("<{ancestor}."))
     }
 
-    /// The line; processes of the demo's own get a mark.
+    /// Returns the line. Processes that the demo has made itself get a mark.
     pub(crate) fn line(&self, demo: u32) -> Line {
         let (style, word, text) = match self.record.data_type {
             EXEC => (Style::Exec, "exec", self.process(demo)),
@@ -51,7 +51,7 @@ impl<'a> Event<'a> {
 
     fn process(&self, demo: u32) -> String {
         let known = |name| Some(harmless(self.field(name))).filter(|value| !is_nothing(value));
-        // A process that was gone before it could be looked at has its name at best.
+        // If a process was gone before procwatch could look at it, the record has its name at best.
         let exe = known("exe").or_else(|| Some(format!("({})", known("comm")?))).unwrap_or_else(|| "?".to_owned());
         let mark = if self.descends_from(demo) { '*' } else { ' ' };
         let (pid, exe) = (harmless(self.field("pid")), cut_front(&exe, EXE_WIDTH));
@@ -88,18 +88,19 @@ impl<'a> Event<'a> {
     }
 }
 
-/// What the reference's driver writes for a value that there is none of, that could not be read, or was not looked up.
+/// Returns true for what the reference's driver writes for a value that does not exist, could not be read, or was not
+/// looked up.
 fn is_nothing(value: &str) -> bool {
     matches!(value, "" | "-1" | "-3" | "-4")
 }
 
-/// `hh:mm:ss` in UTC.
+/// Formats a time as `hh:mm:ss` in UTC.
 pub(crate) fn time_of_day(unix_seconds: i64) -> String {
     let second = unix_seconds.rem_euclid(86_400);
     format!("{:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60)
 }
 
-/// The time of day now.
+/// Returns the time of day now.
 pub(crate) fn now() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     time_of_day(since.cast_signed())

@@ -1,8 +1,8 @@
-//! `cargo demo`: the whole of Elklet on this machine, from the kernel's events to the server's records, to look at.
+//! `cargo demo`: shows the whole of Elklet on this machine, from the kernel's events to the server's records.
 //!
-//! An AgentCenter runs inside this process; the real agent runs beside it, connects over mutual TLS, is told to run the
-//! real plugin procwatch, and what that sees arrives here and is shown. Nothing is simulated and nothing is left behind.
-//! [`show`] is the course of it; [`verdict`] says whether anything was lost, and how that is known.
+//! An AgentCenter runs inside this process. The real agent runs beside it, connects over mutual TLS, and is told to run
+//! the real plugin procwatch. What the plugin sees arrives here and is shown. Nothing is simulated, and the demo leaves
+//! nothing behind. [`show`] runs the demo. [`verdict`] says whether anything was lost, and how one knows.
 #![forbid(unsafe_code)]
 
 mod agent;
@@ -52,8 +52,8 @@ fn run(arguments: &Arguments, screen: &mut Screen) -> ExitCode {
     }
 }
 
-/// One line on standard error.
+/// Prints a line to standard error.
 fn complain(what: impl Display) {
-    // Nobody is left to be told when that fails.
+    // If that fails there is nobody left to tell.
     let _ = writeln!(stderr(), "demo: {what}");
 }

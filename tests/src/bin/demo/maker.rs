@@ -1,16 +1,17 @@
-//! Makes processes, so that a quiet host has something to show, and keeps account of which of them were reported.
+//! Makes processes, so that a quiet host has something to show, and counts which of them were reported.
 //!
-//! Their starts and ends are known here without anybody's report, so they are the proof that what happens does arrive.
+//! The demo knows the starts and ends of these processes without any report. They therefore prove that what happens
+//! does arrive.
 
 use std::collections::HashMap;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// Three a second.
+/// The pause between two processes: three start in a second.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(333);
 
-/// What is started, in turns. The first lives long enough to be met by a plugin that looks once a second.
+/// The programs, which take turns. The first runs long enough for a plugin that scans once a second to see it.
 const KINDS: [&[&str]; 6] = [
     &["sleep", "1.5"],
     &["true"],
@@ -24,7 +25,7 @@ const KINDS: [&[&str]; 6] = [
 pub(crate) struct Maker {
     turn: usize,
     running: Vec<Child>,
-    /// Processes whose reports are expected.
+    /// The processes whose reports are expected.
     made: HashMap<u32, Reported>,
 }
 
@@ -43,16 +44,16 @@ pub(crate) struct Account {
 }
 
 impl Maker {
-    /// Starts the next process. Its reports are expected when `watched`: somebody listens already.
+    /// Starts the next process. With `watched` the plugin listens already, so its reports are expected.
     pub(crate) fn make(&mut self, watched: bool) {
         self.reap();
         let kind = KINDS[self.turn % KINDS.len()];
         self.turn += 1;
         let mut command = Command::new(kind[0]);
         command.args(&kind[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        // A terminal sends Ctrl-C to a whole group; these come to their ends by themselves.
+        // A terminal sends Ctrl-C to a whole process group. These processes end by themselves.
         command.process_group(0);
-        // A host without one of them has the others.
+        // A host may lack one of the programs. The others suffice then.
         if let Ok(child) = command.spawn() {
             if watched {
                 self.made.insert(child.id(), Reported::default());
@@ -61,7 +62,7 @@ impl Maker {
         }
     }
 
-    /// Whether all have ended.
+    /// Returns true once all have ended.
     pub(crate) fn is_quiet(&mut self) -> bool {
         self.reap();
         self.running.is_empty()
@@ -90,7 +91,7 @@ impl Maker {
 }
 
 impl Drop for Maker {
-    /// Nothing outlives the demo, in whatever way it ends.
+    /// Kills what still runs, so that nothing outlives the demo however it ends.
     fn drop(&mut self) {
         for child in &mut self.running {
             let _ = child.kill();

@@ -1,4 +1,4 @@
-//! The plugin's process, seen from outside: the agent starts it and stops it, the demo looks on.
+//! The plugin's process, seen from outside. The agent starts and stops it, the demo only looks on.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,16 +8,17 @@ use std::time::{Duration, Instant};
 
 use crate::procfs;
 
-/// What procwatch begins to say when it has to do without the kernel's events.
+/// How procwatch's message begins when it has no access to the kernel's events.
 const SCANS: &str = "/proc is looked through";
 
-/// What it says when the kernel had more events than it could take.
+/// What procwatch says when the kernel dropped events because it could not keep up.
 const OVERRAN: &str = "overran";
 
-/// How often the count of a process that is about to end is read. procwatch's last write and its end lie further apart.
+/// How often the byte count of a process that is about to end is read. procwatch ends longer after its last write than
+/// this.
 const LAST_LOOKS: Duration = Duration::from_micros(100);
 
-/// The agent kills a plugin that does not end long before.
+/// How long to wait for the plugin's end. The agent kills a plugin that does not end long before.
 const LAST_LOOKS_END: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub(crate) struct Plugin {
     agent: u32,
     executable: PathBuf,
     pid: Option<u32>,
-    /// Processes that have ended although nobody wanted it.
+    /// The number of processes that ended although nobody asked them to.
     pub(crate) deaths: u64,
 }
 
@@ -38,7 +39,7 @@ impl Plugin {
         self.pid
     }
 
-    /// Looks for its process; its number when it is a new one.
+    /// Looks for its process. Returns the pid if it is a new one.
     pub(crate) fn look(&mut self) -> Option<u32> {
         if let Some(pid) = self.pid {
             if procfs::is_child(pid, self.agent) {
@@ -50,22 +51,23 @@ impl Plugin {
         self.pid
     }
 
-    /// Whether it has to look for processes itself, and so misses some.
+    /// Returns true if it has to scan for processes, and so misses some.
     pub(crate) fn scans(&self) -> bool {
         self.words().contains(SCANS)
     }
 
-    /// What it said about events that the kernel could not keep for it.
+    /// Returns what it said about events that the kernel dropped.
     pub(crate) fn overrun(&self) -> Option<String> {
         self.words().lines().rev().find(|line| line.contains(OVERRAN)).map(str::to_owned)
     }
 
-    /// Bytes that it has written as records, by the kernel's count; nothing when the kernel does not tell.
+    /// Returns the bytes that it has written as records, by the kernel's count, or `None` if the kernel does not count
+    /// them.
     pub(crate) fn written(&self) -> Option<u64> {
         Some(self.without_words(procfs::bytes_written(self.pid?)?))
     }
 
-    /// Follows that count until the process is gone; the first look at it lies behind when this returns.
+    /// Follows that count until the process is gone. It has read the count once when this returns.
     pub(crate) fn follow_to_its_end(&self) -> Follower {
         let (Some(pid), looked) = (self.pid, Arc::new(Barrier::new(2))) else { return Follower(None) };
         let has_looked = Arc::clone(&looked);
@@ -85,7 +87,7 @@ impl Plugin {
         Follower(thread)
     }
 
-    /// What it said on standard error was written too.
+    /// Subtracts what it wrote to standard error, which the kernel counts as well.
     fn without_words(&self, bytes: u64) -> u64 {
         bytes.saturating_sub(fs::metadata(self.stderr()).map_or(0, |metadata| metadata.len()))
     }
@@ -94,18 +96,18 @@ impl Plugin {
         String::from_utf8_lossy(&fs::read(self.stderr()).unwrap_or_default()).into_owned()
     }
 
-    /// Where the agent keeps what it says on standard error.
+    /// Returns the file in which the agent keeps its standard error.
     fn stderr(&self) -> PathBuf {
         self.executable.with_extension("stderr")
     }
 }
 
-/// Looks at the count of a process that is about to end, again and again, on a thread.
+/// Polls the byte count of a process that is about to end, on a thread of its own.
 #[derive(Debug)]
 pub(crate) struct Follower(Option<JoinHandle<Option<u64>>>);
 
 impl Follower {
-    /// What [`Plugin::written`] would have told last. Waits for the process to be gone.
+    /// Waits until the process is gone, and returns the last value of [`Plugin::written`].
     pub(crate) fn last(self, plugin: &Plugin) -> Option<u64> {
         Some(plugin.without_words(self.0?.join().ok()??))
     }

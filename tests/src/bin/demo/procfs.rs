@@ -1,4 +1,4 @@
-//! What the kernel tells of processes under /proc, in so far as the demo asks.
+//! What the demo reads about processes under /proc.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ pub(crate) struct Usage {
     pub(crate) cpu: Duration,
 }
 
-/// Nothing when the process is gone.
+/// Reads what a process uses. Returns `None` if it is gone.
 pub(crate) fn usage(pid: u32) -> Option<Usage> {
     let status = read(pid, "status")?;
     let bytes = |name| Some(number_after(&status, name)? * 1024);
@@ -24,24 +24,24 @@ pub(crate) fn usage(pid: u32) -> Option<Usage> {
     })
 }
 
-/// Bytes that a process has handed to write(2) and its like, files and pipes but not `send`; nothing when the process is
-/// gone, or belongs to somebody else, or the kernel does not count.
+/// Returns the bytes that a process has passed to write(2) and its like, to files and pipes but not by `send`. Returns
+/// `None` if the process is gone or belongs to another user, or if the kernel does not count.
 pub(crate) fn bytes_written(pid: u32) -> Option<u64> {
     number_after(&read(pid, "io")?, "wchar:")
 }
 
-/// The process that `parent` has started from `executable`.
+/// Finds the process that `parent` has started from `executable`.
 pub(crate) fn child(parent: u32, executable: &Path) -> Option<u32> {
     let pids = fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let wanted = executable.to_str()?;
     pids.into_iter().find(|pid| {
         let is_child = read(*pid, "stat").and_then(|stat| nth_after_comm(&stat, 1)) == Some(u64::from(parent));
-        // A child that has not executed anything yet has its parent's arguments.
+        // A child that has not called exec yet still has its parent's arguments.
         is_child && read(*pid, "cmdline").is_some_and(|arguments| arguments.split('\0').next() == Some(wanted))
     })
 }
 
-/// Whether `pid` is a child of `parent` still.
+/// Returns true if `pid` is still a child of `parent`.
 pub(crate) fn is_child(pid: u32, parent: u32) -> bool {
     read(pid, "stat").and_then(|stat| nth_after_comm(&stat, 1)) == Some(u64::from(parent))
 }
@@ -56,13 +56,13 @@ fn number_after(text: &str, name: &str) -> Option<u64> {
     value.split_whitespace().next()?.parse().ok()
 }
 
-/// `utime` and `stime`, see proc_pid_stat(5).
+/// Returns `utime` and `stime`, see proc_pid_stat(5).
 fn cpu(stat: &str, ticks_per_second: u64) -> Option<Duration> {
     let ticks = nth_after_comm(stat, 11)? + nth_after_comm(stat, 12)?;
     Some(Duration::from_millis(ticks * 1000 / ticks_per_second))
 }
 
-/// The name of a program may hold spaces and brackets; what comes after it may not.
+/// A program's name may hold spaces and brackets. The fields behind it may not.
 fn nth_after_comm(stat: &str, n: usize) -> Option<u64> {
     stat.rsplit_once(") ")?.1.split(' ').nth(n)?.parse().ok()
 }

@@ -1,4 +1,4 @@
-//! The programs that the demo starts, built when they are not up to date.
+//! Builds the programs that the demo starts, if they are not up to date.
 
 use elklet_tests::binaries::Binaries;
 use std::env;
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::screen::{Screen, Style};
 
-/// Builds that take longer are worth a word at their end.
+/// The demo says how long a build took if it took longer than this.
 const QUICK: Duration = Duration::from_secs(3);
 
 /// Builds the agent and the plugin in the release profile, unless the environment names others.

@@ -1,18 +1,18 @@
-//! What is printed: lines that go by, and on a terminal a status line that stays at the bottom.
+//! Prints lines that scroll by, and on a terminal a status line that stays at the bottom.
 //!
-//! Texts come from other people's processes; whatever a terminal might obey is replaced before it is printed.
+//! Texts come from other people's processes. Whatever a terminal might obey is therefore replaced before it is printed.
 
 use std::env;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Stdout, Write};
 
-/// How long lines may be when nobody says so.
+/// The width of lines if the terminal does not tell its own.
 const USUAL_WIDTH: usize = 120;
 
-/// Narrower than this, nothing would be left of a line.
+/// The least width. Below this nothing would be left of a line.
 const MIN_WIDTH: usize = 40;
 
-/// What a line is about, which decides its colour.
+/// What a line is about. It decides the colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Style {
     Plain,
@@ -22,7 +22,7 @@ pub(crate) enum Style {
     Exit,
     /// A heartbeat.
     Beat,
-    /// What the demo has to say about its actors.
+    /// A message of the demo about its actors.
     Note,
     Title,
     Faint,
@@ -31,7 +31,7 @@ pub(crate) enum Style {
 }
 
 impl Style {
-    /// Colour of the whole line, and of its word.
+    /// The colours of the whole line and of its word.
     fn codes(self) -> (&'static str, &'static str) {
         match self {
             Self::Plain => ("", ""),
@@ -55,17 +55,17 @@ pub(crate) struct Line {
     pub(crate) style: Style,
     /// `hh:mm:ss`
     pub(crate) time: String,
-    /// Four letters.
+    /// A word of four letters.
     pub(crate) word: &'static str,
     pub(crate) text: String,
 }
 
-/// Collects what is to be printed; [`Screen::flush`] prints it in one piece.
+/// Collects text, which [`Screen::flush`] prints in one piece.
 #[derive(Debug)]
 pub(crate) struct Screen {
     out: Stdout,
     colour: bool,
-    /// The status line stays at the bottom.
+    /// True if the status line stays at the bottom.
     in_place: bool,
     width: usize,
     waiting: String,
@@ -93,29 +93,29 @@ impl Screen {
         screen
     }
 
-    /// Whether the status line stays where it is, instead of going by with the others.
+    /// Returns true if the status line stays at the bottom instead of scrolling by with the others.
     pub(crate) fn is_in_place(&self) -> bool {
         self.in_place
     }
 
-    /// Whether nobody reads any more.
+    /// Returns true once nobody reads any more.
     pub(crate) fn is_closed(&self) -> bool {
         self.is_closed
     }
 
-    /// Text as it is, line breaks and all.
+    /// Adds text as it is, with its line breaks.
     pub(crate) fn text(&mut self, text: &str) {
         self.waiting.push_str(text);
     }
 
-    /// A line in one colour, at its full length.
+    /// Adds a line in one colour, at its full length.
     pub(crate) fn styled(&mut self, style: Style, text: &str) {
         let (whole, _) = style.codes();
         self.painted(whole, text);
         self.waiting.push('\n');
     }
 
-    /// A line about something that happened, cut to the width.
+    /// Adds a line about something that happened, cut to the width.
     pub(crate) fn line(&mut self, line: &Line) {
         let Line { style, time, word, text } = line;
         let (whole, on_word) = style.codes();
@@ -131,7 +131,7 @@ impl Screen {
         }
     }
 
-    /// Replaces the status line, or prints it where lines only go by.
+    /// Replaces the status line, or prints it if lines only scroll by.
     pub(crate) fn status(&mut self, status: &str) {
         if self.in_place {
             self.measure();
@@ -145,14 +145,15 @@ impl Screen {
         self.status.clear();
     }
 
-    /// Prints what has been collected. When that fails, nobody reads any more, and everything that follows is dropped.
+    /// Prints what has been collected. If that fails nobody reads any more, and the screen drops everything that
+    /// follows.
     pub(crate) fn flush(&mut self) {
         let mut waiting = std::mem::take(&mut self.waiting);
         if self.status_is_shown {
             waiting.insert_str(0, ERASE_LINE);
         }
         if !self.status.is_empty() {
-            // A line that fills the last column makes some terminals wrap.
+            // Some terminals wrap a line that fills the last column.
             let status = cut(&self.status, self.width - 1);
             self.painted("\x1b[7m", &status);
             waiting.push_str(&std::mem::take(&mut self.waiting));
@@ -171,7 +172,7 @@ impl Screen {
         }
     }
 
-    /// Windows change their size while the demo runs.
+    /// Reads the width again, because windows change their size while the demo runs.
     fn measure(&mut self) {
         let of_terminal = || rustix::termios::tcgetwinsize(&self.out).ok().map(|size| usize::from(size.ws_col));
         let of_environment = || env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
@@ -181,19 +182,19 @@ impl Screen {
 }
 
 impl Drop for Screen {
-    /// The shell's prompt is to begin on a line of its own.
+    /// Clears the status line, so that the shell's prompt begins on a line of its own.
     fn drop(&mut self) {
         self.clear_status();
         self.flush();
     }
 }
 
-/// The beginning of a text that fits into `room` columns, with a mark where something is missing.
+/// Returns the start of a text that fits into `room` columns, with a mark where it is cut.
 pub(crate) fn cut(text: &str, room: usize) -> String {
     let mut used = 0;
     let mut end_with_mark = 0;
     for (at, char) in text.char_indices() {
-        // The mark needs a column of its own.
+        // The mark takes a column as well.
         if used < room {
             end_with_mark = at;
         }
@@ -205,7 +206,7 @@ pub(crate) fn cut(text: &str, room: usize) -> String {
     text.to_owned()
 }
 
-/// The end of a text that fits into `room` columns: of a path, that says more than the beginning.
+/// Returns the end of a text that fits into `room` columns. The end of a path says more than its start.
 pub(crate) fn cut_front(text: &str, room: usize) -> String {
     let mut used = 0;
     let mut start = text.len();
@@ -221,12 +222,12 @@ pub(crate) fn cut_front(text: &str, room: usize) -> String {
     text.to_owned()
 }
 
-/// A guess on the safe side: many characters beyond ASCII take two columns.
+/// Guesses a character's columns, on the safe side: many characters beyond ASCII take two.
 fn columns(char: char) -> usize {
     if char.is_ascii() { 1 } else { 2 }
 }
 
-/// A text without what a terminal might obey: control characters, and those that change the direction of writing.
+/// Replaces what a terminal might obey: control characters, and those that change the direction of writing.
 pub(crate) fn harmless(text: &str) -> String {
     text.chars()
         .map(|char| match char {
@@ -238,7 +239,7 @@ pub(crate) fn harmless(text: &str) -> String {
         .collect()
 }
 
-/// A number of bytes in a unit that suits it.
+/// Formats a number of bytes in a suitable unit.
 pub(crate) fn bytes(count: u64) -> String {
     match count {
         0..1_000 => format!("{count} B"),

@@ -1,4 +1,4 @@
-//! The course of the demo: the actors come on, what they do is shown, they leave in order, and the accounts are compared.
+//! Runs the demo: starts the actors, shows what they do, ends them in order, and compares the counts.
 
 use elklet_tests::binaries::Binaries;
 use elklet_tests::center::Batch;
@@ -23,31 +23,31 @@ use crate::summary::{self, Summary};
 use crate::tally::Tally;
 use crate::verdict::Facts;
 
-/// The agent connects in a fraction of a second, on a busy machine in some; when it has not after this, it never will.
+/// How long to wait for the agent's connection. It takes a fraction of a second, or a few seconds on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The agent itself gives its plugins 12 s and its last records 10 s.
+/// How long the agent's end may take. The agent itself gives its plugins 12 s and its last records 10 s.
 const END_OF_AGENT: Duration = Duration::from_secs(25);
 
-/// The processes that the demo makes live for less, and what is on its way arrives in less.
+/// How long to wait for the made processes to end, and for records on their way to arrive. Both take less.
 const END_OF_PROCESSES: Duration = Duration::from_secs(5);
 
-/// How often these ends are looked for.
+/// How often this checks for these ends.
 const LOOKS: Duration = Duration::from_millis(10);
 
-/// The center has taken everything when the agent ends; this is for its threads to say so.
+/// How long the center's threads may take to count what it has taken. It has taken everything when the agent ends.
 const END_OF_STREAM: Duration = Duration::from_secs(5);
 
-/// More lines than this in a second nobody reads; the rest is counted and not shown.
+/// The most lines shown in a second. Nobody could read more, so the rest is only counted.
 const LINES_PER_SECOND: u64 = 200;
 
-/// How often the status is printed where it does not stay in place, in seconds.
+/// Seconds between two status lines, if they scroll by.
 const STATUS_INTERVAL: u64 = 5;
 
-/// Lines of the agent's log that are shown when something went wrong.
+/// The number of lines of the agent's log that are shown when something went wrong.
 const LOG_LINES: usize = 12;
 
-/// Performs the whole; the error is one line. The directory goes, unless there is something to look at in it.
+/// Runs the whole demo. An error is one line. The directory is deleted, unless there is something to look at in it.
 pub(crate) fn run(arguments: &Arguments, programs: &Binaries, screen: &mut Screen) -> Result<(), String> {
     let stage = Stage::set(programs).map_err(|error| format!("the stage cannot be set: {error}"))?;
     let outcome = tokio::runtime::Builder::new_current_thread()
@@ -61,12 +61,12 @@ pub(crate) fn run(arguments: &Arguments, programs: &Binaries, screen: &mut Scree
             screen.flush();
             Err(problem)
         }
-        // The agent was not even started: there is nothing to look at.
+        // The agent did not even start, so there is nothing to look at.
         Err(error) => Err(error.to_string()),
     }
 }
 
-/// From the agent's start to the comparison of the accounts; what was wrong with them, if anything.
+/// Runs from the agent's start to the comparison of the counts. Returns what was wrong with them, if anything.
 async fn perform(
     arguments: &Arguments,
     programs: &Binaries,
@@ -139,7 +139,7 @@ async fn until(moment: Option<Instant>) {
     }
 }
 
-/// What asks the demo to end.
+/// What can end the demo.
 struct Signals([Signal; 3]);
 
 impl Signals {
@@ -158,7 +158,7 @@ impl Signals {
     }
 }
 
-/// What is seen, and what is kept of it.
+/// What the demo sees, and what it keeps of it.
 struct Show<'a> {
     screen: &'a mut Screen,
     batches: mpsc::UnboundedReceiver<Arc<Batch>>,
@@ -167,26 +167,26 @@ struct Show<'a> {
     plugin: Plugin,
     maker: Maker,
     tally: Tally,
-    /// The agent's, when last looked.
+    /// The agent's usage at the last look.
     usage: Usage,
     cpu_percent: f64,
     first_message: Option<Duration>,
     first_event: Option<Duration>,
-    /// Bytes that the plugin wrote as records, when last looked.
+    /// Bytes that the plugin had written as records at the last look.
     written: Option<u64>,
-    /// Once all that it had written had arrived.
+    /// True once everything that the plugin had written has arrived.
     agreed: bool,
-    /// Why there is nothing to watch.
+    /// Why there is nothing to watch, if so.
     failure: Option<String>,
-    /// Told when there is no use in watching on.
+    /// Tells the main loop that there is no use in watching on.
     enough: Arc<Notify>,
     ending: bool,
     seconds: Interval,
     turns: Interval,
-    /// Of the current second.
+    /// Lines shown in the current second.
     lines: u64,
     unshown: u64,
-    /// When the rate was last told, and how many records there were.
+    /// When the rate was last shown, and the number of records then.
     told: (Instant, u64),
 }
 
@@ -245,12 +245,12 @@ impl<'a> Show<'a> {
         }
     }
 
-    /// Makes no more processes and lets those that run come to their ends.
+    /// Makes no more processes and waits for those that run to end.
     async fn finish_processes(&mut self, signals: &mut Signals) {
         self.ending = true;
         self.note("ends", "the last processes end, then the agent is asked to: its plugin first, then the stream");
         let deadline = Instant::now() + END_OF_PROCESSES;
-        // An agent that has only just been started does not catch signals yet; one that has connected does.
+        // An agent that has just started does not catch signals yet. One that has connected does.
         let is_up = |show: &Self| show.first_message.is_some() || show.failure.is_some();
         while !(is_up(self) && self.maker.is_quiet() && self.compare()) && Instant::now() < deadline {
             let wait = async {
@@ -265,16 +265,16 @@ impl<'a> Show<'a> {
         }
     }
 
-    /// Whether all that the plugin has written until now has arrived, or that cannot be known. On its way records take
-    /// a tenth of a second, of five that lie between two writes, so that this is so again and again when nothing is lost,
-    /// and never again when something is.
+    /// Returns true if everything that the plugin has written so far has arrived, or if that cannot be known. The
+    /// plugin writes twice a second and a record is on its way for a tenth of a second. Without a loss this therefore
+    /// holds again and again, and after a loss it never does.
     fn compare(&mut self) -> bool {
         self.written = self.plugin.written();
         self.agreed = self.written == Some(self.tally.frame_bytes);
         self.agreed || self.written.is_none() || self.plugin.deaths > 0
     }
 
-    /// Ends the agent in order, or else without; then the text says why.
+    /// Ends the agent in order. If that fails it kills it, and the text says why.
     async fn end_agent(&mut self, agent: &mut Agent, signals: &mut Signals) -> io::Result<Option<String>> {
         self.look_at_agent();
         let follower = self.plugin.follow_to_its_end();
@@ -299,7 +299,7 @@ impl<'a> Show<'a> {
         Ok(failure.map(|how| format!("the agent {how}")))
     }
 
-    /// Shows what has come meanwhile; nothing more will.
+    /// Shows what has arrived meanwhile. No more will.
     fn finish(&mut self) {
         while let Ok(batch) = self.batches.try_recv() {
             self.handle_batch(&batch);
@@ -344,7 +344,7 @@ impl<'a> Show<'a> {
         }
     }
 
-    /// Once in a second.
+    /// Updates what changes once a second.
     fn handle_second(&mut self) {
         self.tell_unshown();
         self.look_at_agent();
@@ -366,7 +366,7 @@ impl<'a> Show<'a> {
         }
     }
 
-    /// Three times in a second.
+    /// Updates what changes three times a second.
     fn handle_turn(&mut self) {
         if self.ending || self.first_message.is_none() {
             return;
@@ -375,12 +375,12 @@ impl<'a> Show<'a> {
             self.note("plug", &format!("the agent has started {PLUGIN} as process {pid}"));
         }
         if self.plugin.pid().is_some() {
-            // Once one record has come, procwatch misses none.
+            // Once one record has arrived, procwatch watches, and misses none from then on.
             self.maker.make(self.first_event.is_some());
         }
     }
 
-    /// Says how procwatch gets what it reports, at the time of the first record.
+    /// Says at the first record how procwatch gets what it reports.
     fn introduce_plugin(&mut self, timestamp: i64) {
         let text = if self.plugin.scans() {
             "procwatch looks through /proc once a second; what lives shorter is missed"

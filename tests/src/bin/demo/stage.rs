@@ -1,4 +1,4 @@
-//! What stands before the agent is started: a directory, certificates, the plugin in its place, and a center that listens.
+//! Prepares what the agent needs: a directory, certificates, the plugin in its place, and a center that listens.
 
 use elklet_proto::grpc::Config;
 use elklet_tests::binaries::Binaries;
@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// The plugin's name, and so that of its directory and of its executable.
+/// The name of the plugin, of its directory and of its executable.
 pub(crate) const PLUGIN: &str = "procwatch";
 
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Sets everything up. The directory goes again when that fails.
+    /// Sets everything up. If that fails, it deletes the directory again.
     pub(crate) fn set(programs: &Binaries) -> io::Result<Self> {
         let directory = tempfile::Builder::new().prefix("elklet-demo-").tempdir()?;
         let certs = directory.path().join("certs");
@@ -51,12 +51,12 @@ impl Stage {
         workdir(self.path())
     }
 
-    /// The plugin's executable, as the agent starts it.
+    /// Returns the plugin's executable, as the agent starts it.
     pub(crate) fn plugin(&self) -> PathBuf {
         executable(self.path())
     }
 
-    /// Ends the center and leaves the directory to be looked at.
+    /// Ends the center and keeps the directory for somebody to look at.
     pub(crate) fn keep(self) -> PathBuf {
         self.directory.keep()
     }

@@ -1,4 +1,4 @@
-//! What is said before and after: who is who, and how it went.
+//! What the demo says before and after: who is who, and how it went.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::stage::Stage;
 use crate::tally::Tally;
 use crate::verdict::Facts;
 
-/// Explains what is going to be seen.
+/// Explains what the demo is going to show.
 pub(crate) fn print_header(screen: &mut Screen, stage: &Stage, agent: u32, watch: Option<Duration>) {
     let (grpc, http) = (stage.center.grpc_addr(), stage.center.http_addr());
     let directory = stage.path().display();
@@ -38,12 +38,12 @@ End: {end}.
     screen.flush();
 }
 
-/// What is told at the end.
+/// The figures of the summary.
 #[derive(Debug)]
 pub(crate) struct Summary<'a> {
     pub(crate) facts: &'a Facts,
     pub(crate) tally: &'a Tally,
-    /// The agent's, when it was asked to end.
+    /// The agent's usage when it was asked to end.
     pub(crate) usage: Usage,
     pub(crate) watched: Duration,
     pub(crate) first_message: Option<Duration>,

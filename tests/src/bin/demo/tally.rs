@@ -13,10 +13,11 @@ const FRAME_PREFIX: u64 = 4;
 pub(crate) struct Tally {
     records: BTreeMap<i32, u64>,
     pub(crate) messages: u64,
-    /// As the messages came, compressed, with their prefixes.
+    /// Bytes on the wire: compressed, with the messages' prefixes.
     pub(crate) wire_bytes: u64,
     pub(crate) decoded_bytes: u64,
-    /// What the plugin's records took in its pipe: the agent passes their bytes on as they are.
+    /// Bytes that the plugin's records took in its pipe. The agent passes their bytes on as they are, so that they can
+    /// be counted here.
     pub(crate) frame_bytes: u64,
 }
 
@@ -37,12 +38,12 @@ impl Tally {
         self.records.values().sum()
     }
 
-    /// Records that come from the plugin.
+    /// Returns the number of records that come from the plugin.
     pub(crate) fn plugin_records(&self) -> u64 {
         self.records.iter().filter(|(data_type, _)| !is_agents_own(**data_type)).map(|(_, count)| count).sum()
     }
 
-    /// `exec 12, exit 13, ...`
+    /// Lists the counts as `exec 12, exit 13, ...`.
     pub(crate) fn by_type(&self) -> String {
         let parts = self.records.iter().map(|(data_type, count)| match *data_type {
             EXEC => format!("exec {count}"),
@@ -56,7 +57,8 @@ impl Tally {
     }
 }
 
-/// The agent writes these itself; procwatch would answer tasks with the last one, but is given none here.
+/// Returns true for the data types that the agent writes itself. procwatch would answer tasks with the last one, but
+/// gets none here.
 fn is_agents_own(data_type: i32) -> bool {
     matches!(data_type, AGENT_HEARTBEAT | PLUGIN_HEARTBEAT | TASK_REPORT)
 }
@@ -75,7 +77,7 @@ mod tests {
         let mut tally = Tally::default();
         tally.take(&batch);
         tally.take(&batch);
-        // A prefix; two bytes each for a small type and time; two before ten bytes of payload.
+        // A prefix, two bytes each for a small type and a small time, and two before ten bytes of payload.
         assert_eq!(tally.frame_bytes, 6 * (4 + 2 + 2 + 2 + 10));
         assert_eq!((tally.plugin_records(), tally.all_records()), (6, 8));
         assert_eq!((tally.messages, tally.wire_bytes, tally.decoded_bytes), (2, 100, 200));

@@ -1,46 +1,47 @@
-//! Whether anything was lost, and how one knows.
+//! Says whether anything was lost, and how one knows.
 //!
-//! Nothing in the protocol says how much a plugin has sent. So the kernel is asked: it counts the bytes that procwatch
-//! writes into its pipe, and the center counts the bytes of the records that came out at the other end. A record that
-//! got lost anywhere between would leave a difference for good. The kernel forgets its count with the process, so the
-//! last look may come before the last write; but just before the end is asked for, both counts are seen to agree.
-//! Besides, the demo knows of each process that it has made itself, and looks for its start and its end among the
-//! records; and the agent says at its own end whether it knows of a loss.
+//! Nothing in the protocol says how much a plugin has sent. The demo therefore asks the kernel, which counts the bytes
+//! that procwatch writes into its pipe. The center counts the bytes of the records that arrive at the other end. A
+//! record that is lost in between leaves a difference for good. The kernel forgets its count with the process, so the
+//! last look may come before the last write. Just before it asks for the end, however, the demo sees both counts agree.
+//! Besides, the demo looks for the start and the end of each process that it has made among the records, and the agent
+//! says at its own end whether it knows of a loss.
 
 use crate::maker::Account;
 
-/// What is known when all have ended.
+/// What the demo knows when all have ended.
 #[derive(Debug, Default)]
 pub(crate) struct Facts {
     /// Records of the plugin that the center has received.
     pub(crate) records: u64,
-    /// Bytes that they took in the plugin's pipe.
+    /// Bytes that these records took in the plugin's pipe.
     pub(crate) frame_bytes: u64,
-    /// Bytes that the plugin has written there, by the kernel's count, when last looked; nothing when that cannot be read.
+    /// Bytes that the plugin had written there at the last look, by the kernel's count. `None` if the count cannot be
+    /// read.
     pub(crate) written: Option<u64>,
-    /// Whether both counts were the same just before the end.
+    /// True if both counts were the same just before the end.
     pub(crate) agreed: bool,
-    /// Whether the plugin looks for processes itself, and misses some by its nature.
+    /// True if the plugin scans for processes, and therefore misses some.
     pub(crate) scans: bool,
-    /// Times that it ended when it should not have.
+    /// How often the plugin ended when it should not have.
     pub(crate) deaths: u64,
-    /// What it said about events that the kernel could not keep for it.
+    /// What the plugin said about events that the kernel dropped.
     pub(crate) overrun: Option<String>,
     /// The processes that the demo has made.
     pub(crate) own: Account,
-    /// How the agent's process ended, when not as it should.
+    /// How the agent's process ended, if not as it should.
     pub(crate) agent_failure: Option<String>,
-    /// What the agent said at its end; an error when it was not content.
+    /// What the agent said at its end: an error if it warned.
     pub(crate) closing_words: Option<Result<String, String>>,
 }
 
 impl Facts {
-    /// Bytes that were handed over and did not arrive.
+    /// Returns the bytes that the plugin has written and that did not arrive.
     pub(crate) fn missing_bytes(&self) -> u64 {
         self.written.map_or(0, |written| written.saturating_sub(self.frame_bytes))
     }
 
-    /// How many records those may have been.
+    /// Returns how many records those may have been.
     pub(crate) fn missing_records(&self) -> u64 {
         match self.missing_bytes() {
             0 => 0,
@@ -48,7 +49,7 @@ impl Facts {
         }
     }
 
-    /// Why this run does not count as one without loss.
+    /// Returns why this run does not count as one without loss.
     pub(crate) fn problem(&self) -> Option<String> {
         let Self { own, .. } = self;
         if let Some(failure) = &self.agent_failure {
@@ -103,10 +104,10 @@ mod tests {
     #[test]
     fn nothing_is_lost_when_all_accounts_agree() {
         assert_eq!(good().problem(), None);
-        // A kernel that does not count; a last look that came before the last write.
+        // The kernel may not count, or the last look may have come before the last write.
         assert_eq!(Facts { written: None, ..good() }.problem(), None);
         assert_eq!(Facts { written: Some(900), ..good() }.problem(), None);
-        // A plugin that scans misses what is short.
+        // A plugin that scans misses short-lived processes.
         let own = Account { made: 3, execs: 1, exits: 0 };
         assert_eq!(Facts { own, scans: true, ..good() }.problem(), None);
     }
