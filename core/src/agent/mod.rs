@@ -446,13 +446,13 @@ impl<M: Clone> Agent<M> {
             self.ending = next;
             match next {
                 // The counters as they are in the end.
-                Ending::Flush { .. } if self.is_streaming() => self.beat_at = Some(now),
+                Ending::Flush { .. } => self.beat_at = Some(now),
                 Ending::Stream => {
                     self.session.handle_shutdown(now);
                     self.follow_session(now);
                 }
                 Ending::Done => self.actions.push_back(Action::Exit(self.after)),
-                Ending::No | Ending::Plugins { .. } | Ending::Flush { .. } | Ending::Spool { .. } => {}
+                Ending::No | Ending::Plugins { .. } | Ending::Spool { .. } => {}
             }
         }
     }

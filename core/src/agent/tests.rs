@@ -1,6 +1,8 @@
 //! What the agent adds to its parts: how the link, the delivery, the plugins and the end hang together. The simulation (`testing`) tries
 //! all of it under faults; these are the cases that a reader should know.
 
+mod reports;
+
 use alloc::boxed::Box;
 use alloc::string::ToString;
 use alloc::vec;

@@ -259,7 +259,7 @@ impl<M: Clone> Feed<M> {
         let at_once = self.is_ending;
         let op = match self.put_off.take_if(|(_, due)| *due <= now || at_once) {
             Some((op, _)) => op,
-            None if self.put_off.is_some() => return None,
+            // The outbox has no other while one is put off: for it, that one is under way.
             None => self.outbox.poll_op(now)?,
         };
         Some(Action::Spool { op, at_once })
@@ -365,5 +365,70 @@ impl<M: Clone> Feed<M> {
     #[must_use]
     pub fn losses(&self) -> &Losses {
         self.outbox.losses()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+    use crate::delivery::Kind;
+    use crate::delivery::world::rows;
+
+    const FEW: Level = Level { due: Due::Later, records: 1, is_half_full: false, may_drop: true };
+    const MANY: Level = Level { is_half_full: true, ..FEW };
+
+    fn takes(feed: &mut Feed<u32>, level: Level, now: u64) -> bool {
+        matches!(feed.poll_action(level, false, Millis(now)), Some(Action::Take { .. }))
+    }
+
+    fn feed(spool: u64) -> Feed<u32> {
+        let mut feed = Feed::new(Bounds { memory: 1 << 20, spool }, Millis(0));
+        if spool > 0 {
+            assert_eq!(feed.poll_action(FEW, false, Millis(0)), Some(Action::Spool { op: Op::Open, at_once: false }));
+            feed.handle_done(Done::Opened(vec![]), Millis(0));
+        }
+        feed
+    }
+
+    /// A feed whose stream has as many messages as it takes since 0, and writes none of them.
+    fn stalled(spool: u64) -> Feed<u32> {
+        let mut feed = feed(spool);
+        feed.handle_opened(Millis(0));
+        for message in 0..3 {
+            feed.push(Batch::new(Kind::Bulk, message, 100, 100, rows(1)));
+        }
+        let level = Level { records: 0, due: Due::Nothing, ..FEW };
+        assert_eq!(feed.poll_action(level, false, Millis(0)), Some(Action::Send(0)));
+        assert_eq!(feed.poll_action(level, false, Millis(0)), Some(Action::Send(1)));
+        feed
+    }
+
+    #[test]
+    fn without_a_stream_records_wait_for_company_until_the_intake_is_half_full() {
+        let mut feed = feed(0);
+        assert!(!takes(&mut feed, FEW, 10));
+        assert_eq!(feed.poll_timeout(FEW, Millis(10)), Some(Millis(10 + OFFLINE_FLUSH_INTERVAL_MS)));
+        assert!(!takes(&mut feed, FEW, 9 + OFFLINE_FLUSH_INTERVAL_MS));
+        assert!(takes(&mut feed, FEW, 10 + OFFLINE_FLUSH_INTERVAL_MS));
+        assert!(takes(&mut feed, MANY, 500));
+    }
+
+    #[test]
+    fn what_a_stalled_stream_does_not_take_goes_to_the_spool_after_a_while() {
+        let mut feed = stalled(64 << 20);
+        assert!(!takes(&mut feed, MANY, 1) && !takes(&mut feed, MANY, STALL_MS));
+        assert_eq!(feed.poll_timeout(MANY, Millis(1)), Some(Millis(1 + STALL_MS)));
+        assert!(takes(&mut feed, MANY, 1 + STALL_MS));
+        feed.handle_written(Millis(1 + STALL_MS));
+        assert_eq!(feed.poll_action(MANY, false, Millis(1 + STALL_MS)), Some(Action::Send(2)));
+    }
+
+    #[test]
+    fn without_a_spool_what_a_stalled_stream_does_not_take_stays_with_the_plugins() {
+        let mut feed = stalled(0);
+        assert!(!takes(&mut feed, MANY, 1) && !takes(&mut feed, MANY, 60_000));
+        assert_eq!(feed.poll_timeout(MANY, Millis(60_000)), None, "nothing but the stream can change that");
     }
 }
