@@ -1,7 +1,7 @@
 //! Batches that the server does not take.
 
 use super::*;
-use crate::limits::{CAREFUL_GAP_MS, REFUSALS};
+use crate::limits::{CAREFUL_GAP_MS, PROBE_AFTER_MS, REFUSALS};
 
 /// When everything that has waited since the start is due to be written.
 const DUE: Millis = Millis(SPOOL_AFTER_MS);
@@ -113,14 +113,22 @@ fn suspect(outbox: &mut Outbox<u32>, now: Millis) {
 }
 
 #[test]
-fn a_heartbeat_waits_for_no_suspicion() {
+fn a_heartbeat_waits_for_no_suspicion_and_at_the_end_without_a_spool_nothing_does() {
     let mut outbox = Outbox::new(Bounds { memory: PLENTY, spool: 0 }, Millis(0));
     outbox.push(bulk(1));
-    suspect(&mut outbox, Millis(0));
+    for _ in 0..REFUSALS {
+        outbox.handle_opened(Millis(0));
+        assert_eq!(outbox.poll_send(Millis(0)), Some(Outgoing::Send(1)));
+        outbox.handle_broken(false, Millis(0));
+        outbox.handle_ended(Millis(0));
+    }
     outbox.handle_opened(Millis(0));
-    assert_eq!(outbox.poll_send(Millis(0)), None, "it waits for its trial");
+    assert_eq!(outbox.poll_send(Millis(0)), None, "the stream is careful");
     outbox.push(batch(Kind::Heartbeat, 0, 100));
     assert_eq!(outbox.poll_send(Millis(0)), Some(Outgoing::Send(0)));
+    assert_eq!(outbox.poll_send(Millis(0)), None);
+    outbox.handle_ending();
+    assert_eq!(outbox.poll_send(Millis(0)), Some(Outgoing::Send(1)));
 }
 
 #[test]
@@ -154,4 +162,22 @@ fn a_suspect_that_is_set_aside_keeps_no_file_and_is_passed_over_where_it_lies() 
         assert_eq!((left.batches, left.memory_records, left.disk_records), (3, 1, 2), "{stream}");
         outbox.handle_ended(DUE);
     }
+}
+
+#[test]
+fn the_parts_of_a_suspect_keep_no_file() {
+    let mut outbox = with_spool(Bounds { memory: 100, spool: ENOUGH });
+    let whole = large(Kind::Bulk, 1, 1_000);
+    outbox.push(whole.clone());
+    suspect(&mut outbox, Millis(0));
+    let (place, _) = append(&mut outbox, DUE);
+    outbox.push(bulk(0));
+    outbox.handle_opened(DUE);
+    assert!(matches!(outbox.poll_op(DUE), Some(Op::Read(_))));
+    // Memory is full, so that the disk goes on keeping it until its turn comes.
+    outbox.handle_done(replay_of(&whole, place, 0), DUE);
+    assert_eq!((outbox.unconfirmed().memory_records, outbox.unconfirmed().disk_records), (1, 4));
+    assert!(matches!(outbox.poll_send(DUE + PROBE_AFTER_MS), Some(Outgoing::Cut { .. })));
+    outbox.handle_cut((2..6).map(bulk).collect(), &[]);
+    assert_eq!((outbox.unconfirmed().memory_records, outbox.unconfirmed().disk_records), (5, 0));
 }
