@@ -166,6 +166,7 @@ fn value(address: IpAddr) -> u128 {
 #[cfg(test)]
 mod tests {
     use alloc::format;
+    use alloc::string::ToString;
 
     use proptest::prelude::*;
 
@@ -268,5 +269,12 @@ mod tests {
             let begins_alike = length == 0 || (network ^ address) >> (32 - length) == 0;
             prop_assert_eq!(exceptions.contains(&text(address), 1), begins_alike);
         }
+    }
+
+    #[test]
+    fn what_is_no_exception_is_named_with_what_was_expected() {
+        let bad = Exceptions::default().add("10.0.0.0/99").expect_err("no network has 99 bits");
+        let expected = "\"10.0.0.0/99\" is no exception, expected a name, .suffix, address, network (10.0.0.0/8, 10.*), <local> or *";
+        assert_eq!(bad.to_string(), expected);
     }
 }

@@ -181,3 +181,34 @@ fn the_parts_of_a_suspect_keep_no_file() {
     outbox.handle_cut((2..6).map(bulk).collect(), &[]);
     assert_eq!((outbox.unconfirmed().memory_records, outbox.unconfirmed().disk_records), (5, 0));
 }
+
+#[test]
+fn a_suspect_that_nobody_waits_behind_stays_on_the_disk() {
+    let mut outbox = with_spool(Bounds { memory: 100, spool: ENOUGH });
+    outbox.push(bulk(0));
+    suspect(&mut outbox, Millis(0));
+    append(&mut outbox, DUE);
+    outbox.handle_opened(DUE);
+    outbox.push(batch(Kind::Urgent, 1, 100));
+    assert_eq!(send(&mut outbox, DUE), Some(1), "it fills the memory");
+    assert_eq!(read(&mut outbox, DUE), 0);
+    assert_eq!((outbox.poll_send(DUE), outbox.unconfirmed().disk_records), (None, 1), "it waits for its trial");
+    outbox.push(batch(Kind::Bulk, 2, 100));
+    assert_eq!((send(&mut outbox, DUE), outbox.unconfirmed().disk_records), (Some(2), 0), "it is set aside");
+}
+
+#[test]
+fn streams_that_end_over_the_same_batch_do_so_whatever_heartbeat_leaves_before_it() {
+    let mut outbox = Outbox::new(Bounds { memory: PLENTY, spool: 0 }, Millis(0));
+    outbox.push(bulk(1));
+    for stream in 0..REFUSALS {
+        outbox.push(batch(Kind::Heartbeat, 10 + stream, 100));
+        outbox.handle_opened(Millis(0));
+        assert_eq!(outbox.poll_send(Millis(0)), Some(Outgoing::Send(10 + stream)));
+        assert_eq!(outbox.poll_send(Millis(0)), Some(Outgoing::Send(1)));
+        outbox.handle_broken(false, Millis(0));
+        outbox.handle_ended(Millis(0));
+    }
+    outbox.handle_opened(Millis(0));
+    assert_eq!(outbox.poll_send(Millis(0)), None, "the stream is careful");
+}
