@@ -185,6 +185,8 @@ impl Trial {
 
 #[cfg(test)]
 mod tests {
+    use alloc::string::ToString;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -300,5 +302,15 @@ mod tests {
             assert_eq!(compare(later, earlier), Some(Ordering::Greater), "{later} {earlier}");
         }
         assert_eq!(compare("1-rc.1+x", "1-rc.1+y"), Some(Ordering::Equal));
+    }
+
+    #[test]
+    fn why_a_version_is_not_tried_is_told_with_what_it_is_compared_with() {
+        let told = |why| NotTried { version: "2".to_string(), running: "3".to_string(), why }.to_string();
+        let failed = "version 2 has failed here, and is not tried again until the server names another";
+        assert_eq!(told(Objection::Failed), failed);
+        assert_eq!(told(Objection::NotLater), "version 2 is not later than 3, and update.allow_downgrade is off");
+        let incomparable = "version 2 cannot be compared with 3, and update.allow_downgrade is off";
+        assert_eq!(told(Objection::Incomparable), incomparable);
     }
 }

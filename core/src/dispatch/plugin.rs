@@ -363,9 +363,6 @@ impl Plugin {
         if is_wanted && self.deaths == 0 {
             self.trouble = None;
         }
-        if is_wanted || self.stand_in.is_some() {
-            return true;
-        }
         self.reconcile(name, now, next_preparation, actions)
     }
 

@@ -1,5 +1,7 @@
 //! The dispatch against examples, and against a naive model under random events.
 
+mod plugin;
+
 use alloc::borrow::ToOwned;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
@@ -647,72 +649,4 @@ fn what_the_agent_fails_at_is_complained_of_and_the_last_of_it_stays_in_its_stat
     let ends = (dispatch.state_details.front(), dispatch.state_details.back());
     let last = format!("failure {MAX_STATE_DETAILS}");
     assert_eq!(ends, (Some(&"failure 1".to_owned()), Some(&last)));
-}
-
-/// Lets plugin a die so often, each time as soon as it is started, and starts it again.
-fn dies(dispatch: &mut Dispatch, times: u32) -> Millis {
-    let mut now = Millis(0);
-    for _ in 0..times {
-        dispatch.handle_exited(&config("a", 1).name, "exited with code 1", "", now);
-        now = dispatch.poll_timeout().expect("it is started again");
-        dispatch.handle_timeout(now);
-        settle(dispatch, now);
-    }
-    now
-}
-
-#[test]
-fn the_same_configuration_once_more_forgives_a_plugin_that_runs_again_but_not_a_crash_loop() {
-    for (deaths, complaints) in [(2, 0), (3, 1)] {
-        let mut dispatch = Dispatch::new("1".into());
-        configure(&mut dispatch, vec![config("a", 1)], Millis(0));
-        settle(&mut dispatch, Millis(0));
-        let now = dies(&mut dispatch, deaths);
-        assert_eq!((running(&dispatch).len(), dispatch.state_details(now).len()), (1, 1));
-        configure(&mut dispatch, vec![config("a", 1)], now);
-        assert_eq!(dispatch.state_details(now).len(), complaints, "{deaths} deaths");
-    }
-}
-
-#[test]
-fn a_version_that_died_once_stands_in_while_its_successor_is_fetched() {
-    let mut dispatch = Dispatch::new("1".into());
-    configure(&mut dispatch, vec![config("a", 1)], Millis(0));
-    settle(&mut dispatch, Millis(0));
-    dispatch.handle_exited(&config("a", 1).name, "exited with code 1", "", Millis(1));
-    configure(&mut dispatch, vec![config("a", 2)], Millis(2));
-    let prepared = settle(&mut dispatch, Millis(2)).into_iter().filter_map(|action| match action {
-        Action::Plugin(PluginAction::Prepare(_, config)) => Some(config),
-        _ => None,
-    });
-    assert_eq!(prepared.collect::<Vec<_>>(), [config("a", 1), config("a", 2)]);
-}
-
-#[test]
-fn a_plugin_shows_its_phase_and_the_configuration_that_it_runs_by_or_is_to_run_by() {
-    let shown = |dispatch: &Dispatch| {
-        let plugins = dispatch.plugins().map(|plugin| (plugin.phase, plugin.config.cloned()));
-        plugins.collect::<Vec<_>>()
-    };
-    let prepare = |dispatch: &mut Dispatch| {
-        let prepare = core::iter::from_fn(|| dispatch.poll_action()).find_map(|action| match action {
-            Action::Plugin(PluginAction::Prepare(id, _)) => Some(id),
-            _ => None,
-        });
-        prepare.expect("it is prepared")
-    };
-    let name = config("a", 1).name;
-    let mut dispatch = Dispatch::new("1".into());
-    configure(&mut dispatch, vec![config("a", 1)], Millis(0));
-    assert_eq!(shown(&dispatch), [("preparing", Some(config("a", 1)))]);
-    let id = prepare(&mut dispatch);
-    dispatch.handle_preparation_failed(&name, id, "no such host", Millis(0));
-    assert_eq!(shown(&dispatch), [("waiting", Some(config("a", 1)))]);
-    dispatch.handle_timeout(Millis(RESTART_BASE_MS));
-    settle(&mut dispatch, Millis(RESTART_BASE_MS));
-    configure(&mut dispatch, vec![config("a", 2)], Millis(RESTART_BASE_MS));
-    assert_eq!(shown(&dispatch), [("running", Some(config("a", 1)))], "the other version is not there yet");
-    let id = prepare(&mut dispatch);
-    dispatch.handle_prepared(&name, id, Millis(RESTART_BASE_MS));
-    assert_eq!(shown(&dispatch), [("stopping", Some(config("a", 2)))]);
 }
