@@ -343,6 +343,18 @@ impl<M: Clone> Outbox<M> {
         true
     }
 
+    /// Tries a disk that has failed at once: this agent has no later, and the disk may be good again.
+    pub(super) fn retry_disk(&mut self) {
+        let spool = core::mem::replace(&mut self.spool, DiskState::Off);
+        self.spool = match spool {
+            DiskState::Off => DiskState::Off,
+            DiskState::Unopened { limit, .. } => DiskState::Unopened { limit, at: Millis(0), was_tried: false },
+            DiskState::Ready { limit, plan, .. } | DiskState::Resting { limit, plan, .. } => {
+                DiskState::Ready { limit, plan, full_until: None }
+            }
+        };
+    }
+
     pub(super) fn plan(&self) -> Option<&Plan> {
         match &self.spool {
             DiskState::Ready { plan, .. } | DiskState::Resting { plan, .. } => Some(plan),

@@ -340,7 +340,9 @@ impl<M: Clone> Outbox<M> {
 
     /// The agent ends. Everything that remains goes to the disk as soon as there is no stream.
     pub fn handle_ending(&mut self) {
-        self.is_ending = true;
+        if !core::mem::replace(&mut self.is_ending, true) {
+            self.retry_disk();
+        }
     }
 
     /// Returns when to poll again although nothing has happened.
