@@ -236,6 +236,11 @@ impl<M> Ledger<M> {
         waiting.and_then(|at| self.remove(self.handed + at)).is_some()
     }
 
+    /// Takes out one of the batches that wait, by its place among them.
+    pub(super) fn take_waiting(&mut self, at: usize) -> Option<Batch<M>> {
+        self.remove(self.handed + at)
+    }
+
     /// Takes out the batch to hand to the stream next.
     pub(super) fn pop_next(&mut self) -> Option<Batch<M>> {
         self.remove(self.handed)

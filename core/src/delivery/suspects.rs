@@ -5,8 +5,9 @@
 //! servers restart, networks fail, somebody kills a process again and again. [`Suspects`] tells the two apart in steps.
 //! Each step costs time and order, but no record:
 //!
-//! 1. Two streams in a row end over the same oldest batch. The next stream is *careful*: it takes what is sent again
-//!    one batch at a time.
+//! 1. Two streams in a row end while the same batches are in flight. The next stream is *careful*: it takes those at a distance
+//!    from each other. It does not matter which batch is the oldest, because servers take some before they come to the one they
+//!    die of, and urgent ones overtake it.
 //! 2. The batches that a careful stream was handed just before its end become *suspects*. Others overtake them.
 //! 3. A suspect gets a *trial* on a stream that has held for some seconds: it is sent alone, with silence before and after it.
 //!    If the stream outlives it, it is acquitted. If the stream ends, the suspect is cut, and each part becomes a suspect.
@@ -29,10 +30,11 @@ pub(super) struct Suspects {
     opened: Millis,
     /// When the stream last wrote records whole, or opened.
     quiet_since: Millis,
-    /// The oldest batch over which the last streams ended, and how many did.
-    streak: Option<(Identity, u32)>,
-    /// How many batches are still to be handed over carefully.
-    careful: usize,
+    /// Batches that were in flight each time when the last streams ended, and how many did.
+    streak: Option<(Vec<Identity>, u32)>,
+    /// Batches that are to be handed over carefully, and when the last one was, or the stream was opened.
+    careful: Vec<Identity>,
+    careful_at: Millis,
     /// The batches that were handed over carefully, and when.
     handed: Vec<(Identity, Millis)>,
     /// The suspect that was handed over alone.
@@ -63,7 +65,7 @@ pub(super) enum Verdict {
 impl Suspects {
     /// A stream was opened.
     pub(super) fn handle_opened(&mut self, now: Millis) {
-        (self.opened, self.quiet_since) = (now, now);
+        (self.opened, self.quiet_since, self.careful_at) = (now, now, now);
         self.trial = None;
         self.handed.clear();
     }
@@ -72,8 +74,9 @@ impl Suspects {
     pub(super) fn handle_handed(&mut self, who: Identity, now: Millis) {
         if self.is_suspect(who) {
             self.trial = Some(who);
-        } else if self.careful > 0 {
-            self.careful -= 1;
+        } else if let Some(at) = self.careful.iter().position(|careful| *careful == who) {
+            self.careful.swap_remove(at);
+            self.careful_at = now;
             self.handed.retain(|(_, at)| now.since(*at) <= TRIAL_MS);
             self.handed.push((who, now));
         }
@@ -86,6 +89,7 @@ impl Suspects {
 
     /// The server has taken a batch.
     pub(super) fn handle_confirmed(&mut self, who: Identity) {
+        self.careful.retain(|careful| *careful != who);
         if self.suspects.is_empty() {
             return;
         }
@@ -103,14 +107,14 @@ impl Suspects {
 
     /// When the next batch may be handed over, or `None` if that depends on more than time.
     pub(super) fn gate(&self, next: Identity, is_writing: bool) -> Option<Millis> {
-        let pause = if self.trial.is_some() || self.is_suspect(next) {
-            TRIAL_MS
-        } else if self.careful > 0 {
-            CAREFUL_GAP_MS
-        } else {
-            return Some(Millis(0));
-        };
-        (!is_writing).then(|| self.ripe_at(next).max(self.quiet_since + pause))
+        if self.trial.is_some() || self.is_suspect(next) {
+            return (!is_writing).then(|| self.ripe_at(next).max(self.quiet_since + TRIAL_MS));
+        }
+        // Only those that were in flight keep a distance from each other, so that what comes meanwhile does not hold them up.
+        if self.careful.contains(&next) {
+            return (!is_writing).then(|| self.careful_at + CAREFUL_GAP_MS);
+        }
+        Some(Millis(0))
     }
 
     /// Returns true while others should overtake a batch.
@@ -172,7 +176,7 @@ impl Suspects {
         let recent = was_careful.into_iter().filter(|(_, at)| now.since(*at) <= TRIAL_MS);
         let blamed: Vec<_> = recent.filter_map(|(who, _)| find(who)).collect();
         if !blamed.is_empty() {
-            (self.streak, self.careful) = (None, 0);
+            (self.streak, self.careful) = (None, Vec::new());
             // Cutting the only blamed batch costs no record and spares it a trial.
             let guilty = match blamed[..] {
                 [(who, false)] => Some(who),
@@ -182,10 +186,14 @@ impl Suspects {
             return guilty.map_or(Verdict::Nothing, Verdict::Guilty);
         }
         self.handle_unrelated();
-        let oldest = in_flight.first().map(|(who, _)| *who);
-        let before = self.streak.map_or(0, |(who, times)| if Some(who) == oldest { times } else { 0 });
-        self.streak = oldest.map(|who| (who, before + 1));
-        self.careful = if before + 1 >= REFUSALS { in_flight.len() } else { 0 };
+        let (before, times) = self.streak.take().unwrap_or_default();
+        let common: Vec<_> = before.into_iter().filter(|who| find(*who).is_some()).collect();
+        let (common, times) = match common.is_empty() {
+            true => (in_flight.iter().map(|(who, _)| *who).collect(), 1),
+            false => (common, times + 1),
+        };
+        self.careful = if times >= REFUSALS { common.clone() } else { Vec::new() };
+        self.streak = (!common.is_empty()).then_some((common, times));
         Verdict::Nothing
     }
 
@@ -322,7 +330,8 @@ mod tests {
         assert_eq!(suspects.gate(who(1), true), None, "one at a time");
         suspects.handle_handed(who(1), Millis(300));
         suspects.handle_written(Millis(310));
-        assert_eq!(suspects.gate(who(2), false), Some(Millis(310 + CAREFUL_GAP_MS)));
+        assert_eq!(suspects.gate(who(2), false), Some(Millis(300 + CAREFUL_GAP_MS)));
+        assert_eq!(suspects.gate(who(9), true), Some(Millis(0)), "what comes meanwhile does not wait");
         suspects.handle_handed(who(2), Millis(510));
         assert_eq!(suspects.gate(who(3), true), Some(Millis(0)), "those in flight have been handed over again");
         assert!(suspects.is_empty() && !suspects.is_suspect(who(1)));

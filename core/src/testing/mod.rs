@@ -27,10 +27,6 @@ pub use self::shrink::shrink;
 use self::world::World;
 use crate::time::Millis;
 
-/// Rules that do not hold under every schedule yet; `docs/simulation.md` says why. Seeds that break one of them are counted, and fail
-/// nothing.
-pub const OPEN: [&str; 1] = ["a record that servers die of is given up in the end"];
-
 /// What did not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {

@@ -1,6 +1,6 @@
 //! Some seeds; `schedules` in the package `elklet-tests` runs as many as one wants.
 
-use super::{OPEN, Schedule, run};
+use super::{Schedule, run};
 
 /// Seeds that every run of the tests goes through.
 const SEEDS: u64 = 300;
@@ -8,9 +8,7 @@ const SEEDS: u64 = 300;
 #[test]
 fn nothing_is_lost_untold_and_nothing_gets_stuck_whatever_the_seed() {
     for seed in 0..SEEDS {
-        if let Err(failure) = run(&Schedule::from_seed(seed))
-            && !OPEN.contains(&failure.rule)
-        {
+        if let Err(failure) = run(&Schedule::from_seed(seed)) {
             panic!("seed {seed}: {failure}");
         }
     }

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use std::{env, thread};
 
-use elklet_core::testing::{self, Failure, OPEN, Outcome, Schedule};
+use elklet_core::testing::{self, Failure, Outcome, Schedule};
 use lexopt::prelude::*;
 
 /// The most schedules that are tried to make one smaller.
@@ -128,12 +128,12 @@ fn run_seeds(from: u64, count: u64, is_brief: bool) -> bool {
         seeds.sort_by_key(|(seed, _)| *seed);
         println!("\n{} times it does not hold that {rule}", seeds.len());
         seeds.iter().take(SHOWN).for_each(|(seed, failure)| println!("    seed {seed}: {failure}"));
-        for (seed, _) in seeds.iter().take(if is_brief || OPEN.contains(rule) { 0 } else { TOLD }) {
+        for (seed, _) in seeds.iter().take(if is_brief { 0 } else { TOLD }) {
             println!();
             show(*seed, &Schedule::from_seed(*seed), true);
         }
     }
-    failures.keys().all(|rule| OPEN.contains(rule))
+    failures.is_empty()
 }
 
 fn summary(outcome: &Outcome) -> String {

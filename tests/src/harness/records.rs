@@ -20,6 +20,8 @@ pub struct Records {
 pub struct AgentRecords {
     /// The numbered records, by their run.
     pub series: BTreeMap<String, Series>,
+    /// Which numbers of each run have come at all, in whatever order, as runs of bits.
+    seen: BTreeMap<String, Vec<u64>>,
     /// The other records, in the order in which they arrived, without repetitions on later streams.
     pub others: Vec<Taken>,
     /// Every message without its records, in the order in which they arrived.
@@ -84,6 +86,12 @@ impl AgentRecords {
         self.series.get(name).copied().unwrap_or_default()
     }
 
+    /// Returns how many records of a run have come at all, however often and in whatever order.
+    #[must_use]
+    pub fn distinct(&self, name: &str) -> u64 {
+        self.seen.get(name).map_or(0, |words| words.iter().map(|word| u64::from(word.count_ones())).sum())
+    }
+
     /// Returns the other records of a data type, as fields.
     ///
     /// # Panics
@@ -115,6 +123,15 @@ impl AgentRecords {
             Some(series) => series.take(stream, seq),
             None => self.series.entry(run.to_owned()).or_default().take(stream, seq),
         }
+        let words = match self.seen.get_mut(run) {
+            Some(words) => words,
+            None => self.seen.entry(run.to_owned()).or_default(),
+        };
+        let word = usize::try_from(seq / 64).expect("a run's numbers are small");
+        if words.len() <= word {
+            words.resize(word + 1, 0);
+        }
+        words[word] |= 1 << (seq % 64);
     }
 
     pub(super) fn take_other(&mut self, stream: u64, message: u64, record: Record) {

@@ -2,7 +2,7 @@
 
 use crate::load::{RATE, assert_whole_at, start_at, wait_confirmed};
 use elklet_tests::center::{Fault, Pace, Status};
-use elklet_tests::harness::{Agent, AgentRecords, Site, holds_within, wait_until};
+use elklet_tests::harness::{Agent, Site, holds_within, wait_until};
 use h2::Reason;
 use http::StatusCode;
 use std::net::TcpListener;
@@ -124,11 +124,13 @@ fn messages_that_are_too_large_for_the_server() {
     sleep(Duration::from_secs(3));
     site.center().set_pace(Pace::Full);
     // The server gives no reason, so the agent has to find out over which batch it ends the streams. Others go first meanwhile.
-    let arrived = |records: &AgentRecords| records.run("load").received + records.run("load").misplaced;
+    let arrived = || site.records(&agent, |records| records.distinct("load"));
     assert!(
-        holds_within(UNTIL_CUT, || site.records(&agent, |records| arrived(records) >= SHORT * RATE)),
-        "{:?}\n{}",
-        site.records(&agent, |records| records.run("load")),
+        holds_within(UNTIL_CUT, || arrived() >= SHORT * RATE),
+        "{} of {} have arrived\n{:?}\n{}",
+        arrived(),
+        SHORT * RATE,
+        site.fresh_heartbeats(&agent).agent,
         agent.log()
     );
     let refused = site.center().read(|state| state.totals.bad_messages);

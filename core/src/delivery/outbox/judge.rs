@@ -17,6 +17,7 @@ impl<M: Clone> Outbox<M> {
             return;
         }
         self.suspects.handle_time(self.ledger.is_writing(), now);
+        self.bring_forward(now);
         for _ in 0..self.ledger.all_waiting().count() {
             let Some(next) = self.next().filter(|next| next.kind() != Kind::Heartbeat) else { return };
             let who = next.identity();
@@ -33,6 +34,22 @@ impl<M: Clone> Outbox<M> {
             } else {
                 return;
             }
+        }
+    }
+
+    /// A suspect whose trial is due goes before urgent batches. They come too often in some places to leave the silence that a trial
+    /// takes, and would hold up the suspect and all bulk behind it.
+    fn bring_forward(&mut self, now: Millis) {
+        let Some(at) = self.ledger.all_waiting().position(|batch| batch.kind() == Kind::Bulk) else { return };
+        let Some(batch) = self.ledger.all_waiting().nth(at) else { return };
+        let is_due = self.suspects.is_suspect(batch.identity()) && !self.suspects.is_set_aside(batch.identity(), now);
+        let is_first = batch.stored.is_some() || !self.has_more_on_disk();
+        if at > 0
+            && is_due
+            && is_first
+            && let Some(batch) = self.ledger.take_waiting(at)
+        {
+            self.ledger.push_next(batch);
         }
     }
 
