@@ -28,6 +28,26 @@ fn exit_of(actions: &[Action<u32>]) -> Option<After> {
 }
 
 #[test]
+fn what_discovery_names_is_connected_to_and_credit_confirms() {
+    let mut agent = with_endpoints(Endpoints { discovery: 1, ..Endpoints::default() });
+    agent.handle_start(Vec::new(), Millis(0));
+    let asked = actions(&mut agent, EMPTY, Millis(0));
+    let [Action::Link(session::Action::Resolve { attempt, .. })] = asked[..] else { panic!("{asked:?}") };
+    agent.handle_resolved(attempt, 1, Millis(0));
+    let attempt = connect(&mut agent, Millis(0));
+    actions(&mut agent, EMPTY, Millis(0));
+    agent.handle_written(attempt, Millis(0));
+    agent.handle_batch(batch(1));
+    assert_eq!(actions(&mut agent, EMPTY, Millis(0)), [send(1)]);
+    agent.handle_written(attempt, Millis(0));
+    // The heartbeat's bytes, the batch's, and as many as the largest message has.
+    agent.handle_credit(300, Millis(0));
+    assert_eq!(agent.delivery_counters().confirmed, 0);
+    agent.handle_credit(301, Millis(0));
+    assert_eq!(agent.delivery_counters().confirmed, 1);
+}
+
+#[test]
 fn an_attempt_that_comes_to_nothing_is_counted_once_and_followed_by_another() {
     let mut agent = with_endpoints(Endpoints { discovery: 1, ..Endpoints::default() });
     agent.handle_start(Vec::new(), Millis(0));

@@ -205,3 +205,34 @@ fn a_file_that_should_go_for_new_records_and_cannot_be_deleted_is_kept() {
     assert_eq!((outbox.losses().sum(), outbox.unconfirmed().disk_files), (0, 1));
     assert_eq!((outbox.poll_op(DUE), outbox.poll_timeout(DUE)), (None, Some(DUE + SPOOL_RETRY_MS)));
 }
+
+#[test]
+fn what_is_read_after_its_stream_has_ended_is_read_again_for_the_next_one() {
+    let mut outbox = spooled(1);
+    outbox.handle_opened(DUE);
+    let Some(Op::Read(place)) = outbox.poll_op(DUE) else { panic!("it is read") };
+    outbox.handle_ended(DUE);
+    outbox.handle_done(replay_of(&bulk(0), place, 0), DUE);
+    assert_eq!((outbox.unconfirmed().batches, outbox.poll_op(DUE)), (0, None));
+    outbox.handle_opened(DUE);
+    assert_eq!(send_from_disk(&mut outbox, 1, DUE), [0]);
+}
+
+#[test]
+fn what_is_on_its_way_when_its_file_goes_is_lost_only_if_the_stream_breaks() {
+    for (is_taken, unconfirmed) in [(true, 0), (false, 1)] {
+        let mut outbox = spooled(2);
+        outbox.handle_opened(DUE);
+        assert_eq!(send_from_disk(&mut outbox, 1, DUE), [0]);
+        outbox.set_spool_bytes(1);
+        assert!(matches!(outbox.poll_op(DUE), Some(Op::Drop(_))));
+        outbox.handle_done(Done::Dropped(bulk(1).rows().into()), DUE);
+        assert_eq!((outbox.unconfirmed().disk_records, outbox.unconfirmed().memory_records), (0, 1));
+        if is_taken {
+            outbox.handle_credit(credit_for(1), DUE);
+        }
+        outbox.handle_ended(DUE);
+        let losses = outbox.losses();
+        assert_eq!((losses.total(Cause::SpoolFull), losses.total(Cause::Unconfirmed)), (1, unconfirmed));
+    }
+}

@@ -177,7 +177,7 @@ fn the_parts_of_a_suspect_keep_no_file() {
     // Memory is full, so that the disk goes on keeping it until its turn comes.
     outbox.handle_done(replay_of(&whole, place, 0), DUE);
     assert_eq!((outbox.unconfirmed().memory_records, outbox.unconfirmed().disk_records), (1, 4));
-    assert!(matches!(outbox.poll_send(DUE + PROBE_AFTER_MS), Some(Outgoing::Cut { .. })));
+    assert!(matches!(outbox.poll_send(DUE + PROBE_AFTER_MS), Some(Outgoing::Cut { limit: 250, .. })));
     outbox.handle_cut((2..6).map(bulk).collect(), &[]);
     assert_eq!((outbox.unconfirmed().memory_records, outbox.unconfirmed().disk_records), (5, 0));
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::delivery::spool::Failed;
-use crate::limits::{CONFIRM_GRACE_MS, PING_INTERVAL_MS, SPOOL_RETRY_MS};
+use crate::limits::{CONFIRM_GRACE_MS, LEDGER_WAIT_MS, PING_INTERVAL_MS, SPOOL_RETRY_MS};
 
 /// When everything that has waited since the start is due to be written.
 const DUE: Millis = Millis(SPOOL_AFTER_MS);
@@ -75,6 +75,22 @@ fn nothing_is_lost_for_new_records_while_the_disk_takes_them_and_the_oldest_once
     assert_eq!(outbox.make_room(true, DUE), Shed { lost: 1, ..Shed::default() });
     outbox.push(bulk(3));
     assert_eq!(outbox.make_room(true, RETRY), Shed::default(), "the disk may take them again");
+}
+
+#[test]
+fn a_live_stream_lets_nothing_go_that_the_disk_can_keep() {
+    for (spool, let_go) in [(ENOUGH, 0), (0, 1)] {
+        let mut outbox = if spool > 0 {
+            with_spool(Bounds { memory: 200, spool })
+        } else {
+            Outbox::new(Bounds { memory: 200, spool }, Millis(0))
+        };
+        outbox.handle_opened(Millis(0));
+        (0..2).for_each(|message| outbox.push(bulk(message)));
+        assert_eq!((send(&mut outbox, Millis(0)), send(&mut outbox, Millis(0))), (Some(0), Some(1)));
+        assert_eq!(outbox.make_room(true, Millis(0)), Shed::default());
+        assert_eq!(outbox.make_room(true, Millis(LEDGER_WAIT_MS)), Shed { let_go, ..Shed::default() });
+    }
 }
 
 #[test]
