@@ -79,3 +79,47 @@ impl Ending {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A plugin runs, a stream has something to write, and not all is on the disk.
+    const BUSY: Standing = Standing {
+        are_plugins_quiet: false,
+        is_streaming: true,
+        is_written_out: false,
+        is_link_ended: false,
+        is_safe: false,
+    };
+
+    #[test]
+    fn each_step_waits_for_what_it_is_for_and_no_longer_than_to_its_deadline() {
+        let deadline = Millis(100);
+        let flush = |now| Ending::Flush { deadline: Millis(now + END_OF_FLUSH_MS) };
+        let steps = [
+            (Ending::Plugins { deadline }, Standing { are_plugins_quiet: true, ..BUSY }, flush(99), flush(100)),
+            (Ending::Flush { deadline }, Standing { is_written_out: true, ..BUSY }, Ending::Stream, Ending::Stream),
+            (Ending::Flush { deadline }, Standing { is_streaming: false, ..BUSY }, Ending::Stream, Ending::Stream),
+            (Ending::Spool { deadline }, Standing { is_safe: true, ..BUSY }, Ending::Done, Ending::Done),
+        ];
+        for (step, done, next, late) in steps {
+            assert_eq!((step.deadline(), step.next(BUSY, Millis(99))), (Some(deadline), None), "{step:?}");
+            assert_eq!(step.next(done, Millis(99)), Some(next));
+            assert_eq!(step.next(BUSY, deadline), Some(late));
+        }
+    }
+
+    #[test]
+    fn the_stream_has_no_deadline_but_its_own_and_what_is_over_or_not_begun_stays() {
+        let ended = Standing { is_link_ended: true, ..BUSY };
+        let spool = Ending::Spool { deadline: Millis(7 + END_OF_SPOOL_MS) };
+        assert_eq!((Ending::Stream.next(BUSY, Millis(7)), Ending::Stream.next(ended, Millis(7))), (None, Some(spool)));
+        for step in [Ending::No, Ending::Stream, Ending::Done] {
+            assert_eq!(step.deadline(), None);
+        }
+        for step in [Ending::No, Ending::Done] {
+            assert_eq!(step.next(Standing { is_safe: true, are_plugins_quiet: true, ..ended }, Millis(7)), None);
+        }
+    }
+}

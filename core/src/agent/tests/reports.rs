@@ -1,5 +1,7 @@
 //! What the shell reports to the agent: what is counted of it, and what it changes.
 
+use alloc::string::String;
+
 use super::*;
 use crate::delivery::spool::Found;
 use crate::limits::{CONFIRM_GRACE_MS, PING_INTERVAL_MS};
@@ -137,13 +139,15 @@ fn half_close(agent: &mut Agent<u32>, private: usize, now: Millis) {
 
 #[test]
 fn a_stream_that_ends_in_order_after_the_agent_has_announced_it_has_taken_everything() {
-    for (end, confirmed) in [(End::Ok, 1), (End::Unexplained, 0)] {
+    for (is_announced, end, confirmed) in [(true, End::Ok, 1), (true, End::Unexplained, 0), (false, End::Ok, 0)] {
         let mut agent = agent_with(0, None);
         let attempt = connected(&mut agent);
         agent.handle_batch(batch(1));
         assert_eq!(actions(&mut agent, EMPTY, Millis(1)), [send(1)]);
         agent.handle_written(attempt, Millis(1));
-        half_close(&mut agent, 2, Millis(2));
+        if is_announced {
+            half_close(&mut agent, 2, Millis(2));
+        }
         agent.handle_ended(attempt, end, Millis(3));
         assert_eq!(agent.delivery_counters().confirmed, confirmed, "{end:?}");
         assert_eq!(agent.unconfirmed(EMPTY).memory_records, 1 - confirmed);
@@ -205,4 +209,64 @@ fn an_upload_begins_only_while_there_is_a_stream() {
     let asked = actions(&mut agent, EMPTY, back);
     let next = |action: &Action<u32>| matches!(action, Action::Task(AgentTask::Upload(next)) if next.token == "b");
     assert!(asked.iter().any(next), "{asked:?}");
+}
+
+#[test]
+fn a_plugin_that_cannot_be_had_or_started_is_complained_of_and_does_not_hold_up_the_end() {
+    let plugin = PluginConfig {
+        name: "p".parse().expect("a name"),
+        version: "1".to_string(),
+        packing: crate::command::Packing::Plain,
+        download_sha256: crate::command::Sha256([1; 32]),
+        executable_sha256: crate::command::Sha256([1; 32]),
+        signature: None,
+        urls: Vec::new(),
+        detail: String::new(),
+    };
+    let name = plugin.name.clone();
+    let mut agent = agent_with(0, None);
+    agent.handle_start(vec![plugin], Millis(0));
+    let mut now = Millis(0);
+    let mut prepare = |agent: &mut Agent<u32>| {
+        let asked = actions(agent, EMPTY, now);
+        let id = asked.iter().find_map(|action| match action {
+            Action::Plugin(PluginAction::Prepare(id, _)) => Some(*id),
+            _ => None,
+        });
+        now = now + 10_000;
+        id.expect("it is prepared")
+    };
+    let complaints = |agent: &mut Agent<u32>, now| {
+        actions(agent, EMPTY, now).iter().filter(|action| matches!(action, Action::Complain(_))).count()
+    };
+    let id = prepare(&mut agent);
+    agent.handle_preparation_failed(&name, id, "no such host", Millis(1));
+    assert_eq!(complaints(&mut agent, Millis(1)), 1);
+    let id = prepare(&mut agent);
+    agent.handle_prepared(&name, id, Millis(10_000));
+    assert!(matches!(actions(&mut agent, EMPTY, Millis(10_000))[..], [Action::Plugin(PluginAction::Spawn(..))]));
+    agent.handle_spawn_failed(&name, "exec format error", Millis(10_000));
+    assert_eq!(complaints(&mut agent, Millis(10_000)), 1);
+    let _ = agent.handle_terminate(Millis(10_001));
+    assert_eq!(
+        exit_of(&actions(&mut agent, EMPTY, Millis(10_001))),
+        Some(After::Exit),
+        "there are no pipes to be read"
+    );
+}
+
+#[test]
+fn what_a_cut_batch_may_not_hold_is_counted_as_lost() {
+    let mut agent = agent_with(0, None);
+    agent.handle_batch(batch(1));
+    agent.handle_cut(Vec::new(), &[row(1)]);
+    assert_eq!((agent.losses().total(Cause::NoFields), agent.unconfirmed(EMPTY).memory_records), (1, 0));
+}
+
+#[test]
+fn a_trial_wakes_the_agent_until_it_ends() {
+    let mut agent = agent_with(0, Some(Trial::new(Millis(0), 5_000, 60_000)));
+    assert_eq!(agent.poll_timeout(EMPTY, Millis(0)), Some(Millis(60_000)));
+    let _ = agent.handle_terminate(Millis(59_000));
+    assert!(agent.poll_timeout(EMPTY, Millis(59_000)).is_none_or(|due| due > Millis(60_000)));
 }

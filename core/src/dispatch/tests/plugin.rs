@@ -81,7 +81,7 @@ fn orders(dispatch: &mut Dispatch) -> (Vec<Action>, Option<(Preparation, PluginC
 }
 
 #[test]
-fn the_failure_of_a_preparation_that_was_given_up_is_none() {
+fn what_is_still_reported_of_a_preparation_that_was_given_up_is_ignored() {
     let mut dispatch = Dispatch::new("1".into());
     configure(&mut dispatch, vec![config("a", 1)], Millis(0));
     let (_, given_up) = orders(&mut dispatch);
@@ -89,6 +89,7 @@ fn the_failure_of_a_preparation_that_was_given_up_is_none() {
     configure(&mut dispatch, vec![config("a", 2)], Millis(0));
     let (_, next) = orders(&mut dispatch);
     dispatch.handle_preparation_failed(&config("a", 1).name, given_up, "no such host", Millis(1));
+    dispatch.handle_prepared(&config("a", 1).name, given_up, Millis(1));
     assert_eq!((orders(&mut dispatch).0, dispatch.state_details(Millis(1))), (vec![], vec![]));
     dispatch.handle_prepared(&config("a", 1).name, next.expect("it is prepared").0, Millis(1));
     assert_eq!(running(&dispatch), [config("a", 2)]);
