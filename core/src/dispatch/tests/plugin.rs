@@ -1,5 +1,7 @@
 //! One plugin whose versions die, fail and stand in for one another.
 
+use alloc::vec;
+
 use super::*;
 
 /// Lets plugin a die so often, each time as soon as it is started, and starts it again.
