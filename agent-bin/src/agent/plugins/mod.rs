@@ -1,15 +1,14 @@
 //! The plugins' processes: carrying out what the dispatch asks for, and telling it how that went.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
 use std::mem;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use elklet_core::command::{PluginConfig, PluginName};
-use elklet_core::delivery::losses::Cause;
 use elklet_core::dispatch::{Preparation, STOP_TIMEOUT_MS};
-use elklet_core::limits::{MAX_DOWNLOADS, MAX_TASK_BYTES, MAX_VERIFICATIONS};
+use elklet_core::limits::MAX_TASK_BYTES;
 use elklet_core::record::frame::{self, Tally};
 use elklet_core::record::intake::Origin;
 use elklet_core::time::Millis;
@@ -17,19 +16,21 @@ use elklet_proto::grpc::Task;
 use rustix::process::{Pid, Signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
-use crate::clock::{self, Clock};
+use self::counts::Open;
+use self::prepare::{Lane, Step, preparer};
+use crate::clock::Clock;
 use crate::config::Settings;
-use crate::fetch::{Cancel, Fetcher};
+use crate::fetch::Cancel;
 use crate::logging::{self, Event, Kind};
 use crate::plugin::{self, Applied, Confiner, Group, Kin, Newest, PrepareError, Prepared, Preparer, Spawned, Stderr};
 use crate::pump::{PlugId, PluginStats, PumpHandle};
 use crate::status::Meter;
 use crate::sys::blocking::{self, Chores};
 use crate::sys::children::Own;
-use crate::sys::remove::remove_tree;
 
-/// Paths that wait to be deleted at most; each is tried again at every heartbeat.
-const MAX_LITTER: usize = 1_000;
+mod counts;
+mod files;
+mod prepare;
 
 /// What happens to plugins without being asked for.
 #[derive(Debug)]
@@ -61,34 +62,6 @@ pub(super) enum Outcome {
     },
 }
 
-/// A step of a preparation. The steps have threads apart, so that what is in its place does not wait for slow downloads of others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
-    /// Looking whether the plugin is in its place already.
-    Verify,
-    /// Fetching it.
-    Download,
-}
-
-impl Step {
-    /// How often it is taken at the same time.
-    fn at_once(self) -> usize {
-        match self {
-            Self::Verify => MAX_VERIFICATIONS,
-            Self::Download => MAX_DOWNLOADS,
-        }
-    }
-}
-
-/// The preparations at one step.
-#[derive(Debug, Default)]
-struct Lane {
-    /// Those that have not begun it.
-    waiting: VecDeque<(Preparation, PluginConfig)>,
-    /// Threads that work on it, whether what they prepare is still wanted or not.
-    at_work: usize,
-}
-
 /// A plugin's process.
 #[derive(Debug)]
 pub(super) struct Running {
@@ -111,22 +84,6 @@ impl Running {
     pub(super) fn sent(&self) -> [u64; 2] {
         let tally = self.stats.tally();
         [tally.records, tally.record_bytes]
-    }
-}
-
-/// A plugin's pipes that the pump has not closed yet.
-#[derive(Debug)]
-struct Open {
-    name: PluginName,
-    stats: Arc<PluginStats>,
-    /// Its counts when they were looked at for lost frames, and when that was.
-    told: Tally,
-    told_at: i64,
-}
-
-impl Open {
-    fn new(name: PluginName, stats: Arc<PluginStats>) -> Self {
-        Self { name, stats, told: Tally::default(), told_at: clock::unix_seconds() }
     }
 }
 
@@ -164,16 +121,6 @@ pub(super) struct Plugins {
     events: UnboundedSender<PluginEvent>,
 }
 
-fn preparer(settings: &Settings, newest: Arc<Newest>) -> Preparer {
-    Preparer {
-        workdir: settings.workdir.clone(),
-        fetcher: Fetcher::new(settings.certs.join("ca.crt"), settings.proxies.clone()),
-        public_key: settings.plugins.public_key(),
-        allow_downgrade: settings.plugins.allow_downgrade(),
-        newest,
-    }
-}
-
 impl Plugins {
     pub(super) fn new(settings: &Settings, clock: Clock) -> (Self, UnboundedReceiver<PluginEvent>) {
         let (events, receiver) = mpsc::unbounded_channel();
@@ -207,101 +154,6 @@ impl Plugins {
     pub(super) fn configure(&mut self, settings: &Settings) {
         self.preparer = Arc::new(preparer(settings, Arc::clone(&self.preparer.newest)));
         self.confiner.configure(settings);
-    }
-
-    pub(super) fn prepare(&mut self, id: Preparation, config: PluginConfig) {
-        self.verifications.waiting.push_back((id, config));
-        self.set_to_work(Step::Verify);
-    }
-
-    fn lane(&mut self, step: Step) -> &mut Lane {
-        match step {
-            Step::Verify => &mut self.verifications,
-            Step::Download => &mut self.downloads,
-        }
-    }
-
-    /// Begins as many preparations as may be at this step at once.
-    fn set_to_work(&mut self, step: Step) {
-        while self.lane(step).at_work < step.at_once()
-            && let Some((id, config)) = self.lane(step).waiting.pop_front()
-        {
-            self.lane(step).at_work += 1;
-            let cancel = Arc::new(Cancel::default());
-            self.preparing.insert(id, Arc::clone(&cancel));
-            let (preparer, events) = (Arc::clone(&self.preparer), self.events.clone());
-            let tell = events.clone();
-            let started = blocking::start(config, move |config| {
-                let result = match step {
-                    // It is fetched, then.
-                    Step::Verify => match preparer.verify(&config, &cancel) {
-                        Err(_) if !config.urls.is_empty() => Ok(None),
-                        verified => verified.map(Some),
-                    },
-                    Step::Download => preparer.download(&config, &cancel).map(Some),
-                };
-                let config = Box::new(config);
-                let _ = events.send(PluginEvent::Prepared { id, config, step, result });
-            });
-            if let Err(refused) = started {
-                let (config, result) = (Box::new(refused.input), Err(PrepareError::NoThread(refused.error)));
-                let _ = tell.send(PluginEvent::Prepared { id, config, step, result });
-            }
-        }
-    }
-
-    pub(super) fn forget(&mut self, id: Preparation) {
-        for step in [Step::Verify, Step::Download] {
-            self.lane(step).waiting.retain(|(waiting, _)| *waiting != id);
-        }
-        if let Some(cancel) = self.preparing.remove(&id) {
-            cancel.cancel();
-        }
-        if let Some(prepared) = self.ready.remove(&id) {
-            self.drop_aside(prepared);
-        }
-    }
-
-    /// Drops what was prepared where nobody waits for it: files of a version that is not needed any more may be deleted with
-    /// it.
-    fn drop_aside(&mut self, prepared: Prepared) {
-        if prepared.is_staged() {
-            self.chores.push(move || drop(prepared));
-        }
-    }
-
-    /// Keeps the list of what is to run on the disk; the newest list counts.
-    pub(super) fn keep(&mut self, plugins: Vec<PluginConfig>, now: Millis) {
-        self.to_keep = Some(plugins);
-        self.write_kept(now);
-    }
-
-    fn write_kept(&mut self, now: Millis) {
-        if self.keeping || self.keep_at.is_some_and(|due| due > now) {
-            return;
-        }
-        self.keep_at = None;
-        let lists = (self.to_keep.take(), mem::take(&mut self.to_note));
-        if matches!(lists, (None, false)) {
-            return;
-        }
-        let (preparer, events) = (Arc::clone(&self.preparer), self.events.clone());
-        let started = blocking::start(lists, move |(to_keep, to_note)| {
-            if let Some(Err(error)) = to_keep.map(|plugins| plugin::write_kept(&preparer.workdir, &plugins)) {
-                log::error!("the list of plugins cannot be kept for a start without a server: {error}");
-            }
-            if to_note && let Err(error) = preparer.newest.write() {
-                log::error!("the newest versions cannot be kept; after its end the agent will not know them: {error}");
-            }
-            let _ = events.send(PluginEvent::Kept);
-        });
-        match started {
-            Ok(()) => self.keeping = true,
-            Err(refused) => {
-                (self.to_keep, self.to_note) = refused.input;
-                self.keep_at = Some(now + blocking::RETRY_MS);
-            }
-        }
     }
 
     /// Starts what was prepared.
@@ -391,42 +243,6 @@ impl Plugins {
         }
     }
 
-    /// Takes a plugin's directory from its place at once, so that the plugin may come again, and has it deleted.
-    pub(super) fn remove(&mut self, name: &PluginName) {
-        let directory = self.directory(name);
-        match plugin::take_away(&directory) {
-            Ok(None) => {}
-            Ok(Some(away)) => {
-                log::info!("plugin {name} is removed");
-                logging::audit(&Event::new(Kind::Plugin, name.as_str(), "removed"));
-                self.delete(vec![away]);
-            }
-            Err(error) => log::error!("plugin {name} cannot be removed: {}: {error}", directory.display()),
-        }
-    }
-
-    /// Deletes these, and what could not be deleted before, in its time.
-    pub(super) fn delete(&mut self, paths: Vec<PathBuf>) {
-        self.litter.extend(paths);
-        // What does not fit is found again by the next start.
-        self.litter.truncate(MAX_LITTER);
-        if self.deleting || self.litter.is_empty() {
-            return;
-        }
-        self.deleting = true;
-        let (mut paths, events) = (mem::take(&mut self.litter), self.events.clone());
-        self.chores.push(move || {
-            paths.retain(|path| match remove_tree(path, &|| true) {
-                Ok(()) => false,
-                Err(error) => {
-                    log::warn!("{} cannot be deleted and is tried again: {error}", path.display());
-                    true
-                }
-            });
-            let _ = events.send(PluginEvent::Deleted(paths));
-        });
-    }
-
     /// Hands a task to a plugin.
     ///
     /// # Errors
@@ -478,84 +294,6 @@ impl Plugins {
         }
     }
 
-    /// A step of a preparation is over.
-    fn handle_step(
-        &mut self,
-        id: Preparation,
-        config: PluginConfig,
-        step: Step,
-        result: Result<Option<Prepared>, PrepareError>,
-    ) -> Option<Outcome> {
-        self.lane(step).at_work -= 1;
-        self.set_to_work(step);
-        if self.preparing.remove(&id).is_none() {
-            // Nobody wants it any more.
-            result.into_iter().flatten().for_each(|prepared| self.drop_aside(prepared));
-            return None;
-        }
-        match result {
-            Ok(Some(prepared)) => {
-                self.ready.insert(id, prepared);
-                Some(Outcome::Prepared(config.name, id))
-            }
-            Ok(None) => {
-                self.downloads.waiting.push_back((id, config));
-                self.set_to_work(Step::Download);
-                None
-            }
-            Err(why) => {
-                logging::audit(&Event::new(Kind::Refused, &format!("plugin {}", config.name), &why.to_string()));
-                Some(Outcome::NotPrepared(config.name, id, why))
-            }
-        }
-    }
-
-    /// The pump has read a plugin's pipes to their ends.
-    pub(super) fn handle_closed(&mut self, plug: PlugId) {
-        if let Some(open) = self.open.remove(&plug) {
-            self.past += open.stats.tally();
-            self.past_stderr += open.stats.stderr_left_out();
-        }
-    }
-
-    /// Frames that were no records, of whom, why, and since when; each is told once.
-    pub(super) fn take_lost_frames(&mut self) -> Vec<(PluginName, Cause, u64, i64)> {
-        let mut lost = Vec::new();
-        for Open { name, stats, told, told_at } in self.open.values_mut() {
-            let (before, since) = (mem::replace(told, stats.tally()), mem::replace(told_at, clock::unix_seconds()));
-            let more = [
-                (Cause::FrameTooLong, told.too_long - before.too_long),
-                (Cause::FrameInvalid, told.invalid - before.invalid),
-                (Cause::ReservedType, told.reserved_type - before.reserved_type),
-                (Cause::NoFields, told.no_fields - before.no_fields),
-                (Cause::FrameTruncated, told.truncated - before.truncated),
-            ];
-            lost.extend(
-                more.into_iter()
-                    .filter(|(_, frames)| *frames > 0)
-                    .map(|(cause, frames)| (name.clone(), cause, frames, since)),
-            );
-        }
-        lost
-    }
-
-    /// What all plugins have sent since the agent started.
-    pub(super) fn tally(&self) -> Tally {
-        let mut tally = self.past;
-        self.open.values().for_each(|open| tally += open.stats.tally());
-        tally
-    }
-
-    /// Bytes of standard error that were not written, of all plugins since the agent started.
-    pub(super) fn stderr_left_out(&self) -> u64 {
-        self.past_stderr + self.open.values().map(|open| open.stats.stderr_left_out()).sum::<u64>()
-    }
-
-    /// Processes that have ended without being asked to, since the agent started.
-    pub(super) fn deaths(&self) -> u64 {
-        self.deaths
-    }
-
     /// Ends every process at once.
     pub(super) fn kill_all(&mut self) {
         self.running.values().for_each(|running| kill(running.pid));
@@ -576,12 +314,6 @@ impl Plugins {
 
     pub(super) fn get(&self, name: &PluginName) -> Option<&Running> {
         self.running.get(name)
-    }
-
-    pub(super) fn sample_rates(&mut self, now: Millis) {
-        for running in self.running.values_mut() {
-            running.meter.sample(now, running.sent());
-        }
     }
 
     pub(super) fn directory(&self, name: &PluginName) -> PathBuf {
