@@ -431,4 +431,29 @@ mod tests {
         assert!(!takes(&mut feed, MANY, 1) && !takes(&mut feed, MANY, 60_000));
         assert_eq!(feed.poll_timeout(MANY, Millis(60_000)), None, "nothing but the stream can change that");
     }
+
+    #[test]
+    fn on_a_stream_records_wait_for_company_for_a_moment_unless_they_are_urgent() {
+        let mut feed = feed(0);
+        feed.handle_opened(Millis(0));
+        assert!(!takes(&mut feed, FEW, 10) && !takes(&mut feed, MANY, 9 + FLUSH_INTERVAL_MS));
+        assert_eq!(feed.poll_timeout(FEW, Millis(10)), Some(Millis(10 + FLUSH_INTERVAL_MS)));
+        assert!(takes(&mut feed, FEW, 10 + FLUSH_INTERVAL_MS));
+        assert!(!takes(&mut feed, FEW, 500) && takes(&mut feed, Level { due: Due::Now, ..FEW }, 501));
+    }
+
+    #[test]
+    fn what_was_confirmed_is_kept_for_as_long_as_it_is_told_to_be() {
+        for (keep_ms, replayed) in [(0, 0), (1_000, 1)] {
+            let mut feed = feed(0);
+            feed.set_replay_ms(keep_ms);
+            feed.handle_opened(Millis(0));
+            feed.push(Batch::new(Kind::Bulk, 0, 100, 100, rows(1)));
+            assert_eq!(feed.poll_action(FEW, false, Millis(0)), Some(Action::Send(0)));
+            feed.handle_written(Millis(0));
+            feed.handle_credit(201, Millis(0));
+            feed.handle_ended(Millis(0));
+            assert_eq!((feed.counters().confirmed, feed.counters().replayed), (1, replayed));
+        }
+    }
 }

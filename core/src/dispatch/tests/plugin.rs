@@ -142,3 +142,34 @@ fn the_download_of_a_successor_is_not_begun_anew_for_a_version_that_crashes_in_a
     dispatch.handle_prepared(&next.name, id, due);
     assert_eq!(running(&dispatch), [config("a", 2)]);
 }
+
+#[test]
+fn a_version_that_died_and_cannot_be_had_again_is_tried_after_a_longer_wait() {
+    let mut dispatch = Dispatch::new("1".into());
+    let name = config("a", 1).name;
+    configure(&mut dispatch, vec![config("a", 1)], Millis(0));
+    settle(&mut dispatch, Millis(0));
+    dispatch.handle_exited(&name, "exited with code 1", "", Millis(0));
+    let due = Millis(RESTART_BASE_MS);
+    dispatch.handle_timeout(due);
+    let (id, _) = orders(&mut dispatch).1.expect("it is verified");
+    dispatch.handle_preparation_failed(&name, id, "no such file", due);
+    assert_eq!(orders(&mut dispatch).1, None);
+    assert_eq!(dispatch.poll_timeout(), Some(due + 2 * RESTART_BASE_MS));
+}
+
+#[test]
+fn a_version_that_is_ready_gives_way_to_a_newer_one_while_the_old_one_ends() {
+    let mut dispatch = Dispatch::new("1".into());
+    let name = config("a", 1).name;
+    configure(&mut dispatch, vec![config("a", 1)], Millis(0));
+    settle(&mut dispatch, Millis(0));
+    configure(&mut dispatch, vec![config("a", 2)], Millis(0));
+    let (ready, _) = orders(&mut dispatch).1.expect("it is fetched");
+    dispatch.handle_prepared(&name, ready, Millis(0));
+    assert_eq!(orders(&mut dispatch).0, [PluginAction::Stop(name).into()]);
+    configure(&mut dispatch, vec![config("a", 3)], Millis(0));
+    let (asked, next) = orders(&mut dispatch);
+    assert!(asked.contains(&PluginAction::Forget(ready).into()), "{asked:?}");
+    assert_eq!(next.expect("it is fetched").1, config("a", 3));
+}
