@@ -193,6 +193,7 @@ impl Account {
         let told = self.told(Some(losses));
         let known = told - self.settled + kept + in_memory + self.forgotten;
         let missing = self.missing;
+        let which = if missing > known { self.missing() } else { String::new() };
         for series in &mut self.series {
             for fate in series.fates.iter_mut().filter(|fate| fate.is_missing() && fate.look != self.looks) {
                 fate.is_excused = true;
@@ -204,7 +205,7 @@ impl Account {
         (self.told_before, self.settled, self.forgotten) = (told, told, 0);
         if missing > known {
             return Err(format!(
-                "{missing} records have not arrived, but {} were told to be lost, {kept} are on the disk and {in_memory} in memory",
+                "{missing} records have not arrived, but {} were told to be lost, {kept} are on the disk and {in_memory} in memory; these:{which}",
                 told - self.settled
             ));
         }

@@ -214,8 +214,13 @@ impl<M: Clone> Outbox<M> {
             if (is_sent || !is_known) && plan.backlog() == Some(at) {
                 plan.handle_sent(end, first_record, records);
             }
-            if !is_known {
+            // What went out of memory meanwhile, because the server has it, is not to be sent from here. What lies before it may
+            // still have to be.
+            if !is_known && plan.is_settled_up_to(at) {
                 plan.handle_confirmed(end, records);
+            } else if !is_known {
+                plan.forget(records);
+                detached.push(at);
             }
             at = end;
         }

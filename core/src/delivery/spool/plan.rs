@@ -183,6 +183,11 @@ impl Plan {
         self.records = self.records.saturating_sub(records);
     }
 
+    /// Returns true when everything before this place is confirmed.
+    pub(in crate::delivery) fn is_settled_up_to(&self, place: Place) -> bool {
+        self.settled >= place
+    }
+
     /// Returns true when everything that was sent is confirmed.
     pub(in crate::delivery) fn is_settled(&self) -> bool {
         self.settled >= self.cursor

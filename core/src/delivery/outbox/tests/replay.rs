@@ -106,3 +106,22 @@ fn a_stream_that_ends_in_order_frees_the_disk_at_once() {
     assert_eq!((outbox.counters().replayed, outbox.unconfirmed().disk_records), (0, 0));
     assert_eq!(outbox.poll_op(DUE), Some(Op::Delete(0)));
 }
+
+#[test]
+fn a_double_that_is_dropped_while_it_is_written_settles_nothing_that_lies_before_it() {
+    let mut outbox = with_spool(Bounds { memory: 300, spool: ENOUGH });
+    outbox.set_replay_ms(KEEP_MS);
+    outbox.handle_opened(Millis(0));
+    confirm(&mut outbox, 0);
+    outbox.handle_ended(Millis(0));
+    outbox.push(batch(Kind::Urgent, 1, 100));
+    let Some(Op::Append { place, batches }) = outbox.poll_op(DUE) else { panic!("both are written") };
+    assert_eq!(batches.iter().map(|write| write.message).collect::<Vec<_>>(), [1, 0], "urgent ones go first");
+    outbox.push(bulk(2));
+    assert_eq!(outbox.make_room(false, DUE).doubles, 1);
+    let ends = [place.offset + STORED, place.offset + 2 * STORED];
+    outbox.handle_done(Done::Appended(ends.to_vec()), DUE);
+    assert_eq!(outbox.unconfirmed().disk_records, 1);
+    append(&mut outbox, DUE);
+    assert_eq!(outbox.poll_op(DUE), None, "no mark says that the server has the first");
+}

@@ -116,3 +116,26 @@ fn a_heartbeat_and_what_the_disk_keeps_are_no_records_in_memory() {
     let left = outbox.unconfirmed();
     assert_eq!((left.batches, left.memory_records, left.disk_records), (3, 1, 1));
 }
+
+#[test]
+fn an_agent_that_ends_tries_a_disk_that_has_failed_once_more() {
+    for failed in [Failed::Full, Failed::Broken] {
+        let mut outbox = with_spool(Bounds { memory: PLENTY, spool: ENOUGH });
+        outbox.push(bulk(0));
+        assert!(matches!(outbox.poll_op(DUE), Some(Op::Append { .. })));
+        outbox.handle_done(Done::Failed(failed), DUE);
+        assert!(outbox.is_safe(DUE), "nothing can be done about it");
+        outbox.handle_ending();
+        assert!(!outbox.is_safe(DUE), "it is to be tried");
+        assert!(matches!(outbox.poll_op(DUE), Some(Op::Append { .. })));
+        outbox.handle_done(Done::Failed(failed), DUE);
+        outbox.handle_ending();
+        assert!(outbox.is_safe(DUE), "but once");
+    }
+    let mut outbox = Outbox::<u32>::new(Bounds { memory: PLENTY, spool: ENOUGH }, Millis(0));
+    assert_eq!(outbox.poll_op(Millis(0)), Some(Op::Open));
+    outbox.handle_done(Done::Failed(Failed::Broken), Millis(0));
+    assert_eq!(outbox.poll_op(Millis(0)), None);
+    outbox.handle_ending();
+    assert_eq!(outbox.poll_op(Millis(0)), Some(Op::Open), "and a directory that could not be opened");
+}
