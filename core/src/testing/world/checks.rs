@@ -196,7 +196,8 @@ impl World {
         }
         let losses = self.host.as_ref().map(|host| host.agent.losses());
         let kinds = self.account.check_kinds(losses);
-        let (poison, known) = (self.account.poison(losses), self.poisoned);
+        // A killed agent may give a record up once more in its next life, when it lies on the disk.
+        let (poison, known) = (self.account.poison(losses), self.poisoned * u64::from(self.life));
         if let Err(what) = kinds {
             self.fail("losses are told by data type", &what);
         }

@@ -195,12 +195,16 @@ impl World {
             Op::Append { .. } if now >= self.disk.full_until && now >= self.disk.read_only_until => None,
             op => Some(self.disk.carry_out(op, now)),
         };
+        if let Some(Done::Dropped(rows)) = &done {
+            self.dropping = rows.iter().map(|row| row.records).sum();
+        }
         let done = Box::new(done.unwrap_or(Done::Appended(Vec::new())));
         self.agenda.after(ms, Happening::DiskDone { life: self.life, done });
     }
 
     pub(super) fn handle_disk_done(&mut self, done: Done<Message>) {
         let Some((place, batches)) = self.op.take() else { return };
+        self.dropping = 0;
         let now = self.agenda.now;
         let done = match done {
             Done::Appended(_) => self.disk.carry_out(Op::Append { place, batches: batches.into_vec() }, now),

@@ -74,6 +74,8 @@ pub(super) struct World {
     disk: Disk,
     /// The operation on the disk that is under way: where it writes, and what.
     op: Option<(Place, Box<[Write<Message>]>)>,
+    /// Records that this operation has dropped, before the agent hears of it.
+    dropping: u64,
     uploading: Option<String>,
     /// Tasks that have reached the agent: in which life, and how often they were answered.
     tasks: BTreeMap<String, (u32, u32)>,
@@ -142,6 +144,7 @@ impl World {
             shrunk_at: Millis(0),
             disk: Disk::default(),
             op: None,
+            dropping: 0,
             uploading: None,
             tasks: BTreeMap::new(),
             plugins: setup.plugins.iter().map(|_| Plugin::default()).collect(),

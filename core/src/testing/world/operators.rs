@@ -100,7 +100,8 @@ impl World {
         let unconfirmed = host.agent.unconfirmed(host.intake.level());
         // That the spool is gone may not have been noticed.
         let on_disk = if self.disk.is_gone() { unconfirmed.disk_records } else { 0 };
-        unconfirmed.memory_records + on_disk
+        // Nor does anybody hear any more of what a file held that was being dropped.
+        unconfirmed.memory_records + on_disk + self.dropping
     }
 
     /// Holds what is known of records against what will be known in the next life.
@@ -115,7 +116,7 @@ impl World {
     fn leave(&mut self, host: Host, down_ms: u64) {
         self.host = Some(host);
         self.close_near_end();
-        (self.host, self.op, self.uploading) = (None, None, None);
+        (self.host, self.op, self.dropping, self.uploading) = (None, None, 0, None);
         // Plugins do not outlive the agent, and what lies in their pipes is lost with them.
         self.processes.clear();
         self.agenda.after(down_ms.max(1), Happening::AgentStarts);
