@@ -87,6 +87,10 @@ fn wrong_words_are_named() {
         (&["run", "--workdir", "/etc/passwd", "--server", "a:1"], &["/etc/passwd"]),
         (&["run", "--config", "/no/such.toml", "--server", "a:1"], &["/no/such.toml", "No such file"]),
         (&["run", "--config", "/", "--server", "a:1"], &["/: ", "directory"]),
+        (&["spool"], &["expected ls or verify"]),
+        (&["spool", "mend"], &["\"mend\"", "expected ls or verify"]),
+        (&["spool", "ls", "--config", "/no/such.toml"], &["/no/such.toml", "No such file"]),
+        (&["status", "--config", "/no/such.toml"], &["/no/such.toml", "No such file"]),
     ];
     for (arguments, says) in cases {
         assert_refused(&elklet(workdir.path(), arguments, &[]), says);
