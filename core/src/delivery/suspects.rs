@@ -30,19 +30,24 @@ pub(super) struct Suspects {
     opened: Millis,
     /// When the stream last wrote records whole, or opened.
     quiet_since: Millis,
-    /// Batches that were in flight each time when the last streams ended, and how many did.
-    streak: Option<(Vec<Identity>, u32)>,
-    /// Batches that are to be handed over carefully, and when the last one was, or the stream was opened.
-    careful: Vec<Identity>,
+    /// The streams in a row that ended while the same batches were in flight, and those batches.
+    streak: u32,
+    watched: Vec<Watched>,
+    /// When the last of them was handed over carefully, or the stream was opened.
     careful_at: Millis,
-    /// The batches that were handed over carefully, and when.
-    handed: Vec<(Identity, Millis)>,
     /// The suspect that was handed over alone.
     trial: Option<Identity>,
     suspects: Vec<Suspect>,
     /// True when the server has taken other records since the last strike.
     is_witnessed: bool,
     condemned: Option<Identity>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Watched {
+    who: Identity,
+    /// When the stream was handed it carefully.
+    handed: Option<Millis>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -67,18 +72,18 @@ impl Suspects {
     pub(super) fn handle_opened(&mut self, now: Millis) {
         (self.opened, self.quiet_since, self.careful_at) = (now, now, now);
         self.trial = None;
-        self.handed.clear();
+        self.forget_handed();
     }
 
     /// The stream was handed a batch of records.
     pub(super) fn handle_handed(&mut self, who: Identity, now: Millis) {
         if self.is_suspect(who) {
             self.trial = Some(who);
-        } else if let Some(at) = self.careful.iter().position(|careful| *careful == who) {
-            self.careful.swap_remove(at);
+        } else if self.is_careful()
+            && let Some(watched) = self.watched.iter_mut().find(|watched| watched.who == who)
+        {
+            watched.handed = Some(now);
             self.careful_at = now;
-            self.handed.retain(|(_, at)| now.since(*at) <= TRIAL_MS);
-            self.handed.push((who, now));
         }
     }
 
@@ -89,7 +94,9 @@ impl Suspects {
 
     /// The server has taken a batch.
     pub(super) fn handle_confirmed(&mut self, who: Identity) {
-        self.careful.retain(|careful| *careful != who);
+        if let Some(at) = self.watched.iter().position(|watched| watched.who == who) {
+            self.watched.swap_remove(at);
+        }
         if self.suspects.is_empty() {
             return;
         }
@@ -111,7 +118,7 @@ impl Suspects {
             return (!is_writing).then(|| self.ripe_at(next).max(self.quiet_since + TRIAL_MS));
         }
         // Only those that were in flight keep a distance from each other, so that what comes meanwhile does not hold them up.
-        if self.careful.contains(&next) {
+        if self.is_careful() && self.watched.iter().any(|watched| watched.who == next && watched.handed.is_none()) {
             return (!is_writing).then(|| self.careful_at + CAREFUL_GAP_MS);
         }
         Some(Millis(0))
@@ -166,17 +173,17 @@ impl Suspects {
     ) -> Verdict {
         let in_flight: Vec<_> = in_flight.collect();
         let find = |who: Identity| in_flight.iter().find(|(other, _)| *other == who).copied();
-        let was_careful = core::mem::take(&mut self.handed);
         if let Some(who) = self.trial.take() {
             let is_prompt = is_writing || now.since(self.quiet_since) <= TRIAL_MS;
             if let Some((_, is_single)) = find(who).filter(|_| is_prompt) {
                 return self.strike(who, is_single, now);
             }
         }
-        let recent = was_careful.into_iter().filter(|(_, at)| now.since(*at) <= TRIAL_MS);
-        let blamed: Vec<_> = recent.filter_map(|(who, _)| find(who)).collect();
+        let is_recent = |handed: Option<Millis>| handed.is_some_and(|at| now.since(at) <= TRIAL_MS);
+        let recent = self.watched.iter().filter(|watched| is_recent(watched.handed));
+        let blamed: Vec<_> = recent.filter_map(|watched| find(watched.who)).collect();
         if !blamed.is_empty() {
-            (self.streak, self.careful) = (None, Vec::new());
+            self.watched.clear();
             // Cutting the only blamed batch costs no record and spares it a trial.
             let guilty = match blamed[..] {
                 [(who, false)] => Some(who),
@@ -186,23 +193,30 @@ impl Suspects {
             return guilty.map_or(Verdict::Nothing, Verdict::Guilty);
         }
         self.handle_unrelated();
-        let (before, times) = self.streak.take().unwrap_or_default();
-        let common: Vec<_> = before.into_iter().filter(|who| find(*who).is_some()).collect();
-        let (common, times) = match common.is_empty() {
-            true => (in_flight.iter().map(|(who, _)| *who).collect(), 1),
-            false => (common, times + 1),
-        };
-        self.careful = if times >= REFUSALS { common.clone() } else { Vec::new() };
-        self.streak = (!common.is_empty()).then_some((common, times));
+        self.watched.retain(|watched| find(watched.who).is_some());
+        if self.watched.is_empty() {
+            self.streak = 0;
+            self.watched.extend(in_flight.iter().map(|(who, _)| Watched { who: *who, handed: None }));
+        }
+        self.streak += 1;
         Verdict::Nothing
     }
 
     /// A stream has ended for a reason that has nothing to do with batches.
     pub(super) fn handle_unrelated(&mut self) {
         self.trial = None;
-        self.handed.clear();
+        self.forget_handed();
         self.suspects.iter_mut().for_each(|suspect| suspect.strikes = 0);
         self.condemned = None;
+    }
+
+    /// Returns true when enough streams have ended over the same batches to keep these apart.
+    fn is_careful(&self) -> bool {
+        self.streak >= REFUSALS
+    }
+
+    fn forget_handed(&mut self) {
+        self.watched.iter_mut().for_each(|watched| watched.handed = None);
     }
 
     fn strike(&mut self, who: Identity, is_single: bool, now: Millis) -> Verdict {

@@ -89,13 +89,7 @@ impl<M: Clone> Outbox<M> {
     fn next_op(&mut self, now: Millis) -> Option<(Pending, Op<M>)> {
         self.expire(now);
         self.settle_rest();
-        let spool = core::mem::replace(&mut self.spool, DiskState::Off);
-        self.spool = match spool {
-            DiskState::Resting { limit, plan, until } if until <= now => {
-                DiskState::Ready { limit, plan, full_until: None }
-            }
-            other => other,
-        };
+        self.wake_disk(now);
         let (plan, full_until, limit) = match &mut self.spool {
             DiskState::Unopened { at, .. } if *at <= now => return Some((Pending::Open, Op::Open)),
             DiskState::Ready { plan, full_until, limit } => (plan, full_until, *limit),
@@ -350,13 +344,21 @@ impl<M: Clone> Outbox<M> {
 
     /// Tries a disk that has failed at once: this agent has no later, and the disk may be good again.
     pub(super) fn retry_disk(&mut self) {
+        match &mut self.spool {
+            DiskState::Unopened { at, was_tried, .. } => (*at, *was_tried) = (Millis(0), false),
+            DiskState::Ready { full_until, .. } => *full_until = None,
+            DiskState::Off | DiskState::Resting { .. } => self.wake_disk(Millis(u64::MAX)),
+        }
+    }
+
+    /// Ends the disk's rest, if it is over.
+    fn wake_disk(&mut self, now: Millis) {
         let spool = core::mem::replace(&mut self.spool, DiskState::Off);
         self.spool = match spool {
-            DiskState::Off => DiskState::Off,
-            DiskState::Unopened { limit, .. } => DiskState::Unopened { limit, at: Millis(0), was_tried: false },
-            DiskState::Ready { limit, plan, .. } | DiskState::Resting { limit, plan, .. } => {
+            DiskState::Resting { limit, plan, until } if until <= now => {
                 DiskState::Ready { limit, plan, full_until: None }
             }
+            other => other,
         };
     }
 
