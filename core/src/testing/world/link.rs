@@ -388,7 +388,7 @@ impl World {
         }
         if is_streaming && matches!(end, End::Ok | End::Unexplained | End::TooLarge) {
             // What a long stream has carried was taken long before its end, so that nothing is suspected of two such ends.
-            let is_streak = now.since(opened) < 20_000 || self.unexplained_ends >= 3;
+            let is_streak = now.since(opened) < 60_000 || self.unexplained_ends >= 3;
             self.unexplained_ends = if is_streak { self.unexplained_ends + 1 } else { 1 };
             self.longest_life_ms = self.longest_life_ms.max(now.since(opened));
         }

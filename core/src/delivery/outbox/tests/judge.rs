@@ -1,7 +1,7 @@
 //! Batches that the server does not take.
 
 use super::*;
-use crate::limits::{CAREFUL_GAP_MS, PROBE_AFTER_MS, REFUSALS};
+use crate::limits::{CAREFUL_GAP_MS, LEDGER_WAIT_MS, PROBE_AFTER_MS, REFUSALS};
 
 /// When everything that has waited since the start is due to be written.
 const DUE: Millis = Millis(SPOOL_AFTER_MS);
@@ -211,4 +211,24 @@ fn streams_that_end_over_the_same_batch_do_so_whatever_heartbeat_leaves_before_i
     }
     outbox.handle_opened(Millis(0));
     assert_eq!(outbox.poll_send(Millis(0)), None, "the stream is careful");
+}
+
+#[test]
+fn a_suspect_in_memory_is_written_only_without_a_stream() {
+    let mut outbox = with_spool(Bounds { memory: 100, spool: ENOUGH });
+    outbox.push(bulk(0));
+    suspect(&mut outbox, Millis(0));
+    outbox.handle_opened(Millis(0));
+    outbox.push(batch(Kind::Bulk, 1, 100));
+    assert_eq!(send(&mut outbox, Millis(0)), Some(1), "the suspect is set aside");
+    assert_eq!(outbox.poll_op(Millis(0)), None, "memory is full since now");
+    let Some(Op::Append { batches, .. }) = outbox.poll_op(Millis(LEDGER_WAIT_MS)) else { panic!("it is written") };
+    assert_eq!(
+        batches.iter().map(|write| write.message).collect::<Vec<_>>(),
+        [1],
+        "the suspect would be read again at once"
+    );
+    outbox.handle_done(Done::Appended(vec![SEGMENT_HEAD_BYTES as u64 + STORED]), DUE);
+    outbox.handle_ended(DUE);
+    assert_eq!(append(&mut outbox, Millis(2 * DUE.0)).1, [0]);
 }
