@@ -37,15 +37,6 @@ pub(super) struct Records {
     high_water: (usize, usize),
 }
 
-/// What [`Records::take`] has taken.
-#[derive(Debug)]
-pub(super) struct Taken {
-    /// In the order in which they are to be sent.
-    pub(super) batches: Vec<Batch<Bytes>>,
-    /// The pump has a record that found no room, and is to try again.
-    pub(super) somebody_waits: bool,
-}
-
 impl Records {
     pub(super) fn new(intake: SharedIntake, arena_bytes: usize) -> Self {
         Self {
@@ -133,11 +124,19 @@ impl Records {
         batch
     }
 
-    /// Makes batches of what the intake holds; urgent records are a batch of their own if they go `apart`.
-    pub(super) fn take(&mut self, apart: bool) -> Taken {
+    /// Empties the intake, for [`Records::batches`] to be called next. Returns true when the pump has a record that found no room: it is
+    /// to be told before the batches are made, so that it reads while this thread compresses.
+    #[must_use]
+    pub(super) fn take(&mut self) -> bool {
         let somebody_waits = self.intake.lock().swap(&mut self.spare);
         let (records, bytes) = self.high_water;
         self.high_water = (records.max(self.spare.len()), bytes.max(self.spare.bytes()));
+        somebody_waits
+    }
+
+    /// Makes batches of what was taken, in the order in which they are to be sent; urgent records are a batch of their own if they go
+    /// `apart`.
+    pub(super) fn batches(&mut self, apart: bool) -> Vec<Batch<Bytes>> {
         let [urgent, bulk] = self.spare.parts();
         let [urgent_manifest, bulk_manifest] = self.spare.manifests();
         let envelope = self.envelope.bytes();
@@ -158,7 +157,7 @@ impl Records {
             batches.push(batch(compressor, Kind::Bulk, &[outsized.bytes(), envelope], rows));
         }
         self.spare.clear();
-        Taken { batches, somebody_waits }
+        batches
     }
 
     /// The same records in batches of about `limit` bytes of content at most, and what is left out because the server would die of it.
@@ -226,7 +225,8 @@ mod tests {
             room.push_own(59, 7, [("n", n)].into_iter()).expect("there is room");
         }
         assert_eq!((room.level().due, room.level().records), (Due::Now, 3));
-        let Taken { batches, somebody_waits } = room.take(false);
+        let somebody_waits = room.take();
+        let batches = room.batches(false);
         assert_eq!((batches.len(), batches[0].records(), somebody_waits, room.level().records), (1, 3, false, 0));
         let (parts, refused) = room.cut(&batches[0], 1);
         assert!(refused.is_empty());
@@ -238,7 +238,7 @@ mod tests {
     fn urgent_records_go_apart_when_they_are_to_overtake() {
         let mut room = Records::new(SharedIntake::new(64 << 10), 64 << 10);
         room.push_own(59, 7, [("n", "1")].into_iter()).expect("there is room");
-        let taken = room.take(true);
-        assert_eq!(taken.batches.iter().map(Batch::kind).collect::<Vec<_>>(), [Kind::Urgent]);
+        assert!(!room.take());
+        assert_eq!(room.batches(true).iter().map(Batch::kind).collect::<Vec<_>>(), [Kind::Urgent]);
     }
 }

@@ -17,6 +17,7 @@ use elklet_core::update::Trial;
 use elklet_proto::data_type::{LOG, LOSS, TASK_RESULT};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task;
 
 use super::beat::Beat;
 use super::facts::{Facts, Rooms};
@@ -162,7 +163,7 @@ impl Shell {
         children::reap();
         self.agent.handle_start(kept_plugins(&self.settings.workdir), self.clock.now());
         loop {
-            if let Some(after) = self.carry_out() {
+            if let Some(after) = self.carry_out().await {
                 return Ok(after);
             }
             self.alarm.set(self.poll_timeout());
@@ -190,7 +191,7 @@ impl Shell {
     }
 
     /// Lets time pass, and does all that the agent asks for; what is to become of the process, once it has ended.
-    fn carry_out(&mut self) -> Option<After> {
+    async fn carry_out(&mut self) -> Option<After> {
         let now = self.clock.now();
         self.link.tell_credit(&mut self.agent, now);
         self.plugins.handle_timeout(now);
@@ -200,7 +201,7 @@ impl Shell {
             match action {
                 Action::Link(action) => self.link.carry_out(action, &self.settings, &mut self.agent, now),
                 Action::Plugin(action) => self.carry_out_plugin(action, now),
-                Action::Delivery(action) => self.carry_out_delivery(action, now),
+                Action::Delivery(action) => self.carry_out_delivery(action, now).await,
                 Action::Beat => self.beat(now),
                 Action::Task(task) => self.carry_out_task(task, now),
                 Action::AbortUpload => self.uploads.abort(),
@@ -242,16 +243,19 @@ impl Shell {
         }
     }
 
-    fn carry_out_delivery(&mut self, action: feed::Action<Bytes>, now: Millis) {
+    async fn carry_out_delivery(&mut self, action: feed::Action<Bytes>, now: Millis) {
         match action {
             feed::Action::Take { apart } => {
-                let taken = self.records.take(apart);
-                if taken.somebody_waits {
+                if self.records.take() {
                     self.pump.resume();
                 }
-                taken.batches.into_iter().for_each(|batch| self.agent.handle_batch(batch));
+                self.records.batches(apart).into_iter().for_each(|batch| self.agent.handle_batch(batch));
             }
-            feed::Action::Send(message) => self.link.send(message),
+            feed::Action::Send(message) => {
+                self.link.send(message);
+                // The stream writes this message before the next is compressed, which takes milliseconds.
+                task::yield_now().await;
+            }
             feed::Action::Cut { whole, limit } => {
                 let (parts, refused) = self.records.cut(&whole, limit);
                 self.agent.handle_cut(parts, &refused);
