@@ -9,11 +9,12 @@ use elklet_core::printable::{Printable, PrintablePage};
 use lexopt::prelude::*;
 
 use crate::agent;
-use crate::config::{Environment, Flags, Settings};
+use crate::config::{ELKEID, Environment, Flags, Layout, Settings};
 use crate::ctl;
 use crate::doctor;
 use crate::failure::Failure;
 use crate::logging;
+use crate::net::Certificates;
 use crate::spool::{self, Look};
 use crate::status::{self, Page};
 use crate::sys::inherited;
@@ -27,25 +28,37 @@ Usage:
              [--public HOST:PORT]... [--certs DIR] [--log-stderr]
   elklet status [--config FILE] [--workdir DIR] [--json | --metrics]
   elklet doctor [--json] [the flags of run]
+  elklet check [the flags of run]
   elklet spool ls|verify [--config FILE] [--workdir DIR]
-  elklet ctl [--workdir DIR] set|unset [--id ...] [--idc ...] [--region ...]     also by the name elkeidctl
+  elklet version [--json]
+  elklet ctl [--config FILE] [--workdir DIR] set|unset [--id ...] [--idc ...] [--region ...]     also by the name elkeidctl
 
-`status` asks the agent that runs in the work directory how it is, and prints the answer as text, as JSON or as Prometheus
-metrics. The socket elklet.sock in that directory serves the same as /status.txt, /status and /metrics.
+`status` asks the running agent how it is, and prints the answer as text, as JSON or as Prometheus metrics. Its socket serves the
+same as /status.txt, /status and /metrics.
+`check` reads the settings and the certificates as `run` would, starts nothing, and prints what is wrong.
 `doctor` goes the way to every configured server (file, DNS, TCP, proxy, TLS, ALPN, gRPC, AgentCenter). It names the hop at
 which the way ends, and says what to do about it.
 `spool` lists what lies on the disk for the server, or reads all of it and says what is damaged.
 
 Options:
-  --config FILE           settings as TOML (default: elklet.toml in the work directory, if there is one)
-  --workdir DIR           where machine-id, log/, plugin/ and tmp/ are (default of every command: /etc/elklet)
+  --config FILE           settings as TOML (default: /etc/elklet/elklet.toml, if there is one)
+  --workdir DIR           one directory for everything, as Elkeid's agent has it; see below
   --server HOST:PORT      an AgentCenter; may be repeated, and the agent tries them in order
   --discovery HOST:PORT   a service discovery host, which the agent asks before it tries any --server; may be repeated
   --public HOST:PORT      an AgentCenter, which the agent tries after every --server; may be repeated
-  --certs DIR             where ca.crt, client.crt and client.key are (default: certs in the work directory)
-  --log-stderr            log to standard error too, beside log/elklet.log
+  --certs DIR             where ca.crt, client.crt and client.key are
+  --log-stderr            log to standard error too, beside the log file
   -h, --help              this text
   -V, --version           the version
+
+Where things lie, for every command:
+                          by default                  with --workdir DIR          key of the file
+  settings                /etc/elklet/elklet.toml     DIR/elklet.toml             (--config FILE)
+  certificates            /etc/elklet/certs           DIR/certs                   certs
+  state, plugins, spool   /var/lib/elklet             DIR                         workdir (as the flag)
+  log, audit              /var/log/elklet             DIR/log                     directory in [log]
+  status socket           /run/elklet/elklet.sock     DIR/elklet.sock             socket
+Called by the name elkeid-agent or elkeidctl, the program has everything in /etc/elkeid, and needs no command to run.
 
 A flag takes precedence over the file's key. elklet.example.toml describes every key of the file's sections:
   [server] [regions.NAME] [proxy] [buffer] [spool] [plugins] [plugin.NAME] [upload] [update] [log]
@@ -68,20 +81,25 @@ Exit codes:
           2 for a wrong flag, file or certificate
   status  0 when the agent is connected (with --metrics: when it answers), 1 when none runs, 2 for a wrong flag or file,
           3 when it runs but is not connected
+  check   0 when `run` would start, 2 with a line that says what is wrong when not
   doctor  0 when all is well here and a server takes this agent, 1 when not, 2 for a wrong flag
   spool   1 when something is damaged
 ";
+
+/// The commands, for messages. `ctl` has a parser of its own.
+const COMMANDS: &str = "run, status, doctor, check, spool, version or ctl";
 
 /// The exit code of `elklet status` when the agent runs and has no stream.
 const NOT_CONNECTED: u8 = 3;
 
 enum Invocation {
     Run(Flags),
+    Check(Flags),
     Status(Flags, Page),
     Doctor(Flags, bool),
     Spool(Flags, Look),
     Help,
-    Version,
+    Version { json: bool },
 }
 
 /// Runs the program, whose version is `version`.
@@ -89,26 +107,38 @@ pub fn main(version: &'static str) -> ExitCode {
     crate::version::set(version);
     let mut words = std::env::args_os().peekable();
     let name = words.next();
-    // The reference's control program has this name. `ctl` does the same.
-    let is_ctl = name.is_some_and(|name| Path::new(&name).file_name() == Some("elkeidctl".as_ref()));
+    // These are the names of Elkeid's programs, whose directory they stand in.
+    let name = name.as_deref().and_then(|name| Path::new(name).file_name()).unwrap_or_default();
+    let (is_ctl, is_elkeids) = (name == "elkeidctl", name == "elkeidctl" || name == "elkeid-agent");
+    let flags = Flags { workdir: is_elkeids.then(|| PathBuf::from(ELKEID)), ..Flags::default() };
     if is_ctl || words.next_if(|word| word == "ctl").is_some() {
-        return match ctl::run(words) {
+        return match ctl::run(words, flags) {
             Ok(text) => print(&text),
             Err(error) => fail(&Failure::Settings(error.to_string())),
         };
     }
-    match parse(words) {
+    let default = is_elkeids.then_some(Word::Run);
+    match parse(words, flags, default) {
         Ok(Invocation::Help) => print(&format!("elklet {version}{HELP}")),
-        Ok(Invocation::Version) => print(&format!("elklet {version}\n")),
+        Ok(Invocation::Version { json: false }) => print(&format!("elklet {version}\n")),
+        Ok(Invocation::Version { json: true }) => {
+            let said =
+                serde_json::json!({ "name": "elklet", "version": version, "architecture": std::env::consts::ARCH });
+            print(&format!("{said}\n"))
+        }
+        Ok(Invocation::Check(flags)) => match check(&flags) {
+            Ok(found) => print(&format!("{found}\n")),
+            Err(error) => fail(&Failure::Settings(error)),
+        },
         Ok(Invocation::Run(flags)) => {
             inherited::shed();
-            let ran = update::run(Settings::workdir_at_any_rate(&flags), |is_on_trial| {
+            let ran = update::run(&Layout::find_at_any_rate(&flags), |is_on_trial| {
                 agent::run(flags, Environment::current(), is_on_trial)
             });
             ran.map_or_else(|failure| fail(&failure), |()| ExitCode::SUCCESS)
         }
-        Ok(Invocation::Status(flags, page)) => match Settings::workdir(&flags) {
-            Ok(workdir) => ask(&workdir, page),
+        Ok(Invocation::Status(flags, page)) => match Layout::find(&flags) {
+            Ok(layout) => ask(&layout.socket, page),
             Err(error) => fail(&Failure::Settings(error.to_string())),
         },
         Ok(Invocation::Doctor(flags, json)) => match doctor::run(&flags, json) {
@@ -116,8 +146,8 @@ pub fn main(version: &'static str) -> ExitCode {
             Ok(false) => ExitCode::FAILURE,
             Err(error) => fail(&Failure::System(error.to_string())),
         },
-        Ok(Invocation::Spool(flags, what)) => match Settings::workdir(&flags) {
-            Ok(workdir) => look(&workdir, what),
+        Ok(Invocation::Spool(flags, what)) => match Layout::find(&flags) {
+            Ok(layout) => look(&layout.workdir, what),
             Err(error) => fail(&Failure::Settings(error.to_string())),
         },
         Err(error) => fail(&Failure::Settings(format!("{error} (elklet --help tells more)"))),
@@ -140,8 +170,19 @@ fn fail(failure: &Failure) -> ExitCode {
     }
 }
 
-fn ask(workdir: &Path, page: Page) -> ExitCode {
-    match status::ask(workdir, page) {
+/// Reads what `run` would read before it starts anything. Returns what was found.
+fn check(flags: &Flags) -> Result<String, String> {
+    let settings = Settings::load(flags, &Environment::current()).map_err(|error| error.to_string())?;
+    let layout = &settings.layout;
+    let loaded = Certificates::load(layout.certs.clone(), &settings.server);
+    loaded.map_err(|error| settings.blame_certificates(error))?;
+    let warnings = settings.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect::<String>();
+    let file = if layout.file.exists() { "is in order" } else { "is not there, and need not be" };
+    Ok(format!("{warnings}{} {file}; the certificates in {} are usable", layout.file.display(), layout.certs.display()))
+}
+
+fn ask(socket: &Path, page: Page) -> ExitCode {
+    match status::ask(socket, page) {
         Ok((text, connected)) => match print(&text) {
             // Metrics are of use without a connection as well.
             ExitCode::SUCCESS if !connected && page != Page::Metrics => ExitCode::from(NOT_CONNECTED),
@@ -174,32 +215,40 @@ fn look(workdir: &Path, what: Look) -> ExitCode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Word {
     Run,
+    Check,
+    Version,
     Status,
     Doctor,
     Spool,
 }
 
-fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Invocation, lexopt::Error> {
+/// Parses the arguments of a program that has these flags already, and this command if it is given none.
+fn parse(
+    arguments: impl Iterator<Item = OsString>,
+    mut flags: Flags,
+    default: Option<Word>,
+) -> Result<Invocation, lexopt::Error> {
     let mut parser = lexopt::Parser::from_args(arguments);
-    let mut flags = Flags::default();
     let mut page = Page::default();
     let mut command = None;
     let mut what = None;
     while let Some(argument) = parser.next()? {
-        // The doctor has the flags of the agent.
-        let runs = matches!(command, Some(Word::Run | Word::Doctor));
+        // Whoever looks at what the agent would do has its flags.
+        let runs = matches!(command.or(default), Some(Word::Run | Word::Check | Word::Doctor));
         let asks = command == Some(Word::Status);
         let looks = command == Some(Word::Spool);
         match argument {
             Short('h') | Long("help") => return Ok(Invocation::Help),
-            Short('V') | Long("version") => return Ok(Invocation::Version),
+            Short('V') | Long("version") => return Ok(Invocation::Version { json: false }),
             Value(word) if command.is_none() => {
                 command = Some(match word.to_str() {
                     Some("run") => Word::Run,
+                    Some("check") => Word::Check,
+                    Some("version") => Word::Version,
                     Some("status") => Word::Status,
                     Some("doctor") => Word::Doctor,
                     Some("spool") => Word::Spool,
-                    _ => return Err(format!("unknown command {word:?}, expected run, status, doctor or spool").into()),
+                    _ => return Err(format!("unknown command {word:?}, expected {COMMANDS}").into()),
                 });
             }
             Value(word) if looks && what.is_none() => {
@@ -216,21 +265,23 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Invocation, lexopt
             Long("public") if runs => flags.public.push(parser.value()?.string()?),
             Long("discovery") if runs => flags.discovery.push(parser.value()?.string()?),
             Long("log-stderr") if runs => flags.log_stderr = true,
-            Long("json") if command == Some(Word::Doctor) => page = Page::Json,
+            Long("json") if matches!(command, Some(Word::Doctor | Word::Version)) => page = Page::Json,
             Long("json") if asks && page == Page::Text => page = Page::Json,
             Long("metrics") if asks && page == Page::Text => page = Page::Metrics,
             other => return Err(other.unexpected()),
         }
     }
-    match command {
+    match command.or(default) {
         Some(Word::Run) => Ok(Invocation::Run(flags)),
+        Some(Word::Check) => Ok(Invocation::Check(flags)),
+        Some(Word::Version) => Ok(Invocation::Version { json: page == Page::Json }),
         Some(Word::Status) => Ok(Invocation::Status(flags, page)),
         Some(Word::Doctor) => Ok(Invocation::Doctor(flags, page == Page::Json)),
         Some(Word::Spool) => match what {
             Some(what) => Ok(Invocation::Spool(flags, what)),
             None => Err("spool what? expected ls or verify".into()),
         },
-        None => Err("no command given, expected run, status, doctor or spool".into()),
+        None => Err(format!("no command given, expected {COMMANDS}").into()),
     }
 }
 

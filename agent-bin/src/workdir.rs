@@ -11,6 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::clock::Stopwatch;
+use crate::config::Layout;
 use crate::files::{FileError, close_to_others};
 use crate::plugin;
 use crate::sys::remove::remove_tree;
@@ -20,8 +21,8 @@ use crate::sys::remove::remove_tree;
 const ATTEMPTS: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The directories that the agent makes. Other modules make `log` and `spool`, but they too are closed to others.
-const DIRECTORIES: [&str; 5] = ["log", "plugin", "spool", "tmp", "update"];
+/// The directories that the agent makes in it. Another module makes `spool`, but it too is closed to others.
+const DIRECTORIES: [&str; 4] = ["plugin", "spool", "tmp", "update"];
 
 /// Time limit for deleting leftovers at the end. The next start goes on with them.
 const CLEARING: Duration = Duration::from_secs(5);
@@ -82,10 +83,11 @@ impl WorkdirLock {
 
 /// Takes write permission away from others on directories that an earlier version may have left open. Warns of a work
 /// directory that others can write, because they could replace all of it.
-pub(crate) fn tighten(workdir: &Path) {
-    for directory in DIRECTORIES.map(|name| workdir.join(name)) {
+pub(crate) fn tighten(layout: &Layout) {
+    let workdir = &layout.workdir;
+    for directory in DIRECTORIES.map(|name| workdir.join(name)).iter().chain([&layout.log]) {
         if directory.is_dir()
-            && let Err(error) = close_to_others(&directory)
+            && let Err(error) = close_to_others(directory)
         {
             log::error!("{}: {error}", directory.display());
         }

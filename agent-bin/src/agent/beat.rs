@@ -21,7 +21,7 @@ pub(super) struct Beat {
 
 impl Beat {
     pub(super) fn new(settings: &Settings) -> Self {
-        Self { heartbeat: Heartbeat::new(HostRoot::live(), settings.workdir.clone()), fields: Fields::new() }
+        Self { heartbeat: Heartbeat::new(HostRoot::live(), settings.layout.workdir.clone()), fields: Fields::new() }
     }
 
     /// Puts a round of heartbeats into `records`: the agent's, and one for each plugin that runs. Gives what found no room.

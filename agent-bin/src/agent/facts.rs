@@ -48,7 +48,7 @@ pub(super) struct Rooms<'a, 'r> {
 impl Facts {
     /// Begins to answer. An agent that cannot be asked is an agent all the same.
     pub(super) fn new(agent_id: String, settings: &Settings, now: Millis) -> (Self, mpsc::Receiver<Inquiry>) {
-        let (server, inquiries) = match Server::start(&settings.workdir) {
+        let (server, inquiries) = match Server::start(&settings.layout.socket) {
             Ok((server, inquiries)) => (Some(server), inquiries),
             Err(error) => {
                 log::warn!("`elklet status` cannot ask this agent: {error}");
@@ -57,7 +57,7 @@ impl Facts {
         };
         let facts = Self {
             agent_id,
-            workdir: settings.workdir.display().to_string(),
+            workdir: settings.layout.workdir.display().to_string(),
             meter: Meter::new(now),
             unknown_sections: Vec::new(),
             _server: server,

@@ -225,7 +225,7 @@ impl Link {
 
     /// Reads the certificates again if they have changed, and tells whether they are new.
     pub(super) fn refresh_certificates(&mut self, settings: &Settings) -> bool {
-        match self.certificates.reread(&settings.certs, &settings.server, clock::unix_seconds()) {
+        match self.certificates.reread(&settings.layout.certs, &settings.server, clock::unix_seconds()) {
             None => false,
             Some(Ok(())) => {
                 log::info!("new certificates in {}", self.certificates.directory().display());
@@ -256,6 +256,15 @@ impl Link {
             if !self.refresh_certificates(settings) {
                 self.warn_of_certificates();
             }
+        }
+    }
+
+    /// Says in a line whether there is a stream, and where to, or why there is none.
+    pub(super) fn describe(&self, is_streaming: bool) -> String {
+        match &self.last_error {
+            _ if is_streaming => format!("connected to {} ({})", self.address, self.net_mode),
+            Some((_, why)) => format!("not connected: {why}"),
+            None => "not connected".to_owned(),
         }
     }
 

@@ -41,23 +41,25 @@ const PUMP_TRIES: u32 = 60;
 /// When it cannot begin. Once it runs, it goes on.
 pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> Result<After, Failure> {
     let settings = Settings::load(&flags, &environment).map_err(|error| Failure::Settings(error.to_string()))?;
-    let workdir = settings.workdir.clone();
+    settings.layout.make().map_err(|error| Failure::System(error.to_string()))?;
+    let layout = settings.layout.clone();
+    let workdir = &layout.workdir;
     let system = |what: &str| {
         let what = what.to_owned();
         move |error: io::Error| Failure::System(format!("{what}: {error}"))
     };
     // Before anything is written there.
-    let _lock = WorkdirLock::take(&settings.workdir).map_err(|error| Failure::System(error.to_string()))?;
+    let _lock = WorkdirLock::take(workdir).map_err(|error| Failure::System(error.to_string()))?;
     plugin::reserve_descriptors().map_err(system("/dev/null"))?;
     let adopting = children::adopt_orphans();
-    logging::start(&settings.workdir, &settings.log).map_err(|error| Failure::Settings(error.to_string()))?;
+    logging::start(&layout.log, &settings.log).map_err(|error| Failure::Settings(error.to_string()))?;
     if let Err(error) = adopting {
         log::warn!("what plugins leave behind cannot be told from other processes: {error}");
     }
     settings.warnings.iter().for_each(|warning| log::warn!("{warning}"));
     // The last end may have come too suddenly for it.
-    plugin::end_earlier_lives(&workdir);
-    workdir::tighten(&settings.workdir);
+    plugin::end_earlier_lives(workdir);
+    workdir::tighten(&layout);
     let result = runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -71,9 +73,9 @@ pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> 
         });
     // What is still being resolved, fetched or deleted then is not waited for.
     blocking::wait_for_quiet(END_OF_THREADS);
-    plugin::end_all(&workdir);
+    plugin::end_all(workdir);
     children::leave_orphans();
-    workdir::clear(&workdir);
+    workdir::clear(workdir);
     if let Err(failure) = &result {
         log::error!("{failure}");
     }

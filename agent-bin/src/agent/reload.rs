@@ -25,9 +25,11 @@ impl Shell {
     /// Puts new settings into force, as far as they can be without a new start.
     fn apply(&mut self, mut new: Settings) {
         let old = &self.settings;
-        if new.workdir != old.workdir || new.buffer != old.buffer {
-            log::warn!("SIGHUP: workdir and [buffer] take effect at the next start only");
-            new.workdir.clone_from(&old.workdir);
+        let mut layout = old.layout.clone();
+        layout.certs.clone_from(&new.layout.certs);
+        if new.layout != layout || new.buffer != old.buffer {
+            log::warn!("SIGHUP: [buffer], and where all but the certificates lies, take effect at the next start only");
+            new.layout = layout;
             new.buffer.clone_from(&old.buffer);
         }
         if (new.spool.bytes() == 0) != (old.spool.bytes() == 0) {

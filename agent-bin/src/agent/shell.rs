@@ -37,6 +37,7 @@ use crate::pump::intake::SharedIntake;
 use crate::pump::{PumpEvent, PumpHandle};
 use crate::status::Inquiry;
 use crate::sys::alarm::Alarm;
+use crate::sys::notify::Notifier;
 use crate::sys::{children, inherited};
 use crate::update::{After, Updated, Updates};
 use crate::upload::Uploads;
@@ -75,6 +76,7 @@ pub(super) struct Shell {
     pub(super) flags: Flags,
     pub(super) environment: Environment,
     pub(super) settings: Settings,
+    notifier: Notifier,
     /// What an update has brought in place.
     program: Option<PathBuf>,
     inbox: Inbox,
@@ -100,13 +102,13 @@ impl Shell {
         let now = clock.now();
         let alarm = Alarm::new(clock).map_err(|error| Failure::System(format!("the timer cannot be made: {error}")))?;
         let AgentId { id, source, not_stored } =
-            agent_id(&HostRoot::live(), &settings.workdir, settings.agent_id.as_deref())
+            agent_id(&HostRoot::live(), &settings.layout.workdir, settings.agent_id.as_deref())
                 .map_err(|error| Failure::Settings(error.to_string()))?;
-        log::info!("elklet {} starts as {id} ({source}) in {}", version(), settings.workdir.display());
+        log::info!("elklet {} starts as {id} ({source}) in {}", version(), settings.layout.workdir.display());
         if let Some(error) = not_stored {
-            log::warn!("the id cannot be kept: {}/machine-id: {error}", settings.workdir.display());
+            log::warn!("the id cannot be kept: {}/machine-id: {error}", settings.layout.workdir.display());
         }
-        let certificates = Certificates::load(settings.certs.clone(), &settings.server)
+        let certificates = Certificates::load(settings.layout.certs.clone(), &settings.server)
             .map_err(|error| Failure::Settings(settings.blame_certificates(error)))?;
 
         let intake = SharedIntake::new(settings.buffer.arena_bytes());
@@ -116,7 +118,7 @@ impl Shell {
             insist(start_pump).map_err(|error| Failure::System(format!("the pump cannot be started: {error}")))?;
         let mut records = Records::new(intake, settings.buffer.arena_bytes());
         records.set_sender(beat::sender(&id));
-        let spool_directory = settings.workdir.join(crate::spool::DIRECTORY);
+        let spool_directory = settings.layout.workdir.join(crate::spool::DIRECTORY);
         let (spool, spool_events) = SpoolFiles::new(spool_directory, records.sources().clone());
         let (plugins, plugin_events) = Plugins::new(&settings, clock);
         let (link, net_events) = Link::new(certificates, &settings, now);
@@ -146,11 +148,12 @@ impl Shell {
             flags,
             environment,
             settings,
+            notifier: Notifier::from_environment(now),
             program: None,
             inbox: Inbox { net: net_events, pump: pump_events, plugins: plugin_events, spool: spool_events, inquiries },
         };
         // The last end may have come too suddenly for it.
-        shell.plugins.delete(workdir::leftovers(&shell.settings.workdir));
+        shell.plugins.delete(workdir::leftovers(&shell.settings.layout.workdir));
         Ok(shell)
     }
 
@@ -161,7 +164,8 @@ impl Shell {
         let mut child = signal(SignalKind::child())?;
         inherited::take_signals();
         children::reap();
-        self.agent.handle_start(kept_plugins(&self.settings.workdir), self.clock.now());
+        self.agent.handle_start(kept_plugins(&self.settings.layout.workdir), self.clock.now());
+        self.notifier.ready();
         loop {
             if let Some(after) = self.carry_out().await {
                 return Ok(after);
@@ -183,7 +187,11 @@ impl Shell {
                 updated = self.updates.ended(&self.settings) => self.handle_updated(updated),
                 _ = terminate.recv() => self.handle_terminate("SIGTERM"),
                 _ = interrupt.recv() => self.handle_terminate("SIGINT"),
-                _ = hangup.recv() => self.reload(),
+                _ = hangup.recv() => {
+                    self.notifier.reloading();
+                    self.reload();
+                    self.notifier.ready();
+                }
                 _ = child.recv() => children::reap(),
                 () = self.alarm.rung() => {}
             }
@@ -213,12 +221,13 @@ impl Shell {
         }
         self.link.want_credit(self.agent.wanted_credit());
         self.link.tell_wait(self.agent.session().waits_until(), now);
+        self.notifier.handle_timeout(|| self.pump.prove(), now);
         None
     }
 
     fn poll_timeout(&self) -> Option<Millis> {
         let due = self.agent.poll_timeout(self.records.level(), self.clock.now());
-        due.into_iter().chain(self.plugins.poll_timeout()).min()
+        due.into_iter().chain(self.plugins.poll_timeout()).chain(self.notifier.poll_timeout()).min()
     }
 
     fn carry_out_plugin(&mut self, action: PluginAction, now: Millis) {
@@ -305,7 +314,11 @@ impl Shell {
 
     fn handle_net(&mut self, event: net::Event) {
         let configures = event.configures();
+        let is_turn = matches!(event, net::Event::Opened(_) | net::Event::Ended(..));
         self.link.handle_event(event, &mut self.agent, self.clock.now());
+        if is_turn {
+            self.notifier.status(&self.link.describe(self.agent.is_streaming()));
+        }
         if configures {
             self.facts.warn_of_sections(&self.agent, &self.settings);
         }
@@ -338,6 +351,7 @@ impl Shell {
     }
 
     fn handle_terminate(&mut self, signal: &str) {
+        self.notifier.stopping();
         match self.agent.handle_terminate(self.clock.now()) {
             Termination::InOrder => log::info!("{signal}: the agent ends in order"),
             Termination::AtOnce => {

@@ -38,7 +38,7 @@ impl Shell {
             _ => {
                 let changes = [(Key::Idc, idc.as_deref()), (Key::Region, region.as_deref())];
                 let given: Vec<_> = changes.into_iter().filter(|(_, value)| value.is_some()).collect();
-                specified::change(&self.settings.workdir, &given).map_err(|why| why.to_string())
+                specified::change(&self.settings.layout.workdir, &given).map_err(|why| why.to_string())
             }
         };
         match done {

@@ -5,15 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use elklet_core::similar::closest;
+use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
 
-use super::{ConfigError, DEFAULT_WORKDIR, Flags, Settings};
+use super::layout::Keys;
+use super::{ConfigError, Flags, Layout, Settings};
 use crate::files::FileError;
 
-/// The file in the work directory that is read if no other is named.
-const DEFAULT_FILE: &str = "elklet.toml";
-
-/// Reads the file that the flags name, or the one in the work directory. Without either, every key has its default.
+/// Reads the file that the flags name, or the one that lies where the layout has it. Without either, every key has its default.
 ///
 /// # Errors
 /// One line: file, line, key, what is wrong.
@@ -24,18 +23,16 @@ pub(super) fn read(flags: &Flags) -> Result<Settings, ConfigError> {
 
 /// The path where the file lies, or would lie.
 pub(super) fn path(flags: &Flags) -> PathBuf {
-    let in_workdir = || flags.workdir.as_deref().unwrap_or(Path::new(DEFAULT_WORKDIR)).join(DEFAULT_FILE);
-    flags.config.clone().unwrap_or_else(in_workdir)
+    flags.config.clone().unwrap_or_else(|| Layout::default_file(flags))
 }
 
-/// The work directory that the file names, whatever else is in it.
-pub(super) fn workdir(flags: &Flags) -> Option<PathBuf> {
-    #[derive(serde::Deserialize)]
-    struct Workdir {
-        workdir: PathBuf,
-    }
-    let text = read_text(&path(flags)).ok()?;
-    toml::from_str(&text).ok().map(|Workdir { workdir }| workdir)
+/// What the file says of where things lie, whatever else is in it.
+///
+/// # Errors
+/// As [`read`], but for keys that are no business of this.
+pub(super) fn keys(flags: &Flags) -> Result<Keys, ConfigError> {
+    let path = path(flags);
+    if flags.config.is_none() && !path.exists() { Ok(Keys::default()) } else { read_from(&path) }
 }
 
 /// Reads the text of the file, without the byte order mark that some editors put before it.
@@ -51,13 +48,13 @@ fn read_text(path: &Path) -> io::Result<String> {
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
-fn read_from(path: &Path) -> Result<Settings, ConfigError> {
+fn read_from<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     let text = read_text(path).map_err(FileError::at(path)).map_err(ConfigError::File)?;
     parse(&text).map_err(|(line, what)| ConfigError::Line { path: path.to_owned(), line, what })
 }
 
-/// Parses the settings. An error is a line number and what is wrong there.
-pub(super) fn parse(text: &str) -> Result<Settings, (usize, String)> {
+/// Parses the settings, or some of them. An error is a line number and what is wrong there.
+pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, (usize, String)> {
     toml::from_str(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start.min(text.len()));
         // The place may be inside a character.
@@ -138,7 +135,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_file_of_any_text_is_refused_with_a_line_or_read(text in "[\\[\\]a-c=\"'#.\\n\\\\ ä€😀\u{202e}0-9{},]{0,60}") {
-            if let Err((line, _)) = parse(&text) {
+            if let Err((line, _)) = parse::<Settings>(&text) {
                 prop_assert!((1..=1 + text.matches('\n').count()).contains(&line), "line {line}");
             }
         }

@@ -6,6 +6,7 @@
 mod buffer;
 mod error;
 mod file;
+mod layout;
 mod log;
 mod plugins;
 mod proxy;
@@ -18,14 +19,15 @@ mod value;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use elklet_core::similar::closest;
 use serde::Deserialize;
 
 use self::buffer::Buffer;
 pub(crate) use self::error::ConfigError;
+pub(crate) use self::layout::{ELKEID, Layout};
+use self::layout::{Keys, LogKeys};
 pub(crate) use self::log::Log;
 pub(crate) use self::plugins::{Confinement, PluginSettings, Plugins};
 pub(crate) use self::proxy::{Proxies, Proxy, Scheme};
@@ -34,12 +36,6 @@ use self::spool::SpoolSettings;
 pub(crate) use self::update::Update;
 pub(crate) use self::upload::Upload;
 use crate::specified::{Key, Specified};
-
-/// The default directory of certificates, in the work directory.
-const DEFAULT_CERTS: &str = "certs";
-
-/// The default work directory of every command.
-pub(crate) const DEFAULT_WORKDIR: &str = "/etc/elklet";
 
 /// The default idc and region, which are the reference's.
 const DEFAULT_NAME: &str = "default";
@@ -88,10 +84,12 @@ impl Environment {
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {
-    /// The work directory. [`Settings::load`] makes it absolute.
-    pub(crate) workdir: PathBuf,
-    /// The certificates' directory. One from the file is relative to the work directory.
-    pub(crate) certs: PathBuf,
+    /// Where things lie, by the flags and the file's keys.
+    #[serde(skip)]
+    pub(crate) layout: Layout,
+    workdir: Option<PathBuf>,
+    certs: Option<PathBuf>,
+    socket: Option<PathBuf>,
     pub(crate) idc: String,
     pub(crate) region: String,
     /// The servers. [`Settings::load`] chooses those of this host's region.
@@ -127,8 +125,10 @@ pub(crate) struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            workdir: PathBuf::from(DEFAULT_WORKDIR),
-            certs: PathBuf::from(DEFAULT_CERTS),
+            layout: Layout::default(),
+            workdir: None,
+            certs: None,
+            socket: None,
             idc: DEFAULT_NAME.to_owned(),
             region: DEFAULT_NAME.to_owned(),
             server: Server::default(),
@@ -156,27 +156,19 @@ impl Settings {
     /// # Errors
     /// One line that says what is wrong, where, and what was expected.
     pub(crate) fn load(flags: &Flags, environment: &Environment) -> Result<Self, ConfigError> {
-        let mut settings = file::read(flags)?;
-        if let Some(workdir) = &flags.workdir {
-            settings.workdir.clone_from(workdir);
-        }
-        let workdir = &settings.workdir;
-        let absolute = fs::canonicalize(workdir).map_err(|error| ConfigError::Workdir(workdir.clone(), error))?;
-        if !absolute.is_dir() {
-            return Err(ConfigError::NoDirectory(workdir.clone()));
-        }
-        settings.certs_named_by = match (&flags.certs, settings.certs == Path::new(DEFAULT_CERTS)) {
+        let mut settings: Self = file::read(flags)?;
+        settings.layout = Layout::new(flags, &settings.keys());
+        settings.layout.check()?;
+        settings.certs_named_by = match (&flags.certs, &settings.certs) {
             (Some(_), _) => "--certs".to_owned(),
-            (None, false) => format!("certs in {}", file::path(flags).display()),
-            (None, true) => "certs (the default, see --certs)".to_owned(),
+            (None, Some(_)) => format!("certs in {}", settings.layout.file.display()),
+            (None, None) => "certs (the default, see --certs)".to_owned(),
         };
-        settings.certs = flags.certs.clone().unwrap_or_else(|| absolute.join(&settings.certs));
-        settings.workdir = absolute;
         settings.log.stderr |= flags.log_stderr;
         settings.log.debug |= environment.debug;
         settings.agent_id.clone_from(&environment.agent_id);
         // The environment still has what the file said when the service was started, so the file wins.
-        let specified = Specified::read(&settings.workdir).map_err(ConfigError::Specified)?;
+        let specified = Specified::read(&settings.layout.workdir).map_err(ConfigError::Specified)?;
         let said = |key, by_environment: &Option<String>| {
             specified.value(key).map(str::to_owned).or_else(|| by_environment.clone())
         };
@@ -194,20 +186,9 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Finds the work directory alone. If the flags name it, other mistakes in the file do not matter.
-    ///
-    /// # Errors
-    /// As [`Settings::load`].
-    pub(crate) fn workdir(flags: &Flags) -> Result<PathBuf, ConfigError> {
-        match &flags.workdir {
-            Some(workdir) => Ok(workdir.clone()),
-            None => Ok(file::read(flags)?.workdir),
-        }
-    }
-
-    /// The path where the file lies, or would lie.
-    pub(crate) fn file(flags: &Flags) -> PathBuf {
-        file::path(flags)
+    fn keys(&self) -> Keys {
+        let log = LogKeys { directory: self.log.directory.clone() };
+        Keys { workdir: self.workdir.clone(), certs: self.certs.clone(), socket: self.socket.clone(), log }
     }
 
     /// Returns true when the file contains a proxy's password.
@@ -229,13 +210,6 @@ impl Settings {
     /// Returns true when there are servers for hosts of a region.
     pub(crate) fn has_region(&self, region: &str) -> bool {
         self.any_region || self.regions.contains_key(region)
-    }
-
-    /// The absolute work directory, whatever else is wrong with the flags or the file.
-    pub(crate) fn workdir_at_any_rate(flags: &Flags) -> PathBuf {
-        let workdir =
-            flags.workdir.clone().or_else(|| file::workdir(flags)).unwrap_or_else(|| PathBuf::from(DEFAULT_WORKDIR));
-        fs::canonicalize(&workdir).unwrap_or(workdir)
     }
 
     /// Chooses the servers. A region's own servers win over those of `[server]`, and the flags' over both.
@@ -271,6 +245,8 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
 
     use super::*;
 
@@ -298,7 +274,7 @@ mod tests {
         let settings = Settings::load(&given, &Environment::default()).expect("valid");
         assert_eq!(settings.server.private, addresses(&["c:3"]));
         assert_eq!(settings.server.public, addresses(&["b:2"]));
-        assert_eq!((settings.certs, settings.buffer.arena_bytes()), (PathBuf::from("/c"), 256 << 10));
+        assert_eq!((settings.layout.certs, settings.buffer.arena_bytes()), (PathBuf::from("/c"), 256 << 10));
     }
 
     /// The example's text, and the same with every key enabled.
@@ -332,7 +308,11 @@ mod tests {
     #[test]
     fn the_example_has_every_key_with_its_default() {
         let (_, uncommented) = example();
-        let mut settings = file::parse(&uncommented).expect("it is valid");
+        let mut settings: Settings = file::parse(&uncommented).expect("it is valid");
+        assert_eq!(settings.workdir.take().as_deref(), Some(Path::new(ELKEID)), "it is what Elkeid's agent has");
+        let named = [&mut settings.certs, &mut settings.socket, &mut settings.log.directory].map(Option::take);
+        let Layout { certs, socket, log, .. } = Layout::new(&Flags::default(), &settings.keys());
+        assert_eq!(named, [certs, socket, log].map(Some));
         // Sections of which there may be several have one example each, with nothing but defaults in it.
         assert_eq!(settings.regions.remove("eu"), Some(Server::default()));
         let collector = settings.plugin.remove("collector");

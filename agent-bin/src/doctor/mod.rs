@@ -10,7 +10,6 @@ mod running;
 mod visit;
 
 use std::io::{self, Write};
-use std::path::Path;
 
 use bytes::Bytes;
 use elklet_core::printable::{Printable, PrintableJson};
@@ -22,7 +21,7 @@ use serde::Serialize;
 use self::hops::{HOPS, Hop, judge};
 use self::running::Running;
 use crate::clock;
-use crate::config::{Address, Environment, Flags, Scheme, Settings};
+use crate::config::{Address, Environment, Flags, Layout, Scheme, Settings};
 use crate::host::{HostRoot, find_id, hostname};
 use crate::net::{Certificates, Compressor, Tls, discover};
 use crate::plugin;
@@ -120,21 +119,21 @@ async fn examine(flags: &Flags, report: &mut Report) -> io::Result<()> {
         let advice = "what is not understood is passed over: mend it, or take it away";
         report.warned(None, "configuration", settings.warnings.join("; "), advice)?;
     }
-    work_directory(&settings.workdir, report)?;
-    let id = match find_id(&HostRoot::live(), &settings.workdir, settings.agent_id.as_deref()) {
+    work_directory(&settings.layout, report)?;
+    let id = match find_id(&HostRoot::live(), &settings.layout.workdir, settings.agent_id.as_deref()) {
         Ok((id, source)) => {
             report.ok(None, "agent id", format!("{id} ({source})"))?;
             id
         }
         Err(error) => return report.failed(None, "agent id", error.to_string(), "set another SPECIFIED_AGENT_ID"),
     };
-    let running = Running::find(&settings.workdir);
+    let running = Running::find(&settings.layout);
     match running.describe() {
         (detail, true) => report.ok(None, "agent", detail)?,
         (detail, false) => report.warned(None, "agent", detail, "`elklet status` as the agent's user says more")?,
     }
     sections(&settings, &running, report)?;
-    permissions(&settings, flags, report)?;
+    permissions(&settings, report)?;
     let tls = certificates(&settings, report)?;
     let first = (!running.is_there()).then(|| first_message(id));
     let doctor = Doctor { tls, first, running, settings: &settings };
@@ -151,8 +150,12 @@ async fn examine(flags: &Flags, report: &mut Report) -> io::Result<()> {
     Ok(())
 }
 
-fn work_directory(workdir: &Path, report: &mut Report) -> io::Result<()> {
+fn work_directory(layout: &Layout, report: &mut Report) -> io::Result<()> {
+    let workdir = &layout.workdir;
     let shown = workdir.display();
+    if layout.is_to_be_made() {
+        return report.ok(None, "work directory", format!("{shown}, which the agent makes when it starts"));
+    }
     let space = access(workdir, Access::WRITE_OK | Access::EXEC_OK).and_then(|()| statvfs(workdir));
     match space.map(|space| space.f_bavail.saturating_mul(space.f_frsize)) {
         Err(error) => {
@@ -169,7 +172,7 @@ fn work_directory(workdir: &Path, report: &mut Report) -> io::Result<()> {
 
 /// Warns of each `[plugin.NAME]` that belongs to none of the plugins that the agent has, or had when it last ran.
 fn sections(settings: &Settings, running: &Running, report: &mut Report) -> io::Result<()> {
-    let kept = || plugin::read_kept(&settings.workdir).unwrap_or_default();
+    let kept = || plugin::read_kept(&settings.layout.workdir).unwrap_or_default();
     let names = || kept().iter().map(|plugin| plugin.name.to_string()).collect();
     let plugins: Vec<String> = running.plugins().unwrap_or_else(names);
     if plugins.is_empty() {
@@ -187,8 +190,8 @@ fn sections(settings: &Settings, running: &Running, report: &mut Report) -> io::
 }
 
 /// Warns of files that others on this host could read or change.
-fn permissions(settings: &Settings, flags: &Flags, report: &mut Report) -> io::Result<()> {
-    let findings = permissions::examine(settings, flags);
+fn permissions(settings: &Settings, report: &mut Report) -> io::Result<()> {
+    let findings = permissions::examine(settings);
     if findings.is_empty() {
         return report.ok(None, "permissions", "nobody else can read the key or change the agent's files".to_owned());
     }
@@ -200,7 +203,7 @@ fn permissions(settings: &Settings, flags: &Flags, report: &mut Report) -> io::R
 /// Checks the certificates. Returns `None` if the files are useless.
 fn certificates(settings: &Settings, report: &mut Report) -> io::Result<Option<Tls>> {
     let hop = "certificates";
-    let certificates = match Certificates::load(settings.certs.clone(), &settings.server) {
+    let certificates = match Certificates::load(settings.layout.certs.clone(), &settings.server) {
         Ok(certificates) => certificates,
         Err(error) => {
             let advice = "--certs or `certs` in the file names the directory; put the deployment's files there";
@@ -208,7 +211,7 @@ fn certificates(settings: &Settings, report: &mut Report) -> io::Result<Option<T
             return Ok(None);
         }
     };
-    let own = ["client.crt", "client.key"].map(|name| settings.certs.join(name));
+    let own = ["client.crt", "client.key"].map(|name| settings.layout.certs.join(name));
     if own.iter().all(|path| !path.exists()) {
         let [certificate, key] = own.map(|path| path.display().to_string());
         let detail = format!("no client certificate: neither {certificate} nor {key} exists");

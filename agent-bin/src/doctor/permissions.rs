@@ -10,29 +10,29 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{getegid, geteuid};
 
-use crate::config::{Flags, Settings};
+use crate::config::Settings;
 
 /// Entries of a work directory that belong to the agent alone.
-const IN_WORKDIR: [&str; 9] =
-    ["plugin", "spool", "update", "log", "tmp", "machine-id", "plugins.kept", "specified_env", "elklet.toml"];
+const IN_WORKDIR: [&str; 7] = ["plugin", "spool", "update", "tmp", "machine-id", "plugins.kept", "specified_env"];
 
 /// Most plugins that are looked at. A work directory has no more of them.
 const MAX_PLUGINS: usize = elklet_core::limits::MAX_PLUGINS_KNOWN;
 
 /// Says what others could do, in one text for each file or directory.
-pub(super) fn examine(settings: &Settings, flags: &Flags) -> Vec<String> {
-    let workdir = &settings.workdir;
+pub(super) fn examine(settings: &Settings) -> Vec<String> {
+    let workdir = &settings.layout.workdir;
     let mut examined = Examination::default();
-    examined.secret(&settings.certs.join("client.key"));
+    examined.secret(&settings.layout.certs.join("client.key"));
     for name in ["client.crt", "ca.crt"] {
-        examined.kept(&settings.certs.join(name));
+        examined.kept(&settings.layout.certs.join(name));
     }
-    let file = Settings::file(flags);
+    let file = &settings.layout.file;
     if settings.has_proxy_password() {
-        examined.secret(&file);
+        examined.secret(file);
     } else {
-        examined.kept(&file);
+        examined.kept(file);
     }
+    examined.kept(&settings.layout.log);
     for name in IN_WORKDIR {
         examined.kept(&workdir.join(name));
     }

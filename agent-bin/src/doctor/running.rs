@@ -1,10 +1,10 @@
 //! Finds out whether an agent runs in the work directory, and asks how it is.
 
 use std::io;
-use std::path::Path;
 
 use serde_json::Value;
 
+use crate::config::Layout;
 use crate::status;
 use crate::workdir;
 
@@ -20,11 +20,13 @@ pub(super) enum Running {
 
 impl Running {
     /// Asks over the agent's socket.
-    pub(super) fn find(workdir: &Path) -> Self {
-        match status::ask_itself(workdir) {
+    pub(super) fn find(layout: &Layout) -> Self {
+        match status::ask_itself(&layout.socket) {
             Ok(said) => Self::Says(said),
             Err(error) => match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused if !workdir::is_taken(workdir) => Self::No,
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused if !workdir::is_taken(&layout.workdir) => {
+                    Self::No
+                }
                 _ => Self::Silent(error.to_string()),
             },
         }

@@ -71,12 +71,12 @@ pub(crate) struct State {
     pub(crate) audit_left_out: u64,
 }
 
-/// Starts logging. If there can be no file, it says so on standard error, and each line tries again.
+/// Starts logging into files in this directory. If there can be no file, it says so on standard error, and each line tries again.
 ///
 /// # Errors
 /// When there is a logger already.
-pub(crate) fn start(workdir: &Path, settings: &config::Log) -> Result<(), SetLoggerError> {
-    let logger = LOGGER.get_or_init(|| Logger { clock: Clock::start(), sinks: Mutex::new(Sinks::new(workdir)) });
+pub(crate) fn start(directory: &Path, settings: &config::Log) -> Result<(), SetLoggerError> {
+    let logger = LOGGER.get_or_init(|| Logger { clock: Clock::start(), sinks: Mutex::new(Sinks::new(directory)) });
     log::set_logger(logger)?;
     configure(settings);
     Ok(())
@@ -158,13 +158,13 @@ struct Sinks {
 }
 
 impl Sinks {
-    fn new(workdir: &Path) -> Self {
+    fn new(directory: &Path) -> Self {
         let places = Rate { burst_bytes: LOG_BURST_BYTES, bytes_per_minute: LOG_BYTES_PER_MINUTE };
         let acts = Rate { burst_bytes: AUDIT_BURST_BYTES, bytes_per_minute: AUDIT_BYTES_PER_MINUTE };
         let refusals =
             Rate { burst_bytes: AUDIT_REFUSED_BURST_BYTES, bytes_per_minute: AUDIT_REFUSED_BYTES_PER_MINUTE };
         Self {
-            directory: Directory::new(workdir.join("log")),
+            directory: Directory::new(directory.to_owned()),
             log: Kept::new("elklet.log", "log", &LOST.log),
             audit: Kept::new("audit.log", "audit", &LOST.audit),
             stderr: Stderr::default(),
@@ -345,7 +345,7 @@ mod tests {
     #[test]
     fn lines_are_whole_bounded_and_speak_to_no_terminal() {
         let workdir = tempfile::tempdir().expect("a directory");
-        let logger = Logger { clock: Clock::start(), sinks: Mutex::new(Sinks::new(workdir.path())) };
+        let logger = Logger { clock: Clock::start(), sinks: Mutex::new(Sinks::new(&workdir.path().join("log"))) };
         let long = format!("one\nline \x1b[31m{}", "x".repeat(2 * MAX_LINE_BYTES));
         log_to(&logger, Level::Info, "elklet_agent", &long);
         log_to(&logger, Level::Info, "h2", "libraries are heard when they warn");
@@ -378,7 +378,7 @@ mod tests {
         let mut sinks = Sinks {
             log: Kept::new("elklet.log", "log", log),
             audit: Kept::new("audit.log", "audit", audit),
-            ..Sinks::new(workdir.path())
+            ..Sinks::new(&workdir.path().join("log"))
         };
         let clock = Clock::start();
         sinks.log(Level::Info, "evidence", Place { file: "src/y.rs", line: 2 }, clock);
@@ -405,7 +405,8 @@ mod tests {
         let workdir = tempfile::tempdir().expect("a directory");
         let log = workdir.path().join("log");
         fs::write(&log, "in the way").expect("writable");
-        let mut sinks = Sinks { log: Kept::new("elklet.log", "log", &LOST_HERE), ..Sinks::new(workdir.path()) };
+        let mut sinks =
+            Sinks { log: Kept::new("elklet.log", "log", &LOST_HERE), ..Sinks::new(&workdir.path().join("log")) };
         for text in ["one", "two"] {
             sinks.log(Level::Info, text, PLACE, Clock::start());
         }

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
@@ -51,6 +52,7 @@ pub(super) enum Order {
     CloseTasks(PlugId),
     Finish(PlugId),
     Resume,
+    Prove(Arc<AtomicBool>),
 }
 
 /// The net thread's side of the pump. Dropping it ends the thread.
@@ -59,6 +61,8 @@ pub(crate) struct PumpHandle {
     orders: Option<mpsc::Sender<Order>>,
     waker: Arc<Waker>,
     next_plug: usize,
+    /// Whether the thread has answered the last [`Order::Prove`].
+    answered: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -73,7 +77,13 @@ impl PumpHandle {
         let (sender, orders) = mpsc::channel();
         let pump = Pump::new(polls, orders, intake, clock, events);
         let thread = thread::Builder::new().name("pump".to_owned()).spawn(|| pump.run())?;
-        Ok(Self { orders: Some(sender), waker, next_plug: 0, thread: Some(thread) })
+        Ok(Self {
+            orders: Some(sender),
+            waker,
+            next_plug: 0,
+            answered: Arc::new(AtomicBool::new(true)),
+            thread: Some(thread),
+        })
     }
 
     /// Takes over a plugin's pipes.
@@ -108,6 +118,13 @@ impl PumpHandle {
     /// There is room in the buffer again.
     pub(crate) fn resume(&self) {
         self.order(Order::Resume);
+    }
+
+    /// Asks the thread for a sign of life. Returns true if it has given the last one that it was asked for.
+    pub(crate) fn prove(&self) -> bool {
+        let answered = self.answered.swap(false, Ordering::Relaxed);
+        self.order(Order::Prove(Arc::clone(&self.answered)));
+        answered
     }
 
     fn order(&self, order: Order) {

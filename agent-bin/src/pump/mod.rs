@@ -18,6 +18,7 @@ mod stats;
 use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, TryRecvError};
 use std::time::Duration;
 
@@ -227,6 +228,7 @@ impl Pump {
                         self.make_ready(plug, lane);
                     }
                 }
+                Ok(Order::Prove(answered)) => answered.store(true, Ordering::Relaxed),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }

@@ -1,4 +1,4 @@
-//! `elklet status`: asks the agent that runs in a work directory, and prints its answer.
+//! `elklet status`: asks the agent that listens at a socket, and prints its answer.
 
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -8,7 +8,7 @@ use elklet_core::printable::PrintablePage;
 
 use super::metrics;
 use super::server::Page;
-use super::socket::connect_in;
+use super::socket::connect_to;
 
 /// Time limit for the agent's answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,17 +20,17 @@ const MAX_ANSWER_BYTES: u64 = 4 << 20;
 ///
 /// # Errors
 /// When there is no answer. The error is what can be printed all the same, and why there is no answer.
-pub(crate) fn ask(workdir: &Path, page: Page) -> Result<(String, bool), (String, String)> {
-    exchange(workdir, page).map_err(|error| {
-        let directory = workdir.display();
+pub(crate) fn ask(socket: &Path, page: Page) -> Result<(String, bool), (String, String)> {
+    exchange(socket, page).map_err(|error| {
+        let shown = socket.display();
         let why = match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                format!("no agent runs in {directory} (--workdir names another directory)")
+                format!("no agent listens at {shown} (--config and --workdir lead to others)")
             }
             io::ErrorKind::WouldBlock => {
-                format!("the agent in {directory} does not answer within {} s", TIMEOUT.as_secs())
+                format!("the agent at {shown} does not answer within {} s", TIMEOUT.as_secs())
             }
-            _ => format!("the agent in {directory} cannot be asked: {error}"),
+            _ => format!("the agent at {shown} cannot be asked: {error}"),
         };
         (if page == Page::Metrics { metrics::down() } else { String::new() }, why)
     })
@@ -40,13 +40,13 @@ pub(crate) fn ask(workdir: &Path, page: Page) -> Result<(String, bool), (String,
 ///
 /// # Errors
 /// When there is no answer, or not an agent's.
-pub(crate) fn ask_itself(workdir: &Path) -> io::Result<serde_json::Value> {
-    let (text, _) = exchange(workdir, Page::Json)?;
+pub(crate) fn ask_itself(socket: &Path) -> io::Result<serde_json::Value> {
+    let (text, _) = exchange(socket, Page::Json)?;
     serde_json::from_str(&text).map_err(io::Error::from)
 }
 
-fn exchange(workdir: &Path, page: Page) -> io::Result<(String, bool)> {
-    let mut socket = connect_in(workdir, TIMEOUT)?;
+fn exchange(path: &Path, page: Page) -> io::Result<(String, bool)> {
+    let mut socket = connect_to(path, TIMEOUT)?;
     socket.write_all(format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", page.path()).as_bytes())?;
     let mut answer = String::new();
     socket.take(MAX_ANSWER_BYTES).read_to_string(&mut answer)?;

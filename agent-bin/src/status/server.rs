@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::socket::{SocketFile, listen_in};
+use super::socket::{SocketFile, listen_at};
 use super::{Snapshot, metrics, text};
 use crate::files::FileError;
 
@@ -87,13 +87,13 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts to listen in the work directory.
+    /// Starts to listen at this path.
     ///
     /// # Errors
     /// When there can be no socket.
-    pub(crate) fn start(workdir: &Path) -> Result<(Self, mpsc::Receiver<Inquiry>), FileError> {
-        let (listener, file) = listen_in(workdir)?;
-        let listener = Arc::new(UnixListener::from_std(listener).map_err(FileError::at(workdir))?);
+    pub(crate) fn start(socket: &Path) -> Result<(Self, mpsc::Receiver<Inquiry>), FileError> {
+        let (listener, file) = listen_at(socket)?;
+        let listener = Arc::new(UnixListener::from_std(listener).map_err(FileError::at(socket))?);
         let (inquiries, receiver) = mpsc::channel(CLIENTS);
         let mut tasks = JoinSet::new();
         for _ in 0..CLIENTS {

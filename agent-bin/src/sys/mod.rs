@@ -1,9 +1,10 @@
 //! Code that is specific to Linux: timers, threads that may be refused, orphans, inherited signals, room on a disk,
-//! deleting without recursion.
+//! deleting without recursion, and what systemd is told.
 
 pub(crate) mod alarm;
 pub(crate) mod blocking;
 pub(crate) mod children;
 pub(crate) mod inherited;
+pub(crate) mod notify;
 pub(crate) mod remove;
 pub(crate) mod room;

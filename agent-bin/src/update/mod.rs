@@ -70,7 +70,7 @@ pub(crate) enum Updated {
 
 impl Updates {
     pub(crate) fn new(settings: &Settings) -> Self {
-        let store = Store::new(settings.workdir.clone());
+        let store = Store::new(&settings.layout);
         if let Some(Failed { version, why, .. }) = store.failed() {
             log::warn!("version {version} has failed here: {why}; what it logged is in update/failed.log");
         }
@@ -126,8 +126,8 @@ impl Updates {
         let installation = Installation {
             store: self.store.clone(),
             program: self.program.clone(),
-            fetcher: Fetcher::new(settings.certs.join("ca.crt"), settings.proxies.clone()),
-            tmp: settings.workdir.join("tmp"),
+            fetcher: Fetcher::new(settings.layout.certs.join("ca.crt"), settings.proxies.clone()),
+            tmp: settings.layout.workdir.join("tmp"),
             pending: Arc::clone(&self.pending),
             cancel: Arc::clone(&cancel),
         };

@@ -9,6 +9,7 @@ use std::process::Command;
 use elklet_core::update::may_start;
 
 use super::state::{Store, Trial};
+use crate::config::Layout;
 use crate::failure::Failure;
 use crate::version;
 
@@ -27,8 +28,8 @@ pub(crate) enum After {
 ///
 /// # Errors
 /// The agent's errors.
-pub(crate) fn run(workdir: PathBuf, agent: impl FnOnce(bool) -> Result<After, Failure>) -> Result<(), Failure> {
-    let store = Store::new(workdir);
+pub(crate) fn run(layout: &Layout, agent: impl FnOnce(bool) -> Result<After, Failure>) -> Result<(), Failure> {
+    let store = Store::new(layout);
     let mut trial = store.trial();
     if let Some(pending) = store.pending() {
         // This is the previous version, and the program in its place is still the one that has failed.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Layout;
 use crate::files;
 use crate::version;
 
@@ -36,15 +37,16 @@ pub(crate) struct Failed {
     pub(crate) why: String,
 }
 
-/// The directory of the state.
+/// The directory of the state, and that of the log.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     workdir: PathBuf,
+    log: PathBuf,
 }
 
 impl Store {
-    pub(crate) fn new(workdir: PathBuf) -> Self {
-        Self { workdir }
+    pub(crate) fn new(layout: &Layout) -> Self {
+        Self { workdir: layout.workdir.clone(), log: layout.log.clone() }
     }
 
     /// The path of the previous program.
@@ -108,7 +110,7 @@ impl Store {
             );
         }
         // Keep the failed version's log, which would be rotated away one day.
-        let _ = fs::copy(self.workdir.join("log/elklet.log"), self.path("failed.log"));
+        let _ = fs::copy(self.log.join("elklet.log"), self.path("failed.log"));
         Ok(())
     }
 
@@ -162,7 +164,7 @@ mod tests {
     #[test]
     fn a_put_back_that_fails_keeps_the_trial_and_is_tried_again() {
         let workdir = tempfile::tempdir().expect("a directory");
-        let store = Store::new(workdir.path().to_owned());
+        let store = Store::new(&Layout::within(workdir.path()));
         let program = workdir.path().join("elklet");
         fs::write(&program, "new").expect("writable");
         store.make().expect("writable");
@@ -192,7 +194,7 @@ mod tests {
     #[test]
     fn state_that_is_damaged_says_nothing() {
         let workdir = tempfile::tempdir().expect("a directory");
-        let store = Store::new(workdir.path().to_owned());
+        let store = Store::new(&Layout::within(workdir.path()));
         store.make().expect("writable");
         for garbage in [&b""[..], b"{}", b"null", b"{\"version\": 1}", &[b'['; 100_000]] {
             fs::write(workdir.path().join("update/trial.json"), garbage).expect("writable");

@@ -22,7 +22,10 @@ const LINES_SHOWN: usize = 80;
 
 /// Environment variables that mean something to the agent. The harness removes them, so that the values of whoever runs
 /// the tests do not matter.
-const VARIABLES: [&str; 13] = [
+const VARIABLES: [&str; 16] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
     "SPECIFIED_AGENT_ID",
     "specified_idc",
     "specified_region",

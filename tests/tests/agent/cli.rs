@@ -190,29 +190,6 @@ fn what_named_the_certificates_is_blamed_for_them() {
 }
 
 #[test]
-fn every_command_looks_in_the_same_directory_by_default() {
-    let elsewhere = Workdir::new();
-    let said = |arguments: &[&str]| {
-        let mut command = Command::new(&Binaries::for_tests().elklet);
-        let output = command.current_dir(elsewhere.path()).args(arguments).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-    };
-    for words in [&["--help"][..], &["ctl", "--help"]] {
-        assert!(said(words).contains("/etc/elklet"), "{words:?}");
-    }
-    assert!(said(&["status"]).contains("/etc/elklet"));
-    // If an agent is installed on this host, the test leaves it alone.
-    if !Path::new("/etc/elklet").exists() {
-        for words in [&["run", "--server", "127.0.0.1:1"][..], &["doctor"], &["ctl", "set", "--id", "x"]] {
-            let said = said(words);
-            assert!(said.contains("/etc/elklet") && said.contains("No such file"), "{words:?}: {said}");
-        }
-        assert!(said(&["spool", "ls"]).contains("work directory /etc/elklet: no such directory"));
-    }
-    assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
-}
-
-#[test]
 fn a_section_of_no_plugin_is_told_with_the_plugin_that_is_meant() {
     let site = Site::new();
     let setup = site.eager().setting("plugin.probee", "memory_mib = 64").setting("plugin.other", "memory_mib = 64");

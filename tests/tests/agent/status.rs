@@ -240,7 +240,7 @@ fn no_agent_is_said_with_code_1() {
         let Output { status, stdout, stderr } = ask(workdir, flags);
         let stderr = String::from_utf8(stderr).unwrap();
         assert_eq!(status.code(), Some(1), "{stderr}");
-        assert!(stderr.starts_with("elklet: no agent runs in ") && stderr.lines().count() == 1, "{stderr}");
+        assert!(stderr.starts_with("elklet: no agent listens at ") && stderr.lines().count() == 1, "{stderr}");
         String::from_utf8(stdout).unwrap()
     };
     assert_eq!(refused(&directory, &[]), "");

@@ -126,9 +126,9 @@ impl Plugins {
         let (events, receiver) = mpsc::unbounded_channel();
         let plugins = Self {
             clock,
-            preparer: Arc::new(preparer(settings, Arc::new(Newest::read(&settings.workdir)))),
+            preparer: Arc::new(preparer(settings, Arc::new(Newest::read(&settings.layout.workdir)))),
             confiner: Confiner::new(settings),
-            kin: Kin::new(&settings.workdir),
+            kin: Kin::new(&settings.layout.workdir),
             running: BTreeMap::new(),
             verifications: Lane::default(),
             downloads: Lane::default(),

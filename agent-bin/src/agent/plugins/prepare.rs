@@ -44,8 +44,8 @@ pub(super) struct Lane {
 
 pub(super) fn preparer(settings: &Settings, newest: Arc<Newest>) -> Preparer {
     Preparer {
-        workdir: settings.workdir.clone(),
-        fetcher: Fetcher::new(settings.certs.join("ca.crt"), settings.proxies.clone()),
+        workdir: settings.layout.workdir.clone(),
+        fetcher: Fetcher::new(settings.layout.certs.join("ca.crt"), settings.proxies.clone()),
         public_key: settings.plugins.public_key(),
         allow_downgrade: settings.plugins.allow_downgrade(),
         newest,
