@@ -31,7 +31,7 @@ Usage:
   elklet check [the flags of run]
   elklet spool ls|verify [--config FILE] [--workdir DIR]
   elklet version [--json]
-  elklet ctl [--config FILE] [--workdir DIR] set|unset [--id ...] [--idc ...] [--region ...]     also by the name elkeidctl
+  elklet ctl COMMAND         what Elkeid's elkeidctl does, also by that name: set, unset, start, stop, ... (elklet ctl --help)
 
 `status` asks the running agent how it is, and prints the answer as text, as JSON or as Prometheus metrics. Its socket serves the
 same as /status.txt, /status and /metrics.
@@ -112,8 +112,9 @@ pub fn main(version: &'static str) -> ExitCode {
     let (is_ctl, is_elkeids) = (name == "elkeidctl", name == "elkeidctl" || name == "elkeid-agent");
     let flags = Flags { workdir: is_elkeids.then(|| PathBuf::from(ELKEID)), ..Flags::default() };
     if is_ctl || words.next_if(|word| word == "ctl").is_some() {
-        return match ctl::run(words, flags) {
-            Ok(text) => print(&text),
+        let service = ctl::Service { name: if is_ctl { "elkeid-agent" } else { "elklet" } };
+        return match ctl::run(words, flags, service) {
+            Ok(text) => print(text),
             Err(error) => fail(&Failure::Settings(error.to_string())),
         };
     }

@@ -121,12 +121,45 @@ fn an_operator_says_who_and_where_a_host_is() {
 }
 
 #[test]
+fn elkeidctl_hands_services_over_to_the_service_manager() {
+    let workdir = tempfile::tempdir().unwrap();
+    let tools = tempfile::tempdir().unwrap();
+    let tool = tools.path().join("systemctl");
+    fs::write(&tool, "#!/bin/sh\necho systemctl \"$@\"\nexit 3\n").unwrap();
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+    let ctl = |words: &[&str]| {
+        let mut command = Command::new(&Binaries::for_tests().elklet);
+        command.arg0("elkeidctl").arg("--workdir").arg(workdir.path()).args(words);
+        let path = format!("{}:/usr/bin:/bin", tools.path().display());
+        let output = command.env("PATH", path).output().unwrap();
+        (String::from_utf8(output.stdout).unwrap(), output.status.code())
+    };
+    assert_eq!(ctl(&["set", "--service_type", "systemd"]), (String::new(), Some(0)));
+    for word in ["start", "stop", "restart", "status", "enable", "disable"] {
+        assert_eq!(ctl(&[word]), (format!("systemctl {word} elkeid-agent\n"), Some(3)));
+    }
+    assert_eq!(ctl(&["service-reload"]), ("systemctl daemon-reload\n".to_owned(), Some(3)));
+    for word in ["check", "cleanup"] {
+        assert_eq!(ctl(&[word]), (String::new(), Some(0)));
+    }
+    let unit = workdir.path().join("elkeid-agent.service");
+    fs::write(&unit, "").unwrap();
+    assert_eq!(ctl(&["enable"]), (format!("systemctl enable {}\n", unit.display()), Some(3)));
+    assert_eq!(ctl(&["start", "now"]), (String::new(), Some(2)));
+
+    ctl(&["set", "--service_type", "sysvinit"]);
+    if !Path::new("/etc/init.d/elkeid-agent").exists() {
+        let (_, stderr) = elkeidctl(workdir.path(), &["start"]);
+        assert!(stderr.contains("/etc/init.d/elkeid-agent: ") && stderr.contains("without systemd"), "{stderr}");
+    }
+    assert_eq!(ctl(&["service-reload"]), (String::new(), Some(0)));
+}
+
+#[test]
 fn elkeidctl_says_what_it_does_not_do() {
     let workdir = tempfile::tempdir().unwrap();
     for (words, says) in [
-        (&["start"][..], "start is the service manager's business here, as in systemctl start elkeid-agent"),
-        (&["check"], "check is the service manager's business"),
-        (&["frobnicate"], "unknown command \"frobnicate\", expected set or unset"),
+        (&["frobnicate"][..], "unknown command \"frobnicate\", expected set, unset, start, "),
         (&["set"], "nothing to do, expected set or unset, and what"),
         (&[], "nothing to do"),
         (&["set", "--idc", "a b"], "idc has ' ' in it"),
