@@ -13,6 +13,7 @@ use crate::config::{ELKEID, Environment, Flags, Layout, Settings};
 use crate::ctl;
 use crate::doctor;
 use crate::failure::Failure;
+use crate::init;
 use crate::logging;
 use crate::net::Certificates;
 use crate::spool::{self, Look};
@@ -28,6 +29,7 @@ Usage:
              [--public HOST:PORT]... [--certs DIR] [--log-stderr]
   elklet status [--config FILE] [--workdir DIR] [--json | --metrics]
   elklet doctor [--json] [the flags of run]
+  elklet init --server HOST:PORT [--certs DIR] [the flags of run]
   elklet check [the flags of run]
   elklet spool ls|verify [--config FILE] [--workdir DIR]
   elklet version [--json]
@@ -35,6 +37,8 @@ Usage:
 
 `status` asks the running agent how it is, and prints the answer as text, as JSON or as Prometheus metrics. Its socket serves the
 same as /status.txt, /status and /metrics.
+`init` writes the settings' file of a host that has none, with these servers and every other key as a comment, copies the
+certificates from DIR to where they belong, and then does what `doctor` does. It changes nothing that is there.
 `check` reads the settings and the certificates as `run` would, starts nothing, and prints what is wrong.
 `doctor` goes the way to every configured server (file, DNS, TCP, proxy, TLS, ALPN, gRPC, AgentCenter). It names the hop at
 which the way ends, and says what to do about it.
@@ -82,12 +86,13 @@ Exit codes:
   status  0 when the agent is connected (with --metrics: when it answers), 1 when none runs, 2 for a wrong flag or file,
           3 when it runs but is not connected
   check   0 when `run` would start, 2 with a line that says what is wrong when not
+  init    2 when there is a file, or servers or certificates are of no use, else as doctor
   doctor  0 when all is well here and a server takes this agent, 1 when not, 2 for a wrong flag
   spool   1 when something is damaged
 ";
 
 /// The commands, for messages. `ctl` has a parser of its own.
-const COMMANDS: &str = "run, status, doctor, check, spool, version or ctl";
+const COMMANDS: &str = "run, status, doctor, check, init, spool, version or ctl";
 
 /// The exit code of `elklet status` when the agent runs and has no stream.
 const NOT_CONNECTED: u8 = 3;
@@ -95,6 +100,7 @@ const NOT_CONNECTED: u8 = 3;
 enum Invocation {
     Run(Flags),
     Check(Flags),
+    Init(Flags),
     Status(Flags, Page),
     Doctor(Flags, bool),
     Spool(Flags, Look),
@@ -127,6 +133,14 @@ pub fn main(version: &'static str) -> ExitCode {
                 serde_json::json!({ "name": "elklet", "version": version, "architecture": std::env::consts::ARCH });
             print(&format!("{said}\n"))
         }
+        Ok(Invocation::Init(flags)) => match init::run(&flags) {
+            Ok(done) => {
+                print(&done);
+                let Flags { config, workdir, .. } = flags;
+                examine(&Flags { config, workdir, ..Flags::default() }, false)
+            }
+            Err(failure) => fail(&failure),
+        },
         Ok(Invocation::Check(flags)) => match check(&flags) {
             Ok(found) => print(&format!("{found}\n")),
             Err(error) => fail(&Failure::Settings(error)),
@@ -142,11 +156,7 @@ pub fn main(version: &'static str) -> ExitCode {
             Ok(layout) => ask(&layout.socket, page),
             Err(error) => fail(&Failure::Settings(error.to_string())),
         },
-        Ok(Invocation::Doctor(flags, json)) => match doctor::run(&flags, json) {
-            Ok(true) => ExitCode::SUCCESS,
-            Ok(false) => ExitCode::FAILURE,
-            Err(error) => fail(&Failure::System(error.to_string())),
-        },
+        Ok(Invocation::Doctor(flags, json)) => examine(&flags, json),
         Ok(Invocation::Spool(flags, what)) => match Layout::find(&flags) {
             Ok(layout) => look(&layout.workdir, what),
             Err(error) => fail(&Failure::Settings(error.to_string())),
@@ -168,6 +178,14 @@ fn fail(failure: &Failure) -> ExitCode {
     match failure {
         Failure::Settings(_) => ExitCode::from(2),
         Failure::System(_) => ExitCode::FAILURE,
+    }
+}
+
+fn examine(flags: &Flags, json: bool) -> ExitCode {
+    match doctor::run(flags, json) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => fail(&Failure::System(error.to_string())),
     }
 }
 
@@ -217,6 +235,7 @@ fn look(workdir: &Path, what: Look) -> ExitCode {
 enum Word {
     Run,
     Check,
+    Init,
     Version,
     Status,
     Doctor,
@@ -235,7 +254,7 @@ fn parse(
     let mut what = None;
     while let Some(argument) = parser.next()? {
         // Whoever looks at what the agent would do has its flags.
-        let runs = matches!(command.or(default), Some(Word::Run | Word::Check | Word::Doctor));
+        let runs = matches!(command.or(default), Some(Word::Run | Word::Check | Word::Init | Word::Doctor));
         let asks = command == Some(Word::Status);
         let looks = command == Some(Word::Spool);
         match argument {
@@ -245,6 +264,7 @@ fn parse(
                 command = Some(match word.to_str() {
                     Some("run") => Word::Run,
                     Some("check") => Word::Check,
+                    Some("init") => Word::Init,
                     Some("version") => Word::Version,
                     Some("status") => Word::Status,
                     Some("doctor") => Word::Doctor,
@@ -275,6 +295,7 @@ fn parse(
     match command.or(default) {
         Some(Word::Run) => Ok(Invocation::Run(flags)),
         Some(Word::Check) => Ok(Invocation::Check(flags)),
+        Some(Word::Init) => Ok(Invocation::Init(flags)),
         Some(Word::Version) => Ok(Invocation::Version { json: page == Page::Json }),
         Some(Word::Status) => Ok(Invocation::Status(flags, page)),
         Some(Word::Doctor) => Ok(Invocation::Doctor(flags, page == Page::Json)),

@@ -22,6 +22,7 @@ mod failure;
 mod fetch;
 mod files;
 mod host;
+mod init;
 mod logging;
 mod net;
 mod pem;

@@ -186,6 +186,16 @@ impl Settings {
         Ok(settings)
     }
 
+    /// The settings of an agent that has flags and no file.
+    ///
+    /// # Errors
+    /// What is wrong with the flags.
+    pub(crate) fn from_flags(flags: &Flags) -> Result<Self, ConfigError> {
+        let mut settings = Self::default();
+        settings.choose_servers(flags)?;
+        Ok(settings)
+    }
+
     fn keys(&self) -> Keys {
         let log = LogKeys { directory: self.log.directory.clone() };
         Keys { workdir: self.workdir.clone(), certs: self.certs.clone(), socket: self.socket.clone(), log }

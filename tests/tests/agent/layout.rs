@@ -134,6 +134,34 @@ fn log_and_socket_can_be_moved_one_by_one() {
 }
 
 #[test]
+fn a_new_host_is_set_up_by_one_command_that_changes_nothing_that_is_there() {
+    let site = Site::new();
+    let workdir = Workdir::new();
+    let directory = workdir.path().join("deep/elklet");
+    let (path, certs) = (directory.display().to_string(), site.certs().display().to_string());
+    let elklet = |words: &[&str]| said(&Binaries::for_tests().elklet, workdir.path(), words);
+    let address = site.address();
+    let init = ["init", "--workdir", &path, "--server", &address, "--certs"];
+    let init_with = |certs: &str| elklet(&[&init[..], &[certs]].concat());
+    let (text, code) = init_with(&path);
+    assert!(text.contains("ca.crt") && code == Some(2), "{text}");
+    assert!(!directory.exists(), "nothing was made");
+
+    let (text, code) = init_with(&certs);
+    assert!(text.contains("elklet.toml names the servers") && code == Some(0), "{text}");
+    assert!(text.contains(&format!("the way to {address} (private) is open")), "the doctor has looked: {text}");
+    let mode = |name: &str| fs::metadata(directory.join(name)).unwrap().permissions().mode() & 0o777;
+    let modes = ["elklet.toml", "certs", "certs/ca.crt", "certs/client.crt", "certs/client.key"].map(mode);
+    assert_eq!(modes, [0o600, 0o700, 0o644, 0o644, 0o600]);
+
+    let before = fs::read(directory.join("elklet.toml")).unwrap();
+    let (text, code) = init_with(&certs);
+    assert!(text.contains("is there already, and stays as it is") && code == Some(2), "{text}");
+    assert_eq!(fs::read(directory.join("elklet.toml")).unwrap(), before);
+    assert_eq!(elklet(&["check", "--workdir", &path]).1, Some(0));
+}
+
+#[test]
 fn check_says_what_run_would_and_starts_nothing() {
     let site = Site::new();
     let workdir = Workdir::new();

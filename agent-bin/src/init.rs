@@ -1,0 +1,103 @@
+//! `elklet init`: writes the settings of a host that has none, and puts its certificates where they belong.
+
+use std::fs;
+use std::path::Path;
+
+use crate::config::{Address, Flags, Layout, Settings};
+use crate::failure::Failure;
+use crate::files::{FileError, make_directory, read_bounded, replace};
+use crate::net::Certificates;
+
+/// Every key with its default, as comments.
+const EXAMPLE: &str = include_str!("../elklet.example.toml");
+
+/// The certificates' files, their modes, and whether an agent can do without.
+const CERTIFICATES: [(&str, u32, bool); 3] =
+    [("ca.crt", 0o644, false), ("client.crt", 0o644, true), ("client.key", 0o600, true)];
+
+/// Most bytes of one of them.
+const MAX_CERTIFICATE_BYTES: u64 = 1 << 20;
+
+/// Writes the settings' file with the servers of the flags, and copies the certificates from the directory that `--certs` names.
+/// Returns what was done, a line for each file.
+///
+/// # Errors
+/// When there is a file already, the servers or certificates are of no use, or something cannot be written. Nothing that was there has
+/// changed then.
+pub(crate) fn run(flags: &Flags) -> Result<String, Failure> {
+    let layout = Layout::find_at_any_rate(&Flags { certs: None, ..flags.clone() });
+    if layout.file.symlink_metadata().is_ok() {
+        let why = format!("{} is there already, and stays as it is; elklet check reads it", layout.file.display());
+        return Err(Failure::Settings(why));
+    }
+    let settings = Settings::from_flags(flags).map_err(|error| Failure::Settings(error.to_string()))?;
+    let from = flags.certs.as_ref().unwrap_or(&layout.certs);
+    Certificates::load(from.clone(), &settings.server).map_err(|error| Failure::Settings(error.to_string()))?;
+
+    let system = |error: FileError| Failure::System(error.to_string());
+    let mut done = String::new();
+    if flags.certs.is_some() {
+        make_missing(&layout.certs, 0o700).map_err(system)?;
+        for (name, mode, is_optional) in CERTIFICATES {
+            let (from, to) = (from.join(name), layout.certs.join(name));
+            if is_optional && !from.exists() || is_same(&from, &to) {
+                continue;
+            }
+            let content = read_bounded(&from, MAX_CERTIFICATE_BYTES).map_err(FileError::at(&from)).map_err(system)?;
+            replace(&to, &content, mode).map_err(FileError::at(&to)).map_err(system)?;
+            done.push_str(&format!("{} is copied from {}\n", to.display(), from.display()));
+        }
+    }
+    make_missing(layout.file.parent().unwrap_or(Path::new("/")), 0o755).map_err(system)?;
+    // A proxy's password may be written into it one day.
+    replace(&layout.file, file(&settings).as_bytes(), 0o600).map_err(FileError::at(&layout.file)).map_err(system)?;
+    done.push_str(&format!("{} names the servers, and has every other key as a comment\n", layout.file.display()));
+    Ok(done)
+}
+
+fn make_missing(directory: &Path, mode: u32) -> Result<(), FileError> {
+    if directory.is_dir() { Ok(()) } else { make_directory(directory, mode).map_err(FileError::at(directory)) }
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    fs::canonicalize(one).ok() == fs::canonicalize(other).ok()
+}
+
+/// The example with these servers.
+fn file(settings: &Settings) -> String {
+    let server = &settings.server;
+    let mut text = EXAMPLE.replacen("\n#[server]\n", "\n[server]\n", 1);
+    for (key, addresses) in [("discovery", &server.discovery), ("private", &server.private), ("public", &server.public)]
+    {
+        if !addresses.is_empty() {
+            let list: Vec<_> =
+                addresses.iter().map(Address::to_string).map(|address| format!("\"{address}\"")).collect();
+            let line = format!("\n{key} = [{}]\n", list.join(", "));
+            text = text.replacen(&format!("\n#{key} = []\n"), &line, 1);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Environment;
+
+    #[test]
+    fn the_file_says_what_the_flags_said_and_nothing_else() {
+        let workdir = tempfile::tempdir().expect("a directory");
+        let flags = Flags {
+            servers: vec!["a:1".into(), "[fd00::1]:2".into()],
+            discovery: vec!["d:3".into()],
+            public: vec!["p:4".into()],
+            ..Flags::default()
+        };
+        let by_flags = Settings::from_flags(&flags).expect("they are addresses");
+        fs::write(workdir.path().join("elklet.toml"), file(&by_flags)).expect("writable");
+        let named = Flags { workdir: Some(workdir.path().to_owned()), ..Flags::default() };
+        let by_file = Settings::load(&named, &Environment::default()).expect("it is valid");
+        assert_eq!(by_file.server, by_flags.server);
+        assert_eq!((by_file.buffer, by_file.spool), (by_flags.buffer, by_flags.spool));
+    }
+}
