@@ -156,7 +156,7 @@ impl Link {
         if end.is_silence() {
             self.lose_connection();
         }
-        if matches!(end, End::Status(_)) && is_half_closed {
+        if matches!(end, End::Status(_) | End::Completed) && is_half_closed {
             log::debug!("{}: {end}", self.address);
         } else {
             self.fail(format!("{}: {end}", self.address), now);

@@ -101,6 +101,7 @@ pub(super) fn judge(reached: Reached, outcome: &Outcome, asked: bool) -> Option<
             failure(Hop::Grpc, end.to_string(), NOT_GRPC)
         }
         End::Status(status) => judge_status(status, asked),
+        End::Completed => None,
     }
 }
 

@@ -1,5 +1,5 @@
-//! Watches what passes between TLS and HTTP/2: the credit that the server returns, the data that has left, and the
-//! server's last words.
+//! Watches what passes between TLS and HTTP/2: the credit that the server returns, a reset of the stream, the data that has left, and
+//! the server's last words.
 //!
 //! HTTP/2 accepts data long before it writes it, and writes PINGs first. Only data that has passed here before a PING
 //! can be confirmed by it.
@@ -40,6 +40,8 @@ pub(crate) struct Flow {
     wanted: AtomicU64,
     /// Bytes of data that have left.
     sent: AtomicU64,
+    /// True once the server has reset the stream. Behind the end of both sides, HTTP/2 passes over it.
+    is_reset: AtomicBool,
     /// Notified when data has left.
     left: Notify,
     /// True when the server knows that the connection ends, so that no reset is needed.
@@ -58,6 +60,11 @@ impl Flow {
     fn is_wanted(&self, credit: u64) -> bool {
         let wanted = self.wanted.load(Ordering::Relaxed);
         wanted != 0 && credit >= wanted
+    }
+
+    /// Returns true once the server has reset the stream.
+    pub(super) fn is_reset(&self) -> bool {
+        self.is_reset.load(Ordering::Relaxed)
     }
 
     /// The server has ended the connection, so close it without a reset.
@@ -149,6 +156,9 @@ impl AsyncRead for Observed {
         }
         read?;
         let returned = this.credit.observe(&buffer.filled()[before..]);
+        if this.credit.is_reset() {
+            this.flow.is_reset.store(true, Ordering::Relaxed);
+        }
         if returned > 0 {
             let sum = this.flow.returned.fetch_add(returned, Ordering::Relaxed) + returned;
             if this.flow.is_wanted(sum) {

@@ -169,8 +169,10 @@ pub(crate) enum End {
     Http2(h2::Error),
     /// The server answered the call with this HTTP status.
     Http(StatusCode),
-    /// The server ended the call.
+    /// The server ended the call, perhaps before it had read what it was sent.
     Status(Status),
+    /// The server read all that it was sent, to the agent's half-close, and ended the call with status OK.
+    Completed,
     /// The server sent something that cannot be understood.
     Center(CenterMisbehaved),
     /// The server has done nothing for this long.
@@ -189,7 +191,7 @@ impl fmt::Display for End {
             }
             Self::Http2(error) => write!(f, "the connection broke: {error}"),
             Self::Http(status) => write!(f, "the server answered with HTTP status {status}"),
-            Self::Status(Status { code: 0, .. }) => f.write_str("the server ended the stream"),
+            Self::Completed | Self::Status(Status { code: 0, .. }) => f.write_str("the server ended the stream"),
             Self::Status(status) => write!(f, "the server ended the stream with {status}"),
             Self::Center(what) => write!(f, "the server sent {what}"),
             Self::NoAnswer(time) => write!(f, "the server has done nothing for {} s", time.as_secs()),
@@ -227,7 +229,7 @@ impl End {
             Self::Center(_) => link::End::Protocol,
             Self::Http2(_) if self.is_silence() => link::End::Silent,
             Self::Http2(_) if self.is_too_many_pings() => link::End::TooManyPings,
-            Self::Status(Status { code: 0, .. }) => link::End::Ok,
+            Self::Completed => link::End::Ok,
             Self::Status(status) if status.is_too_large() => link::End::TooLarge,
             Self::Status(status) if status.is_about_the_agent() => link::End::Refused,
             // AgentCenter gives no reason either when a message is too large for it.
@@ -275,8 +277,8 @@ impl Call {
             .enable_push(false)
             .handshake::<_, Bytes>(watched)
             .await?;
-        let ping_pong = connection.ping_pong().expect("it is taken once");
-        let on_connection = self.converse(requests, ping_pong);
+        let mut ping_pong = connection.ping_pong().expect("it is taken once");
+        let on_connection = self.converse(requests, &mut ping_pong);
         tokio::pin!(on_connection);
         let end = tokio::select! {
             biased;
@@ -284,7 +286,12 @@ impl Call {
             // A connection that closes has told its streams, which know more about why.
             closed = &mut connection => match closed {
                 Err(error) => Err(error.into()),
-                Ok(()) => on_connection.await,
+                Ok(()) => {
+                    // A PING without an answer learns of the end when the connection is dropped.
+                    flow.close_in_order();
+                    drop(connection);
+                    on_connection.await
+                }
             },
         };
         if !end.as_ref().unwrap_or_else(|end| end).is_silence() {
@@ -293,28 +300,39 @@ impl Call {
         end
     }
 
-    async fn converse(&mut self, requests: SendRequest<Bytes>, ping_pong: PingPong) -> Result<End, End> {
+    async fn converse(&mut self, requests: SendRequest<Bytes>, ping_pong: &mut PingPong) -> Result<End, End> {
         let mut requests = requests.ready().await?;
         let (response, stream) = requests.send_request(request("/grpc.Transfer/Transfer"), false)?;
         self.tell(Event::Opened(self.attempt)).await;
 
         let Self { attempt, connector: Connector { events, .. }, ping, flow, batches, .. } = self;
-        let writing = write_batches(stream, batches, flow, events, *attempt);
-        let reading = read_commands(response, events);
-        let pinging = answer_pings(ping_pong, ping, events, *attempt);
-        tokio::pin!(writing, reading, pinging);
-        let mut written = false;
-        loop {
-            tokio::select! {
-                biased;
-                // The reader knows how the call ended. It ends soon after a write fails.
-                end = &mut reading => return end,
-                result = &mut writing, if !written => match result {
-                    Ok(()) => written = true,
-                    Err(error) => return Err(reading.await.unwrap_or_else(|end| end).more_telling_than(error)),
-                },
-                result = &mut pinging => result?,
+        // Known once the writer is done: whether it has half-closed the stream.
+        let mut is_half_closed = None;
+        let end = {
+            let writing = write_batches(stream, batches, flow, events, *attempt);
+            let reading = read_commands(response, events);
+            let pinging = answer_pings(ping_pong, ping, events, *attempt);
+            tokio::pin!(writing, reading, pinging);
+            loop {
+                tokio::select! {
+                    biased;
+                    // The reader knows how the call ended. It ends soon after a write fails.
+                    end = &mut reading => break end?,
+                    result = &mut writing, if is_half_closed.is_none() => match result {
+                        Ok(is_whole) => is_half_closed = Some(is_whole),
+                        Err(error) => return Err(reading.await.unwrap_or_else(|end| end).more_telling_than(error)),
+                    },
+                    result = &mut pinging => result?,
+                }
             }
+        };
+        match end {
+            End::Status(Status { code: 0, .. })
+                if is_half_closed == Some(true) && has_read_all(ping_pong, flow).await =>
+            {
+                Ok(End::Completed)
+            }
+            end => Ok(end),
         }
     }
 
@@ -349,24 +367,25 @@ pub(super) fn request(path: &str) -> Request<()> {
 }
 
 /// Writes batches as far as the server's windows allow, and half-closes after the last. A batch counts as written when
-/// its last byte has left HTTP/2.
+/// its last byte has left HTTP/2. Returns false when the stream was over before the half-close.
 async fn write_batches(
     mut stream: SendStream<Bytes>,
     batches: &mut mpsc::Receiver<Bytes>,
     flow: &Flow,
     events: &mpsc::Sender<Event>,
     attempt: Attempt,
-) -> Result<(), h2::Error> {
+) -> Result<bool, h2::Error> {
     let mut end = 0;
     while let Some(message) = batches.recv().await {
         end += message.len() as u64;
         if !write_message(&mut stream, message).await? {
-            return Ok(());
+            return Ok(false);
         }
         flow.sent(end).await;
         let _ = events.send(Event::Written(attempt)).await;
     }
-    stream.send_data(Bytes::new(), true)
+    stream.send_data(Bytes::new(), true)?;
+    Ok(true)
 }
 
 /// Writes a message as the server's windows allow. Returns false when the stream is over; the reader then knows why.
@@ -385,8 +404,23 @@ pub(super) async fn write_message(stream: &mut SendStream<Bytes>, mut message: B
     Ok(true)
 }
 
+/// Returns true when the server had read the half-close before it ended the call with trailers. A server that had not resets the
+/// stream right behind its trailers (RFC 9113, section 8.1). What answers a PING from now on comes after that, as does the end of the
+/// connection. The session bounds the wait.
+async fn has_read_all(ping_pong: &mut PingPong, flow: &Flow) -> bool {
+    if !flow.is_reset() {
+        // An earlier PING may still wait for its answer.
+        if ping_pong.send_ping(Ping::opaque()).is_err() {
+            let _ = poll_fn(|context| ping_pong.poll_pong(context)).await;
+            let _ = ping_pong.send_ping(Ping::opaque());
+        }
+        let _ = poll_fn(|context| ping_pong.poll_pong(context)).await;
+    }
+    !flow.is_reset()
+}
+
 async fn answer_pings(
-    mut ping_pong: PingPong,
+    ping_pong: &mut PingPong,
     ping: &Notify,
     events: &mpsc::Sender<Event>,
     attempt: Attempt,

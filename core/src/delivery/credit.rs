@@ -1,13 +1,15 @@
-//! Observers of flow control. They read from a connection's bytes the credit that a server returns and the data that a
-//! client sends.
+//! Observers of a connection's bytes. They read from them the credit that a server returns, whether it resets the stream, and the
+//! data that a client sends.
 //!
 //! Source: RFC 9113. A frame is a head of nine bytes (length in 24 bits, type, flags, stream in 31 bits) and its
-//! payload. WINDOW_UPDATE (type 8) carries an increment in 31 bits; DATA (type 0) carries what flow control counts. A
-//! server's side of a connection begins with frames, a client's with 24 bytes of preface.
+//! payload. WINDOW_UPDATE (type 8) carries an increment in 31 bits; DATA (type 0) carries what flow control counts;
+//! RST_STREAM (type 3) carries a reason. A server's side of a connection begins with frames, a client's with 24 bytes of preface.
 
 const HEAD: usize = 9;
 
 const DATA: u8 = 0;
+
+const RST_STREAM: u8 = 3;
 
 const WINDOW_UPDATE: u8 = 8;
 
@@ -76,24 +78,28 @@ impl FrameObserver {
     }
 }
 
-/// Watches what a server sends, and adds up the credit that it returns on one stream.
+/// Watches what a server sends: adds up the credit that it returns on one stream, and notices a reset of that stream.
 #[derive(Debug, Clone)]
 pub struct CreditObserver {
     updates: FrameObserver,
     /// The part of an increment that has arrived.
     increment: u32,
+    resets: FrameObserver,
+    is_reset: bool,
 }
 
 impl CreditObserver {
     /// An observer at the start of a connection, for the stream of this number.
     #[must_use]
     pub fn new(stream: u32) -> Self {
-        Self { updates: FrameObserver::new(WINDOW_UPDATE, stream, 0), increment: 0 }
+        let [updates, resets] = [WINDOW_UPDATE, RST_STREAM].map(|kind| FrameObserver::new(kind, stream, 0));
+        Self { updates, increment: 0, resets, is_reset: false }
     }
 
     /// Takes the next bytes that the server has sent and returns the credit in them.
     #[must_use]
     pub fn observe(&mut self, bytes: &[u8]) -> u64 {
+        self.resets.observe(bytes, |_, _, _| self.is_reset = true);
         let mut credit = 0;
         self.updates.observe(bytes, |piece, left, length| {
             if length == INCREMENT {
@@ -106,6 +112,12 @@ impl CreditObserver {
             }
         });
         credit
+    }
+
+    /// Returns true once the server has reset the stream, for whatever reason.
+    #[must_use]
+    pub fn is_reset(&self) -> bool {
+        self.is_reset
     }
 }
 
@@ -156,12 +168,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn credit_of_the_stream_is_added_up_whatever_the_split(
+        fn credit_of_the_stream_is_added_up_and_its_reset_noticed_whatever_the_split(
             frames in prop::collection::vec((0..10u8, 0..3u32, prop::collection::vec(any::<u8>(), 0..40), any::<u32>()), 0..20),
             splits in prop::collection::vec(1..60usize, 1..20),
         ) {
-            let (mut bytes, mut expected) = (Vec::new(), 0);
+            let (mut bytes, mut expected, mut is_reset) = (Vec::new(), 0, false);
             for (kind, stream, payload, increment) in frames {
+                is_reset |= kind == RST_STREAM && stream == 1 && !payload.is_empty();
                 if kind == WINDOW_UPDATE {
                     bytes.extend(frame(kind, stream, &increment.to_be_bytes()));
                     expected += if stream == 1 { u64::from(increment & 0x7fff_ffff) } else { 0 };
@@ -171,6 +184,7 @@ mod tests {
             }
             let mut observer = CreditObserver::new(1);
             prop_assert_eq!(in_pieces(&bytes, &splits, |piece| observer.observe(piece)), expected);
+            prop_assert_eq!(observer.is_reset(), is_reset);
         }
 
         #[test]

@@ -20,7 +20,7 @@ pub enum End {
     Tls,
     /// The server sent something that cannot be understood.
     Protocol,
-    /// The server ended the call with status OK.
+    /// The server ended the call with status OK, after it had read all that the agent sent, to the end.
     Ok,
     /// The server says that a message was too large.
     TooLarge,
@@ -30,7 +30,8 @@ pub enum End {
     Refused,
     /// The connection died unanswered.
     Silent,
-    /// The stream or the connection broke without a reason. The server may have ended over what it was sent.
+    /// The stream or the connection ended without a reason, or in order before the agent's side of it did. The server may have ended
+    /// over what it was sent.
     Unexplained,
 }
 

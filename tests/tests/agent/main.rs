@@ -32,6 +32,7 @@ mod signatures;
 mod spool;
 mod status;
 mod tls;
+mod trailers;
 mod update;
 mod upload;
 

@@ -376,10 +376,10 @@ impl World {
     fn handle_end(&mut self, id: usize, end: End) {
         self.note(|| format!("the agent's connection ends: {end:?}"));
         let now = self.agenda.now;
-        let Connection { attempt, is_streaming, opened, has_half_closed, .. } = self.connections[id];
+        let Connection { attempt, is_streaming, opened, .. } = self.connections[id];
         let is_asked = core::mem::take(&mut self.connections[id].is_answered);
         // A server that ends a call before its client has sends a RST_STREAM behind the trailers, as grpc-go does.
-        let end = if end == End::Ok && has_half_closed && !is_asked { End::Unexplained } else { end };
+        let end = if end == End::Ok && !is_asked { End::Unexplained } else { end };
         self.connections[id].agent_open = false;
         if matches!(end, End::Silent)
             && let Some(host) = &mut self.host
