@@ -61,8 +61,10 @@ fn build(profile: &str, package: &str, binary: &str) -> io::Result<PathBuf> {
         .stderr(Stdio::inherit());
     match profile {
         // `cargo test --workspace` chooses the features of libraries with a view to tests. A build that names any test
-        // chooses the same features. Then only the program itself is left to build.
-        "dev" => command.args(["--workspace", "--test", "defects"]),
+        // chooses the same features. Then only the program itself is left to build. The test that is named here must not
+        // be one of this package. With a package's test cargo builds the package's programs, and in `cargo test -p
+        // elklet-tests` those have other features: cargo would replace the plugins while tests use them.
+        "dev" => command.args(["--workspace", "--test", "procwatch"]),
         // The features with which it ships.
         _ => command.args(["--package", package]),
     };
