@@ -1,7 +1,9 @@
 //! `cargo demo` as a newcomer runs it, except for the terminal and for release builds.
 
 use elklet_tests::binaries::Binaries;
-use std::process::Command;
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
 
 #[test]
 fn the_demo_shows_what_it_executes_and_loses_nothing() {
@@ -27,6 +29,35 @@ fn the_demo_shows_what_it_executes_and_loses_nothing() {
     let directory = shown.lines().find_map(|line| line.strip_prefix("  directory  ")?.split(',').next());
     let directory = directory.unwrap_or_else(|| panic!("no directory:\n{shown}"));
     assert!(!std::path::Path::new(directory).exists(), "{directory} is left behind");
+}
+
+#[test]
+fn a_demo_that_is_stopped_waits_for_what_is_on_its_way() {
+    let Binaries { elklet, procwatch } = Binaries::for_tests();
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut demo = Command::new(env!("CARGO_BIN_EXE_demo"))
+            .env("ELKLET_BIN", elklet)
+            .env("PROCWATCH_BIN", procwatch)
+            .env_remove("COLUMNS")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it is an executable");
+        let mut lines = BufReader::new(demo.stdout.take().expect("a pipe")).lines().map_while(Result::ok);
+        // Three processes start in a second. The last one before the signal has just been made, therefore.
+        let mut shown: Vec<String> = Vec::new();
+        while !shown.last().is_some_and(|line| line.contains(" exec ") && line.ends_with(" sleep 1.5")) {
+            shown.push(lines.next().unwrap_or_else(|| panic!("no process was shown:\n{}", shown.join("\n"))));
+        }
+        kill_process(Pid::from_child(&demo), signal).expect("it runs");
+        shown.extend(lines);
+        let mut complaint = String::new();
+        demo.stderr.take().expect("a pipe").read_to_string(&mut complaint).expect("text");
+        let shown = shown.join("\n");
+        assert_eq!(demo.wait().expect("a child").code(), Some(0), "{signal:?}: {shown}\n{complaint}");
+        assert_eq!(complaint, "");
+        assert!(shown.contains(", lost 0 "), "{shown}");
+    }
 }
 
 #[test]

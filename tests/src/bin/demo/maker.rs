@@ -33,6 +33,9 @@ pub(crate) struct Maker {
 struct Reported {
     exec: bool,
     exit: bool,
+    /// What is not expected any more: the demo was about to end before it happened.
+    late_exec: bool,
+    late_exit: bool,
 }
 
 /// How many processes were made, and how many of them were reported.
@@ -41,6 +44,9 @@ pub(crate) struct Account {
     pub(crate) made: usize,
     pub(crate) execs: usize,
     pub(crate) exits: usize,
+    /// Starts and ends that were expected and not reported.
+    pub(crate) no_execs: usize,
+    pub(crate) no_exits: usize,
 }
 
 impl Maker {
@@ -60,6 +66,28 @@ impl Maker {
             }
             self.running.push(child);
         }
+    }
+
+    /// Makes nothing more. What still runs ends after the demo was asked to, so that nobody has to report it.
+    pub(crate) fn stop(&mut self) {
+        self.reap();
+        for child in &self.running {
+            if let Some(reported) = self.made.get_mut(&child.id()) {
+                reported.late_exit = true;
+            }
+        }
+    }
+
+    /// Nobody waits for reports any more.
+    pub(crate) fn hurry(&mut self) {
+        for reported in self.made.values_mut() {
+            (reported.late_exec, reported.late_exit) = (true, true);
+        }
+    }
+
+    /// Returns true once the start and the end of each process are reported.
+    pub(crate) fn is_reported(&self) -> bool {
+        self.made.values().all(|reported| reported.exec && reported.exit)
     }
 
     /// Returns true once all have ended.
@@ -86,7 +114,13 @@ impl Maker {
 
     pub(crate) fn account(&self) -> Account {
         let count = |which: fn(&Reported) -> bool| self.made.values().filter(|reported| which(reported)).count();
-        Account { made: self.made.len(), execs: count(|of| of.exec), exits: count(|of| of.exit) }
+        Account {
+            made: self.made.len(),
+            execs: count(|of| of.exec),
+            exits: count(|of| of.exit),
+            no_execs: count(|of| !of.exec && !of.late_exec),
+            no_exits: count(|of| !of.exit && !of.late_exit),
+        }
     }
 }
 
@@ -112,14 +146,16 @@ mod tests {
         for _ in 1..KINDS.len() {
             maker.make(true);
         }
-        assert_eq!(maker.account(), Account { made: KINDS.len() - 1, execs: 0, exits: 0 });
+        let none = Account { made: 5, no_execs: 5, no_exits: 5, ..Account::default() };
+        assert_eq!(maker.account(), none);
         let pids: Vec<_> = maker.made.keys().copied().collect();
         for _ in 0..2 {
             pids.iter().for_each(|pid| maker.handle_exec(*pid));
         }
         maker.handle_exit(pids[0]);
         maker.handle_exit(1);
-        assert_eq!(maker.account(), Account { made: 5, execs: 5, exits: 1 });
+        assert_eq!(maker.account(), Account { made: 5, execs: 5, exits: 1, no_execs: 0, no_exits: 4 });
+        assert!(!maker.is_reported());
         for _ in 0..500 {
             if maker.is_quiet() {
                 return;
@@ -127,5 +163,20 @@ mod tests {
             sleep(Duration::from_millis(20));
         }
         panic!("a process of the demo runs still");
+    }
+
+    #[test]
+    fn what_happens_after_the_stop_need_not_be_reported() {
+        let mut maker = Maker::default();
+        maker.make(true);
+        maker.stop();
+        assert_eq!(maker.account(), Account { made: 1, no_execs: 1, ..Account::default() }, "it started before");
+        maker.hurry();
+        assert_eq!(maker.account(), Account { made: 1, ..Account::default() });
+        let pid = maker.running[0].id();
+        maker.handle_exec(pid);
+        assert!(!maker.is_reported(), "it is waited for all the same");
+        maker.handle_exit(pid);
+        assert!(maker.is_reported());
     }
 }

@@ -32,6 +32,9 @@ const END_OF_AGENT: Duration = Duration::from_secs(25);
 /// How long to wait for the made processes to end, and for records on their way to arrive. Both take less.
 const END_OF_PROCESSES: Duration = Duration::from_secs(5);
 
+/// A signal that follows another one this soon asks for nothing new: `timeout` sends one to the process and one to its group.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
+
 /// How often this checks for these ends.
 const LOOKS: Duration = Duration::from_millis(10);
 
@@ -139,21 +142,32 @@ async fn until(moment: Option<Instant>) {
     }
 }
 
-/// What can end the demo.
-struct Signals([Signal; 3]);
+/// What can end the demo. Whoever asks twice does not want to wait.
+struct Signals {
+    caught: [Signal; 3],
+    last: Option<Instant>,
+}
 
 impl Signals {
     fn new() -> io::Result<Self> {
         let caught = |kind| signal(kind);
-        Ok(Self([caught(SignalKind::interrupt())?, caught(SignalKind::terminate())?, caught(SignalKind::hangup())?]))
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let [interrupt, terminate, hangup] = kinds.map(caught);
+        Ok(Self { caught: [interrupt?, terminate?, hangup?], last: None })
     }
 
     async fn recv(&mut self) {
-        let [interrupt, terminate, hangup] = &mut self.0;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
+        loop {
+            let [interrupt, terminate, hangup] = &mut self.caught;
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+            let now = Instant::now();
+            if self.last.replace(now).is_none_or(|last| now > last + SAME_SIGNAL) {
+                return;
+            }
         }
     }
 }
@@ -245,14 +259,17 @@ impl<'a> Show<'a> {
         }
     }
 
-    /// Makes no more processes and waits for those that run to end.
+    /// Makes no more processes, and waits until those that run have ended and all reports have arrived.
     async fn finish_processes(&mut self, signals: &mut Signals) {
         self.ending = true;
+        self.maker.stop();
         self.note("ends", "the last processes end, then the agent is asked to: its plugin first, then the stream");
         let deadline = Instant::now() + END_OF_PROCESSES;
-        // An agent that has just started does not catch signals yet. One that has connected does.
-        let is_up = |show: &Self| show.first_message.is_some() || show.failure.is_some();
-        while !(is_up(self) && self.maker.is_quiet() && self.compare()) && Instant::now() < deadline {
+        // An agent that has just started does not catch signals yet. One whose plugin reports does.
+        let is_up = |show: &Self| show.first_event.is_some() || show.failure.is_some();
+        // procwatch writes what it has seen twice a second. Both counts may therefore agree while a report is on its way.
+        let is_told = |show: &Self| show.plugin.scans() || show.maker.is_reported();
+        while !(is_up(self) && self.maker.is_quiet() && is_told(self) && self.compare()) && Instant::now() < deadline {
             let wait = async {
                 tokio::select! {
                     () = sleep(LOOKS) => false,
@@ -260,6 +277,7 @@ impl<'a> Show<'a> {
                 }
             };
             if self.watch(wait).await {
+                self.maker.hurry();
                 return;
             }
         }
