@@ -141,6 +141,11 @@ impl<M> Ledger<M> {
         None
     }
 
+    /// The batch of records that the stream wrote last, unless it is gone from here.
+    pub(super) fn last_written(&self) -> Option<&Batch<M>> {
+        Some(&self.entries.get(self.written.checked_sub(1)?)?.batch)
+    }
+
     /// The server has returned this much credit since the stream began. Call [`Ledger::pop_confirmed`] afterwards.
     pub(super) fn handle_credit(&mut self, credit: u64) {
         // The server may have granted one message's length ahead, and is still reading the message in which the credit ends.

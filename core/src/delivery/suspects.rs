@@ -8,7 +8,7 @@
 //! 1. Two streams in a row end while the same batches are in flight. The next stream is *careful*: it takes those at a distance
 //!    from each other. It does not matter which batch is the oldest, because servers take some before they come to the one they
 //!    die of, and urgent ones overtake it.
-//! 2. The batches that a careful stream was handed just before its end become *suspects*; without any, all that it was handed and the
+//! 2. The batches that a careful stream has written just before its end become *suspects*; without any, all that it was handed and the
 //!    server is not known to have taken, because a slow server comes to a batch late. Others overtake them.
 //! 3. A suspect gets a *trial* on a stream that has held for some seconds: it is sent alone, with silence before and after it.
 //!    If the stream outlives it, it is acquitted. If the stream ends, the suspect is cut, and each part becomes a suspect.
@@ -34,7 +34,7 @@ pub(super) struct Suspects {
     /// The streams in a row that ended while the same batches were in flight, and those batches.
     streak: u32,
     watched: Vec<Watched>,
-    /// When the last of them was handed over carefully, or the stream was opened.
+    /// When the last of them was handed over carefully or was written, or the stream was opened.
     careful_at: Millis,
     /// The suspect that was handed over alone.
     trial: Option<Identity>,
@@ -47,7 +47,7 @@ pub(super) struct Suspects {
 #[derive(Debug, Clone, Copy)]
 struct Watched {
     who: Identity,
-    /// When the stream was handed it carefully.
+    /// When the stream was handed it carefully, or had written it.
     handed: Option<Millis>,
 }
 
@@ -88,9 +88,14 @@ impl Suspects {
         }
     }
 
-    /// The stream has written records whole.
-    pub(super) fn handle_written(&mut self, now: Millis) {
+    /// The stream has written a batch of records whole. No server dies of a batch before that, and a large one takes its time.
+    pub(super) fn handle_written(&mut self, who: Identity, now: Millis) {
         self.quiet_since = now;
+        let is_it = |watched: &&mut Watched| watched.who == who && watched.handed.is_some();
+        if let Some(watched) = self.watched.iter_mut().find(is_it) {
+            watched.handed = Some(now);
+            self.careful_at = now;
+        }
     }
 
     /// The server has taken a batch.
@@ -317,7 +322,7 @@ mod tests {
         }
         let Some(Millis(handed)) = suspects.gate(who(1), false) else { panic!("only time is wanted") };
         suspects.handle_handed(who(1), Millis(handed));
-        suspects.handle_written(Millis(handed));
+        suspects.handle_written(who(1), Millis(handed));
         let in_flight = [(who(1), true)].into_iter();
         assert_eq!(suspects.handle_broken(in_flight, false, Millis(handed + 5)), Verdict::Nothing);
         handed + 5
@@ -350,8 +355,8 @@ mod tests {
         assert_eq!(suspects.gate(who(1), false), Some(Millis(100 + CAREFUL_GAP_MS)));
         assert_eq!(suspects.gate(who(1), true), None, "one at a time");
         suspects.handle_handed(who(1), Millis(300));
-        suspects.handle_written(Millis(310));
-        assert_eq!(suspects.gate(who(2), false), Some(Millis(300 + CAREFUL_GAP_MS)));
+        suspects.handle_written(who(1), Millis(310));
+        assert_eq!(suspects.gate(who(2), false), Some(Millis(310 + CAREFUL_GAP_MS)));
         assert_eq!(suspects.gate(who(9), true), Some(Millis(0)), "what comes meanwhile does not wait");
         suspects.handle_handed(who(2), Millis(510));
         assert_eq!(suspects.gate(who(3), true), Some(Millis(0)), "those in flight have been handed over again");
@@ -376,6 +381,18 @@ mod tests {
             assert_eq!(broken(&mut suspects, &[1, 2], later), verdict);
             assert_eq!([1, 2].map(|number| suspects.is_suspect(who(number))), is_blamed);
         }
+    }
+
+    #[test]
+    fn a_batch_that_took_long_to_write_may_be_it_as_well_as_one_that_was_handed_over_behind_it() {
+        let mut suspects = careful();
+        suspects.handle_handed(who(1), Millis(300));
+        suspects.handle_written(who(1), Millis(300 + TRIAL_MS));
+        let later = 300 + TRIAL_MS + CAREFUL_GAP_MS;
+        assert_eq!(suspects.gate(who(2), false), Some(Millis(later)), "it is sent whole before the next is");
+        suspects.handle_handed(who(2), Millis(later));
+        assert_eq!(broken(&mut suspects, &[1, 2], later + 1), Verdict::Nothing);
+        assert!(suspects.is_suspect(who(1)) && suspects.is_suspect(who(2)));
     }
 
     #[test]
@@ -427,7 +444,7 @@ mod tests {
         assert_eq!(suspects.gate(who(1), true), None);
         assert!(suspects.is_set_aside(who(1), Millis(ripe - 1)) && !suspects.is_set_aside(who(1), Millis(ripe)));
         assert!(!suspects.is_set_aside(who(3), Millis(10_000)));
-        suspects.handle_written(Millis(ripe - 1));
+        suspects.handle_written(who(9), Millis(ripe - 1));
         assert_eq!(suspects.gate(who(1), false), Some(Millis(ripe - 1 + TRIAL_MS)), "silence comes before a trial");
     }
 
@@ -437,7 +454,7 @@ mod tests {
         suspects.handle_opened(Millis(10_000));
         suspects.handle_handed(who(1), Millis(20_000));
         assert_eq!(suspects.gate(who(3), true), None);
-        suspects.handle_written(Millis(20_010));
+        suspects.handle_written(who(1), Millis(20_010));
         let end = 20_010 + TRIAL_MS;
         assert_eq!(suspects.gate(who(3), false), Some(Millis(end)), "silence comes after a trial");
         suspects.handle_time(false, Millis(end - 1));
@@ -474,7 +491,7 @@ mod tests {
         let mut suspects = two_suspects();
         suspects.handle_opened(Millis(10_000));
         suspects.handle_handed(who(1), Millis(20_000));
-        suspects.handle_written(Millis(20_000));
+        suspects.handle_written(who(1), Millis(20_000));
         assert_eq!(broken(&mut suspects, &[1], 20_000 + TRIAL_MS), Verdict::Guilty(who(1)));
         assert!(suspects.is_guilty(who(1)) && !suspects.is_guilty(who(2)));
         suspects.handle_opened(Millis(50_000));
@@ -494,7 +511,7 @@ mod tests {
             let mut suspects = two_suspects();
             suspects.handle_opened(Millis(10_000));
             suspects.handle_handed(who(1), Millis(20_000));
-            suspects.handle_written(Millis(20_000));
+            suspects.handle_written(who(1), Millis(20_000));
             suspects.handle_broken([(who(in_flight), false)].into_iter(), is_writing, Millis(ended));
             assert_eq!(suspects.is_guilty(who(1)), is_guilty, "{in_flight} {ended} {is_writing}");
         }
@@ -537,7 +554,7 @@ mod tests {
         suspects.suspect(who(2), 0);
         suspects.handle_opened(Millis(1_000));
         suspects.handle_handed(who(2), Millis(10_000));
-        suspects.handle_written(Millis(10_000));
+        suspects.handle_written(who(2), Millis(10_000));
         suspects.handle_time(false, Millis(10_000 + TRIAL_MS));
         assert!(!suspects.is_suspect(who(2)));
         dies_of_a_record(&mut suspects, 20_000, false);

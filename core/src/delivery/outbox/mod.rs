@@ -277,8 +277,10 @@ impl<M: Clone> Outbox<M> {
 
     /// The stream has written the oldest batch that it was handed, whole.
     pub fn handle_written(&mut self, now: Millis) {
-        if self.ledger.handle_written(now).is_none() {
-            self.suspects.handle_written(now);
+        if self.ledger.handle_written(now).is_none()
+            && let Some(batch) = self.ledger.last_written()
+        {
+            self.suspects.handle_written(batch.identity(), now);
         }
     }
 
