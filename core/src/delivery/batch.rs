@@ -37,7 +37,7 @@ pub struct Batch<M> {
     pub(super) is_smallest: bool,
     /// It is not all that lies at its place in the spool.
     pub(super) is_part: bool,
-    kind: Kind,
+    pub(super) kind: Kind,
     bytes: usize,
     content_bytes: u32,
     records: u64,

@@ -123,6 +123,8 @@ impl<M: Clone> Outbox<M> {
         for (from_the_end, mut part) in parts.into_iter().rev().enumerate() {
             self.last_id += 1;
             (part.id, part.is_part) = (self.last_id, whole.stored.is_some());
+            // It is no more and no less than the whole was. As bulk, parts of an urgent batch would wait for the disk.
+            (part.kind, part.is_double) = (whole.kind, whole.is_double);
             // The last part stands for the place on the disk, because all of them are sent again from there.
             part.stored = whole.stored.map(|stored| match from_the_end {
                 0 => stored,

@@ -85,6 +85,31 @@ fn each_part_is_written_to_the_disk_on_its_own() {
 }
 
 #[test]
+fn the_parts_of_an_urgent_batch_do_not_let_what_is_on_the_disk_overtake_what_was_read() {
+    let mut outbox = spooled(2);
+    outbox.handle_opened(DUE);
+    assert_eq!(read(&mut outbox, DUE), 0);
+    outbox.push(large(Kind::Urgent, 9, 1_000));
+    outbox.handle_cut(vec![bulk(10), bulk(11)], &[]);
+    assert_eq!(outbox.poll_op(DUE), None, "urgent parts wait, and what was read waits behind them");
+    for message in [10, 11, 0] {
+        assert_eq!(send(&mut outbox, DUE), Some(message));
+    }
+    assert_eq!(send_from_disk(&mut outbox, 1, DUE), [1]);
+}
+
+#[test]
+fn the_parts_of_what_the_server_had_taken_once_are_no_loss() {
+    let mut outbox = Outbox::new(Bounds { memory: 300, spool: 0 }, Millis(0));
+    let mut whole = large(Kind::Bulk, 0, 1_000);
+    whole.is_double = true;
+    outbox.push(whole);
+    outbox.handle_cut((1..=4).map(bulk).collect(), &[]);
+    let shed = outbox.make_room(true, DUE);
+    assert_eq!((shed.doubles, shed.lost, outbox.losses().sum()), (2, 0, 0));
+}
+
+#[test]
 fn a_batch_on_the_disk_is_confirmed_there_with_its_last_part() {
     let mut outbox = spooled(2);
     outbox.handle_opened(DUE);
