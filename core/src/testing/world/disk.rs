@@ -195,6 +195,9 @@ impl World {
             Op::Append { .. } if now >= self.disk.full_until && now >= self.disk.read_only_until => None,
             op => Some(self.disk.carry_out(op, now)),
         };
+        if let (Some(Done::Opened(_)), Some(host)) = (&done, &mut self.host) {
+            host.knows_disk = true;
+        }
         if let Some(Done::Dropped(rows)) = &done {
             self.dropping = rows.iter().map(|row| row.records).sum();
         }

@@ -154,7 +154,7 @@ impl World {
                 }
             }
             Event::Vanish => {
-                if self.host.is_none() {
+                if !self.host.as_ref().is_some_and(|host| host.knows_disk) {
                     // There is nobody who could tell.
                     let lost: Vec<_> = self.disk.records().collect();
                     lost.into_iter().for_each(|id| self.account.excuse(id));

@@ -292,10 +292,11 @@ impl World {
         let now = self.agenda.now;
         let connection = &mut self.connections[id];
         connection.server_open = false;
+        let is_orphan = self.host.is_none() || connection.life != self.life;
         let far = core::mem::take(&mut connection.far);
         for arrived in far.arrived.into_iter().chain(far.work).filter(|arrived| arrived.is_pinged) {
-            // The agent was told that the server has it. It would send it again if the end came soon enough.
-            let is_excused = delay.is_none_or(|delay| now.since(arrived.at) + delay >= FORGOTTEN_MS);
+            // The agent was told that the server has it. It would send it again if it still ran, and the end came soon enough.
+            let is_excused = is_orphan || delay.is_none_or(|delay| now.since(arrived.at) + delay >= FORGOTTEN_MS);
             self.note(|| format!("the server loses {:?}, which the agent thinks it has", arrived.message));
             for id in arrived.message.records().filter_map(|record| record.id) {
                 if is_excused { self.account.excuse(id) } else { self.account.expect_again(id) }

@@ -10,6 +10,7 @@ use elklet_proto::data_type::{AGENT_HEARTBEAT, LOSS, TASK_RESULT};
 
 use super::World;
 use super::agenda::Happening;
+use super::plugins::plugin_of;
 use crate::agent::{Action, Agent, UpdateAction};
 use crate::command::{AgentConfig, AgentTask, Command};
 use crate::delivery::Kind;
@@ -40,6 +41,8 @@ pub(super) struct Host {
     pub(super) connection: Option<usize>,
     pub(super) half_open: Vec<usize>,
     pub(super) is_held: bool,
+    /// It has looked what lies on the disk.
+    pub(super) knows_disk: bool,
     upload: u32,
     update: u32,
     /// Series of its own records: answers, losses.
@@ -65,6 +68,7 @@ impl Host {
             connection: None,
             half_open: Vec::new(),
             is_held: false,
+            knows_disk: false,
             upload: 0,
             update: 0,
             own,
@@ -260,13 +264,15 @@ impl World {
             Command::PluginTask(task) => &task.token,
             Command::AgentTask(task) => task.token(),
             Command::RefusedTask(task) => &task.token,
-            Command::Configuration(_) => {
+            Command::Configuration(configuration) => {
                 let now = self.agenda.now;
                 for plugin in 0..self.plugins.len() {
-                    let wanted = self.center.wanted(plugin);
-                    let before = core::mem::replace(&mut self.told_versions[plugin], wanted.clone());
-                    if wanted != before {
-                        self.plugins[plugin].news = wanted.is_some().then_some(now);
+                    // The server may want another one by now.
+                    let told = configuration.plugins.iter().find(|config| plugin_of(&config.name) == plugin);
+                    let told = told.map(|config| config.version.clone());
+                    let before = core::mem::replace(&mut self.told_versions[plugin], told.clone());
+                    if told != before {
+                        self.plugins[plugin].news = told.is_some().then_some(now);
                     }
                 }
                 return;
