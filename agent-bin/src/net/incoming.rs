@@ -97,3 +97,25 @@ impl Search {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use elklet_core::link::grpc::prefix;
+
+    use super::*;
+
+    #[test]
+    fn a_message_that_is_compressed_by_something_else_than_snappy_is_passed_over() {
+        for (encoding, name) in [(Some(&b"gzip"[..]), "gzip"), (Some(b"identity"), "identity"), (None, "none")] {
+            let mut incoming = Incoming::new(encoding.map(<[u8]>::to_vec));
+            let stream = [&prefix(true, 3)[..], b"abc", &prefix(false, 0)].concat();
+            let mut rest = &stream[..];
+            let Ok(Some((length, Err(bad)))) = incoming.next(&mut rest) else { panic!("{name}: it is no command") };
+            assert_eq!((length, bad.token), (PREFIX + 3, None));
+            assert_eq!(bad.what.to_string(), format!("a message compressed by {name}, expected snappy"));
+            // The next one is none the worse for it.
+            assert!(matches!(incoming.next(&mut rest), Ok(Some((PREFIX, Ok(Command::Nothing))))), "{name}");
+            assert!(rest.is_empty() && incoming.is_between_messages());
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! Where a host is, as the server (task 1051) or an operator (`elkeidctl`) sets it.
 
 use elklet_tests::binaries::Binaries;
-use elklet_tests::harness::{Agent, Site, wait_until};
+use elklet_tests::harness::{Agent, Signal, Site, wait_until};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -153,6 +153,32 @@ fn elkeidctl_hands_services_over_to_the_service_manager() {
         assert!(stderr.contains("/etc/init.d/elkeid-agent: ") && stderr.contains("without systemd"), "{stderr}");
     }
     assert_eq!(ctl(&["service-reload"]), (String::new(), Some(0)));
+}
+
+#[test]
+fn a_file_that_is_longer_than_anybody_specifies_is_refused_and_stays_as_it_is() {
+    let site = Site::new();
+    let mut agent = site.agent();
+    let workdir = agent.workdir().path().to_owned();
+    let (file, says) = (workdir.join("specified_env"), "specified_env: 65537 bytes, the limit is 65536");
+    let text = format!("specified_idc = dc-1\n{}", "x".repeat((64 << 10) - 20));
+    fs::write(&file, &text).unwrap();
+    set(&site, &agent, r#"{"idc": "dc-2"}"#, "long");
+    let msg = refusal(&site, &agent, "long");
+    assert!(msg.contains(says), "{msg}");
+    let (code, stderr) = elkeidctl(&workdir, &["set", "--idc", "dc-3"]);
+    assert!(code != Some(0) && stderr.contains(says), "{code:?}: {stderr}");
+    agent.signal(Signal::HUP);
+    let line = agent.wait_for_log("SIGHUP: the settings stay as they were: ");
+    assert!(line.contains(" WARN ") && line.contains(says), "{line}");
+    assert_eq!(place(&site, &agent), place_of("default", "default"));
+    assert!(agent.is_running() && fs::read_to_string(&file).unwrap() == text);
+
+    // With a byte less it is read.
+    fs::write(&file, &text[..64 << 10]).unwrap();
+    agent.signal(Signal::HUP);
+    agent.wait_for_log("SIGHUP: changed: idc and region");
+    assert_eq!(place(&site, &agent), place_of("dc-1", "default"));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Settings and certificates that change while the agent runs: what takes effect, what does not, and that nothing is lost.
 
 use crate::PLUGIN;
+use elklet_tests::binaries::Binaries;
 use elklet_tests::center::{Fault, Status};
 use elklet_tests::harness::{Agent, Setup, Signal, Site, types};
 use elklet_tests::pki::{Ca, SERVER_NAME, Set, Validity};
@@ -8,6 +9,7 @@ use elklet_tests::proxy::{Kind, Options, Proxy};
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 /// Prepares an agent whose settings are all in its file. It belongs to no fleet.
 struct Filed {
@@ -199,6 +201,34 @@ fn log_idc_region_and_updates_change_live_and_buffers_do_not() {
     wait_streams(&site, agent, 3);
     let fields = site.heartbeats(agent).agent;
     assert_eq!((&fields["idc"][..], &fields["region"][..], &fields["net_mode"][..]), ("default", "eu", "public"));
+}
+
+#[test]
+fn the_size_of_the_spool_changes_live_and_whether_there_is_one_does_not() {
+    let site = Site::new();
+    let file = |mib: u32| format!("[server]\nprivate = [\"{}\"]\n[spool]\nmib = {mib}\n", site.address());
+    let capacity = |agent: &Agent| {
+        let mut command = Command::new(&Binaries::for_tests().elklet);
+        let output = command.args(["status", "--json", "--workdir"]).arg(agent.workdir().path()).output().unwrap();
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["spool"]["capacity_bytes"].as_u64()
+    };
+    let filed = Filed::start(&site, site.setup(), site.certs(), &file(32));
+    let agent = &filed.agent;
+    assert_eq!(capacity(agent), Some(32 << 20));
+    let line = filed.reload(&file(16));
+    assert!(line.ends_with("SIGHUP: changed: spool"), "{line}");
+    assert_eq!(capacity(agent), Some(16 << 20));
+    filed.reload(&file(0));
+    let line = agent.wait_for_log("whether there is a spool takes effect at the next start only");
+    assert!(line.contains(" WARN "), "{line}");
+    agent.wait_for_log("SIGHUP: changed: nothing");
+    assert_eq!((capacity(agent), streams(&site, agent)), (Some(16 << 20), 1));
+
+    let without = Filed::start(&site, site.setup(), site.certs(), &file(0));
+    assert_eq!(capacity(&without.agent), None);
+    without.reload(&file(32));
+    without.agent.wait_for_log("whether there is a spool takes effect at the next start only");
+    assert_eq!(capacity(&without.agent), None);
 }
 
 #[test]

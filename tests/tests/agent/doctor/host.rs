@@ -74,6 +74,31 @@ fn a_work_directory_that_cannot_be_written_is_named() {
 }
 
 #[test]
+fn proxy_variables_that_are_not_understood_are_named_and_close_no_way() {
+    let site = Site::new();
+    let with = |name: &str, value: &str| Visit::new(site.certs(), &site.address()).variable(name, value);
+    for (name, value, says) in [
+        ("HTTPS_PROXY", "ftp://joe:secret@proxy:21", "HTTPS_PROXY in the environment: ftp://proxy:21 is no proxy"),
+        ("NO_PROXY", "10.0.0.0/99", "NO_PROXY in the environment: "),
+    ] {
+        let visit = with(name, value);
+        let found = visit.finds(0);
+        let warned = warnings(&found, "configuration");
+        assert!(warned.len() == 1 && warned[0].0.starts_with(says), "{found}");
+        assert!(
+            warned[0].0.ends_with("it is passed over") && warned[0].1.contains("mend it, or take it away"),
+            "{found}"
+        );
+        assert!(!found.to_string().contains("secret"), "{found}");
+        assert_eq!(verdicts(&found, &format!("{} (private)", site.address())), PASSED);
+        let text = String::from_utf8(visit.run(&[]).stdout).unwrap();
+        assert!(text.ends_with(" is open; there is a warning above\n"), "{text}");
+    }
+    let found = with("NO_PROXY", "10.0.0.0/8").finds(0);
+    assert_eq!(warnings(&found, "configuration"), [], "{found}");
+}
+
+#[test]
 fn what_others_could_read_or_change_is_named() {
     let site = Site::new();
     let top = tempfile::tempdir().unwrap();

@@ -22,17 +22,25 @@ struct Visit {
     workdir: Workdir,
     id: String,
     arguments: Vec<String>,
+    variables: Vec<(String, String)>,
 }
 
 impl Visit {
     fn new(certs: &Path, server: &str) -> Self {
         let workdir = Workdir::new();
         let id = format!("visitor-{}", workdir.path().display());
-        Self { workdir, id, arguments: Vec::new() }.with("--certs", certs.to_str().unwrap()).with("--server", server)
+        Self { workdir, id, arguments: Vec::new(), variables: Vec::new() }
+            .with("--certs", certs.to_str().unwrap())
+            .with("--server", server)
     }
 
     fn with(mut self, flag: &str, value: &str) -> Self {
         self.arguments.extend([flag.to_owned(), value.to_owned()]);
+        self
+    }
+
+    fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -46,7 +54,7 @@ impl Visit {
         let mut command = Command::new(&Binaries::for_tests().elklet);
         // `.ci/coverage` needs the file in which an instrumented program counts.
         let profile = env::var_os("LLVM_PROFILE_FILE").map(|file| ("LLVM_PROFILE_FILE", file));
-        command.env_clear().envs(profile).env("SPECIFIED_AGENT_ID", &self.id);
+        command.env_clear().envs(profile).env("SPECIFIED_AGENT_ID", &self.id).envs(self.variables.iter().cloned());
         command.args(place).args(flags).args(&self.arguments).output().unwrap()
     }
 
