@@ -186,7 +186,10 @@ fn log_idc_region_and_updates_change_live_and_buffers_do_not() {
     assert!(agent.stderr().is_empty() && !agent.log().contains(" DEBUG "));
     let line = filed
         .reload(&format!("idc = \"north\"\n{regions}[log]\nstderr = true\ndebug = true\n[buffer]\narena_kib = 256\n[update]\nenabled = false\n"));
-    assert!(line.contains("workdir and [buffer] take effect at the next start only"), "{line}");
+    assert!(
+        line.contains("[buffer], and where all but the certificates lies, take effect at the next start only"),
+        "{line}"
+    );
     let line = agent.wait_for_log("SIGHUP: changed: ");
     assert!(line.ends_with("changed: update, log, idc and region"), "{line}");
     assert_eq!(streams(&site, agent), 1);
