@@ -41,7 +41,7 @@ const LOOKS: Duration = Duration::from_millis(10);
 /// How long the center's threads may take to count what it has taken. It has taken everything when the agent ends.
 const END_OF_STREAM: Duration = Duration::from_secs(5);
 
-/// The most lines shown in a second. Nobody could read more, so the rest is only counted.
+/// The most lines of others shown in a second. Nobody could read more, so the rest is only counted.
 const LINES_PER_SECOND: u64 = 200;
 
 /// Seconds between two status lines, if they scroll by.
@@ -355,10 +355,12 @@ impl<'a> Show<'a> {
 
     fn show(&mut self, event: &Event<'_>) {
         self.lines += 1;
-        if self.lines > LINES_PER_SECOND {
+        let demo = std::process::id();
+        // What the demo makes itself is three lines a second, and shows that it works when the host is busy with something else.
+        if self.lines > LINES_PER_SECOND && !event.descends_from(demo) {
             self.unshown += 1;
         } else {
-            self.screen.line(&event.line(std::process::id()));
+            self.screen.line(&event.line(demo));
         }
     }
 
