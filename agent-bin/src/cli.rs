@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use elklet_core::printable::{Printable, PrintablePage};
 use lexopt::prelude::*;
 
+use crate::adopt::{self, Adoption};
 use crate::agent;
 use crate::config::{ELKEID, Environment, Flags, Layout, Settings};
 use crate::ctl;
@@ -32,6 +33,7 @@ Usage:
   elklet init --server HOST:PORT [--certs DIR] [the flags of run]
   elklet check [the flags of run]
   elklet spool ls|verify [--config FILE] [--workdir DIR]
+  elklet adopt [--from DIR] [--yes] [--undo] [--config FILE] [--workdir DIR]
   elklet version [--json]
   elklet ctl COMMAND         what Elkeid's elkeidctl does, also by that name: set, unset, start, stop, ... (elklet ctl --help)
 
@@ -42,6 +44,9 @@ certificates from DIR to where they belong, and then does what `doctor` does. It
 `check` reads the settings and the certificates as `run` would, starts nothing, and prints what is wrong.
 `doctor` goes the way to every configured server (file, DNS, TCP, proxy, TLS, ALPN, gRPC, AgentCenter). It names the hop at
 which the way ends, and says what to do about it.
+`adopt` copies what an agent with everything in one directory (--from, or /etc/elkeid) has kept to where things lie now: id, idc
+and region, plugins, spool, settings and certificates, as far as they are there and not here. Without --yes it says what it
+would do. --undo removes what it has copied.
 `spool` lists what lies on the disk for the server, or reads all of it and says what is damaged.
 
 Options:
@@ -86,13 +91,14 @@ Exit codes:
   status  0 when the agent is connected (with --metrics: when it answers), 1 when none runs, 2 for a wrong flag or file,
           3 when it runs but is not connected
   check   0 when `run` would start, 2 with a line that says what is wrong when not
+  adopt   2 when an agent runs or there is nothing to adopt, 1 when something cannot be copied
   init    2 when there is a file, or servers or certificates are of no use, else as doctor
   doctor  0 when all is well here and a server takes this agent, 1 when not, 2 for a wrong flag
   spool   1 when something is damaged
 ";
 
 /// The commands, for messages. `ctl` has a parser of its own.
-const COMMANDS: &str = "run, status, doctor, check, init, spool, version or ctl";
+const COMMANDS: &str = "run, status, doctor, check, init, adopt, spool, version or ctl";
 
 /// The exit code of `elklet status` when the agent runs and has no stream.
 const NOT_CONNECTED: u8 = 3;
@@ -101,6 +107,7 @@ enum Invocation {
     Run(Flags),
     Check(Flags),
     Init(Flags),
+    Adopt(Flags, Adoption),
     Status(Flags, Page),
     Doctor(Flags, bool),
     Spool(Flags, Look),
@@ -139,6 +146,10 @@ pub fn main(version: &'static str) -> ExitCode {
                 let Flags { config, workdir, .. } = flags;
                 examine(&Flags { config, workdir, ..Flags::default() }, false)
             }
+            Err(failure) => fail(&failure),
+        },
+        Ok(Invocation::Adopt(flags, adoption)) => match adopt::run(&flags, &adoption) {
+            Ok(said) => print(&said),
             Err(failure) => fail(&failure),
         },
         Ok(Invocation::Check(flags)) => match check(&flags) {
@@ -236,6 +247,7 @@ enum Word {
     Run,
     Check,
     Init,
+    Adopt,
     Version,
     Status,
     Doctor,
@@ -252,10 +264,12 @@ fn parse(
     let mut page = Page::default();
     let mut command = None;
     let mut what = None;
+    let mut adoption = Adoption::default();
     while let Some(argument) = parser.next()? {
         // Whoever looks at what the agent would do has its flags.
         let runs = matches!(command.or(default), Some(Word::Run | Word::Check | Word::Init | Word::Doctor));
         let asks = command == Some(Word::Status);
+        let adopts = command == Some(Word::Adopt);
         let looks = command == Some(Word::Spool);
         match argument {
             Short('h') | Long("help") => return Ok(Invocation::Help),
@@ -265,6 +279,7 @@ fn parse(
                     Some("run") => Word::Run,
                     Some("check") => Word::Check,
                     Some("init") => Word::Init,
+                    Some("adopt") => Word::Adopt,
                     Some("version") => Word::Version,
                     Some("status") => Word::Status,
                     Some("doctor") => Word::Doctor,
@@ -279,8 +294,11 @@ fn parse(
                     _ => return Err(format!("unknown word {word:?}, expected ls or verify").into()),
                 });
             }
-            Long("config") if runs || asks || looks => flags.config = Some(path(&mut parser)?),
-            Long("workdir") if runs || asks || looks => flags.workdir = Some(path(&mut parser)?),
+            Long("config") if runs || asks || looks || adopts => flags.config = Some(path(&mut parser)?),
+            Long("workdir") if runs || asks || looks || adopts => flags.workdir = Some(path(&mut parser)?),
+            Long("from") if adopts => adoption.from = Some(path(&mut parser)?),
+            Long("yes") if adopts => adoption.is_meant = true,
+            Long("undo") if adopts => adoption.is_undone = true,
             Long("certs") if runs => flags.certs = Some(path(&mut parser)?),
             Long("server") if runs => flags.servers.push(parser.value()?.string()?),
             Long("public") if runs => flags.public.push(parser.value()?.string()?),
@@ -296,6 +314,7 @@ fn parse(
         Some(Word::Run) => Ok(Invocation::Run(flags)),
         Some(Word::Check) => Ok(Invocation::Check(flags)),
         Some(Word::Init) => Ok(Invocation::Init(flags)),
+        Some(Word::Adopt) => Ok(Invocation::Adopt(flags, adoption)),
         Some(Word::Version) => Ok(Invocation::Version { json: page == Page::Json }),
         Some(Word::Status) => Ok(Invocation::Status(flags, page)),
         Some(Word::Doctor) => Ok(Invocation::Doctor(flags, page == Page::Json)),

@@ -12,6 +12,7 @@ compile_error!(
      without any, build what decides: `cargo build -p elklet-core`, see docs/embedding.md"
 );
 
+mod adopt;
 mod agent;
 mod cli;
 mod clock;

@@ -161,6 +161,68 @@ fn a_new_host_is_set_up_by_one_command_that_changes_nothing_that_is_there() {
     assert_eq!(elklet(&["check", "--workdir", &path]).1, Some(0));
 }
 
+/// The directory of Elkeid's agent, and an agent that goes on as that host.
+#[test]
+fn a_host_goes_on_as_it_was_when_its_agent_moves_and_can_go_back() {
+    let site = Site::new();
+    let old = site.setup().without_id().server(&site.address());
+    let from = old.workdir().path().to_owned();
+    fs::write(from.join("machine-id"), "4f6c8f0a-2d4e-4b5a-9c0d-6f1e2a3b4c5d").unwrap();
+    fs::write(from.join("specified_env"), "specified_id = host-9\nspecified_idc = north\n").unwrap();
+    site.center().set_configs(Some(vec![old.workdir().install("probe", PLUGIN, "hello")]));
+    let mut agent = old.start();
+    agent.set_id("host-9");
+    site.wait_connected(&agent);
+    wait_until("list of plugins", || from.join("plugins.kept").exists());
+
+    let to = Workdir::new();
+    fs::create_dir(to.path().join("plugin")).unwrap();
+    let (from_path, path) = (from.display().to_string(), to.path().display().to_string());
+    let adopt = |words: &[&str]| {
+        let words = [&["adopt", "--from", &from_path, "--workdir", &path], words].concat();
+        said(&Binaries::for_tests().elklet, to.path(), &words)
+    };
+    let (text, code) = adopt(&["--yes"]);
+    assert!(text.contains("stop it first") && code == Some(2), "{text}");
+    let setup = agent.into_setup();
+    let names = || {
+        let names = fs::read_dir(to.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    };
+    let (text, code) = adopt(&[]);
+    assert!(
+        text.contains("plugin would be copied to ") && text.contains("nothing was done") && code == Some(0),
+        "{text}"
+    );
+    assert_eq!(names(), ["plugin"]);
+    let (text, code) = adopt(&["--yes"]);
+    assert!(text.contains("machine-id is copied to ") && code == Some(0), "{text}");
+    assert_eq!(
+        fs::read(from.join("plugin/probe/probe")).unwrap(),
+        fs::read(to.path().join("plugin/probe/probe")).unwrap()
+    );
+    let kept = ["adopted", "elklet.toml", "machine-id", "plugin", "plugins.kept", "specified_env"];
+    assert_eq!(names().into_iter().filter(|name| name != "spool" && name != "log").collect::<Vec<_>>(), kept);
+
+    // The id is the same, and the plugin starts before any server is there.
+    let moved = elklet_tests::harness::Setup::in_directory(to).without_id();
+    let certs = site.certs().display().to_string();
+    let mut agent = moved.argument("--certs").argument(&certs).server("127.0.0.1:1").start();
+    agent.wait_for_log("starts as host-9");
+    agent.wait_for_log("plugin probe ");
+    agent.signal(elklet_tests::harness::Signal::TERM);
+    assert!(agent.wait_for_exit().success());
+    let moved = agent.into_setup();
+    let path = moved.workdir().path().display().to_string();
+    let undo = ["adopt", "--from", &from_path, "--workdir", &path, "--undo", "--yes"];
+    let (text, code) = said(&Binaries::for_tests().elklet, moved.workdir().path(), &undo);
+    assert!(text.contains("machine-id is removed") && code == Some(0), "{text}");
+    assert!(!moved.workdir().path().join("machine-id").exists() && !moved.workdir().path().join("plugin").exists());
+    assert!(setup.workdir().path().join("machine-id").exists(), "what was there is as it was");
+}
+
 #[test]
 fn check_says_what_run_would_and_starts_nothing() {
     let site = Site::new();
