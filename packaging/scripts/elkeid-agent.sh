@@ -18,6 +18,12 @@ prepare() {
 	if ! command -v systemctl >/dev/null 2>&1 && [ -d /etc/init.d ]; then
 		cp /etc/elkeid/elkeid-agent.sysvinit /etc/init.d/elkeid-agent
 		chmod 755 /etc/init.d/elkeid-agent
+		# An agent that Elkeid's own elkeidctl has started is started again by cron, which calls that program. This one leaves it to
+		# the script, which takes an agent without this file for one that was stopped on purpose.
+		if [ -e /etc/cron.d/elkeid-agent ]; then
+			echo '* * * * * root /etc/init.d/elkeid-agent check' >/etc/cron.d/elkeid-agent
+			: >>/var/run/elkeid-agent.pid
+		fi
 	fi
 }
 
