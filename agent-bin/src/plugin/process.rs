@@ -158,6 +158,8 @@ fn start(
     let install = move || -> io::Result<()> {
         // SAFETY: `signal` is async-signal-safe and takes plain numbers. The agent ignores this one for itself.
         unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_DFL) };
+        // SAFETY: a system call on plain numbers. The agent does without huge pages for itself.
+        unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 0, 0, 0, 0) };
         confining.confine_self()?;
         for (end, number) in &theirs {
             // SAFETY: dup2 takes plain numbers and is async-signal-safe. Nothing of the agent's lies at `number`, as

@@ -81,6 +81,23 @@ fn a_plugin_whose_daemon_holds_the_pipes_is_started_again() {
 }
 
 #[test]
+fn the_agent_has_no_huge_pages_and_its_plugins_have_what_they_had() {
+    let allowed = |pid: u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        status.lines().find_map(|line| line.strip_prefix("THP_enabled:\t")).map(str::to_owned)
+    };
+    // Kernels before 5.0 do not say.
+    let Some(own) = allowed(std::process::id()) else { return };
+    let site = Site::new();
+    let setup = site.eager();
+    site.center().set_configs(Some(vec![setup.workdir().install("probe", PLUGIN, "hello")]));
+    let agent = setup.start();
+    site.wait_records("plugin", &agent, |records| records.of_type(types::HELLO).count() == 1);
+    let plugin = children(agent.pid())[0];
+    assert_eq!((allowed(agent.pid()).as_deref(), allowed(plugin)), (Some("0"), Some(own)));
+}
+
+#[test]
 fn the_first_process_of_a_container_reaps_orphans_and_ends_on_sigterm() {
     const TEST: &str = "the_first_process_of_a_container_reaps_orphans_and_ends_on_sigterm";
     let namespace = ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child=SIGTERM"];
