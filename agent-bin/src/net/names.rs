@@ -168,7 +168,12 @@ fn error_of(code: libc::c_int) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::Mutex;
+
     use super::*;
+
+    /// Lookups are bounded in the whole process, so that a test that takes all of them would fail another.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
     async fn all(host: &str) -> Vec<SocketAddr> {
         let mut lookup = Lookup::start(host, 6751);
@@ -181,6 +186,7 @@ mod tests {
 
     #[tokio::test]
     async fn addresses_need_no_resolver_and_names_of_the_hosts_file_are_found() {
+        let _guard = ONE_AT_A_TIME.lock().await;
         for (host, expected) in [("10.0.0.1", "10.0.0.1:6751"), ("fd00::1", "[fd00::1]:6751")] {
             assert_eq!(all(host).await, [expected.parse::<SocketAddr>().expect("an address")]);
         }
@@ -193,6 +199,7 @@ mod tests {
 
     #[tokio::test]
     async fn lookups_without_an_answer_do_not_pile_up() {
+        let _guard = ONE_AT_A_TIME.lock().await;
         let (sender, mut answers) = mpsc::unbounded_channel();
         let (hold, held) = std::sync::mpsc::channel::<()>();
         let held = std::sync::Arc::new(std::sync::Mutex::new(held));
@@ -203,7 +210,7 @@ mod tests {
                 Ok(Vec::new())
             }
         };
-        // Other tests may be asking as well.
+        // Tests elsewhere may be asking as well.
         let started = (0..=MAX_LOOKUPS).filter(|_| ask(sender.clone(), Family::V4, silent()).is_ok()).count();
         assert!(started > 0 && started <= MAX_LOOKUPS, "{started} lookups were started");
         let refused = ask(sender.clone(), Family::V4, silent()).expect_err("it is one too many");
