@@ -23,6 +23,7 @@ mod plugins;
 mod poison;
 mod processes;
 mod proxies;
+mod python;
 mod reload;
 mod replay;
 mod reports;
