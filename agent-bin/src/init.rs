@@ -22,11 +22,11 @@ const MAX_CERTIFICATE_BYTES: u64 = 1 << 20;
 /// Returns what was done, a line for each file.
 ///
 /// # Errors
-/// When there is a file already, the servers or certificates are of no use, or something cannot be written. Nothing that was there has
+/// When there is a file already in which something is set, the servers or certificates are of no use, or something cannot be written. Nothing that was there has
 /// changed then.
 pub(crate) fn run(flags: &Flags) -> Result<String, Failure> {
     let layout = Layout::find_at_any_rate(&Flags { certs: None, ..flags.clone() });
-    if layout.file.symlink_metadata().is_ok() {
+    if layout.file.symlink_metadata().is_ok() && !is_untouched(&layout.file) {
         let why = format!("{} is there already, and stays as it is; elklet check reads it", layout.file.display());
         return Err(Failure::Settings(why));
     }
@@ -57,6 +57,12 @@ pub(crate) fn run(flags: &Flags) -> Result<String, Failure> {
 
 fn make_missing(directory: &Path, mode: u32) -> Result<(), FileError> {
     if directory.is_dir() { Ok(()) } else { make_directory(directory, mode).map_err(FileError::at(directory)) }
+}
+
+/// Whether it is the example that a package has put there, in which nobody has set anything yet.
+fn is_untouched(file: &Path) -> bool {
+    file.symlink_metadata().is_ok_and(|found| found.is_file() && found.len() == EXAMPLE.len() as u64)
+        && fs::read(file).is_ok_and(|text| text == EXAMPLE.as_bytes())
 }
 
 fn is_same(one: &Path, other: &Path) -> bool {

@@ -159,6 +159,14 @@ fn a_new_host_is_set_up_by_one_command_that_changes_nothing_that_is_there() {
     assert!(text.contains("is there already, and stays as it is") && code == Some(2), "{text}");
     assert_eq!(fs::read(directory.join("elklet.toml")).unwrap(), before);
     assert_eq!(elklet(&["check", "--workdir", &path]).1, Some(0));
+
+    // The example that a package has put there says nothing that could be lost.
+    let example = include_str!("../../../agent-bin/elklet.example.toml");
+    fs::write(directory.join("elklet.toml"), format!("{example}\n")).unwrap();
+    assert_eq!(init_with(&certs).1, Some(2));
+    fs::write(directory.join("elklet.toml"), example).unwrap();
+    assert_eq!(init_with(&certs).1, Some(0));
+    assert_eq!(fs::read(directory.join("elklet.toml")).unwrap(), before);
 }
 
 /// The directory of Elkeid's agent, and an agent that goes on as that host.
