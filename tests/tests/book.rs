@@ -3,11 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "the lint spares test functions, but not what they share")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use elklet_tests::binaries::Binaries;
+use elklet_tests::harness::{own_address, skipped, wait_until};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 /// The settings' file with every key, which `agent-bin` holds to what it reads.
 const EXAMPLE: &str = include_str!("../../agent-bin/elklet.example.toml");
@@ -236,4 +240,90 @@ fn the_protocols_page_has_every_field_of_every_message() {
         }
     }
     assert_eq!(all, 33);
+}
+
+/// A script that runs, with what it has said in a file.
+struct Running {
+    child: Child,
+    said: PathBuf,
+}
+
+impl Running {
+    fn start(directory: &Path, name: &str, script: &str) -> Self {
+        let said = directory.join(name);
+        let file = File::create(&said).unwrap();
+        let mut command = Command::new("bash");
+        command.args(["-euc", script]).current_dir(directory).process_group(0).stdin(Stdio::null());
+        // Whatever proxy this host has, it does not lead to loopback.
+        command.env("NO_PROXY", "*").env("no_proxy", "*");
+        let child = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+        Self { child, said }
+    }
+
+    /// Waits until it has said this.
+    fn wait_for(&mut self, text: &str) {
+        wait_until(&format!("{text:?} in {}", self.said.display()), || self.said().contains(text));
+    }
+
+    fn said(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.said).unwrap()).into_owned()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let group = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        let _ = kill_process_group(group, Signal::KILL);
+        let _ = self.child.wait();
+    }
+}
+
+/// Types what the page says, with these programs in the place of those that cargo would build, and an address that no other test has.
+#[test]
+fn the_five_minutes_go_as_the_page_says() {
+    const NAME: &str = "the_five_minutes_go_as_the_page_says";
+    for tool in ["bash", "curl", "python3"] {
+        if !Command::new(tool).arg("--version").output().is_ok_and(|ran| ran.status.success()) {
+            return skipped(NAME, &format!("there is no {tool}"));
+        }
+    }
+    let ip = own_address().ip().to_string();
+    let center = format!("exec {} --listen {ip}:6751 --http {ip}:6752", env!("CARGO_BIN_EXE_center"));
+    let elklet = Binaries::for_tests().elklet.display().to_string();
+    let page = page("five-minutes.md");
+    // Blocks of code, each with what stands above it.
+    let mut blocks = Vec::new();
+    for part in page.split("\n\n").filter(|part| part.starts_with("    ")) {
+        let lines: Vec<_> = part.lines().map(|line| &line[4..]).collect();
+        let script = lines.join("\n").replace("cargo run -q -p elklet-tests --bin center --", &center);
+        let script = script.replace("cargo build -q -p elklet\n", "").replace("target/debug/elklet", &elklet);
+        blocks.push(script.replace("127.0.0.1", &ip));
+    }
+    let block = |has: &str| blocks.iter().find(|block| block.contains(has)).unwrap_or_else(|| panic!("no {has}"));
+
+    let directory = tempfile::tempdir().unwrap();
+    symlink(root().join("docs"), directory.path().join("docs")).unwrap();
+    let start = |name: &str, has: &str| Running::start(directory.path(), name, block(has));
+    let finish = |name: &str, has: &str| {
+        let mut running = start(name, has);
+        let status = running.child.wait().unwrap();
+        assert!(status.success(), "{has}: {status}: {}", running.said());
+    };
+    let mut first = start("first", "--make-certs");
+    first.wait_for("listening grpc=");
+    let mut agent = start("agent", " run --workdir");
+    agent.wait_for(&format!("connected to {ip}:6751 (private)"));
+    first.wait_for("\"data_type\":1000");
+    finish("looks", " status ");
+    drop(first);
+
+    let mut files = start("files", "http.server");
+    wait_until("file server", || std::net::TcpStream::connect((&*ip, 8000)).is_ok());
+    let mut second = start("second", "--config try/plugins.json");
+    second.wait_for("\"data_type\":9101");
+    finish("task", "/command/");
+    second.wait_for("\"fields\":{\"msg\":\"hello\",\"status\":\"succeed\",\"token\":\"t1\"}");
+    for running in [&mut agent, &mut files, &mut second] {
+        assert!(running.child.try_wait().unwrap().is_none(), "{}", running.said());
+    }
 }
