@@ -161,7 +161,8 @@ disable_service() {
 # What the administrator has to do before the agent can start.
 say_what_to_do() {
 	say "installed, but not started: $said"
-	say "put ca.crt, client.crt and client.key into $certs and the server's address into $settings"
+	say "put ca.crt, client.crt and client.key into $certs and the server's address into $settings,"
+	say "or have '$program init --server HOST:PORT --certs DIRECTORY' do both"
 	say "then check with '$program check' and start with '$(command_to start)'"
 }
 
