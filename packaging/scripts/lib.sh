@@ -161,8 +161,9 @@ disable_service() {
 # What the administrator has to do before the agent can start.
 say_what_to_do() {
 	say "installed, but not started: $said"
-	say "put ca.crt, client.crt and client.key into $certs and the server's address into $settings,"
-	say "or have '$program init --server HOST:PORT --certs DIRECTORY' do both"
+	say "put ca.crt, client.crt and client.key into $certs and the server's address into $settings"
+	# OpenWrt's settings name a work directory, and init writes over no file in which something is set.
+	[ "$format" = ipk ] || say "'$program init --server HOST:PORT --certs DIRECTORY' does both"
 	say "then check with '$program check' and start with '$(command_to start)'"
 }
 
