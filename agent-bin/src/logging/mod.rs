@@ -15,7 +15,7 @@ mod stderr;
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use elklet_core::flood::{Flood, Rate, Verdict};
@@ -33,6 +33,7 @@ use self::stderr::Stderr;
 use crate::clock;
 use crate::clock::Clock;
 use crate::config;
+use crate::sys::atomic::AtomicU64;
 
 /// The longest line, in bytes, with its line feed. Texts of peers may be in it, and a pipe takes this much at once.
 const MAX_LINE_BYTES: usize = stderr::MAX_BYTES;

@@ -15,7 +15,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_rustls::client::TlsStream;
 
 use super::Event;
+use crate::sys::atomic::AtomicU64;
 
 /// The first stream of a client and the only one on a Transfer connection (RFC 9113, section 5.1.1).
 const TRANSFER_STREAM: u32 = 1;

@@ -234,7 +234,8 @@ impl Exec {
                 libc::AT_EMPTY_PATH,
             );
             let error = io::Error::last_os_error();
-            // Linux before 3.19 has no such call, and filters of old container runtimes refuse unknown calls.
+            // Linux before 3.19 has no such call, and filters of old container runtimes refuse unknown calls. The descriptor's
+            // path leads to the file that was verified, whatever has its name by now.
             if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
                 return error;
             }

@@ -12,7 +12,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use elklet_core::command::PluginName;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -20,6 +20,7 @@ use rustix::io::Errno;
 
 use crate::files::{FileError, make_directory};
 use crate::host::{HostRoot, mount_of};
+use crate::sys::atomic::AtomicU64;
 use crate::sys::remove::remove_tree;
 use crate::sys::room::Room;
 

@@ -1,10 +1,12 @@
 //! The pump's counts for each plugin, which the net thread reads.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
 use elklet_core::record::frame::Tally;
 use elklet_core::record::intake::Lane;
+
+use crate::sys::atomic::AtomicU64;
 
 /// A plugin's counts. They live as long as its process.
 #[derive(Debug, Default)]

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -15,6 +15,8 @@ use std::time::Duration;
 use elklet_core::limits::MAX_WORKERS;
 use elklet_core::time::Millis;
 use tokio::sync::oneshot;
+
+use super::atomic::AtomicU64;
 
 /// Time until work that got no thread is tried again. A try costs one system call.
 pub(crate) const RETRY_MS: u64 = 1_000;

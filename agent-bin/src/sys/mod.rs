@@ -1,7 +1,8 @@
-//! Code that is specific to Linux: timers, threads that may be refused, orphans, inherited signals, room on a disk,
-//! deleting without recursion, and what systemd is told.
+//! Code that is specific to Linux or to a processor: numbers that threads share, timers, threads that may be refused, orphans,
+//! inherited signals, room on a disk, deleting without recursion, and what systemd is told.
 
 pub(crate) mod alarm;
+pub(crate) mod atomic;
 pub(crate) mod blocking;
 pub(crate) mod children;
 pub(crate) mod inherited;

@@ -7,10 +7,12 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use elklet_core::limits::{MAX_STAGED_BYTES, free_bytes_floor, free_inodes_floor};
 use rustix::fs::{StatVfs, fstatvfs};
+
+use super::atomic::AtomicU64;
 
 /// Bytes that all stages of this process have taken.
 static STAGED: AtomicU64 = AtomicU64::new(0);

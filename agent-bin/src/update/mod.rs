@@ -17,7 +17,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use elklet_core::command::AgentConfig;
 use elklet_core::limits::MAX_DOWNLOAD_BYTES;
@@ -32,6 +32,7 @@ use self::state::{Failed, Store, Trial};
 use crate::config::Settings;
 use crate::fetch::{Cancel, Fetcher, Request};
 use crate::files::FileError;
+use crate::sys::atomic::AtomicU64;
 use crate::sys::blocking::{self, blocking, blocking_at_last};
 use crate::sys::remove::remove_tree;
 use crate::sys::room::Room;

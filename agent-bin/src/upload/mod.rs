@@ -9,7 +9,7 @@ mod file;
 use std::future::pending;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use elklet_core::command::Upload;
@@ -23,6 +23,7 @@ use self::file::{Refusal, UploadFile};
 use crate::config::{Address, Upload as Rules};
 use crate::logging::{self, Event, Kind};
 use crate::net::{Connector, UploadCall};
+use crate::sys::atomic::AtomicU64;
 use crate::sys::blocking::blocking;
 
 /// Time for connecting, a slow server and the last answer, beyond the file's own time.

@@ -17,6 +17,7 @@ mod limits;
 mod logs;
 mod metadata;
 mod offline;
+mod old_kernels;
 mod outsized;
 mod plugin_faults;
 mod plugins;
