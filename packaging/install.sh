@@ -15,6 +15,12 @@ doing=install
 . "$here/elklet.sh"
 # shellcheck source=packaging/scripts/lib.sh
 . "$here/lib.sh"
+# Man pages and completions, where the programs that read them look.
+manual='/usr/share/man/man1/elklet.1.gz
+/usr/share/man/man5/elklet.toml.5.gz
+/usr/share/bash-completion/completions/elklet
+/usr/share/zsh/site-functions/_elklet
+/usr/share/fish/vendor_completions.d/elklet.fish'
 
 main() {
 	case "$*" in
@@ -79,6 +85,12 @@ lay_out() {
 	put 755 install.sh /usr/share/elklet/install.sh
 	put 644 LICENSE /usr/share/doc/elklet/LICENSE
 	put 644 README.md /usr/share/doc/elklet/README.md
+	# Where nobody reads them there is no directory for them.
+	for place in $manual; do
+		[ -d "${place%/*/*}" ] || continue
+		mkdir -p "${place%/*}"
+		put 644 "manual/${place##*/}" "$place"
+	done
 	if command -v systemctl >/dev/null 2>&1; then
 		mkdir -p /etc/systemd/system
 		put 644 services/elklet.service /etc/systemd/system/elklet.service
@@ -116,6 +128,8 @@ uninstall() {
 	refuse_over_package
 	before_removal
 	rm -rf /usr/bin/elklet /usr/lib/elklet /usr/share/doc/elklet /usr/share/elklet
+	# shellcheck disable=SC2086 # They are several.
+	rm -f $manual
 	rm -f /etc/systemd/system/elklet.service /etc/init.d/elklet
 	reload_manager
 	say "removed"

@@ -13,7 +13,8 @@ use rustix::fs::OFlags;
 
 use crate::config::{ELKEID, Flags, Layout};
 use crate::failure::Failure;
-use crate::files::{FileError, read_bounded, replace};
+use crate::files::{FileError, make_missing, read_bounded, replace};
+use crate::host::{HostRoot, executing};
 use crate::sys::remove::remove_tree;
 use crate::workdir::is_taken;
 
@@ -50,6 +51,11 @@ pub(crate) fn run(flags: &Flags, adoption: &Adoption) -> Result<String, Failure>
             return Err(Failure::Settings(format!("an agent runs in {}: stop it first", directory.display())));
         }
     }
+    // Elkeid's own agent takes no lock.
+    if let Some(pid) = executing(&HostRoot::live(), &from.join("elkeid-agent")) {
+        let why = format!("an agent runs in {}, as process {pid}: stop it first", from.display());
+        return Err(Failure::Settings(why));
+    }
     let system = |error: FileError| Failure::System(error.to_string());
     if adoption.is_undone {
         return undo(&layout, adoption.is_meant).map_err(system);
@@ -83,6 +89,9 @@ fn is_empty(directory: &Path) -> bool {
 fn adopt(plan: &[(PathBuf, PathBuf, bool)], layout: &Layout, is_meant: bool) -> Result<String, FileError> {
     let mut said = String::new();
     let mut list = String::new();
+    if is_meant {
+        layout.make()?;
+    }
     for (from, to, is_there) in plan {
         let (from_shown, shown) = (from.display(), to.display());
         if *is_there {
@@ -93,8 +102,7 @@ fn adopt(plan: &[(PathBuf, PathBuf, bool)], layout: &Layout, is_meant: bool) -> 
             said.push_str(&format!("{from_shown} would be copied to {shown}\n"));
             continue;
         }
-        layout.make()?;
-        make_parents(to).map_err(FileError::at(to))?;
+        make_missing(to.parent().unwrap_or(Path::new("/")), 0o755)?;
         // Before it is copied: half of it can be taken back as well.
         list.push_str(&format!("{shown}\n"));
         let path = layout.workdir.join(LIST);
@@ -130,11 +138,6 @@ fn undo(layout: &Layout, is_meant: bool) -> Result<String, FileError> {
         said.push_str("nothing was done: --yes does it\n");
     }
     Ok(said)
-}
-
-fn make_parents(path: &Path) -> io::Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    if parent.is_dir() { Ok(()) } else { DirBuilder::new().recursive(true).mode(0o755).create(parent) }
 }
 
 /// Copies a file, or a directory with what is in it. Links and devices are passed over: the agent makes none.

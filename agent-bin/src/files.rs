@@ -119,6 +119,14 @@ pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     close_to_others(path)
 }
 
+/// Makes a directory with this mode, and those on the way to it, unless there is one, which stays as it is.
+///
+/// # Errors
+/// When it cannot be made.
+pub(crate) fn make_missing(path: &Path, mode: u32) -> Result<(), FileError> {
+    if path.is_dir() { Ok(()) } else { make_directory(path, mode).map_err(FileError::at(path)) }
+}
+
 /// Takes write permission on one of the agent's directories away from others.
 ///
 /// # Errors

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::config::{Address, Flags, Layout, Settings};
 use crate::failure::Failure;
-use crate::files::{FileError, make_directory, read_bounded, replace};
+use crate::files::{FileError, make_missing, read_bounded, replace};
 use crate::net::Certificates;
 
 /// Every key with its default, as comments.
@@ -53,10 +53,6 @@ pub(crate) fn run(flags: &Flags) -> Result<String, Failure> {
     replace(&layout.file, file(&settings).as_bytes(), 0o600).map_err(FileError::at(&layout.file)).map_err(system)?;
     done.push_str(&format!("{} names the servers, and has every other key as a comment\n", layout.file.display()));
     Ok(done)
-}
-
-fn make_missing(directory: &Path, mode: u32) -> Result<(), FileError> {
-    if directory.is_dir() { Ok(()) } else { make_directory(directory, mode).map_err(FileError::at(directory)) }
 }
 
 /// Whether it is the example that a package has put there, in which nobody has set anything yet.

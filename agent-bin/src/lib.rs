@@ -2,7 +2,7 @@
 //!
 //! Two threads run. The pump (`pump`) moves records from the plugins' pipes into the intake. The net thread (`agent`)
 //! holds the connection, the timers and the processes. This library is the inside of the binary and no interface for
-//! others; it makes public only what fuzz targets need.
+//! others; it makes public only what fuzz targets need, and the command line's tables, of which the man pages are made.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test that cannot start a thread may as well fail"))]
 
@@ -39,7 +39,7 @@ mod upload;
 mod version;
 mod workdir;
 
-pub use cli::main;
+pub use cli::{commands, main};
 pub use net::decompress;
 pub use plugin::{decode_kept, unpack};
 pub use spool::Store;

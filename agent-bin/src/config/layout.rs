@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::{ConfigError, Flags, file};
-use crate::files::{FileError, make_directory};
+use crate::files::{FileError, make_missing};
 
 /// The one directory of Elkeid's agent.
 pub(crate) const ELKEID: &str = "/etc/elkeid";
@@ -156,9 +156,7 @@ impl Layout {
         let socket = self.socket.parent().unwrap_or(Path::new("/"));
         let workdir = self.is_native.then_some((&*self.workdir, 0o700));
         for (directory, mode) in workdir.into_iter().chain([(&*self.log, 0o700), (socket, 0o755)]) {
-            if !directory.exists() {
-                make_directory(directory, mode).map_err(FileError::at(directory))?;
-            }
+            make_missing(directory, mode)?;
         }
         Ok(())
     }

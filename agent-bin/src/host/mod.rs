@@ -21,6 +21,6 @@ pub(crate) use fields::Fields;
 pub(crate) use heartbeat::{AgentFacts, Heartbeat, PluginFacts, Traffic};
 pub(crate) use identity::{AgentId, agent_id, find_id};
 pub(crate) use mounts::mount_of;
-pub(crate) use processes::{Process, environment, processes};
+pub(crate) use processes::{Process, environment, executing, processes};
 pub(crate) use root::HostRoot;
 pub(crate) use usage::Footprint;

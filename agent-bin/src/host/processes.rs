@@ -1,6 +1,7 @@
 //! The host's processes, and the environment that each was started with.
 
 use std::fs;
+use std::path::Path;
 
 use super::root::HostRoot;
 
@@ -48,6 +49,18 @@ pub(crate) fn processes(host: &HostRoot) -> Vec<Process> {
     entries.filter_map(|entry| Process::find(host, entry.file_name().to_str()?.parse().ok()?)).collect()
 }
 
+/// The number of a process that executes this file, if there is one that this user may look at. The file may have been replaced
+/// since the process began.
+pub(crate) fn executing(host: &HostRoot, program: &Path) -> Option<u32> {
+    let program = fs::canonicalize(program.parent()?).ok()?.join(program.file_name()?);
+    let replaced = format!("{} (deleted)", program.display());
+    let executes = |process: &Process| {
+        let executed = fs::read_link(host.path(&format!("/proc/{}/exe", process.pid)));
+        executed.is_ok_and(|executed| executed == program || executed == Path::new(&replaced))
+    };
+    processes(host).iter().find(|process| executes(process)).map(|process| process.pid)
+}
+
 /// The environment that a process was started with, as `name=value` with a zero byte after each. It is empty if this
 /// process may not read it, and the other process may have changed it.
 pub(crate) fn environment(host: &HostRoot, pid: u32) -> Vec<u8> {
@@ -80,5 +93,27 @@ mod tests {
         let found = Process::find(&HostRoot::live(), me).expect("it runs");
         assert!(processes(&HostRoot::live()).contains(&found));
         assert_eq!(found.parent, std::os::unix::process::parent_id());
+    }
+
+    #[test]
+    fn a_process_is_found_by_what_it_executes_even_if_that_was_replaced() {
+        let stat = "(p) S 7 40 42 0 -1 4194560 100 0 0 0 5 6 7 7 20 0 3 0 1234 9999999 250 0\n";
+        let tree = Tree::new(&[("/proc/41/stat", &format!("41 {stat}")), ("/proc/42/stat", &format!("42 {stat}"))]);
+        let directory = tempfile::tempdir().expect("a directory");
+        let program = fs::canonicalize(directory.path()).expect("it exists").join("agent");
+        let execute = |pid: u32, program: &str| {
+            let link = tree.host().path(&format!("/proc/{pid}/exe"));
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(program, link).expect("writable");
+        };
+        let path = program.to_str().expect("text");
+        execute(41, "/usr/bin/other");
+        assert_eq!(executing(tree.host(), &program), None);
+        execute(42, path);
+        assert_eq!(executing(tree.host(), &program), Some(42));
+        execute(42, &format!("{path} (deleted)"));
+        assert_eq!(executing(tree.host(), &program), Some(42));
+        let me = std::env::current_exe().expect("it is known");
+        assert!(executing(&HostRoot::live(), &me).is_some());
     }
 }

@@ -47,9 +47,12 @@ fn assert_refused(output: &Output, says: &[&str]) {
 fn help_and_version_are_given() {
     let workdir = Workdir::new();
     for (arguments, says) in [
-        (&["--help"][..], &["Usage:", "--server HOST:PORT", "SPECIFIED_AGENT_ID", "Exit codes"][..]),
+        (&["--help"][..], &["Usage:", "elklet COMMAND --help", "SPECIFIED_AGENT_ID", "/var/lib/elklet"][..]),
         (&["-h"], &["Usage:"]),
-        (&["run", "--help"], &["Usage:"]),
+        (&["help"], &["Usage:"]),
+        (&["run", "--help"], &["Usage: elklet run", "--server HOST:PORT", "Exit codes"]),
+        (&["help", "status"], &["Usage: elklet status", "--metrics", "Exit codes"]),
+        (&["ctl", "set", "-h"], &["Usage: elklet ctl set", "--region REGION"]),
         (&["--version"], &[concat!("elklet ", env!("CARGO_PKG_VERSION"), "\n")]),
         (&["-V"], &["elklet "]),
     ] {
@@ -68,9 +71,11 @@ fn wrong_words_are_named() {
     let cases: &[(&[&str], &[&str])] = &[
         (&[], &["expected run"]),
         (&["walk"], &["\"walk\"", "expected run"]),
+        (&["stauts"], &["did you mean status?"]),
+        (&["status", "--json", "--metrics"], &["--json and --metrics exclude each other"]),
         (&["--server", "a:1"], &["--server"]),
         (&["run", "run"], &["\"run\""]),
-        (&["run", "--sever", "a:1"], &["--sever"]),
+        (&["run", "--sever", "a:1"], &["--sever", "did you mean --server?"]),
         (&["run", "-x"], &["-x"]),
         (&["run", "extra"], &["\"extra\""]),
         (&["run", "--server"], &["--server"]),
