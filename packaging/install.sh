@@ -87,9 +87,9 @@ lay_out() {
 	put 644 README.md /usr/share/doc/elklet/README.md
 	# Where nobody reads them there is no directory for them.
 	for place in $manual; do
-		[ -d "${place%/*/*}" ] || continue
-		mkdir -p "${place%/*}"
-		put 644 "manual/${place##*/}" "$place"
+		if [ -d "${place%/*}" ]; then
+			put 644 "manual/${place##*/}" "$place"
+		fi
 	done
 	if command -v systemctl >/dev/null 2>&1; then
 		mkdir -p /etc/systemd/system
