@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use elklet_agent::commands;
 use elklet_tests::binaries::Binaries;
 use elklet_tests::harness::{own_address, skipped, wait_until};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -190,6 +191,35 @@ fn the_bounds_on_that_page_are_those_of_the_program() {
         }
     }
     assert_eq!(tried, 4 * 17);
+}
+
+#[test]
+fn the_pages_have_every_command_every_variable_and_every_place() {
+    let unquoted = |text: &str| text.replace('`', "");
+    let shown: BTreeSet<_> = rows(&page("operations.md"), "The commands")
+        .into_values()
+        .map(|cells| (cells[0].clone(), unquoted(&cells[1])))
+        .collect();
+    let known = commands::ELKLET.commands.iter();
+    let known: BTreeSet<_> = known.map(|command| (command.name.to_owned(), unquoted(command.summary))).collect();
+    assert_eq!(shown, known);
+
+    let page = page("configure.md");
+    let words =
+        |text: &str| -> BTreeSet<String> { text.split(", ").map(|word| word.trim_matches('`').to_owned()).collect() };
+    let variables: BTreeSet<_> = rows(&page, "Environment").keys().flat_map(|names| words(names)).collect();
+    let known: BTreeSet<_> = commands::ENVIRONMENT.entries.iter().flat_map(|(names, _)| words(names)).collect();
+    // A service manager sets these; nobody else has to know them.
+    let managers = BTreeSet::from(["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"].map(str::to_owned));
+    assert_eq!(variables, &known | &managers);
+
+    let places = page.split_once("\n## Where things lie\n").unwrap().1.split("\n## ").next().unwrap();
+    for [what, native, within, key] in commands::PLACES {
+        let name = within.trim_start_matches("DIR").trim_start_matches('/');
+        assert!(places.contains(native) && places.contains(name), "{what}: {native}, {name}");
+        let key = key.split(' ').next_back().unwrap();
+        assert!(key == "FILE" || page.contains(&format!("| `{key}` | `{native}` |")), "{what}: {key}");
+    }
 }
 
 /// Has the program check settings, and returns what it says.

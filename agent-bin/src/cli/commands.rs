@@ -174,7 +174,7 @@ const CHECK: Command = Command {
 const INIT: Command = Command {
     exits: &[
         ("0, 1", "as `elklet doctor`, once the file is written"),
-        ("2", "when there is a file already, or servers or certificates are of no use"),
+        ("2", "when a file sets something already, or servers or certificates are of no use"),
     ],
     ..Command::new(
         "init",
