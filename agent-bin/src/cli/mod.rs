@@ -4,6 +4,8 @@ pub mod commands;
 mod help;
 mod parse;
 
+use std::ffi::OsString;
+use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,13 +28,14 @@ use crate::spool::{self, Look};
 use crate::status::{self, Page};
 use crate::sys::inherited;
 use crate::update;
+use crate::version::{self, version};
 
 /// The exit code of `elklet status` when the agent runs and has no stream.
 const NOT_CONNECTED: u8 = 3;
 
 /// Runs the program, whose version is `version`.
 pub fn main(version: &'static str) -> ExitCode {
-    crate::version::set(version);
+    version::set(version);
     let mut words = std::env::args_os();
     let name = words.next();
     let name = name.as_deref().and_then(|name| Path::new(name).file_name()).unwrap_or_default();
@@ -42,99 +45,91 @@ pub fn main(version: &'static str) -> ExitCode {
         Some("elkeid-agent") => (ELKEID_AGENT, Some(PathBuf::from(ELKEID))),
         _ => (ELKLET, None),
     };
-    let asked = match parse(&program, words) {
-        Ok(asked) => asked,
-        Err(error) => return fail(&wrong(&program, &error)),
-    };
-    match asked {
-        Asked::Version => print(&format!("elklet {version}\n")),
-        Asked::Help(path) if path.is_empty() => print(&help::program(&program, version)),
-        Asked::Help(path) => print(&help::command(&program, &path)),
-        Asked::Command(words) => match words.flags(workdir) {
-            Ok(flags) => carry_out(&program, &words, flags),
-            Err(error) => fail(&wrong(&program, &error)),
-        },
+    match answer(&program, words, workdir) {
+        Ok(code) => code,
+        Err(failure) => {
+            // This does not wait for a reader of standard error that does not read.
+            logging::say(&format!("elklet: {}\n", Printable(&failure)));
+            match failure {
+                Failure::Settings(_) => ExitCode::from(2),
+                Failure::System(_) => ExitCode::FAILURE,
+            }
+        }
     }
 }
 
-fn wrong(program: &Program, error: &lexopt::Error) -> Failure {
-    Failure::Settings(format!("{error} ({} --help tells more)", program.name))
+fn answer(
+    program: &Program,
+    words: impl IntoIterator<Item = OsString>,
+    workdir: Option<PathBuf>,
+) -> Result<ExitCode, Failure> {
+    let wrong = |error: lexopt::Error| settings(format!("{error} ({} --help tells more)", program.name));
+    let version = version();
+    match parse(program, words).map_err(wrong)? {
+        Asked::Version => Ok(print(&format!("elklet {version}\n"))),
+        Asked::Help(path) if path.is_empty() => Ok(print(&help::program(program, version))),
+        Asked::Help(path) => Ok(print(&help::command(program, &path))),
+        Asked::Command(words) => {
+            let flags = words.flags(workdir).map_err(wrong)?;
+            match *words.names() {
+                // elkeidctl's commands are those of `elklet ctl`.
+                ["ctl", command] => control(command, program, &words, &flags).map_err(wrong),
+                [command] if program.name == ELKEIDCTL.name => control(command, program, &words, &flags).map_err(wrong),
+                _ => carry_out(&words, flags),
+            }
+        }
+    }
 }
 
-fn carry_out(program: &Program, words: &Words, flags: Flags) -> ExitCode {
+fn settings(error: impl fmt::Display) -> Failure {
+    Failure::Settings(error.to_string())
+}
+
+fn control(command: &str, program: &Program, words: &Words, flags: &Flags) -> Result<ExitCode, lexopt::Error> {
+    match command {
+        "set" => ctl::specify(words, flags, true)?,
+        "unset" => ctl::specify(words, flags, false)?,
+        command => ctl::hand_over(command, program.service, flags)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn carry_out(words: &Words, flags: Flags) -> Result<ExitCode, Failure> {
     match *words.names() {
-        ["ctl", _] => control(program, words, &flags),
-        _ if program.name == ELKEIDCTL.name => control(program, words, &flags),
-        ["run"] => {
-            inherited::shed();
-            let ran = update::run(&Layout::find_at_any_rate(&flags), |is_on_trial| {
-                agent::run(flags, Environment::current(), is_on_trial)
-            });
-            ran.map_or_else(|failure| fail(&failure), |()| ExitCode::SUCCESS)
+        ["check"] => Ok(print(&check(&flags)?)),
+        ["init"] => {
+            print(&init::run(&flags)?);
+            let Flags { config, workdir, .. } = flags;
+            examine(&Flags { config, workdir, ..Flags::default() }, false)
         }
-        ["check"] => match check(&flags) {
-            Ok(found) => print(&format!("{found}\n")),
-            Err(error) => fail(&Failure::Settings(error)),
-        },
-        ["init"] => match init::run(&flags) {
-            Ok(done) => {
-                print(&done);
-                let Flags { config, workdir, .. } = flags;
-                examine(&Flags { config, workdir, ..Flags::default() }, false)
-            }
-            Err(failure) => fail(&failure),
-        },
         ["adopt"] => {
-            let adoption =
-                Adoption { from: words.path_of("from"), is_meant: words.has("yes"), is_undone: words.has("undo") };
-            match adopt::run(&flags, &adoption) {
-                Ok(said) => print(&said),
-                Err(failure) => fail(&failure),
-            }
+            let (is_meant, is_undone) = (words.has("yes"), words.has("undo"));
+            Ok(print(&adopt::run(&flags, &Adoption { from: words.path_of("from"), is_meant, is_undone })?))
         }
-        ["version"] => version_page(words.has("json")),
         ["doctor"] => examine(&flags, words.has("json")),
         ["status"] => {
             let page = match (words.has("json"), words.has("metrics")) {
                 (false, false) => Page::Text,
                 (true, false) => Page::Json,
                 (false, true) => Page::Metrics,
-                (true, true) => return fail(&Failure::Settings("--json and --metrics exclude each other".to_owned())),
+                (true, true) => return Err(settings("--json and --metrics exclude each other")),
             };
-            match Layout::find(&flags) {
-                Ok(layout) => ask(&layout.socket, page),
-                Err(error) => fail(&Failure::Settings(error.to_string())),
-            }
+            ask(&Layout::find(&flags).map_err(settings)?.socket, page)
         }
         ["spool", what] => {
-            let look = if what == "verify" { Look::Verify } else { Look::List };
-            match Layout::find(&flags) {
-                Ok(layout) => look_at_spool(&layout.workdir, look),
-                Err(error) => fail(&Failure::Settings(error.to_string())),
-            }
+            let what = if what == "verify" { Look::Verify } else { Look::List };
+            look(&Layout::find(&flags).map_err(settings)?.workdir, what)
         }
-        _ => fail(&Failure::Settings(format!("no command given ({} --help tells more)", program.name))),
+        ["version"] => Ok(print(&version_page(words.has("json")))),
+        ["run"] => {
+            inherited::shed();
+            update::run(&Layout::find_at_any_rate(&flags), |is_on_trial| {
+                agent::run(flags, Environment::current(), is_on_trial)
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        ref others => Err(settings(format!("{} is not a command of this version", others.join(" ")))),
     }
-}
-
-fn version_page(json: bool) -> ExitCode {
-    let version = crate::version::version();
-    if json {
-        let said = serde_json::json!({ "name": "elklet", "version": version, "architecture": std::env::consts::ARCH });
-        print(&format!("{said}\n"))
-    } else {
-        print(&format!("elklet {version}\n"))
-    }
-}
-
-/// Carries out a command of elkeidctl, which is the last of these words.
-fn control(program: &Program, words: &Words, flags: &Flags) -> ExitCode {
-    let done = match words.command() {
-        "set" => ctl::specify(words, flags, true),
-        "unset" => ctl::specify(words, flags, false),
-        command => ctl::hand_over(command, program.service, flags),
-    };
-    done.map_or_else(|error| fail(&wrong(program, &error)), |()| ExitCode::SUCCESS)
 }
 
 fn print(text: &str) -> ExitCode {
@@ -144,61 +139,59 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
-fn fail(failure: &Failure) -> ExitCode {
-    // This does not wait for a reader of standard error that does not read.
-    logging::say(&format!("elklet: {}\n", Printable(failure)));
-    match failure {
-        Failure::Settings(_) => ExitCode::from(2),
-        Failure::System(_) => ExitCode::FAILURE,
+fn version_page(json: bool) -> String {
+    let version = version();
+    if json {
+        let page = serde_json::json!({ "name": "elklet", "version": version, "architecture": std::env::consts::ARCH });
+        format!("{page}\n")
+    } else {
+        format!("elklet {version}\n")
     }
 }
 
-fn examine(flags: &Flags, json: bool) -> ExitCode {
+fn examine(flags: &Flags, json: bool) -> Result<ExitCode, Failure> {
     match doctor::run(flags, json) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => fail(&Failure::System(error.to_string())),
+        Ok(true) => Ok(ExitCode::SUCCESS),
+        Ok(false) => Ok(ExitCode::FAILURE),
+        Err(error) => Err(Failure::System(error.to_string())),
     }
 }
 
 /// Reads what `run` would read before it starts anything. Returns what was found.
-fn check(flags: &Flags) -> Result<String, String> {
-    let settings = Settings::load(flags, &Environment::current()).map_err(|error| error.to_string())?;
-    let layout = &settings.layout;
-    let loaded = Certificates::load(layout.certs.clone(), &settings.server);
-    loaded.map_err(|error| settings.blame_certificates(error))?;
-    let warnings = settings.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect::<String>();
-    let file = if layout.file.exists() { "is in order" } else { "is not there, and need not be" };
-    Ok(format!("{warnings}{} {file}; the certificates in {} are usable", layout.file.display(), layout.certs.display()))
+fn check(flags: &Flags) -> Result<String, Failure> {
+    let found = Settings::load(flags, &Environment::current()).map_err(settings)?;
+    let layout = &found.layout;
+    let loaded = Certificates::load(layout.certs.clone(), &found.server);
+    loaded.map_err(|error| settings(found.blame_certificates(error)))?;
+    let warnings = found.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect::<String>();
+    let (file, certs) = (layout.file.display(), layout.certs.display());
+    let state = if layout.file.exists() { "is in order" } else { "is not there, and need not be" };
+    Ok(format!("{warnings}{file} {state}; the certificates in {certs} are usable\n"))
 }
 
-fn ask(socket: &Path, page: Page) -> ExitCode {
+fn ask(socket: &Path, page: Page) -> Result<ExitCode, Failure> {
     match status::ask(socket, page) {
-        Ok((text, connected)) => match print(&text) {
+        Ok((text, connected)) => Ok(match print(&text) {
             // Metrics are of use without a connection as well.
             ExitCode::SUCCESS if !connected && page != Page::Metrics => ExitCode::from(NOT_CONNECTED),
             printed => printed,
-        },
+        }),
         Err((text, why)) => {
-            let _ = print(&text);
-            fail(&Failure::System(why))
+            print(&text);
+            Err(Failure::System(why))
         }
     }
 }
 
-fn look_at_spool(workdir: &Path, what: Look) -> ExitCode {
+fn look(workdir: &Path, what: Look) -> Result<ExitCode, Failure> {
     // Without a work directory there is no spool, but that is not what was asked.
     if !workdir.is_dir() {
         let why = format!("work directory {}: no such directory (--workdir names another)", workdir.display());
-        return fail(&Failure::System(why));
+        return Err(Failure::System(why));
     }
     let directory = workdir.join(spool::DIRECTORY);
-    match spool::look(&directory, what) {
-        Ok((text, false)) => print(&text),
-        Ok((text, true)) => {
-            let _ = print(&text);
-            ExitCode::FAILURE
-        }
-        Err(error) => fail(&Failure::System(format!("{}: {error}", directory.display()))),
-    }
+    let looked = spool::look(&directory, what);
+    let (text, is_damaged) = looked.map_err(|error| Failure::System(format!("{}: {error}", directory.display())))?;
+    let printed = print(&text);
+    Ok(if is_damaged { ExitCode::FAILURE } else { printed })
 }

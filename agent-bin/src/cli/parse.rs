@@ -112,11 +112,6 @@ impl Words {
         self.path.iter().map(|command| command.name).collect()
     }
 
-    /// The command's name.
-    pub(super) fn command(&self) -> &'static str {
-        self.path.last().map_or("", |command| command.name)
-    }
-
     /// True if the option was given.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.values.iter().any(|(given, _)| *given == name)
