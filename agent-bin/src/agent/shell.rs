@@ -395,6 +395,14 @@ impl Shell {
                 self.program = Some(program);
                 Ok(())
             }
+            Updated::HandedOver => {
+                if !self.agent.is_ending() {
+                    let what = "Elkeid's own agent is in the place of this one, which ends for the service manager to start it";
+                    logging::audit(&Event::new(Kind::Update, "elkeid-agent", what));
+                    log::info!("{what}");
+                }
+                return self.agent.handle_shutdown(self.clock.now());
+            }
             Updated::Failed { version, why } => {
                 let why = format!("the update to version {version:.80} failed: {why}");
                 logging::audit(&Event::new(Kind::Refused, "update of the agent", &why));

@@ -55,7 +55,16 @@ pub(crate) struct Updates {
 struct Job {
     config: AgentConfig,
     cancel: Arc<Cancel>,
-    task: JoinHandle<Result<PathBuf, UpdateError>>,
+    task: JoinHandle<Result<InPlace, UpdateError>>,
+}
+
+/// What lies in the program's place now.
+#[derive(Debug)]
+enum InPlace {
+    /// A version of this agent, which is on trial.
+    Version,
+    /// Elkeid's own agent.
+    Elkeids,
 }
 
 /// How a job has ended.
@@ -63,6 +72,8 @@ struct Job {
 pub(crate) enum Updated {
     /// Execute this program.
     InPlace(PathBuf),
+    /// Elkeid's own agent lies in the place of this one. End, so that the service manager starts it.
+    HandedOver,
     /// It has failed with this version.
     Failed { version: String, why: UpdateError },
     /// Nobody wants it any more.
@@ -143,7 +154,8 @@ impl Updates {
         let Some(job) = self.job.take() else { return pending().await };
         let next = self.next.take();
         match result {
-            Ok(program) => Updated::InPlace(program),
+            Ok(InPlace::Elkeids) => Updated::HandedOver,
+            Ok(InPlace::Version) => Updated::InPlace(self.program.clone().unwrap_or_default()),
             Err(_) if job.cancel.is_cancelled() => {
                 if let Some(config) = next {
                     self.start(config, settings);
@@ -213,13 +225,13 @@ fn remove_directory(directory: &Path) {
 }
 
 impl Installation {
-    /// Puts a version in place. Returns the program to execute.
-    async fn run(self, config: AgentConfig) -> Result<PathBuf, UpdateError> {
+    /// Puts a version in place.
+    async fn run(self, config: AgentConfig) -> Result<InPlace, UpdateError> {
         let program = self.program.clone().ok_or(UpdateError::NoProgram)?;
-        self.install(&config, &program).await.map(|()| program)
+        self.install(&config, &program).await
     }
 
-    async fn install(self, config: &AgentConfig, program: &Path) -> Result<(), UpdateError> {
+    async fn install(self, config: &AgentConfig, program: &Path) -> Result<InPlace, UpdateError> {
         let Self { store, fetcher, tmp, pending, cancel, .. } = self;
         let (wanted, wish) = (config.clone(), Arc::clone(&cancel));
         let download = blocking(move || download(&fetcher, &tmp, &wanted, &wish));
@@ -274,10 +286,15 @@ impl Installation {
         };
         let checked = match installed {
             Ok(()) if cancel.is_cancelled() => Err(UpdateError::Cancelled),
+            Ok(()) if manager.is_some() && is_elkeids_own(program).await? => {
+                // It knows of no trial. This program stays in `update/previous`, for whoever wants it back.
+                store.end_trial();
+                return Ok(InPlace::Elkeids);
+            }
             Ok(()) => package::check_version(program, &config.version).await,
             Err(why) => Err(why),
         };
-        let Err(why) = checked else { return Ok(()) };
+        let Err(why) = checked else { return Ok(InPlace::Version) };
         // The version will not run, so restore everything. Do not try a package again that brought something else.
         let (text, back) = (why.to_string(), store.clone());
         let put_back = blocking_at_last(move || back.put_back(&trial, &text)).await;
@@ -292,6 +309,12 @@ impl Installation {
             }
         }
     }
+}
+
+async fn is_elkeids_own(program: &Path) -> Result<bool, UpdateError> {
+    let path = program.to_owned();
+    // A program that cannot be read cannot be executed either, and whoever tries says why.
+    blocking(move || package::is_elkeids_own(&path).unwrap_or(false)).await.map_err(UpdateError::NoThread)
 }
 
 /// Downloads a version into a directory of its own. Blocks.

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
+use elklet_core::limits::MAX_DOWNLOAD_BYTES;
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
@@ -26,6 +27,26 @@ const MAX_OUTPUT_BYTES: u64 = 16 << 10;
 
 /// Most bytes of a package's list of files that are read.
 const MAX_LIST_BYTES: u64 = 16 << 20;
+
+/// The head of the build information that every program in Go has, stripped or not (debug/buildinfo).
+const GO_MARK: [u8; 14] = shifted(b"\xff Go buildinf:");
+
+/// The module of Elkeid's agent, which stands in its build information.
+const ELKEIDS_MODULE: [u8; 33] = shifted(b"github.com/bytedance/Elkeid/agent");
+
+/// Adds one to each byte. What this program searches in others would otherwise be found in itself.
+const fn shifted<const N: usize>(text: &[u8; N]) -> [u8; N] {
+    let mut shifted = *text;
+    let mut index = 0;
+    while index < N {
+        shifted[index] = text[index].wrapping_add(1);
+        index += 1;
+    }
+    shifted
+}
+
+/// Bytes of a program that are searched at a time.
+const SEARCHED_BYTES: u64 = 64 << 10;
 
 /// How often and how long to wait while a program that another thread is starting holds the file open for writing.
 const BUSY_RETRIES: u32 = 50;
@@ -155,6 +176,37 @@ fn read_text(from: &mut File, most: u64) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// Returns true if the program is Elkeid's own agent: a program in Go, of that agent's module. Blocks.
+///
+/// It is not asked for its version, since it has no word for that: it would start, as a second agent of this host.
+///
+/// # Errors
+/// When it cannot be read.
+pub(super) fn is_elkeids_own(program: &Path) -> io::Result<bool> {
+    let (mut is_go, mut is_module) = (false, false);
+    // A mark may lie across two pieces.
+    let overlap = ELKEIDS_MODULE.len();
+    let mut rest = File::open(program)?.take(MAX_DOWNLOAD_BYTES);
+    let mut piece = Vec::new();
+    loop {
+        let kept = piece.len().min(overlap);
+        piece.drain(..piece.len() - kept);
+        if rest.by_ref().take(SEARCHED_BYTES).read_to_end(&mut piece)? == 0 {
+            return Ok(false);
+        }
+        is_go = is_go || contains(&piece, &GO_MARK);
+        is_module = is_module || contains(&piece, &ELKEIDS_MODULE);
+        if is_go && is_module {
+            return Ok(true);
+        }
+    }
+}
+
+fn contains(piece: &[u8], shifted: &[u8]) -> bool {
+    let is_mark = |window: &[u8]| window.iter().zip(shifted).all(|(byte, mark)| byte.wrapping_add(1) == *mark);
+    piece.windows(shifted.len()).any(is_mark)
+}
+
 /// Runs a command to its end and returns its output.
 async fn run(command: &mut Command) -> io::Result<Output> {
     let child = command.spawn()?;
@@ -190,5 +242,30 @@ pub(super) async fn check_version(program: &Path, wanted: &str) -> Result<(), Up
     match said.strip_prefix("elklet ") {
         Some(version) if version == wanted => Ok(()),
         _ => Err(Unsuitable::OtherVersion { said: said.to_owned(), wanted: wanted.to_owned() }.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elkeids_own_agent_is_known_by_what_go_writes_into_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("program");
+        let (go, module) = (&b"\xff Go buildinf:"[..], &b"github.com/bytedance/Elkeid/agent"[..]);
+        let is_elkeids = |content: &[u8]| {
+            fs::write(&path, content).expect("writable");
+            is_elkeids_own(&path).expect("readable")
+        };
+        for before in [0, 1, (64 << 10) - 3, (64 << 10) + 1, 200_000] {
+            let padding = vec![b'x'; before];
+            assert!(is_elkeids(&[&padding, go, &padding, module].concat()), "{before}");
+            assert!(is_elkeids(&[&padding, module, go, &padding].concat()), "{before}");
+            assert!(!is_elkeids(&[&padding, go, &padding].concat()), "another program in Go");
+            assert!(!is_elkeids(&[&padding, module, &padding].concat()), "a program that names it");
+        }
+        assert!(!is_elkeids(b""));
+        is_elkeids_own(directory.path()).expect_err("a directory");
     }
 }

@@ -381,6 +381,40 @@ fn packages_are_installed_by_the_hosts_package_manager() {
     }
 }
 
+/// The way back, by the console that came the other way. The host allows it, as the version is an earlier one.
+#[test]
+fn elkeids_own_agent_takes_over_from_its_package_and_is_not_tried_first() {
+    let (site, web) = (Site::new(), Web::new());
+    let dir = tempfile::tempdir().unwrap();
+    let setup = elklet(&site).setting("update", "allow_downgrade = true");
+    let workdir = setup.workdir().path().to_owned();
+    let (go, ran) = (dir.path().join("go"), dir.path().join("ran"));
+    let text = format!("#!/bin/sh\ntouch {}\n# \u{1}", ran.display());
+    let marks = [text.as_bytes(), b"\xff Go buildinf:\x08\x02 github.com/bytedance/Elkeid/agent\n"].concat();
+    fs::write(&go, marks).unwrap();
+    fs::set_permissions(&go, fs::Permissions::from_mode(0o755)).unwrap();
+    let does = format!("cp -p {0} {1}.dpkg-new && mv {1}.dpkg-new {1}", go.display(), program(&workdir).display());
+    let path = package_manager(dir.path(), "dpkg", &program(&workdir), &does);
+    site.center().set_configs(Some(vec![setup.workdir().install(
+        "load",
+        PLUGIN,
+        "hello run=7 size=100 rate=500 endless",
+    )]));
+    let mut agent = setup.variable("PATH", &path).start();
+    site.wait_records("records", &agent, |records| records.run("7").received > 500);
+    let probe = agent.install("load", PLUGIN, "hello run=7 size=100 rate=500 endless");
+    site.configure(&agent, &[probe, web.offer("0.0.1", b"!<arch>\n....".to_vec())]);
+    agent.wait_for_log("Elkeid's own agent is in the place of this one");
+    assert_eq!(agent.wait_for_exit().code(), Some(0));
+    assert!(same(&program(&workdir), &go) && same(&workdir.join("update/previous"), &Binaries::for_tests().elklet));
+    assert!(!ran.exists(), "it is the service manager who starts it");
+    assert!(!workdir.join("update/trial.json").exists() && !workdir.join("update/failed.json").exists());
+    site.records(&agent, |records| {
+        let sent: u64 = records.of_type(types::GOODBYE).next().unwrap()["sent"].parse().unwrap();
+        assert!(records.run("7").is_whole(sent), "it has ended in order");
+    });
+}
+
 #[test]
 fn a_package_manager_that_fails_leaves_the_agent_as_it_is() {
     let (site, web) = (Site::new(), Web::new());
