@@ -1,6 +1,6 @@
 //! A number of 64 bits that threads share. MIPS and ARM before version 6 have no instruction that changes one at once, and Rust has
 //! no `AtomicU64` there. A lock takes its place: the agent changes such a number a few times for each batch, not for each record.
-//! Elsewhere this is the standard library's own type.
+//! Elsewhere this is the standard library's own type. The crate `portable-atomic` would bring the same lock, and nothing else needs it.
 
 #[cfg(target_has_atomic = "64")]
 pub(crate) use std::sync::atomic::AtomicU64;
