@@ -38,6 +38,7 @@ at_exit() {
 # Goes on with the remaining steps after the system has gone down and come up.
 restart_system() { # function that checks what is there then
   echo "$1 ${wanted[*]}" >steps.left
+  echo "ok $step (the system starts anew)"
   exit "$AGAIN"
 }
 
