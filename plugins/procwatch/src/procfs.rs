@@ -21,8 +21,8 @@ pub(crate) struct ProcDir {
 pub(crate) struct FileKey {
     pub(crate) device: u64,
     pub(crate) inode: u64,
-    /// Seconds and nanoseconds of the last change of contents.
-    pub(crate) modified: (i64, u64),
+    /// Seconds and nanoseconds of the last change of contents. The latter's type differs by architecture, and this holds all of them.
+    pub(crate) modified: (i64, i128),
     /// Length in bytes.
     pub(crate) len: u64,
 }
@@ -85,7 +85,7 @@ impl ProcDir {
         Ok(FileKey {
             device: stat.st_dev,
             inode: stat.st_ino,
-            modified: (stat.st_mtime, u64::from(stat.st_mtime_nsec)),
+            modified: (stat.st_mtime, i128::from(stat.st_mtime_nsec)),
             len: stat.st_size.cast_unsigned(),
         })
     }
