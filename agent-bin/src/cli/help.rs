@@ -37,7 +37,9 @@ pub(super) fn command(program: &Program, path: &[&'static Command]) -> String {
     let words = format!("{} {}", program.name, words.join(" "));
     let Some(&&Command { summary, details, commands, flags, exits, .. }) = path.last() else { return String::new() };
     let below = if commands.is_empty() { "" } else { " COMMAND" };
-    let mut text = format!("{words} - {summary}\n\n");
+    let mut text = String::new();
+    wrap(&mut text, "", &format!("{words} - {summary}"), 0);
+    text.push('\n');
     // Continued lines begin where the first option does.
     let start = format!("Usage: {words}");
     wrap(&mut text, &start, &format!("{below}{}", usage(flags)), start.len().min(MAX_INDENT) + 1);
