@@ -61,8 +61,8 @@ struct Job {
 /// What lies in the program's place now.
 #[derive(Debug)]
 enum InPlace {
-    /// A version of this agent, which is on trial.
-    Version,
+    /// A version of this agent, which is on trial, with its path.
+    Version(PathBuf),
     /// Elkeid's own agent.
     Elkeids,
 }
@@ -155,7 +155,7 @@ impl Updates {
         let next = self.next.take();
         match result {
             Ok(InPlace::Elkeids) => Updated::HandedOver,
-            Ok(InPlace::Version) => Updated::InPlace(self.program.clone().unwrap_or_default()),
+            Ok(InPlace::Version(program)) => Updated::InPlace(program),
             Err(_) if job.cancel.is_cancelled() => {
                 if let Some(config) = next {
                     self.start(config, settings);
@@ -286,7 +286,7 @@ impl Installation {
         };
         let checked = match installed {
             Ok(()) if cancel.is_cancelled() => Err(UpdateError::Cancelled),
-            Ok(()) if manager.is_some() && is_elkeids_own(program).await? => {
+            Ok(()) if manager.is_some() && is_elkeids_own(program).await => {
                 // It knows of no trial. This program stays in `update/previous`, for whoever wants it back.
                 store.end_trial();
                 return Ok(InPlace::Elkeids);
@@ -294,7 +294,7 @@ impl Installation {
             Ok(()) => package::check_version(program, &config.version).await,
             Err(why) => Err(why),
         };
-        let Err(why) = checked else { return Ok(InPlace::Version) };
+        let Err(why) = checked else { return Ok(InPlace::Version(program.to_owned())) };
         // The version will not run, so restore everything. Do not try a package again that brought something else.
         let (text, back) = (why.to_string(), store.clone());
         let put_back = blocking_at_last(move || back.put_back(&trial, &text)).await;
@@ -311,10 +311,12 @@ impl Installation {
     }
 }
 
-async fn is_elkeids_own(program: &Path) -> Result<bool, UpdateError> {
+/// Returns true if the package manager has put Elkeid's own agent in this place. The package is installed by then, so this waits
+/// for a thread if there is none.
+async fn is_elkeids_own(program: &Path) -> bool {
     let path = program.to_owned();
     // A program that cannot be read cannot be executed either, and whoever tries says why.
-    blocking(move || package::is_elkeids_own(&path).unwrap_or(false)).await.map_err(UpdateError::NoThread)
+    blocking_at_last(move || package::is_elkeids_own(&path).unwrap_or(false)).await
 }
 
 /// Downloads a version into a directory of its own. Blocks.
