@@ -2,3 +2,5 @@
 //!
 //! The binary `elklet-center` runs it. Tests embed it, and wrap faults around it.
 #![forbid(unsafe_code)]
+
+pub mod store;
