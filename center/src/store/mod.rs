@@ -21,6 +21,7 @@ mod queue;
 mod reserve;
 mod scan;
 mod search;
+pub mod site;
 mod writer;
 
 pub use error::{AppendError, FailureKind, SearchError, StoreError};
@@ -33,6 +34,7 @@ use bytes::Bytes;
 use files::Files;
 use queue::{Pending, Queue};
 use reserve::Reserve;
+use site::Site;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -194,6 +196,7 @@ struct Shared {
 #[derive(Debug)]
 pub struct Store {
     shared: Arc<Shared>,
+    site: Site,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -218,6 +221,7 @@ impl Store {
             opened => opened,
         };
         let (files, next_seq) = opened?;
+        let site = Site::open(dir.as_ref())?;
         let shared = Arc::new(Shared {
             queue: Arc::new(Queue::new(settings.queue_bytes)),
             settings,
@@ -233,7 +237,7 @@ impl Store {
             damaged_blocks: AtomicU64::new(0),
         });
         let threads = writer::start(&shared).map_err(|error| StoreError::Io(dir.as_ref().into(), error))?;
-        Ok(Self { shared, threads })
+        Ok(Self { shared, site, threads })
     }
 
     /// Queues a batch to be stored. While writing fails, the ticket says so at once.
@@ -284,6 +288,12 @@ impl Store {
     #[must_use]
     pub fn next_seq(&self) -> watch::Receiver<u64> {
         self.shared.next_seq.subscribe()
+    }
+
+    /// Everything that the center knows beside records.
+    #[must_use]
+    pub fn site(&self) -> &Site {
+        &self.site
     }
 
     /// What the store holds and does.
