@@ -150,17 +150,28 @@ impl Catalog {
         dropped
     }
 
-    /// The files whose day ended more than `keep_ms` before now. A file of a day that has not come yet was written while the clock
-    /// was wrong: it is as old as the files that were written to after it.
+    /// The files whose day ended more than `keep_ms` before now.
+    ///
+    /// The clock may have been wrong, so that a file is at least as new as those that were written to before it, and at least as old
+    /// as those that were written to after it if its day has not come yet.
     pub(super) fn older(&self, keep_ms: i64, now_ms: i64, current: Option<Name>) -> Vec<Name> {
-        let mut day = Day::of_ms(now_ms);
+        let today = Day::of_ms(now_ms);
+        let mut newest = Day::of_ms(0);
         let mut dropped = Vec::new();
-        for entry in self.by_age().iter().rev() {
-            day = day.min(entry.name.day);
-            if day.end_ms() < now_ms.saturating_sub(keep_ms) && Some(entry.name) != current {
-                dropped.push(entry.name);
+        let mut of_days_to_come = Vec::new();
+        for entry in self.by_age() {
+            if entry.name.day > today {
+                of_days_to_come.push(entry.name);
+                continue;
             }
+            newest = newest.max(entry.name.day);
+            if newest.end_ms() >= now_ms.saturating_sub(keep_ms) {
+                break;
+            }
+            dropped.append(&mut of_days_to_come);
+            dropped.push(entry.name);
         }
+        dropped.retain(|name| Some(*name) != current);
         dropped
     }
 
@@ -237,15 +248,23 @@ mod tests {
         let now = 12 * DAY_MS + 5;
         assert_eq!(catalog.older(2 * DAY_MS, now, Some(name(12, 0))), []);
         assert_eq!(catalog.older(DAY_MS, now, Some(name(12, 0))), [name(10, 0)]);
-        assert_eq!(catalog.older(0, now + 9 * DAY_MS, Some(name(12, 0))), [name(11, 0), name(10, 0)]);
+        assert_eq!(catalog.older(0, now + 9 * DAY_MS, Some(name(12, 0))), [name(10, 0), name(11, 0)]);
     }
 
     #[test]
     fn a_file_of_a_day_far_ahead_is_as_old_as_what_was_written_after_it() {
         let catalog = catalog(&[(10, 0, 9), (99_999, 10, 19), (11, 20, 29), (14, 30, 39)]);
         let now = 14 * DAY_MS + 5;
-        assert_eq!(catalog.older(2 * DAY_MS, now, Some(name(14, 0))), [name(11, 0), name(99_999, 0), name(10, 0)]);
+        assert_eq!(catalog.older(2 * DAY_MS, now, Some(name(14, 0))), [name(10, 0), name(99_999, 0), name(11, 0)]);
         assert_eq!(catalog.beyond(300, Some(name(14, 0))), [name(10, 0)]);
+    }
+
+    #[test]
+    fn a_file_of_a_day_long_ago_is_as_new_as_what_was_written_before_it() {
+        let catalog = catalog(&[(10, 0, 9), (0, 10, 19), (11, 20, 29)]);
+        let now = 12 * DAY_MS + 5;
+        assert_eq!(catalog.older(2 * DAY_MS, now, Some(name(11, 0))), []);
+        assert_eq!(catalog.older(DAY_MS, now, Some(name(11, 0))), [name(10, 0), name(0, 0)]);
     }
 
     #[test]
