@@ -194,6 +194,11 @@ impl Content {
         &self.payloads
     }
 
+    /// Which record a byte of the payloads belongs to.
+    pub(super) fn row_at(&self, byte: usize) -> usize {
+        self.ends.partition_point(|&end| end <= byte)
+    }
+
     pub(super) fn data_type(&self, row: usize) -> i32 {
         // It was an `i32` before it was written.
         i32::try_from(self.types[row].cast_signed()).unwrap_or_default()

@@ -70,9 +70,20 @@ impl<'a> Matcher<'a> {
         }
     }
 
-    /// Returns false only if some condition's value stands nowhere in the block.
-    fn may_contain(&self, content: &Content) -> bool {
-        self.finders.iter().all(|finder| finder.find(content.payloads()).is_some())
+    /// The records of a block that may match, by place: those in which the longest of the conditions' values stands somewhere. Finding
+    /// that is faster by far than reading the fields of every record.
+    fn candidates(&self, content: &Content) -> Vec<usize> {
+        let longest = self.finders.iter().max_by_key(|finder| finder.needle().len());
+        let Some(finder) = longest.filter(|finder| !finder.needle().is_empty()) else {
+            return (0..content.len()).collect();
+        };
+        let mut rows: Vec<usize> = Vec::new();
+        for start in finder.find_iter(content.payloads()) {
+            // What stands across two records hides what stands in the second, so that both are candidates.
+            let first = content.row_at(start).max(rows.last().map_or(0, |last| last + 1));
+            rows.extend(first..=content.row_at(start + finder.needle().len() - 1));
+        }
+        rows
     }
 
     fn matches(&self, content: &Content, row: usize, hosts: Option<&[u32]>) -> bool {
@@ -233,10 +244,7 @@ impl Open {
     }
 
     fn pick(&mut self, matcher: &Matcher<'_>, content: &Content, best: &mut Best) {
-        if !matcher.may_contain(content) {
-            return;
-        }
-        for row in 0..content.len() {
+        for row in matcher.candidates(content) {
             let seq = content.seqs[row];
             if best.is_beyond((seq, seq)) || !matcher.matches(content, row, self.hosts.as_deref()) {
                 continue;
