@@ -1,9 +1,12 @@
 //! The agent's clock. Only this module looks at one; clippy.toml forbids it to all others.
 #![allow(clippy::disallowed_methods, reason = "this is the place")]
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use elklet_core::time::Millis;
+use rustix::time::{ClockId, clock_gettime};
+use rustls::pki_types::UnixTime;
+use rustls::time_provider::TimeProvider;
 
 /// A monotonic clock in milliseconds since it was made. Copies share their origin.
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +51,7 @@ impl Stopwatch {
 
 /// The wall clock for people (RFC 3339, UTC), to the millisecond.
 pub(crate) fn date_and_time() -> humantime::Rfc3339Timestamp {
-    humantime::format_rfc3339_millis(SystemTime::now())
+    humantime::format_rfc3339_millis(UNIX_EPOCH + since_1970())
 }
 
 /// Formats seconds since 1970 as a date (RFC 3339, UTC).
@@ -60,6 +63,24 @@ pub(crate) fn date(unix_seconds: i64) -> String {
 
 /// Seconds since 1970 by the wall clock, for records' timestamps, or 0 before 1970.
 pub(crate) fn unix_seconds() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    since_1970().as_secs().cast_signed()
+}
+
+/// The wall clock by which certificates are judged.
+#[derive(Debug)]
+pub(crate) struct WallClock;
+
+impl TimeProvider for WallClock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(since_1970()))
+    }
+}
+
+/// Reads the wall clock. Before 1970 it is a host without time, and this returns zero.
+///
+/// Rust's own clock cannot tell a time after January 2038 on processors of 32 bits.
+fn since_1970() -> Duration {
+    let now = clock_gettime(ClockId::Realtime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
 }

@@ -15,6 +15,9 @@ const EXAMPLE: &str = include_str!("../elklet.example.toml");
 const CERTIFICATES: [(&str, u32, bool); 3] =
     [("ca.crt", 0o644, false), ("client.crt", 0o644, true), ("client.key", 0o600, true)];
 
+/// Most bytes that a package writes before the example.
+const MAX_HEAD_BYTES: u64 = 4 << 10;
+
 /// Most bytes of one of them.
 const MAX_CERTIFICATE_BYTES: u64 = 1 << 20;
 
@@ -26,10 +29,13 @@ const MAX_CERTIFICATE_BYTES: u64 = 1 << 20;
 /// changed then.
 pub(crate) fn run(flags: &Flags) -> Result<String, Failure> {
     let layout = Layout::find_at_any_rate(&Flags { certs: None, ..flags.clone() });
-    if layout.file.symlink_metadata().is_ok() && !is_untouched(&layout.file) {
-        let why = format!("{} is there already, and stays as it is; elklet check reads it", layout.file.display());
-        return Err(Failure::Settings(why));
-    }
+    let head = match layout.file.symlink_metadata() {
+        Ok(_) => untouched_head(&layout.file).ok_or_else(|| {
+            let path = layout.file.display();
+            Failure::Settings(format!("{path} is there already, and stays as it is; elklet check reads it"))
+        })?,
+        Err(_) => String::new(),
+    };
     let settings = Settings::from_flags(flags).map_err(|error| Failure::Settings(error.to_string()))?;
     let from = flags.certs.as_ref().unwrap_or(&layout.certs);
     Certificates::load(from.clone(), &settings.server).map_err(|error| Failure::Settings(error.to_string()))?;
@@ -50,15 +56,21 @@ pub(crate) fn run(flags: &Flags) -> Result<String, Failure> {
     }
     make_missing(layout.file.parent().unwrap_or(Path::new("/")), 0o755).map_err(system)?;
     // A proxy's password may be written into it one day.
-    replace(&layout.file, file(&settings).as_bytes(), 0o600).map_err(FileError::at(&layout.file)).map_err(system)?;
+    replace(&layout.file, (head + &file(&settings)).as_bytes(), 0o600)
+        .map_err(FileError::at(&layout.file))
+        .map_err(system)?;
     done.push_str(&format!("{} names the servers, and has every other key as a comment\n", layout.file.display()));
     Ok(done)
 }
 
-/// Whether it is the example that a package has put there, in which nobody has set anything yet.
-fn is_untouched(file: &Path) -> bool {
-    file.symlink_metadata().is_ok_and(|found| found.is_file() && found.len() == EXAMPLE.len() as u64)
-        && fs::read(file).is_ok_and(|text| text == EXAMPLE.as_bytes())
+/// Returns what a package has put before the example, if nobody has set anything since. OpenWrt's package names the work
+/// directory there.
+fn untouched_head(file: &Path) -> Option<String> {
+    file.symlink_metadata().ok().filter(fs::Metadata::is_file)?;
+    let text = read_bounded(file, EXAMPLE.len() as u64 + MAX_HEAD_BYTES).ok()?;
+    let head = str::from_utf8(text.strip_suffix(EXAMPLE.as_bytes())?).ok()?;
+    let is_a_packages = |line: &str| line.is_empty() || line.starts_with('#') || line.starts_with("workdir = ");
+    head.lines().all(is_a_packages).then(|| head.to_owned())
 }
 
 fn is_same(one: &Path, other: &Path) -> bool {
@@ -85,6 +97,22 @@ fn file(settings: &Settings) -> String {
 mod tests {
     use super::*;
     use crate::config::Environment;
+
+    #[test]
+    fn what_a_package_has_put_before_the_example_stays_and_what_somebody_has_set_is_not_touched() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("elklet.toml");
+        let head = |before: &str, after: &str| {
+            fs::write(&path, [before, EXAMPLE, after].concat()).expect("writable");
+            untouched_head(&path)
+        };
+        assert_eq!(head("", "").as_deref(), Some(""));
+        let packaged = "# The flash.\nworkdir = \"/etc/elklet\"\n\n";
+        assert_eq!(head(packaged, "").as_deref(), Some(packaged));
+        assert_eq!(head("socket = \"/s\"\n", ""), None);
+        assert_eq!(head(&"#\n".repeat(3_000), ""), None, "longer than a package's");
+        assert_eq!(head("", "\n[server]\n"), None);
+    }
 
     #[test]
     fn the_file_says_what_the_flags_said_and_nothing_else() {

@@ -1,6 +1,6 @@
 //! The binary `elklet`. All code is in the library beside it.
 
-use elklet_no_unwinding as _;
+use elklet_static as _;
 
 use std::process::ExitCode;
 

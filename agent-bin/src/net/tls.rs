@@ -15,6 +15,7 @@ use rustls::{ClientConfig, RootCertStore};
 
 use super::key;
 use super::trust::{KeyHash, Verifier, key_hash};
+use crate::clock::WallClock;
 use crate::config::Server;
 use crate::files::read_bounded;
 use crate::pem;
@@ -197,7 +198,7 @@ impl Files {
         let own = client.as_ref().and_then(|(chain, _)| key_hash(chain.first()?));
         let web = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
         let web = web.map_err(|error| CertificateError::new(&ca_path, error))?;
-        let builder = ClientConfig::builder_with_provider(provider)
+        let builder = ClientConfig::builder_with_details(provider, Arc::new(WallClock))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .map_err(|error| CertificateError::new(&directory, error))?
             .dangerous()

@@ -21,7 +21,7 @@ mod tty;
 mod users;
 mod watcher;
 
-use elklet_no_unwinding as _;
+use elklet_static as _;
 
 use connector::{Connector, DATAGRAM_BYTES, Received};
 use elklet_plugin::{Client, ReceiveError, Tasks};
@@ -29,6 +29,7 @@ use options::{Mode, Options};
 use overruns::Overruns;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
 use scan::Scanner;
 use std::error::Error;
 use std::fmt::Display;
@@ -36,7 +37,7 @@ use std::io::{Write, stderr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 use std::task::Poll;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use watcher::Watcher;
 
 fn main() -> ExitCode {
@@ -219,5 +220,6 @@ fn report(message: impl Display) {
 }
 
 fn unix_seconds() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    // Rust's own clock ends in 2038 on processors of 32 bits.
+    clock_gettime(ClockId::Realtime).tv_sec.max(0)
 }

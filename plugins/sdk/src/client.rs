@@ -4,10 +4,10 @@ use crate::encode::{Frame, TooLong};
 use crate::lane::{Broken, Lane, Urgency};
 use crate::{MAX_RECORD_BYTES, Record, TASK_RESULT, Task};
 use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{SystemTime, UNIX_EPOCH};
 use std::{error, fmt, io};
 
 /// Sends records to the agent. Clones share one connection and may send from any thread. Dropping the last one writes
@@ -141,8 +141,8 @@ impl Drop for Connection {
 const FLUSHER_STACK_BYTES: usize = 64 * 1024;
 
 fn unix_seconds() -> i64 {
-    // A clock before 1970 means a host without time, which 0 says. A year past 292 billion does not occur.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    // A clock before 1970 means a host without time, which 0 says. Rust's own clock ends in 2038 on processors of 32 bits.
+    clock_gettime(ClockId::Realtime).tv_sec.max(0)
 }
 
 /// Why a record was not sent.

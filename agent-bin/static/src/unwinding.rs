@@ -5,9 +5,8 @@
 //! stripped. These functions have the unwinder's names and find nothing either. The compiler can see that, and leaves
 //! all the rest out. A panic's message and place are printed as before.
 //!
-//! The names and signatures are those of the Itanium C++ ABI, level II. The library calls no others. This crate is
-//! empty on targets other than musl, and on 32-bit ARM, which has an unwinder of another kind.
-#![cfg(all(target_env = "musl", panic = "abort", not(target_arch = "arm")))]
+//! The names and signatures are those of the Itanium C++ ABI, level II. The library calls no others. 32-bit ARM has an
+//! unwinder of another kind.
 #![allow(missing_docs, reason = "the ABI's own documentation is the only one that counts")]
 #![allow(non_snake_case, reason = "names of the ABI")]
 #![allow(clippy::missing_const_for_fn, reason = "they are called by name")]
