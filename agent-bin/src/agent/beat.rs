@@ -43,6 +43,9 @@ impl Beat {
             if self.heartbeat.plugin_fields(now.0, &facts, &mut self.fields) {
                 put(&mut self.fields, process.counters.get(process.troubles..).unwrap_or_default());
                 self.fields.put("restarts", plugin.restarts);
+                if !process.limits.is_empty() {
+                    self.fields.put("limits", process.limits.join("; "));
+                }
                 lost.extend(records.push_heartbeat(PLUGIN_HEARTBEAT, timestamp, self.fields.iter()).err());
             }
         }

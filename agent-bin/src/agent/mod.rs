@@ -18,6 +18,7 @@ mod tasks;
 use std::io;
 use std::time::Duration;
 
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::runtime;
 
 use self::shell::Shell;
@@ -50,6 +51,8 @@ pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> 
     };
     // Before anything is written there.
     let _lock = WorkdirLock::take(workdir).map_err(|error| Failure::System(error.to_string()))?;
+    // No core file gets the key, and no other process of this user traces the agent. What it executes is free of this.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     plugin::reserve_descriptors().map_err(system("/dev/null"))?;
     let adopting = children::adopt_orphans();
     logging::start(&layout.log, &settings.log).map_err(|error| Failure::Settings(error.to_string()))?;

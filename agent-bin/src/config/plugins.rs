@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::rights::{Profile, Right, Rights};
 use super::value::Within;
 use crate::signing::{BadKey, PublicKey};
 
@@ -19,6 +20,8 @@ pub(crate) struct Plugins {
     no_new_privs: bool,
     end_with_agent: bool,
     when_full: WhenFull,
+    profile: Profile,
+    allow: Vec<Right>,
 }
 
 /// Settings for one plugin. Each overrides the same key of [`Plugins`].
@@ -33,6 +36,8 @@ pub(crate) struct PluginSettings {
     no_new_privs: Option<bool>,
     end_with_agent: Option<bool>,
     when_full: Option<WhenFull>,
+    profile: Option<Profile>,
+    allow: Option<Vec<Right>>,
 }
 
 /// What happens to a plugin's records when there is no server and no room for them.
@@ -88,6 +93,8 @@ impl Default for Plugins {
             no_new_privs: true,
             end_with_agent: true,
             when_full: WhenFull::default(),
+            profile: Profile::default(),
+            allow: Vec::new(),
         }
     }
 }
@@ -123,6 +130,13 @@ impl Plugins {
     /// Returns true when the oldest records may be dropped for those of a plugin with the section `own`, if any.
     pub(crate) fn may_drop(&self, own: Option<&PluginSettings>) -> bool {
         own.and_then(|own| own.when_full).unwrap_or(self.when_full) == WhenFull::DropOldest
+    }
+
+    /// The rights of the plugin `name` with the section `own`, if any. `None` leaves it all that the agent has.
+    pub(crate) fn rights(&self, name: &str, own: Option<&PluginSettings>) -> Option<Rights> {
+        let profile = own.and_then(|own| own.profile).unwrap_or(self.profile);
+        let allow = own.and_then(|own| own.allow.as_ref()).unwrap_or(&self.allow);
+        Rights::new(name, profile, allow)
     }
 
     /// The limits of a plugin with the section `own`, if any.

@@ -48,6 +48,8 @@ pub(crate) enum BadValue {
     Address(String),
     /// A path that has no beginning.
     RelativePath(PathBuf),
+    /// A text that is no right of a plugin.
+    Right(String),
     /// A text, here without the login, that is no proxy for this reason.
     Proxy { url: String, why: &'static str },
 }
@@ -71,6 +73,12 @@ impl fmt::Display for BadValue {
             }
             Self::RelativePath(path) => {
                 write!(f, "{:?} is no absolute path, expected one as in /var/log", path.display().to_string())
+            }
+            Self::Right(text) => {
+                write!(
+                    f,
+                    "{text:?} is no right, expected network, root, a capability as in cap_net_admin, or an absolute path"
+                )
             }
             Self::Proxy { url, why } => {
                 write!(f, "{url} is no proxy: {why}, expected http:// or socks5://, [USER:PASSWORD@], HOST:PORT")

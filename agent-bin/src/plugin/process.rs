@@ -89,8 +89,13 @@ pub(crate) fn spawn(
     confiner: &mut Confiner,
     now: Millis,
 ) -> io::Result<Spawned> {
-    let confining = Arc::new(confiner.confine(&config.name)?);
-    let started = prepared.install().and_then(|()| {
+    let mut confining = confiner.confine(&config.name)?;
+    let installed = prepared.install();
+    if installed.is_ok() {
+        confining.enclose(&config.name, prepared.executable.path());
+    }
+    let confining = Arc::new(confining);
+    let started = installed.and_then(|()| {
         start_patiently(&prepared.executable, config, mark, &confining).inspect_err(|_| {
             if let Err(error) = prepared.put_back() {
                 log::error!("plugin {}: what was there before cannot be put back: {error}", config.name);

@@ -28,6 +28,7 @@ mod python;
 mod reload;
 mod replay;
 mod reports;
+mod sandbox;
 mod server_faults;
 mod service;
 mod signatures;

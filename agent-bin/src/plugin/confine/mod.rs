@@ -1,15 +1,20 @@
-//! Confines plugins: limits on memory, processor, processes and open files, no new rights, no life without the agent.
+//! Confines plugins: limits on memory, processor, processes and open files, no new rights, no life without the agent, and a
+//! sandbox (`sandbox`) for those that are not trusted.
 //!
 //! Each limit is enforced by the first of these that the host has: a control group of version 2 below the agent's own, where
 //! that is delegated to it; a group of version 1; a resource limit of the process, for memory (`RLIMIT_DATA`) and always for
 //! open files. A plugin starts even if a limit cannot be enforced. The log says so, and [`Applied`] tells whoever asks.
 
 mod cgroup;
+mod filter;
+mod landlock;
+mod sandbox;
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::process;
 
 use elklet_core::command::PluginName;
@@ -18,7 +23,7 @@ use elklet_core::time::Millis;
 pub(crate) use self::cgroup::Group;
 use self::cgroup::{Controller, Hierarchies};
 use super::process::raised;
-use crate::config::{Confinement, Settings};
+use crate::config::{Confinement, Rights, Settings};
 
 /// Pause before another attempt to remove a group that is not empty.
 const REMOVE_AGAIN_MS: u64 = 1_000;
@@ -33,6 +38,8 @@ pub(crate) enum By {
     Cgroup(u8),
     /// A resource limit of each process.
     Rlimit,
+    /// Another mechanism of the kernel.
+    Kernel(&'static str),
     /// Nothing, for this reason.
     Nothing(String),
 }
@@ -49,6 +56,7 @@ impl fmt::Display for Applied {
         match &self.by {
             By::Cgroup(version) => write!(f, "{} (cgroup v{version})", self.limit),
             By::Rlimit => write!(f, "{} (rlimit)", self.limit),
+            By::Kernel(how) => write!(f, "{} ({how})", self.limit),
             By::Nothing(why) => write!(f, "{} not applied: {why}", self.limit),
         }
     }
@@ -68,6 +76,9 @@ pub(crate) struct Confiner {
 #[derive(Debug)]
 pub(crate) struct Confining {
     confinement: Confinement,
+    /// What it may do, unless it is trusted, and its steps to that.
+    rights: Option<Rights>,
+    steps: sandbox::Steps,
     agent: libc::pid_t,
     /// `cgroup.procs` of its groups, each with the index of the limit that it is for.
     groups: Vec<(File, usize)>,
@@ -110,11 +121,14 @@ impl Confiner {
     /// # Errors
     /// When no pipe can be made.
     pub(crate) fn confine(&mut self, name: &PluginName) -> io::Result<Confining> {
-        let confinement = self.settings.plugins.confinement(self.settings.plugin.get(name.as_str()));
+        let own = self.settings.plugin.get(name.as_str());
+        let confinement = self.settings.plugins.confinement(own);
         let (read, write) = pipe()?;
         rustix::io::ioctl_fionbio(&read, true)?;
         let mut confining = Confining {
             confinement,
+            rights: self.settings.plugins.rights(name.as_str(), own),
+            steps: Vec::new(),
             agent: libc::pid_t::try_from(process::id()).map_err(io::Error::other)?,
             groups: Vec::new(),
             rlimits: Vec::new(),
@@ -196,26 +210,39 @@ fn pipe() -> io::Result<(File, File)> {
 }
 
 impl Confining {
+    /// Prepares the sandbox, if the plugin is not trusted. Its executable is in place.
+    pub(super) fn enclose(&mut self, name: &PluginName, executable: &Path) {
+        if let Some(rights) = &self.rights {
+            self.steps = sandbox::prepare(name, executable, rights, &mut self.applied);
+        }
+    }
+
     /// Confines the calling process, which was just forked: it makes only system calls and allocates no memory. It
     /// reports failures to the parent. They are errors only if the parent is gone.
     pub(super) fn confine_self(&self) -> io::Result<()> {
         for (group, limit) in &self.groups {
             // SAFETY: `write` is async-signal-safe; the text lives for ever.
             if unsafe { libc::write(group.as_raw_fd(), c"0".as_ptr().cast(), 1) } < 0 {
-                self.complain(*limit);
+                self.complain(*limit, &io::Error::last_os_error());
             }
         }
         for (resource, value, limit) in &self.rlimits {
             let value = libc::rlimit { rlim_cur: *value, rlim_max: *value };
             // SAFETY: `setrlimit` is a system call that reads the value.
             if unsafe { libc::setrlimit(*resource, &value) } < 0 {
-                self.complain(*limit);
+                self.complain(*limit, &io::Error::last_os_error());
             }
         }
-        if self.confinement.no_new_privs {
+        if self.confinement.no_new_privs || self.rights.is_some() {
             // SAFETY: a system call on plain numbers. It is there since Linux 3.5 and cannot fail.
             unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
         }
+        for (step, limit) in &self.steps {
+            if let Err(error) = step.take() {
+                self.complain(*limit, &error);
+            }
+        }
+        // After the steps, because a process that becomes another user loses this.
         if self.confinement.end_with_agent {
             // The kernel sends the signal when the forking thread ends, which is the agent's main thread.
             // SAFETY: both are system calls on plain numbers.
@@ -230,8 +257,8 @@ impl Confining {
         Ok(())
     }
 
-    fn complain(&self, limit: usize) {
-        let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
+    fn complain(&self, limit: usize, error: &io::Error) {
+        let errno = error.raw_os_error().unwrap_or(0);
         let [limit, ..] = limit.to_le_bytes();
         let [a, b, c, d] = errno.to_ne_bytes();
         let complaint = [limit, a, b, c, d];
@@ -253,7 +280,7 @@ impl Confining {
         for applied in &self.applied {
             match applied.by {
                 By::Nothing(_) => log::warn!("plugin {name}: {applied}"),
-                By::Cgroup(_) | By::Rlimit => log::info!("plugin {name}: {applied}"),
+                By::Cgroup(_) | By::Rlimit | By::Kernel(_) => log::info!("plugin {name}: {applied}"),
             }
         }
         (self.applied, self.made)

@@ -1,0 +1,288 @@
+//! A filter of system calls (seccomp(2)) for plugins that are not trusted.
+//!
+//! It refuses what no plugin needs that looks at a host: to change the kernel, the mounts, the clock or other processes, and to
+//! reach parts of the kernel that are attacked again and again. It is a list of what is refused, because plugins are written in
+//! several languages whose runtimes call what they like. The kernel runs the program for each call, so it has no loops and no
+//! table: it compares one number after the other.
+//!
+//! The program is made by hand. The crate `seccompiler` knows three of the eleven architectures that the agent is built for,
+//! and is 19 KB of it; this is one.
+
+use std::io;
+
+use libc::sock_filter;
+
+/// What the kernel reports as the architecture (linux/audit.h).
+#[cfg(target_arch = "x86_64")]
+const ARCHITECTURE: u32 = 0xc000_003e;
+#[cfg(target_arch = "x86")]
+const ARCHITECTURE: u32 = 0x4000_0003;
+#[cfg(target_arch = "aarch64")]
+const ARCHITECTURE: u32 = 0xc000_00b7;
+#[cfg(target_arch = "arm")]
+const ARCHITECTURE: u32 = 0x4000_0028;
+#[cfg(target_arch = "riscv64")]
+const ARCHITECTURE: u32 = 0xc000_00f3;
+#[cfg(target_arch = "loongarch64")]
+const ARCHITECTURE: u32 = 0xc000_0102;
+#[cfg(target_arch = "powerpc64")]
+const ARCHITECTURE: u32 = 0xc000_0015;
+#[cfg(target_arch = "s390x")]
+const ARCHITECTURE: u32 = 0x8000_0016;
+#[cfg(target_arch = "mips")]
+const ARCHITECTURE: u32 = 0x4000_0008;
+/// No architecture: the filter would refuse everything, and [`Filter::new`] makes none.
+#[cfg(not(any(
+    target_arch = "x86_64",
+    target_arch = "x86",
+    target_arch = "aarch64",
+    target_arch = "arm",
+    target_arch = "riscv64",
+    target_arch = "loongarch64",
+    target_arch = "powerpc64",
+    target_arch = "s390x",
+    target_arch = "mips"
+)))]
+const ARCHITECTURE: u32 = 0;
+
+/// Calls since Linux 5.1 have the same number everywhere, but for where an architecture begins to count.
+pub(super) const NEW: libc::c_long = if cfg!(target_arch = "mips") { 4000 } else { 0 };
+
+/// Takes its flags from memory, which a filter cannot read. Programs go on with `clone` where a kernel lacks it.
+const CLONE3: libc::c_long = NEW + 435;
+
+/// What is refused, whatever its arguments are.
+const REFUSED: &[libc::c_long] = &[
+    // The kernel's code, and another kernel.
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    #[cfg(any(target_arch = "x86_64", target_arch = "powerpc64", target_arch = "s390x"))]
+    libc::SYS_kexec_file_load,
+    #[cfg(target_arch = "aarch64")]
+    294,
+    libc::SYS_bpf,
+    libc::SYS_reboot,
+    // Other processes. Their descriptors and memory would be a way around everything else.
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_kcmp,
+    NEW + 438, // pidfd_getfd
+    // Mounts and namespaces.
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_setns,
+    libc::SYS_unshare,
+    NEW + 428, // open_tree
+    NEW + 429, // move_mount
+    NEW + 430, // fsopen
+    NEW + 431, // fsconfig
+    NEW + 432, // fsmount
+    NEW + 433, // fspick
+    NEW + 442, // mount_setattr
+    NEW + 467, // open_tree_attr
+    // It finds files without a path, and so without the directories that are closed.
+    libc::SYS_open_by_handle_at,
+    // What others see of the host.
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    NEW + 443, // quotactl_fd
+    libc::SYS_vhangup,
+    // Keys of others.
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+    // What is hard to get right in the kernel. io_uring would also open sockets past this filter.
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    NEW + 425, // io_uring_setup
+    NEW + 426, // io_uring_enter
+    NEW + 427, // io_uring_register
+    #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
+    libc::SYS_iopl,
+    #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
+    libc::SYS_ioperm,
+    #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
+    libc::SYS_modify_ldt,
+];
+
+/// Flags of `clone` that make namespaces.
+const NAMESPACES: u32 = (libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET)
+    .cast_unsigned();
+
+/// Opcodes (linux/bpf_common.h).
+const LOAD: u16 = 0x20;
+const IF_EQUAL: u16 = 0x15;
+const IF_AT_LEAST: u16 = 0x35;
+const IF_ANY_BIT: u16 = 0x45;
+const RETURN: u16 = 0x06;
+
+/// What becomes of a call (linux/seccomp.h).
+const ALLOW: u32 = 0x7fff_0000;
+const fn refuse(errno: i32) -> u32 {
+    0x0005_0000 | errno.cast_unsigned()
+}
+
+/// Where `struct seccomp_data` has the call's number and the architecture.
+const NUMBER: u32 = 0;
+const ARCH: u32 = 4;
+
+/// A filter, ready for the process that it is for.
+#[derive(Debug)]
+pub(super) struct Filter(Vec<sock_filter>);
+
+impl Filter {
+    /// A filter that leaves `families` of sockets, or all of them. `None` where the architecture is not known.
+    pub(super) fn new(families: Option<&[i32]>) -> Option<Self> {
+        if ARCHITECTURE == 0 {
+            return None;
+        }
+        let mut filter = Self(Vec::with_capacity(2 * REFUSED.len() + 40));
+        // Calls of another architecture have other numbers.
+        filter.step(LOAD, ARCH);
+        filter.test(IF_EQUAL, ARCHITECTURE, 1, 0);
+        filter.step(RETURN, refuse(libc::EPERM));
+        filter.step(LOAD, NUMBER);
+        // So do those of x32, which has the same architecture.
+        if cfg!(target_arch = "x86_64") {
+            filter.unless_then(IF_AT_LEAST, 0x4000_0000, refuse(libc::ENOSYS));
+        }
+        filter.unless_then(IF_EQUAL, number(CLONE3), refuse(libc::ENOSYS));
+        for refused in REFUSED {
+            filter.unless_then(IF_EQUAL, number(*refused), refuse(libc::EPERM));
+        }
+        let flags = argument(if cfg!(target_arch = "s390x") { 1 } else { 0 });
+        filter.test(IF_EQUAL, number(libc::SYS_clone), 0, 4);
+        filter.step(LOAD, flags);
+        filter.unless_then(IF_ANY_BIT, NAMESPACES, refuse(libc::EPERM));
+        filter.step(RETURN, ALLOW);
+        if let Some(families) = families {
+            // It takes its arguments from memory, and C libraries do without it where it is refused.
+            #[cfg(any(target_arch = "x86", target_arch = "powerpc64", target_arch = "s390x", target_arch = "mips"))]
+            filter.unless_then(IF_EQUAL, number(libc::SYS_socketcall), refuse(libc::ENOSYS));
+            filter.test(IF_EQUAL, number(libc::SYS_socket), 1, 0);
+            filter.step(RETURN, ALLOW);
+            filter.step(LOAD, argument(0));
+            for family in families {
+                filter.unless_then(IF_EQUAL, family.cast_unsigned(), ALLOW);
+            }
+            filter.step(RETURN, refuse(libc::EACCES));
+        }
+        filter.step(RETURN, ALLOW);
+        Some(filter)
+    }
+
+    /// Filters the calls of the calling process from now on. Allocates nothing.
+    ///
+    /// # Errors
+    /// When the kernel cannot, or not for a process that may get new rights by exec.
+    pub(super) fn install(&self) -> io::Result<()> {
+        let program = libc::sock_fprog {
+            len: u16::try_from(self.0.len()).unwrap_or(u16::MAX),
+            filter: self.0.as_ptr().cast_mut(),
+        };
+        // SAFETY: the kernel reads the program, and as many steps as there are.
+        let done = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    fn step(&mut self, code: u16, k: u32) {
+        self.0.push(sock_filter { code, jt: 0, jf: 0, k });
+    }
+
+    /// Skips `yes` steps if the test holds and `no` if it does not.
+    fn test(&mut self, code: u16, k: u32, yes: u8, no: u8) {
+        self.0.push(sock_filter { code, jt: yes, jf: no, k });
+    }
+
+    /// Returns `result` if the test holds, and goes on if it does not.
+    fn unless_then(&mut self, code: u16, k: u32, result: u32) {
+        self.test(code, k, 0, 1);
+        self.step(RETURN, result);
+    }
+}
+
+/// The number of a call, as the filter sees it.
+fn number(call: libc::c_long) -> u32 {
+    u32::try_from(call).unwrap_or(u32::MAX)
+}
+
+/// Where the lower half of an argument is.
+fn argument(index: u32) -> u32 {
+    16 + 8 * index + if cfg!(target_endian = "big") { 4 } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel would do with a call.
+    fn judge(filter: &Filter, architecture: u32, call: libc::c_long, argument_0: u64) -> u32 {
+        let mut data = [0_u8; 64];
+        data[..4].copy_from_slice(&number(call).to_ne_bytes());
+        data[4..8].copy_from_slice(&architecture.to_ne_bytes());
+        data[16..24].copy_from_slice(&argument_0.to_ne_bytes());
+        let (mut at, mut loaded) = (0, 0);
+        loop {
+            let sock_filter { code, jt, jf, k } = filter.0[at];
+            let holds = match code {
+                RETURN => return k,
+                LOAD => {
+                    let place = k as usize;
+                    loaded = u32::from_ne_bytes(data[place..place + 4].try_into().expect("four bytes"));
+                    at += 1;
+                    continue;
+                }
+                IF_EQUAL => loaded == k,
+                IF_AT_LEAST => loaded >= k,
+                IF_ANY_BIT => loaded & k != 0,
+                _ => panic!("{code}"),
+            };
+            at += 1 + usize::from(if holds { jt } else { jf });
+        }
+    }
+
+    #[test]
+    fn what_no_plugin_needs_is_refused_and_the_rest_is_not() {
+        let filter = Filter::new(Some(&[libc::AF_UNIX])).expect("a known architecture");
+        let free = Filter::new(None).expect("a known architecture");
+        assert_eq!(judge(&free, ARCHITECTURE, libc::SYS_socket, 2), ALLOW);
+        let judge = |call, argument: i32| judge(&filter, ARCHITECTURE, call, u64::from(argument.cast_unsigned()));
+        for refused in REFUSED {
+            assert_eq!(judge(*refused, 0), refuse(libc::EPERM), "{refused}");
+        }
+        assert_eq!(judge(CLONE3, 0), refuse(libc::ENOSYS));
+        for allowed in [libc::SYS_read, libc::SYS_execve, libc::SYS_execveat, libc::SYS_dup3, libc::SYS_connect] {
+            assert_eq!(judge(allowed, 0), ALLOW, "{allowed}");
+        }
+        assert_eq!((judge(libc::SYS_clone, libc::CLONE_VM), judge(libc::SYS_socket, libc::AF_UNIX)), (ALLOW, ALLOW));
+        assert_eq!(judge(libc::SYS_clone, libc::CLONE_VM | libc::CLONE_NEWUSER), refuse(libc::EPERM));
+        for family in [libc::AF_INET, libc::AF_INET6, libc::AF_PACKET, libc::AF_VSOCK] {
+            assert_eq!(judge(libc::SYS_socket, family), refuse(libc::EACCES));
+        }
+    }
+
+    #[test]
+    fn calls_of_another_architecture_are_refused() {
+        let filter = Filter::new(None).expect("a known architecture");
+        assert_eq!(judge(&filter, ARCHITECTURE ^ 1, libc::SYS_read, 0), refuse(libc::EPERM));
+        #[cfg(target_arch = "x86_64")]
+        assert_eq!(judge(&filter, ARCHITECTURE, 0x4000_0000 + libc::SYS_read, 0), refuse(libc::ENOSYS));
+    }
+}

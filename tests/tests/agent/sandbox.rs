@@ -1,0 +1,172 @@
+//! Sandboxes of plugins: a hostile one comes as far as the table in docs/security.md says, and an honest one loses nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Child, Command};
+
+use elklet_proto::grpc::Config;
+use elklet_tests::binaries::Binaries;
+use elklet_tests::harness::{Agent, Setup, Site, is_alive, skipped, types, wait_until};
+use rustix::process::getuid;
+
+use crate::PLUGIN;
+
+const HOSTILE: &str = env!("CARGO_BIN_EXE_hostile-plugin");
+const PROFILES: [&str; 3] = ["trusted", "inspector", "confined"];
+
+const ATTEMPT: i32 = 7010;
+const TRIED: i32 = 7011;
+
+/// A process that plugins attack.
+struct Victim(Child);
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Returns the lines of the table of attempts: what happens in each profile, by the attempt's name.
+fn expected() -> BTreeMap<String, [String; 3]> {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/security.md")).unwrap();
+    let section = page.split("\n## ").find(|section| section.starts_with("What a hostile plugin can do\n")).unwrap();
+    let cells = |line: &str| -> Vec<String> {
+        line.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).collect()
+    };
+    let rows = section.lines().filter(|line| line.starts_with("| `")).map(cells);
+    rows.map(|cells| (cells[0].clone(), [cells[2].clone(), cells[3].clone(), cells[4].clone()])).collect()
+}
+
+/// What a plugin reports of its attempts: the outcome and the host's word for it.
+fn outcomes(site: &Site, agent: &Agent, plugin: &str) -> BTreeMap<String, (String, String)> {
+    site.records(agent, |records| {
+        let all = records.of_type(ATTEMPT).filter(|record| record["profile"] == plugin);
+        all.map(|record| (record["attempt"].clone(), (record["outcome"].clone(), record["errno"].clone()))).collect()
+    })
+}
+
+/// Prepares an agent with a hostile plugin in each profile, and something for them to attack.
+fn attacked(site: &Site, ground: &Path, victim: &Victim) -> (Setup, Config) {
+    let mut setup = site.eager();
+    let outside = ground.join("outside");
+    let open = ground.join("open");
+    for (directory, mode) in [(&outside, 0o700), (&open, 0o1777)] {
+        fs::create_dir(directory).unwrap();
+        fs::set_permissions(directory, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    fs::write(outside.join("file"), "x").unwrap();
+    fs::set_permissions(outside.join("file"), fs::Permissions::from_mode(0o600)).unwrap();
+    for profile in PROFILES {
+        setup = setup.setting(&format!("plugin.{profile}"), &format!("profile = \"{profile}\""));
+    }
+    let workdir = setup.workdir();
+    let beside = workdir.install("beside", PLUGIN, "hello");
+    let mut configs = vec![beside.clone()];
+    for profile in PROFILES {
+        let places = [
+            ("profile", profile.to_owned()),
+            ("key", site.certs().join("client.key").display().to_string()),
+            ("outside", outside.display().to_string()),
+            ("open", open.display().to_string()),
+            ("log", workdir.path().join("log/elklet.log").display().to_string()),
+            ("socket", workdir.path().join("elklet.sock").display().to_string()),
+            ("beside", workdir.plugin_dir("beside").display().to_string()),
+            ("victim", victim.0.id().to_string()),
+        ];
+        let detail: Vec<_> = places.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        configs.push(workdir.install(profile, HOSTILE, &detail.join("\n")));
+    }
+    site.center().set_configs(Some(configs));
+    (setup, beside)
+}
+
+fn wait_tried(site: &Site, agent: &Agent) {
+    wait_until("attempts", || site.records(agent, |records| records.of_type(TRIED).count() == PROFILES.len()));
+}
+
+#[test]
+fn a_hostile_plugin_comes_as_far_as_its_profile_lets_it() {
+    let name = "a_hostile_plugin_comes_as_far_as_its_profile_lets_it";
+    if !getuid().is_root() {
+        return skipped(name, "profiles are whole only if the agent is root");
+    }
+    let (site, ground) = (Site::new(), tempfile::tempdir().unwrap());
+    let victim = Victim(Command::new("sleep").arg("600").spawn().unwrap());
+    let (setup, beside) = attacked(&site, ground.path(), &victim);
+    let agent = setup.start();
+    wait_tried(&site, &agent);
+
+    let expected = expected();
+    assert!(expected.len() >= 50, "{expected:?}");
+    let mut wrong = Vec::new();
+    for (at, profile) in PROFILES.into_iter().enumerate() {
+        let found = outcomes(&site, &agent, profile);
+        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{profile}");
+        for (attempt, (outcome, errno)) in found {
+            if outcome != expected[&attempt][at] {
+                wrong.push(format!("{profile}: {attempt}: {outcome} ({errno})"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "other outcomes than in docs/security.md:\n{}", wrong.join("\n"));
+    let strays = site.records(&agent, |records| {
+        records.of_type(TRIED).map(|record| record["strays"].to_string()).collect::<Vec<_>>()
+    });
+    assert_eq!(strays, [""; 3], "they inherit no descriptor but their own");
+
+    // What they have left behind ends with them.
+    let escaped: Vec<u32> = site
+        .records(&agent, |records| records.of_type(TRIED).map(|record| record["escaped"].parse().unwrap()).collect());
+    assert!(escaped.iter().all(|pid| is_alive(*pid)));
+    site.configure(&agent, &[beside]);
+    wait_until("end of what escaped", || escaped.iter().all(|pid| !is_alive(*pid)));
+}
+
+#[test]
+fn a_plugin_loses_no_record_in_a_sandbox_and_its_status_names_the_walls() {
+    let site = Site::new();
+    let mut setup = site.eager();
+    for profile in ["inspector", "confined"] {
+        setup = setup.setting(&format!("plugin.{profile}"), &format!("profile = \"{profile}\""));
+    }
+    let [inspector, confined] = ["inspector", "confined"]
+        .map(|profile| setup.workdir().install(profile, PLUGIN, &format!("hello run={profile} n=3000 rate=0")));
+    site.center().set_configs(Some(vec![inspector, confined]));
+    let agent = setup.start();
+    for profile in ["inspector", "confined"] {
+        site.wait_records(&format!("records of {profile}"), &agent, |records| {
+            records
+                .series
+                .get(profile)
+                .is_some_and(|series| (series.received, series.missing, series.misplaced) == (3000, 0, 0))
+        });
+    }
+    let output =
+        Command::new(&Binaries::for_tests().elklet).args(["status", "--workdir"]).arg(agent.workdir().path()).output();
+    let status = String::from_utf8(output.unwrap().stdout).unwrap();
+    assert!(status.contains("system calls and sockets (seccomp)"), "{status}");
+    wait_until("heartbeat with the walls", || {
+        site.records(&agent, |records| {
+            records.of_type(1001).any(|beat| beat.get("limits").is_some_and(|limits| limits.contains("(seccomp)")))
+        })
+    });
+    if getuid().is_root() {
+        for wall in ["limits of inspector", "limits of confined", "read-only system", "(its own)", "capabilities none"]
+        {
+            assert!(status.contains(wall), "{wall}: {status}");
+        }
+        let owner = fs::metadata(agent.workdir().plugin_dir("confined")).unwrap().uid();
+        assert!(owner >= 2_000_000_000, "{owner}");
+        let pid = site.records(&agent, |records| {
+            let hello = records.of_type(types::HELLO).find(|hello| hello["cwd"].ends_with("/confined"));
+            hello.map(|hello| hello["pid"].to_string())
+        });
+        let held = fs::read_to_string(format!("/proc/{}/status", pid.unwrap())).unwrap();
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert!(held.contains(&format!("{set}:\t0000000000000000")), "{held}");
+        }
+    }
+}
