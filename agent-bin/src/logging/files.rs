@@ -10,11 +10,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fchmod, fstat, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
+
+use crate::sys::gzip;
 
 /// A longer file is rotated before the next line.
 pub(super) const FILE_BYTES: u64 = 1 << 20;
@@ -220,9 +220,7 @@ fn compress(directory: &OwnedFd, from: &str, to: &str) -> io::Result<()> {
     unless_absent(unlinkat(directory, to, AtFlags::empty()))?;
     let to = openat(directory, to, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | safely, FILE_MODE)?;
     fchmod(&to, FILE_MODE)?;
-    let mut encoder = GzEncoder::new(File::from(to), Compression::default());
-    io::copy(&mut from, &mut encoder)?;
-    encoder.finish().map(drop)
+    gzip::compress(&mut from, &mut File::from(to))
 }
 
 #[cfg(test)]

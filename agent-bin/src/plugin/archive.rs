@@ -12,10 +12,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use elklet_core::limits::{MAX_ARCHIVE_DEPTH, MAX_ARCHIVE_ENTRIES, MAX_ARCHIVE_NAME_BYTES, MAX_UNPACKED_BYTES};
-use flate2::read::MultiGzDecoder;
 use tar::{Archive, Entry, EntryType, PaxExtensions};
 
 use crate::files::FileError;
+use crate::sys::gzip;
 use crate::sys::room::Room;
 
 /// Bytes that are read and written at once.
@@ -41,7 +41,7 @@ pub(super) fn unpack_in(
     room: &mut Room,
     is_cancelled: &dyn Fn() -> bool,
 ) -> Result<(), UnpackError> {
-    let mut archive = Archive::new(MultiGzDecoder::new(archive));
+    let mut archive = Archive::new(gzip::Decoder::new(archive));
     let mut tree = Tree { into, room, made: 0, is_cancelled };
     let mut bytes: u64 = 0;
     let mut name = None;

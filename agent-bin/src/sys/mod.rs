@@ -1,10 +1,11 @@
 //! Code that is specific to Linux or to a processor: numbers that threads share, timers, threads that may be refused, orphans,
-//! inherited signals, room on a disk, deleting without recursion, and what systemd is told.
+//! inherited signals, room on a disk, deleting without recursion, gzip, and what systemd is told.
 
 pub(crate) mod alarm;
 pub(crate) mod atomic;
 pub(crate) mod blocking;
 pub(crate) mod children;
+pub(crate) mod gzip;
 pub(crate) mod inherited;
 pub(crate) mod notify;
 pub(crate) mod remove;
