@@ -170,3 +170,29 @@ fn a_plugin_loses_no_record_in_a_sandbox_and_its_status_names_the_walls() {
         }
     }
 }
+
+#[test]
+fn procwatch_sees_programs_of_root_in_the_profile_that_is_shipped_for_it() {
+    let name = "procwatch_sees_programs_of_root_in_the_profile_that_is_shipped_for_it";
+    if !getuid().is_root() {
+        return skipped(name, "an inspector has its rights only from an agent that is root");
+    }
+    const EXEC: i32 = 59;
+    let site = Site::new();
+    let setup = site.eager().setting("plugins", "profile = \"by_name\"");
+    let program = Binaries::for_tests().procwatch.display().to_string();
+    site.center().set_configs(Some(vec![setup.workdir().install("procwatch", &program, "")]));
+    let agent = setup.start();
+    agent.wait_for_log("plugin procwatch: capabilities dac_read_search net_admin sys_ptrace");
+    let mut started = Vec::new();
+    wait_until("a program with its path and its hash", || {
+        // Those from before the plugin listened are not reported.
+        started.push(Victim(Command::new("sleep").arg("600").spawn().unwrap()));
+        site.records(&agent, |records| {
+            let is_own = |pid: &str| started.iter().any(|victim| victim.0.id().to_string() == pid);
+            records
+                .of_type(EXEC)
+                .any(|exec| is_own(&exec["pid"]) && exec["exe"].starts_with('/') && exec["exe_hash"].len() >= 16)
+        })
+    });
+}
