@@ -1,6 +1,17 @@
 //! Elklet's center: a server for small sites, which agents of the Elkeid host security system connect to.
 //!
 //! The binary `elklet-center` runs it. Tests embed it, and wrap faults around it.
+//!
+//! [`serve`] speaks with agents, [`fleet`] is what is known of them, [`sink`] is where their records go, [`store`] keeps them, and [`http`]
+//! is the port for those who ask and command.
 #![forbid(unsafe_code)]
 
+pub mod desired;
+pub mod fleet;
+pub mod http;
+pub mod keep;
+pub mod message;
+pub mod serve;
+pub mod settings;
+pub mod sink;
 pub mod store;

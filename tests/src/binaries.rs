@@ -50,6 +50,19 @@ impl Binaries {
     }
 }
 
+/// Returns the program `elklet-center` for tests, as [`Binaries::for_tests`] does. `ELKLET_CENTER_BIN` names another.
+///
+/// # Panics
+/// When it cannot be built. Cargo has said why on standard error.
+#[must_use]
+pub fn center_for_tests() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| match env::var_os("ELKLET_CENTER_BIN").filter(|value| !value.is_empty()) {
+        Some(path) => path.into(),
+        None => build("dev", "elklet-center", "elklet-center").expect("cargo builds the program under test"),
+    })
+}
+
 fn build(profile: &str, package: &str, binary: &str) -> io::Result<PathBuf> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -1,7 +1,7 @@
 //! What a test can make the center do wrong, and how fast it takes messages.
 
-use super::grpc::{Encoding, PREFIX_LEN, Status, prefixed};
 use bytes::Bytes;
+use elklet_center::serve::{ConnectionStep, Status, Step, UploadAt, UploadStep, UploadWatch};
 use elklet_proto::grpc::Command;
 use h2::Reason;
 use http::StatusCode;
@@ -56,7 +56,7 @@ impl Fault {
 
     /// The prefix of an uncompressed message of `len` bytes, and nothing after it.
     pub fn prefix(len: u32) -> Self {
-        let mut prefix = [0; PREFIX_LEN];
+        let mut prefix = [0; 5];
         prefix[1..].copy_from_slice(&len.to_be_bytes());
         Self::bytes(Bytes::copy_from_slice(&prefix))
     }
@@ -71,13 +71,27 @@ impl Fault {
     fn bytes(bytes: Bytes) -> Self {
         Self::Bytes { bytes, frame_len: usize::MAX }
     }
+}
 
-    /// The bytes that are to be sent, and the longest frame to send them in.
-    pub(crate) fn into_bytes(self, encoding: Encoding) -> Result<(Bytes, usize), Self> {
-        match self {
-            Self::Bytes { bytes, frame_len } => Ok((bytes, frame_len.max(1))),
-            Self::Dribble(command) => Ok((encoding.message(&command.encode_to_vec()), 1)),
-            other => Err(other),
+/// A message behind a prefix with this flag.
+fn prefixed(flag: u8, body: &[u8]) -> Bytes {
+    let len = u32::try_from(body.len()).expect("a message is shorter than 4 GiB");
+    Bytes::from([&[flag], &len.to_be_bytes()[..], body].concat())
+}
+
+impl From<Fault> for Step {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Status(status) => Self::End(status),
+            Fault::HttpStatus(status) => Self::EndAsProxy(status),
+            Fault::Bytes { bytes, frame_len } => Self::Bytes { bytes, frame_len },
+            Fault::Dribble(command) => Self::Message { body: command.encode_to_vec().into(), frame_len: 1 },
+            Fault::Reset(reason) => Self::Reset(reason),
+            Fault::GoAway(reason) => Self::Connection(ConnectionStep::GoAway(reason)),
+            Fault::Frame(frame) => Self::Connection(ConnectionStep::Frame(frame)),
+            Fault::Close => Self::Connection(ConnectionStep::Close),
+            Fault::Freeze => Self::Connection(ConnectionStep::Freeze),
+            Fault::Thaw => Self::Connection(ConnectionStep::Thaw),
         }
     }
 }
@@ -99,6 +113,19 @@ pub enum UploadFault {
     },
     /// The center takes the whole file and answers that the upload has failed.
     Failed,
+}
+
+impl UploadFault {
+    /// Returns what does it to the upload that it watches.
+    pub(crate) fn watch(self) -> UploadWatch {
+        Box::new(move |at| match (&self, at) {
+            (Self::Status(status), UploadAt::Start) => UploadStep::Refuse(status.clone()),
+            (Self::Reset { after }, UploadAt::Taken(len)) if len >= *after => UploadStep::Reset,
+            (Self::Stall { after }, UploadAt::Taken(len)) if len >= *after => UploadStep::Stall,
+            (Self::Failed, UploadAt::End) => UploadStep::Fail("a test wants it so".to_owned()),
+            _ => UploadStep::Go,
+        })
+    }
 }
 
 /// How the center takes messages from its Transfer streams.

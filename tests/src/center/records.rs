@@ -1,12 +1,7 @@
-//! What agents send, as the center takes it apart and as it writes it down.
-//!
-//! The center splits a message into its records without copying or decoding their payloads. Only a test that asks for a
-//! payload's fields, or for JSON lines, pays for decoding.
+//! What agents send, as JSON lines.
 
-use super::Upload;
-use bytes::Bytes;
-use elklet_proto::grpc::Payload;
-use prost::Message;
+use elklet_center::fleet::Upload;
+use elklet_center::message::{Batch, Record, TASK_REPORT};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,86 +10,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use tokio::sync::mpsc;
-
-/// Data type of the agent's heartbeat.
-pub const AGENT_HEARTBEAT: i32 = 1000;
-/// Data type of a plugin's heartbeat.
-pub const PLUGIN_HEARTBEAT: i32 = 1001;
-/// Data type of a report on a task.
-pub const TASK_REPORT: i32 = 5100;
-
-/// One message of a Transfer stream.
-#[derive(Debug, Clone)]
-pub struct Batch {
-    /// The stream's number, counted from 1 over all agents.
-    pub stream: u64,
-    /// The message's place in its stream, from 0.
-    pub index: u64,
-    /// When it was taken, in seconds since 1970.
-    pub svr_time: u64,
-    /// Bytes on the wire: the message as compressed, and 5 for the prefix.
-    pub wire_len: usize,
-    /// Bytes after decompression.
-    pub decoded_len: usize,
-    /// The records, and the host that they come from.
-    pub data: PackagedData,
-}
-
-/// The message `grpc.PackagedData`. Its payloads share the memory of the message that they arrived in.
-#[derive(Clone, PartialEq, Message)]
-pub struct PackagedData {
-    /// The records in the order of the message.
-    #[prost(message, repeated, tag = "1")]
-    pub records: Vec<Record>,
-    /// The id in this message. The stream goes by the id of its first message.
-    #[prost(string, tag = "2")]
-    pub agent_id: String,
-    /// Private IPv4 addresses.
-    #[prost(string, repeated, tag = "3")]
-    pub intranet_ipv4: Vec<String>,
-    /// Public IPv4 addresses.
-    #[prost(string, repeated, tag = "4")]
-    pub extranet_ipv4: Vec<String>,
-    /// Private IPv6 addresses.
-    #[prost(string, repeated, tag = "5")]
-    pub intranet_ipv6: Vec<String>,
-    /// Public IPv6 addresses.
-    #[prost(string, repeated, tag = "6")]
-    pub extranet_ipv6: Vec<String>,
-    /// The host's name.
-    #[prost(string, tag = "7")]
-    pub hostname: String,
-    /// The agent's version.
-    #[prost(string, tag = "8")]
-    pub version: String,
-    /// The agent's product name.
-    #[prost(string, tag = "9")]
-    pub product: String,
-}
-
-/// The message `grpc.EncodedRecord`.
-#[derive(Clone, PartialEq, Eq, Hash, Message)]
-pub struct Record {
-    /// The data type.
-    #[prost(int32, tag = "1")]
-    pub data_type: i32,
-    /// Seconds since 1970, by the host's clock.
-    #[prost(int64, tag = "2")]
-    pub timestamp: i64,
-    /// A serialized `grpc.Payload`, unless the agent made a mistake.
-    #[prost(bytes = "bytes", tag = "3")]
-    pub data: Bytes,
-}
-
-impl Record {
-    /// Decodes the payload's fields.
-    ///
-    /// # Errors
-    /// When the payload is not a `grpc.Payload`.
-    pub fn fields(&self) -> Result<BTreeMap<String, String>, prost::DecodeError> {
-        Ok(Payload::decode(self.data.clone())?.fields)
-    }
-}
 
 /// Where the center writes what it receives, one JSON object a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,7 +122,10 @@ fn write_json(output: &mut impl Write, value: &impl Serialize) -> io::Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use elklet_proto::grpc;
+    use bytes::Bytes;
+    use elklet_center::message::PackagedData;
+    use elklet_proto::grpc::{self, Payload};
+    use prost::Message;
 
     fn batch(data: Vec<u8>) -> Batch {
         let record = grpc::EncodedRecord { data_type: 59, timestamp: 7, data };
@@ -244,17 +162,5 @@ mod tests {
     fn an_undecodable_payload_is_told_by_its_length() {
         let line = line(&batch(vec![0xff; 3]));
         assert!(line.contains(r#""raw_len":3,"error":""#), "{line}");
-    }
-
-    #[test]
-    fn payloads_share_the_memory_of_their_message() {
-        let message = grpc::PackagedData {
-            records: vec![grpc::EncodedRecord { data_type: 1, timestamp: 2, data: vec![3; 100] }],
-            ..Default::default()
-        };
-        let bytes = Bytes::from(message.encode_to_vec());
-        let range = bytes.as_ptr_range();
-        let data = PackagedData::decode(bytes.clone()).unwrap();
-        assert!(range.contains(&data.records[0].data.as_ptr()));
     }
 }

@@ -35,7 +35,9 @@ impl Stage {
             sha256: sha256(&plugin)?,
             ..Config::default()
         };
-        let center = Center::start(Options { configs: Some(vec![config]), ..Options::new(certs) })?;
+        let mut options = Options::new(certs);
+        options.configs = Some(vec![config]);
+        let center = Center::start(options)?;
         Ok(Self { directory, center })
     }
 

@@ -3,6 +3,7 @@
 //! Knows nothing of Elkeid. [`MessageReader`] and [`Outgoing`] are the two directions of one call; the calls themselves are
 //! `transfer` and `upload`.
 
+use super::held::Unstored;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
@@ -26,6 +27,7 @@ pub struct Status {
 impl Status {
     pub(crate) const UNKNOWN: u32 = 2;
     pub(crate) const UNIMPLEMENTED: u32 = 12;
+    pub(crate) const UNAVAILABLE: u32 = 14;
 
     /// Success.
     pub fn ok() -> Self {
@@ -107,7 +109,21 @@ pub(crate) fn prefixed(flag: u8, body: &[u8]) -> Bytes {
 pub(crate) struct Message {
     /// Bytes on the wire, the prefix among them.
     pub(crate) wire_len: usize,
-    pub(crate) body: Bytes,
+    flag: u8,
+    body: Bytes,
+    encoding: Encoding,
+}
+
+impl Message {
+    /// Returns the body, decompressed to at most `limit` bytes.
+    pub(crate) fn body(self, limit: usize) -> Result<Bytes, ReadError> {
+        match (self.flag, self.encoding) {
+            (0, _) => Ok(self.body),
+            (1, Encoding::Identity) => Err(ReadError::NoEncoding),
+            (1, Encoding::Snappy) => unsnappy(&self.body, limit),
+            (flag, _) => Err(ReadError::Flag(flag)),
+        }
+    }
 }
 
 /// Why there is no next message.
@@ -140,13 +156,19 @@ impl fmt::Display for ReadError {
 
 /// The messages of a request, one after another.
 ///
-/// As in grpc-go, the reader gives flow-control credit back only for bytes that somebody has asked for. While nobody is
-/// in [`MessageReader::next`], a client can send one window ahead and must then wait.
+/// The reader gives flow-control credit back for a message once somebody says that it is [stored](MessageReader::stored). Until then a
+/// client can send what is left of the window, and must wait. Only of a message that is longer than half a window it gives the
+/// beginning back sooner, because the end could not arrive otherwise.
 #[derive(Debug)]
 pub(crate) struct MessageReader {
     body: RecvStream,
     encoding: Encoding,
     limit: usize,
+    /// Bytes of half the stream's window.
+    half: usize,
+    /// Bytes that were taken out of chunks and not credited yet.
+    withheld: usize,
+    unstored: Option<Unstored>,
     /// A chunk that has arrived and was not credited yet.
     chunk: Bytes,
     /// The message that is being assembled, from its prefix on.
@@ -154,9 +176,28 @@ pub(crate) struct MessageReader {
 }
 
 impl MessageReader {
-    /// `limit` bounds a message both as it arrives and decompressed.
-    pub(crate) fn new(body: RecvStream, encoding: Encoding, limit: usize) -> Self {
-        Self { body, encoding, limit, chunk: Bytes::new(), buffer: BytesMut::new() }
+    /// `limit` bounds a message as it arrives, `window` is the stream's. `unstored` hears of the credit that is given back.
+    pub(crate) fn new(
+        body: RecvStream,
+        encoding: Encoding,
+        limit: usize,
+        window: u32,
+        unstored: Option<Unstored>,
+    ) -> Self {
+        let half = window as usize / 2;
+        Self { body, encoding, limit, half, withheld: 0, unstored, chunk: Bytes::new(), buffer: BytesMut::new() }
+    }
+
+    /// Gives the credit back for every message that [`MessageReader::next`] has returned.
+    ///
+    /// # Errors
+    /// When the stream is gone.
+    pub(crate) fn stored(&mut self) -> Result<(), ReadError> {
+        let bytes = std::mem::take(&mut self.withheld);
+        if let Some(unstored) = &self.unstored {
+            unstored.stored(self.body.stream_id().as_u32(), bytes as u64);
+        }
+        self.body.flow_control().release_capacity(bytes).map_err(ReadError::Stream)
     }
 
     /// Returns the next message, or `None` at the stream's end. It is cancel-safe: the future may be dropped and `next`
@@ -184,30 +225,32 @@ impl MessageReader {
             return Ok(None);
         }
         let len = self.length()?.expect("the prefix is there");
-        self.buffer.reserve(PREFIX_LEN + len - self.buffer.len());
         if !self.fill(PREFIX_LEN + len)? {
             return Ok(None);
         }
-        let mut message = self.buffer.split().freeze();
-        let wire_len = message.len();
-        let flag = message.get_u8();
-        message.advance(PREFIX_LEN - 1);
-        let body = match (flag, self.encoding) {
-            (0, _) => message,
-            (1, Encoding::Identity) => return Err(ReadError::NoEncoding),
-            (1, Encoding::Snappy) => unsnappy(&message, self.limit)?,
-            _ => return Err(ReadError::Flag(flag)),
-        };
-        Ok(Some(Message { wire_len, body }))
+        // The buffer is given away whole, so that a stream that waits for its next message owns no memory.
+        let mut body = std::mem::take(&mut self.buffer).freeze();
+        let wire_len = body.len();
+        let flag = body.get_u8();
+        body.advance(PREFIX_LEN - 1);
+        Ok(Some(Message { wire_len, flag, body, encoding: self.encoding }))
     }
 
     fn fill(&mut self, len: usize) -> Result<bool, ReadError> {
         let n = len.saturating_sub(self.buffer.len()).min(self.chunk.len());
         if n > 0 {
             self.buffer.extend_from_slice(&self.chunk.split_to(n));
-            self.body.flow_control().release_capacity(n).map_err(ReadError::Stream)?;
+            self.withheld += n;
         }
-        Ok(self.buffer.len() >= len)
+        if self.chunk.is_empty() {
+            // An empty chunk may still hold the memory of the read that it came with.
+            self.chunk = Bytes::new();
+        }
+        let whole = self.buffer.len() >= len;
+        if !whole && self.withheld > self.half {
+            self.stored()?;
+        }
+        Ok(whole)
     }
 
     /// Returns the length in the prefix, once the prefix has arrived.

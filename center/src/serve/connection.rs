@@ -1,6 +1,8 @@
 //! One agent's connection: TLS, HTTP/2, and the calls on it.
 
 use super::grpc::{Encoding, Outgoing, Status};
+use super::held::Unstored;
+use super::interpose::ConnectionStep;
 use super::ping::{Aside, PingWatch, TOO_MANY_PINGS};
 use super::shared::Shared;
 use super::{transfer, upload};
@@ -23,36 +25,40 @@ use tokio_rustls::server::TlsStream;
 /// The longest that TLS and the HTTP/2 preface together may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Window of a stream, grpc-go's default: the bytes that an agent may send while the center takes nothing.
-const STREAM_WINDOW: u32 = 65_535;
+/// The most calls at a time on a connection. An agent has one Transfer stream, and a few uploads.
+pub(super) const MAX_STREAMS: u32 = 16;
 
-/// Window of a connection. grpc-go gives a connection's credit back at once, and h2 only together with the stream's.
-/// The window is therefore wide, so that a stream that waits does not block the others.
-const CONNECTION_WINDOW: u32 = 64 << 20;
+/// The longest list of a request's headers. An agent's has five short ones.
+const MAX_HEADERS: u32 = 16 << 10;
 
-/// What a stream can tell the connection below it to do.
-#[derive(Debug, Clone)]
-pub(crate) enum ConnectionOrder {
-    GoAway(Reason),
-    Frame(Bytes),
-    Close,
-    Freeze,
-    Thaw,
-}
+/// Windows of a connection's streams that its own window holds. grpc-go gives a connection's credit back at once, and h2 only together
+/// with the stream's. A stream that waits must not block the others.
+const STREAM_WINDOWS: u32 = 64;
 
 /// A handle on the connection, for its streams.
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectionHandle {
     pub(crate) peer: SocketAddr,
-    orders: mpsc::UnboundedSender<ConnectionOrder>,
+    /// Bytes of the connection's streams' windows.
+    pub(crate) window: u32,
+    /// What PINGs wait for, if they wait.
+    pub(crate) unstored: Option<Unstored>,
+    orders: mpsc::UnboundedSender<ConnectionStep>,
     /// Changes, or fails, when the connection is gone.
     pub(crate) closed: watch::Receiver<()>,
 }
 
 impl ConnectionHandle {
-    pub(crate) fn order(&self, order: ConnectionOrder) {
+    pub(crate) fn order(&self, order: ConnectionStep) {
         // If the connection is gone, there is nothing left to end.
         _ = self.orders.send(order);
+    }
+
+    /// A call has ended, so that no PING waits for it any more.
+    pub(crate) fn closed(&self, stream: h2::StreamId) {
+        if let Some(unstored) = &self.unstored {
+            unstored.closed(stream.as_u32());
+        }
     }
 }
 
@@ -115,7 +121,10 @@ pub(crate) async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<
 
 async fn serve(tcp: TcpStream, peer: SocketAddr, tls: TlsAcceptor, shared: Arc<Shared>) {
     let aside = Aside::default();
-    let handshaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(tcp, tls, aside.clone())).await;
+    let unstored = shared.options.pings_wait.then(Unstored::default);
+    let window = shared.window();
+    let watch = |io| PingWatch::new(io, aside.clone(), unstored.clone());
+    let handshaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(tcp, tls, window, watch)).await;
     let connection = match handshaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(connection) => connection,
         Err(error) => {
@@ -126,7 +135,7 @@ async fn serve(tcp: TcpStream, peer: SocketAddr, tls: TlsAcceptor, shared: Arc<S
     };
     let (orders, receiver) = mpsc::unbounded_channel();
     let (_alive, closed) = watch::channel(());
-    let handle = ConnectionHandle { peer, orders, closed };
+    let handle = ConnectionHandle { peer, window, unstored, orders, closed };
     match drive(connection, receiver, handle, &aside, &shared).await {
         Ok(()) => shared.note(format!("connection from {peer} closed")),
         Err(error) => {
@@ -140,16 +149,23 @@ async fn serve(tcp: TcpStream, peer: SocketAddr, tls: TlsAcceptor, shared: Arc<S
 
 type Connection = h2::server::Connection<PingWatch<TlsStream<TcpStream>>, Bytes>;
 
-async fn handshake(tcp: TcpStream, tls: TlsAcceptor, aside: Aside) -> io::Result<Connection> {
+async fn handshake(
+    tcp: TcpStream,
+    tls: TlsAcceptor,
+    window: u32,
+    watch: impl FnOnce(TlsStream<TcpStream>) -> PingWatch<TlsStream<TcpStream>>,
+) -> io::Result<Connection> {
     tcp.set_nodelay(true)?;
     let tls = tls.accept(tcp).await?;
     if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
         return Err(io::Error::other("h2 was not agreed on by ALPN"));
     }
     h2::server::Builder::new()
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .handshake(PingWatch::new(tls, aside))
+        .initial_window_size(window)
+        .initial_connection_window_size(window.saturating_mul(STREAM_WINDOWS))
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS)
+        .handshake(watch(tls))
         .await
         .map_err(io::Error::other)
 }
@@ -157,7 +173,7 @@ async fn handshake(tcp: TcpStream, tls: TlsAcceptor, aside: Aside) -> io::Result
 /// Runs the connection to its end and serves each call in a task of its own.
 async fn drive(
     mut connection: Connection,
-    mut orders: mpsc::UnboundedReceiver<ConnectionOrder>,
+    mut orders: mpsc::UnboundedReceiver<ConnectionStep>,
     handle: ConnectionHandle,
     aside: &Aside,
     shared: &Arc<Shared>,
@@ -173,12 +189,12 @@ async fn drive(
                 None => return Ok(()),
             },
             Some(order) = orders.recv() => match order {
-                ConnectionOrder::GoAway(Reason::NO_ERROR) => connection.graceful_shutdown(),
-                ConnectionOrder::GoAway(reason) => connection.abrupt_shutdown(reason),
-                ConnectionOrder::Frame(frame) => aside.push(&frame),
-                ConnectionOrder::Close => return Ok(()),
-                ConnectionOrder::Freeze => frozen = true,
-                ConnectionOrder::Thaw => frozen = false,
+                ConnectionStep::GoAway(Reason::NO_ERROR) => connection.graceful_shutdown(),
+                ConnectionStep::GoAway(reason) => connection.abrupt_shutdown(reason),
+                ConnectionStep::Frame(frame) => aside.push(&frame),
+                ConnectionStep::Close => return Ok(()),
+                ConnectionStep::Freeze => frozen = true,
+                ConnectionStep::Thaw => frozen = false,
             },
         }
     }
@@ -193,6 +209,7 @@ fn route(
     let content_type = request.headers().get("content-type").map_or(&b""[..], |value| value.as_bytes());
     if request.method() != Method::POST || !content_type.starts_with(b"application/grpc") {
         let outgoing = Outgoing::new(respond, Encoding::Identity);
+        handle.closed(request.body().stream_id());
         // The client may have gone already, here and below.
         _ = outgoing.finish_as_proxy(StatusCode::UNSUPPORTED_MEDIA_TYPE);
         return;
@@ -202,9 +219,10 @@ fn route(
             tokio::spawn(transfer::serve(Arc::clone(shared), handle, request, respond));
         }
         "/grpc.FileExt/Upload" => {
-            tokio::spawn(upload::serve(Arc::clone(shared), request, respond));
+            tokio::spawn(upload::serve(Arc::clone(shared), handle, request, respond));
         }
         path => {
+            handle.closed(request.body().stream_id());
             let status = Status::new(Status::UNIMPLEMENTED, format!("unknown method {path}"));
             _ = Outgoing::new(respond, Encoding::Identity).finish(&status);
         }

@@ -3,11 +3,11 @@
 //! Both directions of a stream run concurrently, and the first that ends ends the stream. As with AgentCenter, the
 //! agent then sees status OK. It sees an error only for the connection limit and for an id that is taken.
 
-use super::connection::{ConnectionHandle, ConnectionOrder};
-use super::fault::{Fault, Pace};
-use super::grpc::{Encoding, MessageReader, Outgoing, Status};
-use super::records::{AGENT_HEARTBEAT, Batch, PackagedData};
+use super::connection::ConnectionHandle;
+use super::grpc::{Encoding, MessageReader, Outgoing, ReadError, Status};
+use super::interpose::{ConnectionStep, Step};
 use super::shared::{Shared, unix_seconds};
+use crate::message::{AGENT_HEARTBEAT, Batch, PackagedData};
 use bytes::Bytes;
 use elklet_proto::grpc::Command;
 use h2::server::SendResponse;
@@ -16,8 +16,15 @@ use http::{Request, StatusCode};
 use prost::Message;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{SemaphorePermit, mpsc, oneshot};
+
+/// How long a stream waits before it offers a message again that the sink has refused.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The longest id of an agent in bytes. Elkeid's agents have UUIDs.
+const MAX_AGENT_ID: usize = 256;
 
 /// A handle on an open stream, for other tasks.
 #[derive(Debug)]
@@ -29,7 +36,7 @@ pub(crate) struct Live {
 #[derive(Debug)]
 pub(crate) enum Order {
     Command(Command, oneshot::Sender<Result<(), CommandError>>),
-    Fault(Fault),
+    Step(Step),
 }
 
 /// Why a command was not sent.
@@ -76,13 +83,23 @@ pub(crate) async fn serve(
     });
     let encoding = Encoding::of(request.headers());
     let mut outgoing = Outgoing::new(respond, *encoding.as_ref().unwrap_or(&Encoding::Identity));
-    let transfer = Transfer { shared: &shared, connection: &connection, stream };
+    let id = request.body().stream_id();
+    let storing = AtomicBool::new(false);
+    let transfer = Transfer { shared: &shared, connection: &connection, stream, storing: &storing };
     let mut closed = connection.closed.clone();
     let ending = tokio::select! {
         ending = transfer.run(request.into_body(), encoding, &mut outgoing) => ending,
         // When an agent is gone its id is free at once, even while the center takes no messages.
         _ = closed.changed() => Ending::Status(Status::ok()),
     };
+    let ending = match ending {
+        // OK would tell an agent that has said all that it had to say that all of it is stored.
+        Ending::Status(Status { code: 0, .. }) if storing.load(Ordering::Relaxed) => {
+            Ending::Status(Status::new(Status::UNAVAILABLE, "the stream ended before its last message was stored"))
+        }
+        other => other,
+    };
+    connection.closed(id);
     shared.note(format!("stream {stream} from {} ended: {ending:?}", connection.peer));
     let sent = match ending {
         Ending::Status(status) => outgoing.finish(&status),
@@ -101,12 +118,14 @@ struct Transfer<'a> {
     shared: &'a Shared,
     connection: &'a ConnectionHandle,
     stream: u64,
+    /// True while a message is on its way into the sink.
+    storing: &'a AtomicBool,
 }
 
 impl Transfer<'_> {
     async fn run(&self, body: RecvStream, encoding: Result<Encoding, Status>, outgoing: &mut Outgoing) -> Ending {
-        if let Some(fault) = self.shared.next_fault()
-            && let Some(ending) = self.misbehave(fault, outgoing).await
+        if let Some(step) = self.shared.interpose.opened()
+            && let Some(ending) = self.take_step(step, outgoing).await
         {
             return ending;
         }
@@ -121,13 +140,24 @@ impl Transfer<'_> {
         let mut incoming = Incoming {
             shared: self.shared,
             stream: self.stream,
-            reader: MessageReader::new(body, encoding, self.shared.options.message_limit),
-            pace: self.shared.pace.subscribe(),
+            reader: MessageReader::new(
+                body,
+                encoding,
+                self.shared.options.message_limit,
+                self.connection.window,
+                self.connection.unstored.clone(),
+            ),
             connection: self.connection,
+            storing: self.storing,
             taken: 0,
         };
         let Some(first) = incoming.next().await else { return Ending::Status(Status::ok()) };
-        let Some((registration, mut orders)) = Registration::new(self, first.data.agent_id.clone()) else {
+        let agent_id = first.batch.data.agent_id.clone();
+        if agent_id.len() > MAX_AGENT_ID {
+            incoming.refuse(&format_args!("an agent's id of {} bytes, the limit is {MAX_AGENT_ID}", agent_id.len()));
+            return Ending::Status(Status::ok());
+        }
+        let Some((registration, mut orders)) = Registration::new(self, agent_id) else {
             self.shared.change(|state| state.totals.conflicts += 1);
             return Ending::Status(Status::new(Status::UNKNOWN, "agentID conflict"));
         };
@@ -157,8 +187,8 @@ impl Transfer<'_> {
                     // Whoever asked may be gone. The command is sent all the same.
                     _ = done.send(Ok(()));
                 }
-                Order::Fault(fault) => {
-                    if let Some(ending) = self.misbehave(fault, outgoing).await {
+                Order::Step(step) => {
+                    if let Some(ending) = self.take_step(step, outgoing).await {
                         return ending;
                     }
                 }
@@ -167,80 +197,75 @@ impl Transfer<'_> {
         Ending::Status(Status::ok())
     }
 
-    /// Carries out a fault. Returns how the stream ends, if the fault ends it.
-    async fn misbehave(&self, fault: Fault, outgoing: &mut Outgoing) -> Option<Ending> {
-        self.shared.note(format!("stream {}: {}", self.stream, name(&fault)));
-        let fault = match fault.into_bytes(outgoing.encoding()) {
-            Ok((bytes, frame_len)) => {
-                return outgoing.send(bytes, frame_len).await.err().map(|_| Ending::Status(Status::ok()));
+    /// Does what somebody else wants the stream to do. Returns how it ends, if that ends it.
+    async fn take_step(&self, step: Step, outgoing: &mut Outgoing) -> Option<Ending> {
+        let (bytes, frame_len) = match step {
+            Step::End(status) => return Some(Ending::Status(status)),
+            Step::EndAsProxy(status) => return Some(Ending::HttpStatus(status)),
+            Step::Reset(reason) => return Some(Ending::Reset(reason)),
+            Step::Connection(step) => {
+                self.connection.order(step);
+                return None;
             }
-            Err(fault) => fault,
+            Step::Message { body, frame_len } => (outgoing.encoding().message(&body), frame_len),
+            Step::Bytes { bytes, frame_len } => (bytes, frame_len),
         };
-        let order = match fault {
-            Fault::Status(status) => return Some(Ending::Status(status)),
-            Fault::HttpStatus(status) => return Some(Ending::HttpStatus(status)),
-            Fault::Reset(reason) => return Some(Ending::Reset(reason)),
-            Fault::GoAway(reason) => ConnectionOrder::GoAway(reason),
-            Fault::Frame(frame) => ConnectionOrder::Frame(frame),
-            Fault::Close => ConnectionOrder::Close,
-            Fault::Freeze => ConnectionOrder::Freeze,
-            Fault::Thaw => ConnectionOrder::Thaw,
-            Fault::Bytes { .. } | Fault::Dribble(_) => unreachable!("those are bytes"),
-        };
-        self.connection.order(order);
-        None
+        outgoing.send(bytes, frame_len.max(1)).await.err().map(|_| Ending::Status(Status::ok()))
     }
 }
 
-/// Returns a fault's text for the log, without the bytes that it may carry.
-fn name(fault: &Fault) -> String {
-    match fault {
-        Fault::Bytes { bytes, frame_len } => format!("fault: {} bytes in frames of at most {frame_len}", bytes.len()),
-        Fault::Dribble(_) => "fault: a command byte by byte".to_owned(),
-        other => format!("fault: {other:?}"),
-    }
+/// A message that was read, and the room in memory that it has.
+struct Taken<'a> {
+    batch: Arc<Batch>,
+    _room: SemaphorePermit<'a>,
 }
 
-/// The messages of a stream, at the center's pace.
+/// The messages of a stream, one after another.
 struct Incoming<'a> {
     shared: &'a Shared,
     stream: u64,
     reader: MessageReader,
-    pace: watch::Receiver<Pace>,
     connection: &'a ConnectionHandle,
+    storing: &'a AtomicBool,
     taken: u64,
 }
 
-impl Incoming<'_> {
+impl<'a> Incoming<'a> {
     /// Returns the next message, or `None` at the end. It has noted the reason for the end by then.
-    async fn next(&mut self) -> Option<Arc<Batch>> {
-        keep_pace(&mut self.pace).await;
-        let message = match self.reader.next().await {
-            Ok(message) => message?,
-            Err(error) => {
-                self.refuse(&error);
-                return None;
-            }
-        };
-        let (wire_len, decoded_len) = (message.wire_len, message.body.len());
-        match PackagedData::decode(message.body) {
-            Ok(data) => {
-                let index = self.taken;
-                self.taken += 1;
-                let (stream, svr_time) = (self.stream, unix_seconds());
-                let batch = Batch { stream, index, svr_time, wire_len, decoded_len, data };
-                if self.shared.dies_of(&batch) {
-                    self.shared.note(format!("stream {stream}: a message that the connection ends over"));
-                    self.connection.order(ConnectionOrder::Close);
+    async fn next(&mut self) -> Option<Taken<'a>> {
+        self.shared.interpose.before_message().await;
+        match self.read().await {
+            Ok(taken) => {
+                let taken = taken?;
+                if self.shared.interpose.dies_of(&taken.batch) {
+                    self.shared.note(format!("stream {}: a message that the connection ends over", self.stream));
+                    self.connection.order(ConnectionStep::Close);
                     return None;
                 }
-                Some(Arc::new(batch))
+                Some(taken)
             }
             Err(error) => {
-                self.refuse(&format_args!("a message of {decoded_len} bytes is no PackagedData: {error}"));
+                self.refuse(&error);
                 None
             }
         }
+    }
+
+    async fn read(&mut self) -> Result<Option<Taken<'a>>, Unreadable> {
+        let Some(message) = self.reader.next().await.map_err(Unreadable::Read)? else { return Ok(None) };
+        // How long a message becomes is known once it is decompressed. Few may be at that point without having room.
+        let decoding = self.shared.decoding.acquire().await.expect("nobody closes it");
+        let wire_len = message.wire_len;
+        let body = message.body(self.shared.options.message_limit).map_err(Unreadable::Read)?;
+        let decoded_len = body.len();
+        let room = self.shared.room_for(decoded_len).await;
+        drop(decoding);
+        let data = PackagedData::decode(body).map_err(|error| Unreadable::NoPackagedData(decoded_len, error))?;
+        let index = self.taken;
+        self.taken += 1;
+        let (stream, svr_time) = (self.stream, unix_seconds());
+        let batch = Arc::new(Batch { stream, index, svr_time, wire_len, decoded_len, data });
+        Ok(Some(Taken { batch, _room: room }))
     }
 
     fn refuse(&self, error: &dyn fmt::Display) {
@@ -249,36 +274,47 @@ impl Incoming<'_> {
     }
 
     /// Takes messages until there are no more.
-    async fn take_all(&mut self, first: Arc<Batch>, registration: &Registration<'_>) {
+    async fn take_all(&mut self, first: Taken<'a>, registration: &Registration<'_>) {
         let mut configured = false;
         let mut next = Some(first);
-        while let Some(batch) = next {
+        while let Some(Taken { batch, _room: room }) = next {
             let heartbeat = batch.data.records.iter().any(|record| record.data_type == AGENT_HEARTBEAT);
-            self.shared.take(&registration.agent_id, batch).await;
+            self.storing.store(true, Ordering::Relaxed);
+            self.store(&registration.agent_id, &batch).await;
+            self.storing.store(false, Ordering::Relaxed);
+            drop((batch, room));
             if heartbeat && !configured {
                 configured = true;
                 registration.push_configs();
             }
+            if let Err(error) = self.reader.stored() {
+                return self.refuse(&error);
+            }
             next = self.next().await;
         }
     }
+
+    /// Offers a message to the sink until it takes it.
+    async fn store(&self, agent_id: &str, batch: &Arc<Batch>) {
+        while let Err(refused) = self.shared.sink.take(agent_id, batch).await {
+            self.shared.sink_refused(refused);
+            tokio::time::sleep(RETRY_AFTER).await;
+        }
+        self.shared.sink_took(agent_id, batch);
+    }
 }
 
-/// Waits as long as the pace asks before the next message.
-async fn keep_pace(pace: &mut watch::Receiver<Pace>) {
-    loop {
-        let now = *pace.borrow_and_update();
-        match now {
-            Pace::Full => return,
-            Pace::Delay(delay) => tokio::select! {
-                () = tokio::time::sleep(delay) => return,
-                _ = pace.changed() => {}
-            },
-            Pace::Stopped => {
-                if pace.changed().await.is_err() {
-                    return;
-                }
-            }
+/// Why a stream ends over a message.
+enum Unreadable {
+    Read(ReadError),
+    NoPackagedData(usize, prost::DecodeError),
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read(error) => error.fmt(f),
+            Self::NoPackagedData(len, error) => write!(f, "a message of {len} bytes is no PackagedData: {error}"),
         }
     }
 }
@@ -299,13 +335,7 @@ impl<'a> Registration<'a> {
                 return None;
             }
             state.live.insert(agent_id.clone(), Live { orders: orders.clone() });
-            let agent = state.agents.entry(agent_id.clone()).or_default();
-            agent.connected = true;
-            agent.streams += 1;
-            agent.peer = Some(transfer.connection.peer);
-            agent.create_at = unix_seconds();
-            agent.heartbeat = None;
-            agent.plugins.clear();
+            state.connect(&agent_id, transfer.connection.peer, unix_seconds());
             Some(())
         })?;
         Some((Self { shared: transfer.shared, agent_id, orders }, receiver))
@@ -319,7 +349,7 @@ impl<'a> Registration<'a> {
     }
 
     fn count_command(&self) {
-        self.shared.change(|state| state.agents.entry(self.agent_id.clone()).or_default().commands += 1);
+        self.shared.change(|state| state.count_command(&self.agent_id));
     }
 }
 
@@ -327,9 +357,7 @@ impl Drop for Registration<'_> {
     fn drop(&mut self) {
         self.shared.change(|state| {
             state.live.remove(&self.agent_id);
-            if let Some(agent) = state.agents.get_mut(&self.agent_id) {
-                agent.connected = false;
-            }
+            state.disconnect(&self.agent_id, unix_seconds());
         });
     }
 }

@@ -9,7 +9,7 @@ const MAX_SKEW_S: u64 = 60;
 const SEPARATOR: &str = r"\n";
 
 /// The key pair of a client that may use the HTTP port.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct AccessKey {
     /// The public half, which the client sends with each request.
     pub access_key: String,
@@ -76,7 +76,7 @@ impl AccessKey {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -1,7 +1,7 @@
 //! Configuration and commands as the manager writes them in JSON.
 
 use elklet_proto::grpc;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use std::path::Path;
 /// When the text is not such a list.
 pub fn configs_from_json(json: &str) -> Result<Vec<grpc::Config>, serde_json::Error> {
     let configs: Vec<ConfigJson> = serde_json::from_str(json)?;
-    Ok(configs.into_iter().map(Into::into).collect())
+    Ok(configs_from(configs))
 }
 
 /// Reads the same list from a file.
@@ -22,6 +22,10 @@ pub fn configs_from_file(path: &Path) -> io::Result<Vec<grpc::Config>> {
     let at = |error: &dyn std::fmt::Display| io::Error::other(format!("{}: {error}", path.display()));
     let json = std::fs::read_to_string(path).map_err(|error| at(&error))?;
     configs_from_json(&json).map_err(|error| at(&error))
+}
+
+pub(crate) fn configs_from(configs: Vec<ConfigJson>) -> Vec<grpc::Config> {
+    configs.into_iter().map(Into::into).collect()
 }
 
 /// The body of `POST /command/`.
@@ -42,15 +46,22 @@ pub(crate) struct CommandJson {
 #[derive(Debug, Deserialize)]
 #[serde(default)]
 #[derive(Default)]
-struct TaskJson {
+pub(crate) struct TaskJson {
     data_type: i32,
     name: String,
     data: String,
-    token: String,
+    pub(crate) token: String,
 }
 
-#[derive(Debug, Deserialize)]
-struct ConfigJson {
+impl CommandJson {
+    /// A command of a task alone.
+    pub(crate) fn of_task(task: TaskJson) -> Self {
+        Self { agent_ctrl: 0, task: Some(task), config: None }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ConfigJson {
     name: String,
     #[serde(default)]
     r#type: String,
@@ -101,6 +112,20 @@ impl From<ConfigJson> for grpc::Config {
             signature: json.signature,
             download_urls: json.download_url.unwrap_or_default(),
             detail: json.detail,
+        }
+    }
+}
+
+impl From<&grpc::Config> for ConfigJson {
+    fn from(config: &grpc::Config) -> Self {
+        Self {
+            name: config.name.clone(),
+            r#type: config.r#type.clone(),
+            version: config.version.clone(),
+            sha256: config.sha256.clone(),
+            signature: config.signature.clone(),
+            download_url: Some(config.download_urls.clone()),
+            detail: config.detail.clone(),
         }
     }
 }

@@ -1,11 +1,19 @@
-//! The HTTP port: AgentCenter's routes for its manager, and the route of service discovery for agents.
+//! The HTTP port: AgentCenter's routes for its manager, the route of service discovery for agents, [`/api/v1`](api), and what
+//! supervisors ask for.
 
-use super::auth::{self, AccessKey};
-use super::config::{CommandRequest, ResetRequest};
-use super::shared::{Shared, unix_seconds};
-use super::{Fault, Status};
+mod api;
+mod auth;
+mod manager;
+mod metrics;
+mod records;
+
+pub use auth::{AccessKey, Signed};
+pub(crate) use manager::{ConfigJson, configs_from};
+pub use manager::{configs_from_file, configs_from_json};
+
+use crate::serve::{Shared, Status, Step, unix_seconds};
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
@@ -13,17 +21,24 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use manager::{CommandRequest, ResetRequest};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+
+/// The most connections at a time. Those who come later wait.
+const MAX_CONNECTIONS: usize = 256;
+
+/// How long TLS may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest request body: room for a command of 4 MiB escaped in JSON.
 const MAX_BODY: usize = 16 << 20;
@@ -79,7 +94,9 @@ impl Instance {
 
 /// Answers requests until the center ends, over TLS if there is an acceptor.
 pub(crate) async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
+        let room = Arc::clone(&room).acquire_owned().await.expect("nobody closes it");
         let tcp = match listener.accept().await {
             Ok((tcp, _)) => tcp,
             Err(error) => {
@@ -90,11 +107,13 @@ pub(crate) async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shar
         };
         let (tls, shared) = (tls.clone(), Arc::clone(&shared));
         tokio::spawn(async move {
+            let _room = room;
             match tls {
                 None => serve(tcp, shared).await,
-                Some(tls) => match tls.accept(tcp).await {
-                    Ok(tcp) => serve(tcp, shared).await,
-                    Err(error) => shared.note(format!("TLS on the HTTP port: {error}")),
+                Some(tls) => match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(tcp)).await {
+                    Ok(Ok(tcp)) => serve(tcp, shared).await,
+                    Ok(Err(error)) => shared.note(format!("TLS on the HTTP port: {error}")),
+                    Err(_) => shared.note("TLS on the HTTP port took too long".to_owned()),
                 },
             }
         });
@@ -119,7 +138,9 @@ async fn answer(request: Request<Incoming>, shared: &Shared) -> Response<Full<By
     let path = head.uri.path().trim_end_matches('/');
     match (&head.method, path) {
         (&Method::GET, "/ping") => return success("pong".into()),
-        (&Method::GET, "/metrics") => return text(metrics(shared)),
+        (&Method::GET, "/healthz") => return text("ok\n".to_owned()),
+        (&Method::GET, "/readyz") => return ready(shared),
+        (&Method::GET, "/metrics") => return text(metrics::text(shared)),
         (&Method::GET, "/registry/detail") => return registry_detail(&head, shared),
         _ => {}
     }
@@ -127,6 +148,12 @@ async fn answer(request: Request<Incoming>, shared: &Shared) -> Response<Full<By
         && let Err(reason) = authorize(key, &head, &body)
     {
         return reply(StatusCode::OK, AUTH_FAILED, &reason, Value::Null);
+    }
+    if let Err(reason) = from_a_page_elsewhere(&head) {
+        return reply(StatusCode::FORBIDDEN, AUTH_FAILED, reason, Value::Null);
+    }
+    if let Some(path) = path.strip_prefix("/api/v1") {
+        return api::answer(&head.method, path, &head.uri, &body, shared).await;
     }
     match (&head.method, path) {
         (&Method::GET, "/conn/list") => success(shared.read(|state| state.connected().collect::<Vec<_>>().into())),
@@ -142,7 +169,7 @@ async fn answer(request: Request<Incoming>, shared: &Shared) -> Response<Full<By
 
 fn authorize(key: &AccessKey, head: &Parts, body: &[u8]) -> Result<(), String> {
     let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let signed = auth::Signed {
+    let signed = Signed {
         access_key: header("AccessKey"),
         timestamp: header("TimeStamp"),
         signature: header("Signature"),
@@ -152,6 +179,32 @@ fn authorize(key: &AccessKey, head: &Parts, body: &[u8]) -> Result<(), String> {
         body,
     };
     key.verify(&signed, unix_seconds())
+}
+
+/// Refuses what a browser sends for a page from elsewhere: such a page may reach a loopback address that its author cannot.
+fn from_a_page_elsewhere(head: &Parts) -> Result<(), &'static str> {
+    if head.headers.contains_key(ORIGIN) {
+        return Err("requests with an Origin come from pages, and no page may use this port");
+    }
+    let host = head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(host, |(name, port)| if port.contains(']') { host } else { name });
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    // A name without a dot is nobody's to give on the Internet.
+    if !name.contains('.') || address.parse::<IpAddr>().is_ok() {
+        return Ok(());
+    }
+    Err("the Host of a request is to be an address, or a name without dots")
+}
+
+fn ready(shared: &Shared) -> Response<Full<Bytes>> {
+    match shared.read(|fleet| fleet.sink_refuses.clone()) {
+        None => text("ready\n".to_owned()),
+        Some(reason) => respond(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "text/plain; charset=utf-8",
+            format!("no records are stored: {reason}\n"),
+        ),
+    }
 }
 
 async fn command(body: &[u8], shared: &Shared) -> Response<Full<Bytes>> {
@@ -182,7 +235,7 @@ fn conn_reset(body: &[u8], shared: &Shared) -> Response<Full<Bytes>> {
             ids.truncate(count);
         }
     }
-    ids.retain(|id| shared.inject(id, Fault::Status(Status::ok())));
+    ids.retain(|id| shared.step(id, Step::End(Status::ok())));
     success(ids.into())
 }
 
@@ -199,37 +252,6 @@ fn registry_detail(head: &Parts, shared: &Shared) -> Response<Full<Bytes>> {
         return json_response(StatusCode::BAD_REQUEST, &json!({ "msg": "name is missing", "data": null }));
     };
     json_response(StatusCode::OK, &json!({ "msg": "ok", "data": shared.instances(name) }))
-}
-
-fn metrics(shared: &Shared) -> String {
-    let mut text = String::new();
-    shared.read(|state| {
-        let totals = &state.totals;
-        for (name, kind, value) in [
-            ("connected_agents", "gauge", state.live.len() as u64),
-            ("connections_total", "counter", totals.connections),
-            ("failed_handshakes_total", "counter", totals.failed_handshakes),
-            ("streams_total", "counter", totals.streams),
-            ("refused_out_of_tokens_total", "counter", totals.out_of_tokens),
-            ("refused_conflicts_total", "counter", totals.conflicts),
-            ("bad_messages_total", "counter", totals.bad_messages),
-            ("too_many_pings_total", "counter", totals.too_many_pings),
-            ("messages_total", "counter", state.agents.values().map(|agent| agent.messages).sum()),
-            ("wire_bytes_total", "counter", state.agents.values().map(|agent| agent.wire_bytes).sum()),
-            ("decoded_bytes_total", "counter", state.agents.values().map(|agent| agent.decoded_bytes).sum()),
-        ] {
-            writeln!(text, "# TYPE center_{name} {kind}\ncenter_{name} {value}").expect("strings grow");
-        }
-        let mut by_type = BTreeMap::<i32, u64>::new();
-        for (data_type, count) in state.agents.values().flat_map(|agent| &agent.counts) {
-            *by_type.entry(*data_type).or_default() += count.records;
-        }
-        text.push_str("# TYPE center_records_total counter\n");
-        for (data_type, records) in by_type {
-            writeln!(text, "center_records_total{{data_type=\"{data_type}\"}} {records}").expect("strings grow");
-        }
-    });
-    text
 }
 
 fn success(data: Value) -> Response<Full<Bytes>> {

@@ -4,8 +4,10 @@
 //! 9113, section 4.1) of both directions. A client that breaks the rule gets what grpc-go gives it: GOAWAY with
 //! ENHANCE_YOUR_CALM and `too_many_pings`, and the end of the connection.
 
+use super::held::Unstored;
 use std::collections::VecDeque;
 use std::io;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -76,7 +78,9 @@ impl FrameScanner {
         Self { header: [0; 9], have: 0, skip: preface }
     }
 
-    fn scan(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(Frame)) {
+    /// Calls `on_frame` for each frame's header in `bytes`, until it breaks. Returns how many bytes were scanned.
+    fn scan(&mut self, all: &[u8], mut on_frame: impl FnMut(Frame) -> ControlFlow<()>) -> usize {
+        let mut bytes = all;
         while !bytes.is_empty() {
             if self.skip > 0 {
                 let n = self.skip.min(bytes.len());
@@ -92,9 +96,13 @@ impl FrameScanner {
                 let [a, b, c, kind, flags, s @ ..] = self.header;
                 self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
                 self.have = 0;
-                on_frame(Frame { kind, flags, stream: u32::from_be_bytes(s) & 0x7fff_ffff });
+                let stream = u32::from_be_bytes(s) & 0x7fff_ffff;
+                if on_frame(Frame { kind, flags, stream, len: self.skip }).is_break() {
+                    break;
+                }
             }
         }
+        all.len() - bytes.len()
     }
 
     /// Returns how many of the next bytes certainly belong to the frame that has begun: 0 between frames.
@@ -111,6 +119,7 @@ struct Frame {
     kind: u8,
     flags: u8,
     stream: u32,
+    len: usize,
 }
 
 /// The stages of closing a connection.
@@ -158,13 +167,23 @@ pub(crate) struct PingWatch<T> {
     last_stream: u32,
     farewell: Farewell,
     aside: Aside,
+    unstored: Option<Unstored>,
+    /// True while a PING waits. h2 has its frame's head, and the rest is the beginning of what is held.
+    waits: bool,
+    /// What arrived behind that head, and how much of it h2 has.
+    held: Vec<u8>,
+    handed_on: usize,
 }
+
+/// The most bytes that are read behind a PING that waits. They are read to notice the end of the connection.
+const MAX_HELD: usize = 64 << 10;
 
 /// `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`
 const CLIENT_PREFACE_LEN: usize = 24;
 
 impl<T: AsyncRead + AsyncWrite + Unpin> PingWatch<T> {
-    pub(crate) fn new(io: T, aside: Aside) -> Self {
+    /// With `unstored`, h2 does not see a PING before everything that arrived before it is stored.
+    pub(crate) fn new(io: T, aside: Aside, unstored: Option<Unstored>) -> Self {
         Self {
             io,
             incoming: FrameScanner::new(CLIENT_PREFACE_LEN),
@@ -173,6 +192,85 @@ impl<T: AsyncRead + AsyncWrite + Unpin> PingWatch<T> {
             last_stream: 0,
             farewell: Farewell::No,
             aside,
+            unstored,
+            waits: false,
+            held: Vec::new(),
+            handed_on: 0,
+        }
+    }
+
+    /// Scans what is to be passed on to h2. Returns how much of it may be passed on now. The rest waits with a PING.
+    fn scan(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> usize {
+        let (mut struck_out, mut waits) = (false, false);
+        let (rule, last_stream, unstored) = (&mut self.rule, &mut self.last_stream, &self.unstored);
+        let scanned = self.incoming.scan(bytes, |frame| match frame.kind {
+            PING if frame.flags & ACK == 0 => {
+                struck_out |= rule.ping(Instant::now());
+                match unstored {
+                    Some(unstored) if !unstored.is_empty(cx) => {
+                        waits = true;
+                        ControlFlow::Break(())
+                    }
+                    _ => ControlFlow::Continue(()),
+                }
+            }
+            HEADERS => {
+                if frame.stream > *last_stream {
+                    *last_stream = frame.stream;
+                    if let Some(unstored) = unstored {
+                        unstored.opened(frame.stream);
+                    }
+                }
+                ControlFlow::Continue(())
+            }
+            DATA => {
+                if let Some(unstored) = unstored {
+                    unstored.received(frame.stream, frame.len as u64);
+                }
+                ControlFlow::Continue(())
+            }
+            _ => ControlFlow::Continue(()),
+        });
+        if struck_out {
+            // h2 has the ping now and will write its answer. The next write finds the flag set here and acts on it.
+            self.farewell = Farewell::Write { frame: goaway(self.last_stream), sent: 0 };
+            return bytes.len();
+        }
+        self.waits = waits;
+        scanned
+    }
+
+    /// Reads on while a PING waits. It is ready when that waits no more, or the connection has ended.
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.unstored.as_ref().is_some_and(|unstored| !unstored.is_empty(cx)) {
+            while self.held.len() < MAX_HELD {
+                let mut space = [0; 4096];
+                let mut space = ReadBuf::new(&mut space);
+                ready!(Pin::new(&mut self.io).poll_read(cx, &mut space))?;
+                if space.filled().is_empty() {
+                    // The agent will not hear the answer that it waits for.
+                    return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                }
+                self.held.extend_from_slice(space.filled());
+            }
+            return Poll::Pending;
+        }
+        self.waits = false;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Passes on what was held.
+    fn pass_on(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) {
+        let held = std::mem::take(&mut self.held);
+        let n = (held.len() - self.handed_on).min(buf.remaining());
+        let next = &held[self.handed_on..self.handed_on + n];
+        let scanned = self.scan(next, cx);
+        buf.put_slice(&next[..scanned]);
+        self.handed_on += scanned;
+        if self.handed_on < held.len() {
+            self.held = held;
+        } else {
+            self.handed_on = 0;
         }
     }
 
@@ -231,18 +329,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for PingWatch<T> {
             // The writer, which h2 polls from the same task, is closing the connection and reads what still arrives.
             return Poll::Pending;
         }
+        if this.waits {
+            ready!(this.poll_waiting(cx))?;
+        }
+        if !this.held.is_empty() {
+            this.pass_on(cx, buf);
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-        let mut struck_out = false;
-        this.incoming.scan(&buf.filled()[before..], |frame| match frame.kind {
-            PING if frame.flags & ACK == 0 => struck_out |= this.rule.ping(Instant::now()),
-            HEADERS => this.last_stream = this.last_stream.max(frame.stream),
-            _ => {}
-        });
-        if struck_out {
-            // h2 has the ping now and will write its answer. The next write finds the flag set here and acts on it.
-            this.farewell = Farewell::Write { frame: goaway(this.last_stream), sent: 0 };
-        }
+        let passed = this.scan(&buf.filled()[before..], cx);
+        this.held.extend_from_slice(&buf.filled()[before + passed..]);
+        buf.set_filled(before + passed);
         Poll::Ready(Ok(()))
     }
 }
@@ -264,6 +362,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for PingWatch<T> {
             if matches!(frame.kind, DATA | HEADERS) {
                 this.rule.forgive();
             }
+            ControlFlow::Continue(())
         });
         Poll::Ready(Ok(n))
     }
@@ -323,7 +422,13 @@ mod tests {
         for len in 1..=bytes.len() {
             let mut scanner = FrameScanner::new(CLIENT_PREFACE_LEN);
             let mut seen = Vec::new();
-            bytes.chunks(len).for_each(|part| scanner.scan(part, |f| seen.push((f.kind, f.flags, f.stream))));
+            for part in bytes.chunks(len) {
+                let scanned = scanner.scan(part, |frame| {
+                    seen.push((frame.kind, frame.flags, frame.stream));
+                    ControlFlow::Continue(())
+                });
+                assert_eq!(scanned, part.len());
+            }
             assert_eq!(seen, [(PING, 0, 0), (HEADERS, 5, 7), (PING, ACK, 0)], "parts of {len}");
             assert_eq!(scanner.owed(), 0);
         }

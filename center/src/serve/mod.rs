@@ -1,0 +1,260 @@
+//! An AgentCenter, the server that Elkeid's agents connect to. An agent cannot tell it from the real one.
+//!
+//! [`Server::start`] runs one on threads of its own. What it receives goes into a [`Sink`](crate::sink::Sink), what it knows of its
+//! agents is the [`Fleet`], and [`crate::http`] answers on its second port.
+
+mod connection;
+mod grpc;
+mod held;
+mod interpose;
+mod ping;
+mod shared;
+mod transfer;
+mod upload;
+
+pub use crate::http::Instance;
+pub use grpc::Status;
+pub use interpose::{ConnectionStep, Interpose, Step, UploadAt, UploadStep, UploadWatch};
+pub(crate) use shared::{Shared, unix_seconds};
+pub use transfer::CommandError;
+pub(crate) use transfer::Live;
+
+use crate::desired::Target;
+use crate::fleet::Fleet;
+use crate::http::{self, AccessKey};
+use crate::sink::Sink;
+use crate::store::Store;
+use elklet_proto::grpc::{Command, Config};
+use rustls::SupportedProtocolVersion;
+use shared::lock;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::{runtime, task};
+
+/// The settings of a server.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The address that agents connect to. Port 0 takes any free port.
+    pub listen: SocketAddr,
+    /// The address of the HTTP port. Port 0 takes any free port.
+    pub http: SocketAddr,
+    /// The directory of `ca.crt`, `server.crt` and `server.key`.
+    pub certs: PathBuf,
+    /// The protocols that the server offers by ALPN. AgentCenter offers h2, and without it no agent gets in.
+    pub alpn: Vec<Vec<u8>>,
+    /// The versions of TLS that the server offers.
+    pub tls_versions: &'static [&'static SupportedProtocolVersion],
+    /// True if the HTTP port speaks TLS, with the same server certificate and without a client's.
+    pub http_tls: bool,
+    /// The key that requests to the HTTP port have to be signed with. Without one, everybody may use the port.
+    pub access_key: Option<AccessKey>,
+    /// The most Transfer streams at a time.
+    pub conn_limit: usize,
+    /// The most hosts that the server knows. Beyond it, it forgets who has been gone for longest.
+    pub max_hosts: usize,
+    /// The longest message in bytes, both as it arrives and decompressed.
+    pub message_limit: usize,
+    /// The longest file in bytes that an agent may upload.
+    pub upload_limit: u64,
+    /// The largest window of a stream in bytes: what an agent may send while its last message is not stored.
+    pub max_window: u32,
+    /// Bytes of all streams' windows together, as far as 16 KiB for each allow.
+    pub window_memory: usize,
+    /// True if a PING is answered once everything that came before it is stored, and false if at once. AgentCenter answers at once, and
+    /// its agents forget what it may yet lose.
+    pub pings_wait: bool,
+    /// What every agent should run; see [`Server::set_configs`].
+    pub configs: Option<Vec<Config>>,
+    /// The file in which what agents should run outlives the server. What it holds counts, and `configs` only without it.
+    pub desired_file: Option<PathBuf>,
+    /// The store that the HTTP port searches, if there is one. What goes into it is the sink's affair.
+    pub store: Option<Arc<Store>>,
+    /// The directory for uploads. Without one they fail.
+    pub upload_dir: Option<PathBuf>,
+}
+
+impl Options {
+    /// AgentCenter's limits and any free ports of the loopback interface. Nothing is configured.
+    pub fn new(certs: impl Into<PathBuf>) -> Self {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self {
+            listen: any,
+            http: any,
+            certs: certs.into(),
+            alpn: vec![b"h2".to_vec()],
+            tls_versions: rustls::ALL_VERSIONS,
+            http_tls: false,
+            access_key: None,
+            conn_limit: 1500,
+            max_hosts: 10_000,
+            message_limit: 10 << 20,
+            upload_limit: 1 << 30,
+            // grpc-go's default.
+            max_window: 65_535,
+            window_memory: 128 << 20,
+            pings_wait: true,
+            configs: None,
+            desired_file: None,
+            store: None,
+            upload_dir: None,
+        }
+    }
+}
+
+/// A running server. Dropping it ends it like SIGKILL: it closes every connection at once.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+    runtime: runtime::Handle,
+    accepting: task::AbortHandle,
+    /// Dropped to end the runtime.
+    stop: Option<oneshot::Sender<()>>,
+    runner: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts a server, which listens when this returns.
+    ///
+    /// # Errors
+    /// When a certificate cannot be read or an address cannot be bound.
+    pub fn start(mut options: Options, sink: Arc<dyn Sink>, interpose: Arc<dyn Interpose>) -> io::Result<Self> {
+        let tls = connection::tls(&options.certs, true, options.tls_versions, options.alpn.clone())?;
+        let http_tls = match options.http_tls {
+            true => Some(connection::tls(&options.certs, false, rustls::DEFAULT_VERSIONS, vec![b"http/1.1".to_vec()])?),
+            false => None,
+        };
+        let grpc = std::net::TcpListener::bind(options.listen).map_err(|error| at(options.listen, &error))?;
+        let http = std::net::TcpListener::bind(options.http).map_err(|error| at(options.http, &error))?;
+        options.listen = grpc.local_addr()?;
+        options.http = http.local_addr()?;
+        let runtime =
+            runtime::Builder::new_multi_thread().worker_threads(2).thread_name("center").enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let shared = Arc::new(Shared::new(options, sink, interpose)?);
+        let accepting = {
+            let _inside = runtime.enter();
+            runtime.spawn(http::accept(listener(http)?, http_tls, Arc::clone(&shared)));
+            runtime.spawn(connection::accept(listener(grpc)?, tls, Arc::clone(&shared))).abort_handle()
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        // Its owner may drop the server in async code, and a runtime must not be dropped there. The runtime therefore ends on a thread
+        // of its own.
+        let runner = std::thread::Builder::new().name("center-main".into()).spawn(move || {
+            // This waits until the sender is dropped. Nothing is ever sent.
+            _ = runtime.block_on(stopped);
+        })?;
+        Ok(Self { shared, runtime: handle, accepting, stop: Some(stop), runner: Some(runner) })
+    }
+
+    /// Takes no more agents, ends every stream in order, and waits until they have ended, at most `within`.
+    pub async fn end(&self, within: Duration) {
+        self.accepting.abort();
+        let mut version = self.shared.version.subscribe();
+        let ids: Vec<String> = self.shared.read(|fleet| fleet.connected().map(str::to_owned).collect());
+        for id in ids {
+            self.shared.step(&id, Step::End(Status::ok()));
+        }
+        let gone = async {
+            while !self.shared.read(|fleet| fleet.live.is_empty()) {
+                version.changed().await.expect("the server has the sender");
+            }
+        };
+        let _inside = self.runtime.enter();
+        if tokio::time::timeout(within, gone).await.is_err() {
+            log::warn!("streams are still open after {} s, and break now", within.as_secs());
+        }
+    }
+
+    /// Returns its settings, with the ports that it has.
+    pub fn options(&self) -> &Options {
+        &self.shared.options
+    }
+
+    /// Returns the runtime that it runs on.
+    pub fn runtime(&self) -> &runtime::Handle {
+        &self.runtime
+    }
+
+    /// Calls `look` with what the server knows. Agents wait meanwhile.
+    pub fn read<T>(&self, look: impl FnOnce(&Fleet) -> T) -> T {
+        self.shared.read(look)
+    }
+
+    /// Returns a receiver that hears of each change of what the server knows.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.shared.version.subscribe()
+    }
+
+    /// Sends a command to a connected agent, and waits until it is on the wire, at most `within`.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn command(
+        &self,
+        agent_id: &str,
+        command: Command,
+        within: Duration,
+    ) -> impl Future<Output = Result<(), CommandError>> + Send + 'static {
+        let (shared, agent_id) = (Arc::clone(&self.shared), agent_id.to_owned());
+        async move { shared.command(&agent_id, command, within).await }
+    }
+
+    /// Sets what every agent should run from now on, unless it has a configuration of its own. The server pushes it once a stream, at
+    /// the first record 1000. It pushes an empty list like any other; `None` pushes nothing.
+    pub fn set_configs(&self, configs: Option<Vec<Config>>) {
+        self.set_desired(Target::Everybody, configs);
+    }
+
+    /// Returns what every agent should run.
+    pub fn configs(&self) -> Option<Vec<Config>> {
+        self.shared.desired(|desired| desired.everybody().cloned())
+    }
+
+    /// Sets what one agent should run. `None` lets [`Server::set_configs`] decide again.
+    pub fn set_configs_for(&self, agent_id: &str, configs: Option<Vec<Config>>) {
+        self.set_desired(Target::Host(agent_id.to_owned()), configs);
+    }
+
+    fn set_desired(&self, target: Target, configs: Option<Vec<Config>>) {
+        match self.shared.change_desired(|desired| desired.set(target, configs)) {
+            Ok(Ok(())) => {}
+            Ok(Err(too_much)) => log::error!("agents keep what they run: {too_much}"),
+            Err(error) => log::error!("agents keep what they run: {error}"),
+        }
+    }
+
+    /// Sets what service discovery lists for `name`. By default it lists this server as `hids_svr_grpc` and `hids_svr_http`.
+    pub fn set_registry(&self, name: &str, instances: Vec<Instance>) {
+        lock(&self.shared.registry).insert(name.to_owned(), instances);
+    }
+
+    /// Has the open stream of an agent take a step. Returns false when the agent has none.
+    pub fn step(&self, agent_id: &str, step: Step) -> bool {
+        self.shared.step(agent_id, step)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(runner) = self.runner.take() {
+            // A thread that panicked has already printed why.
+            _ = runner.join();
+        }
+    }
+}
+
+fn listener(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+fn at(address: SocketAddr, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+}

@@ -1,0 +1,287 @@
+//! The settings of the program: the file `center.toml`, and the flags that win over it.
+
+use crate::http::AccessKey;
+use serde::Deserialize;
+use std::fmt;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Where the file is unless a flag says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/elklet/center.toml";
+
+/// The most agents at a time that a file may ask for. Each has a descriptor.
+const MAX_CONN_LIMIT: usize = 100_000;
+
+/// The settings of the center.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The address that agents connect to.
+    pub listen: SocketAddr,
+    /// The address of the HTTP port.
+    pub http: SocketAddr,
+    /// True if the HTTP port speaks TLS.
+    pub http_tls: bool,
+    /// The directory of `ca.crt`, `server.crt` and `server.key`.
+    pub certs: PathBuf,
+    /// The directory of everything that is kept.
+    pub data: PathBuf,
+    /// The directory for uploads.
+    pub upload_dir: PathBuf,
+    /// The key that requests to the HTTP port have to be signed with.
+    pub access_key: Option<AccessKey>,
+    /// True if the HTTP port may have an address that other hosts can reach.
+    pub allow_non_loopback: bool,
+    /// The most agents at a time.
+    pub conn_limit: usize,
+    /// The most hosts that are known.
+    pub max_hosts: usize,
+    /// The file of what agents should run, until the HTTP port says otherwise.
+    pub plugins: Option<PathBuf>,
+    /// How long records are kept.
+    pub keep: Duration,
+    /// Bytes that records may take on the disk.
+    pub max: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            // Agents are on other hosts, and get in with a certificate only.
+            listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 6751)),
+            http: SocketAddr::from((Ipv4Addr::LOCALHOST, 6752)),
+            http_tls: false,
+            certs: "/etc/elklet/center".into(),
+            data: "/var/lib/elklet-center".into(),
+            upload_dir: "/var/lib/elklet-center/uploads".into(),
+            access_key: None,
+            allow_non_loopback: false,
+            conn_limit: 10_000,
+            max_hosts: 10_000,
+            plugins: None,
+            keep: Duration::from_secs(14 * 86_400),
+            max: 20 << 30,
+        }
+    }
+}
+
+/// What is wrong with the settings. The text names the file or the flag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wrong(pub String);
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Wrong {}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[derive(Default)]
+struct FileSettings {
+    listen: Option<String>,
+    http: Option<String>,
+    http_tls: Option<bool>,
+    certs: Option<PathBuf>,
+    data: Option<PathBuf>,
+    upload_dir: Option<PathBuf>,
+    access_key: Option<String>,
+    allow_non_loopback: Option<bool>,
+    conn_limit: Option<usize>,
+    max_hosts: Option<usize>,
+    plugins: Option<PathBuf>,
+    store: StoreSettings,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[derive(Default)]
+struct StoreSettings {
+    keep: Option<String>,
+    max: Option<String>,
+}
+
+impl Settings {
+    /// Reads the file. If there is none where it is looked for by default, everything has its default.
+    ///
+    /// # Errors
+    /// When it cannot be read, or says something that makes no sense.
+    pub fn read(path: Option<&Path>) -> Result<Self, Wrong> {
+        let at = path.unwrap_or(Path::new(DEFAULT_FILE));
+        match std::fs::read_to_string(at) {
+            Ok(text) => Self::parse(&text).map_err(|wrong| Wrong(format!("{}: {wrong}", at.display()))),
+            Err(error) if path.is_none() && error.kind() == ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(Wrong(format!("{}: {error}", at.display()))),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, Wrong> {
+        let file: FileSettings =
+            toml::from_str(text).map_err(|error| Wrong(error.to_string().trim_end().to_owned()))?;
+        let mut settings = Self::default();
+        let key = |key: &'static str| move |error: String| Wrong(format!("{key}: {error}"));
+        if let Some(listen) = file.listen {
+            settings.listen = address(&listen).map_err(key("listen"))?;
+        }
+        if let Some(http) = file.http {
+            settings.http = address(&http).map_err(key("http"))?;
+        }
+        if let Some(data) = file.data {
+            settings.set_data(data);
+        }
+        if let Some(pair) = file.access_key {
+            settings.access_key = Some(access_key(&pair).map_err(key("access_key"))?);
+        }
+        if let Some(keep) = file.store.keep {
+            settings.keep = humantime::parse_duration(&keep).map_err(|error| key("store.keep")(error.to_string()))?;
+        }
+        if let Some(max) = file.store.max {
+            settings.max = size(&max).map_err(key("store.max"))?;
+        }
+        settings.http_tls = file.http_tls.unwrap_or(settings.http_tls);
+        settings.certs = file.certs.unwrap_or(settings.certs);
+        settings.upload_dir = file.upload_dir.unwrap_or(settings.upload_dir);
+        settings.allow_non_loopback = file.allow_non_loopback.unwrap_or(settings.allow_non_loopback);
+        settings.conn_limit = file.conn_limit.unwrap_or(settings.conn_limit);
+        settings.max_hosts = file.max_hosts.unwrap_or(settings.max_hosts);
+        settings.plugins = file.plugins;
+        Ok(settings)
+    }
+
+    /// Sets the directory of everything that is kept, and that for uploads in it.
+    pub fn set_data(&mut self, data: PathBuf) {
+        self.upload_dir = data.join("uploads");
+        self.data = data;
+    }
+
+    /// Looks whether the settings fit together.
+    ///
+    /// # Errors
+    /// What does not.
+    pub fn check(&self) -> Result<(), Wrong> {
+        let wrong = |text: String| Err(Wrong(text));
+        if !self.http.ip().is_loopback() {
+            if !self.allow_non_loopback {
+                return wrong(format!(
+                    "http {} is not a loopback address; say --allow-non-loopback (allow_non_loopback = true) if you mean it",
+                    self.http
+                ));
+            }
+            if self.access_key.is_none() {
+                return wrong(format!("http {} can be reached from elsewhere, which takes an access key", self.http));
+            }
+        }
+        if !(1..=MAX_CONN_LIMIT).contains(&self.conn_limit) {
+            return wrong(format!("a connection limit of {}, expected 1 to {MAX_CONN_LIMIT}", self.conn_limit));
+        }
+        if self.max_hosts < self.conn_limit {
+            return wrong(format!(
+                "max_hosts is {} and conn_limit {}, expected at least as many hosts as connections",
+                self.max_hosts, self.conn_limit
+            ));
+        }
+        if self.keep < Duration::from_secs(3600) {
+            return wrong(format!("store.keep is {} s, expected an hour or more", self.keep.as_secs()));
+        }
+        if self.max < 16 << 20 {
+            return wrong(format!("store.max is {} bytes, expected 16 MiB or more", self.max));
+        }
+        Ok(())
+    }
+}
+
+/// Reads an address and a port.
+///
+/// # Errors
+/// When it is none.
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    let text = text.replace("localhost:", "127.0.0.1:");
+    SocketAddr::from_str(&text)
+        .map_err(|_| format!("{text:?}, expected an IP address and a port, as in 127.0.0.1:6751"))
+}
+
+/// Reads the two halves of a key.
+///
+/// # Errors
+/// When there are not two.
+pub fn access_key(text: &str) -> Result<AccessKey, String> {
+    let halves = text.split_once(':').filter(|(access, secret)| !access.is_empty() && !secret.is_empty());
+    let (access_key, secret_key) = halves.ok_or("expected two keys with a colon between them")?;
+    Ok(AccessKey { access_key: access_key.to_owned(), secret_key: secret_key.to_owned() })
+}
+
+/// Reads a number of bytes: `20GiB`, `512 MiB`, `1000000`.
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?}, expected a number of bytes, as in 20GiB");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let shift = match unit.trim() {
+        "" | "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_says_what_differs_from_the_defaults() {
+        let settings = Settings::parse(
+            "listen = \"10.0.0.1:1\"\ndata = \"/srv/center\"\nconn_limit = 20\naccess_key = \"a:s\"\n[store]\nkeep = \"2d\"\nmax = \"512 MiB\"\n",
+        )
+        .unwrap();
+        assert_eq!(settings.listen, SocketAddr::from(([10, 0, 0, 1], 1)));
+        assert_eq!(settings.upload_dir, Path::new("/srv/center/uploads"));
+        assert_eq!((settings.keep, settings.max), (Duration::from_secs(2 * 86_400), 512 << 20));
+        assert_eq!(settings.http, Settings::default().http);
+        assert_eq!(settings.check(), Ok(()));
+        assert_eq!(Settings::parse("").unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn a_mistake_is_told_with_its_key() {
+        for (text, told) in [
+            ("lisen = 1", "lisen"),
+            ("listen = \"here\"", "listen: \"here\", expected an IP address"),
+            ("[store]\nmax = \"20GB\"", "store.max: \"20GB\""),
+            ("[store]\nmax = \"99999999999TiB\"", "store.max"),
+            ("[store]\nkeep = \"long\"", "store.keep"),
+            ("access_key = \"a\"", "access_key: expected two keys"),
+            ("conn_limit = -1", "conn_limit"),
+        ] {
+            let wrong = Settings::parse(text).unwrap_err().to_string();
+            assert!(wrong.contains(told), "{text}: {wrong}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_told() {
+        let check = |change: fn(&mut Settings)| {
+            let mut settings = Settings::default();
+            change(&mut settings);
+            settings.check().unwrap_err().to_string()
+        };
+        assert!(check(|settings| settings.http = address("0.0.0.0:1").unwrap()).contains("not a loopback address"));
+        let open = |settings: &mut Settings| {
+            settings.http = address("0.0.0.0:1").unwrap();
+            settings.allow_non_loopback = true;
+        };
+        assert!(check(open).contains("takes an access key"));
+        assert!(check(|settings| settings.conn_limit = 0).contains("connection limit of 0"));
+        assert!(check(|settings| settings.max_hosts = 5).contains("max_hosts is 5"));
+        assert!(check(|settings| settings.keep = Duration::ZERO).contains("store.keep"));
+        assert!(check(|settings| settings.max = 1).contains("store.max"));
+        assert_eq!(Settings::default().check(), Ok(()));
+    }
+}

@@ -1,0 +1,155 @@
+//! The program with real agents, and what it keeps.
+
+use crate::support::client::{Client, TRANSFER};
+use crate::support::http;
+use crate::{batch, record};
+use elklet_tests::binaries::{Binaries, center_for_tests};
+use elklet_tests::harness::wait_until;
+use elklet_tests::pki::Set;
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+struct Program {
+    child: Child,
+    grpc: SocketAddr,
+    http: SocketAddr,
+}
+
+impl Program {
+    /// Starts it on any free ports, with certificates and data in `dir`.
+    fn start(dir: &Path) -> Self {
+        let mut child = Command::new(center_for_tests())
+            .args(["serve", "--quiet", "--listen", "127.0.0.1:0", "--config"])
+            .arg(dir.join("center.toml"))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        let addresses = line.trim_end().strip_prefix("listening grpc=").and_then(|rest| rest.split_once(" http="));
+        let (grpc, http) = addresses.unwrap_or_else(|| panic!("{line}"));
+        Self { child, grpc: grpc.parse().unwrap(), http: http.parse().unwrap() }
+    }
+
+    fn get(&self, path: &str) -> Value {
+        http::get(self.http, path).json()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended already.
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+fn site() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    Set::new().write(&dir.path().join("certs")).unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let settings = format!("http = \"127.0.0.1:0\"\ncerts = {:?}\ndata = {:?}\n", at("certs"), at("data"));
+    std::fs::write(dir.path().join("center.toml"), settings).unwrap();
+    dir
+}
+
+#[test]
+fn what_was_confirmed_is_found_after_kill_and_restart() {
+    let dir = site();
+    let mut program = Program::start(dir.path());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let connected = runtime.block_on(async {
+        let mut client = Client::connect(program.grpc, &dir.path().join("certs")).await.unwrap();
+        let mut call = client.call(TRANSFER, Some("snappy")).await;
+        let exec = |exe: &str| record(59, &[("exe", exe)]);
+        call.send(&batch("a", vec![exec("/usr/bin/curl"), exec("/bin/true"), record(60, &[])])).await;
+        (client, call)
+    });
+    // They are counted when they are stored, and before the agent hears of it.
+    wait_until("stored records", || program.get("/api/v1/hosts/a")["records"] == 3);
+    program.child.kill().unwrap();
+    drop((program, connected));
+    let program = Program::start(dir.path());
+    let found = program.get("/api/v1/records?host=gw1&type=59&field.exe=%2Fusr%2Fbin%2Fcurl");
+    assert_eq!(found["records"].as_array().map(Vec::len), Some(1), "{found}");
+    assert_eq!(found["records"][0]["fields"], json!({"exe": "/usr/bin/curl"}));
+    assert_eq!(program.get("/api/v1/records?host=a")["records"].as_array().map(Vec::len), Some(3));
+    assert_eq!(http::get(program.http, "/api/v1/records?hots=a").status, 400);
+}
+
+#[test]
+fn a_real_agent_is_served_configured_and_asked() {
+    let dir = site();
+    let mut program = Program::start(dir.path());
+    let work = dir.path().join("work");
+    std::fs::create_dir(&work).unwrap();
+    let mut agent = Command::new(&Binaries::for_tests().elklet)
+        .args(["run", "--server", &program.grpc.to_string(), "--certs"])
+        .arg(dir.path().join("certs"))
+        .arg("--workdir")
+        .arg(&work)
+        .env("SPECIFIED_AGENT_ID", "gateway 1")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("host with a heartbeat", || program.get("/api/v1/hosts")["hosts"][0]["hostname"].is_string());
+    let host = program.get("/api/v1/hosts/gateway%201");
+    assert_eq!((&host["id"], &host["connected"]), (&json!("gateway 1"), &json!(true)), "{host}");
+    assert!(host["agent_info"]["cpu"].is_number() && host["history"][0]["connected"] == true, "{host}");
+    wait_until("stored heartbeat", || {
+        program.get("/api/v1/records?type=1000")["records"][0]["agent_id"] == "gateway 1"
+    });
+
+    let put = |body: &Value| http::request(program.http, "PUT", "/api/v1/plugins", &[], &body.to_string());
+    let plugin = json!({ "name": "nowhere", "version": "1", "sha256": "00", "download_url": ["http://127.0.0.1:1/x"] });
+    assert_eq!(put(&json!({ "host": "gateway 1", "plugins": [plugin] })).status, 200);
+    assert_eq!(put(&json!({ "host": "a", "group": "b", "plugins": [] })).status, 400);
+    wait_until("configuration", || program.get("/api/v1/hosts/gateway%201")["commands"] == 1);
+
+    let task = json!({ "agent_id": "gateway 1", "task": { "data_type": 7, "name": "nobody", "data": "{}" } });
+    let sent = http::post(program.http, "/api/v1/tasks", &task.to_string());
+    assert_eq!(sent.status, 201, "{}", sent.body);
+    let token = sent.json()["token"].as_str().unwrap().to_owned();
+    let path = format!("/api/v1/tasks?token={token}");
+    wait_until("answer", || program.get(&path)["tasks"][0]["answers"][0]["status"] == "failed");
+    let elsewhere = http::request(program.http, "POST", "/api/v1/tasks", &[("origin", "http://evil.example")], "{}");
+    assert_eq!(elsewhere.status, 403);
+
+    let killed = Command::new("kill").arg(program.child.id().to_string()).status().unwrap();
+    assert!(killed.success() && program.child.wait().unwrap().success());
+    drop(program);
+    let again = Program::start(dir.path());
+    assert_eq!(again.get("/api/v1/plugins")["hosts"]["gateway 1"][0]["name"], "nowhere", "it outlives the center");
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+}
+
+#[test]
+fn wrong_words_and_settings_are_told() {
+    let dir = site();
+    let run = |arguments: &[&str]| Command::new(center_for_tests()).args(arguments).output().unwrap();
+    let file = dir.path().join("wrong.toml");
+    std::fs::write(&file, "lisen = \"x\"\n").unwrap();
+    let file = file.display().to_string();
+    for (arguments, message) in [
+        (&[][..], "a command is missing"),
+        (&["dance"], "there is no command \"dance\""),
+        (&["serve", "--config", &file], "unknown field `lisen`"),
+        (&["serve", "--config", "/nowhere.toml"], "/nowhere.toml"),
+        (&["serve", "--http", "0.0.0.0:1"], "http 0.0.0.0:1 is not a loopback address"),
+        (&["serve", "--http", "0.0.0.0:1", "--allow-non-loopback"], "takes an access key"),
+        (&["serve", "--frobnicate"], "--frobnicate"),
+    ] {
+        let output = run(arguments);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(message), "{said}");
+    }
+    for arguments in [&["--help"][..], &["serve", "--help"], &["--version"]] {
+        assert!(run(arguments).status.success(), "{arguments:?}");
+    }
+}
