@@ -6,7 +6,7 @@
 //! table: it compares one number after the other.
 //!
 //! The program is made by hand. The crate `seccompiler` knows three of the eleven architectures that the agent is built for,
-//! and is 19 KB of it; this is one.
+//! and is 19 KB of it.
 
 use std::io;
 
