@@ -19,7 +19,7 @@ const UPLOADS: usize = 1_000;
 /// Data types that are counted one by one for an agent. What Elkeid's plugins send has some sixty.
 const DATA_TYPES: usize = 256;
 
-/// The data type under which everything beyond [`DATA_TYPES`] is counted. No agent may send it.
+/// The data type under which everything beyond `DATA_TYPES` is counted. No agent may send it.
 pub const OTHER_TYPES: i32 = i32::MIN;
 
 /// Plugins of an agent whose heartbeats are kept.

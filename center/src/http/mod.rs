@@ -1,4 +1,4 @@
-//! The HTTP port: AgentCenter's routes for its manager, the route of service discovery for agents, [`/api/v1`](api), and what
+//! The HTTP port: AgentCenter's routes for its manager, the route of service discovery for agents, `/api/v1`, and what
 //! supervisors ask for.
 
 mod api;

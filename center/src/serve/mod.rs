@@ -1,6 +1,6 @@
 //! An AgentCenter, the server that Elkeid's agents connect to. An agent cannot tell it from the real one.
 //!
-//! [`Server::start`] runs one on threads of its own. What it receives goes into a [`Sink`](crate::sink::Sink), what it knows of its
+//! [`Server::start`] runs one on threads of its own. What it receives goes into a [`Sink`], what it knows of its
 //! agents is the [`Fleet`], and [`crate::http`] answers on its second port.
 
 mod connection;
