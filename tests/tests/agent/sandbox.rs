@@ -148,6 +148,8 @@ fn a_plugin_loses_no_record_in_a_sandbox_and_its_status_names_the_walls() {
         Command::new(&Binaries::for_tests().elklet).args(["status", "--workdir"]).arg(agent.workdir().path()).output();
     let status = String::from_utf8(output.unwrap().stdout).unwrap();
     assert!(status.contains("system calls and sockets (seccomp)"), "{status}");
+    // The next heartbeat is a minute away. A new stream begins with one of each plugin.
+    let _ = site.fresh_heartbeats(&agent);
     wait_until("heartbeat with the walls", || {
         site.records(&agent, |records| {
             records.of_type(1001).any(|beat| beat.get("limits").is_some_and(|limits| limits.contains("(seccomp)")))
