@@ -3,25 +3,27 @@
 
 mod api;
 mod auth;
+mod caller;
 mod manager;
 mod metrics;
-mod records;
+mod reply;
 
 pub use auth::{AccessKey, Signed};
+pub use caller::{Caller, Role};
 pub(crate) use manager::{ConfigJson, configs_from};
 pub use manager::{configs_from_file, configs_from_json};
 
 use crate::serve::{Shared, Status, Step, unix_seconds};
-use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
+use http::header::{HOST, ORIGIN};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use manager::{CommandRequest, ResetRequest};
+use reply::{Reply, json_response, respond, text};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -97,21 +99,21 @@ pub(crate) async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shar
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let room = Arc::clone(&room).acquire_owned().await.expect("nobody closes it");
-        let tcp = match listener.accept().await {
-            Ok((tcp, _)) => tcp,
+        let (tcp, origin) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 shared.note(format!("accepting an HTTP connection: {error}"));
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let (tls, shared) = (tls.clone(), Arc::clone(&shared));
+        let (tls, shared, origin) = (tls.clone(), Arc::clone(&shared), origin.to_string());
         tokio::spawn(async move {
             let _room = room;
             match tls {
-                None => serve(tcp, shared).await,
+                None => serve(tcp, origin, shared).await,
                 Some(tls) => match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(tcp)).await {
-                    Ok(Ok(tcp)) => serve(tcp, shared).await,
+                    Ok(Ok(tcp)) => serve(tcp, origin, shared).await,
                     Ok(Err(error)) => shared.note(format!("TLS on the HTTP port: {error}")),
                     Err(_) => shared.note("TLS on the HTTP port took too long".to_owned()),
                 },
@@ -120,8 +122,8 @@ pub(crate) async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shar
     }
 }
 
-async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, shared: Arc<Shared>) {
-    let service = service_fn(|request| async { Ok::<_, Infallible>(answer(request, &shared).await) });
+async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, origin: String, shared: Arc<Shared>) {
+    let service = service_fn(|request| async { Ok::<_, Infallible>(answer(request, &origin, &shared).await) });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     if let Err(error) = server.serve_connection(TokioIo::new(io), service).await {
@@ -129,7 +131,7 @@ async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, shared: Arc<Shared>) {
     }
 }
 
-async fn answer(request: Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
+async fn answer(request: Request<Incoming>, origin: &str, shared: &Shared) -> Reply {
     let (head, body) = request.into_parts();
     let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
         return reply(StatusCode::PAYLOAD_TOO_LARGE, PARAM_INVALID, "the body is too long or broke off", Value::Null);
@@ -144,16 +146,20 @@ async fn answer(request: Request<Incoming>, shared: &Shared) -> Response<Full<By
         (&Method::GET, "/registry/detail") => return registry_detail(&head, shared),
         _ => {}
     }
-    if let Some(key) = &shared.options.access_key
-        && let Err(reason) = authorize(key, &head, &body)
-    {
-        return reply(StatusCode::OK, AUTH_FAILED, &reason, Value::Null);
-    }
+    let name = match &shared.options.access_key {
+        None => "local",
+        Some(key) => match authorize(key, &head, &body) {
+            Ok(()) => "access-key",
+            Err(reason) => return reply(StatusCode::OK, AUTH_FAILED, &reason, Value::Null),
+        },
+    };
+    let caller = Caller { name: name.to_owned(), role: Role::Admin, origin: origin.to_owned() };
     if let Err(reason) = from_a_page_elsewhere(&head) {
         return reply(StatusCode::FORBIDDEN, AUTH_FAILED, reason, Value::Null);
     }
     if let Some(path) = path.strip_prefix("/api/v1") {
-        return api::answer(&head.method, path, &head.uri, &body, shared).await;
+        let query = head.uri.query().unwrap_or_default();
+        return api::answer(&head.method, path, query, &body, &caller, shared).await;
     }
     match (&head.method, path) {
         (&Method::GET, "/conn/list") => success(shared.read(|state| state.connected().collect::<Vec<_>>().into())),
@@ -196,7 +202,7 @@ fn from_a_page_elsewhere(head: &Parts) -> Result<(), &'static str> {
     Err("the Host of a request is to be an address, or a name without dots")
 }
 
-fn ready(shared: &Shared) -> Response<Full<Bytes>> {
+fn ready(shared: &Shared) -> Reply {
     match shared.read(|fleet| fleet.sink_refuses.clone()) {
         None => text("ready\n".to_owned()),
         Some(reason) => respond(
@@ -207,7 +213,7 @@ fn ready(shared: &Shared) -> Response<Full<Bytes>> {
     }
 }
 
-async fn command(body: &[u8], shared: &Shared) -> Response<Full<Bytes>> {
+async fn command(body: &[u8], shared: &Shared) -> Reply {
     let request: CommandRequest = match serde_json::from_slice(body) {
         Ok(request) => request,
         Err(error) => return invalid(&error),
@@ -222,7 +228,7 @@ async fn command(body: &[u8], shared: &Shared) -> Response<Full<Bytes>> {
 }
 
 /// Ends streams as AgentCenter does, which the agent sees as an orderly end. The answer's data is the ids.
-fn conn_reset(body: &[u8], shared: &Shared) -> Response<Full<Bytes>> {
+fn conn_reset(body: &[u8], shared: &Shared) -> Reply {
     let request: ResetRequest = match serde_json::from_slice(body) {
         Ok(request) => request,
         Err(error) => return invalid(&error),
@@ -246,7 +252,7 @@ fn shuffle(ids: &mut [String]) {
     ids.sort_by_cached_key(|id| seed.hash_one(id));
 }
 
-fn registry_detail(head: &Parts, shared: &Shared) -> Response<Full<Bytes>> {
+fn registry_detail(head: &Parts, shared: &Shared) -> Reply {
     let mut pairs = head.uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
     let Some((_, name)) = pairs.find(|(key, name)| *key == "name" && !name.is_empty()) else {
         return json_response(StatusCode::BAD_REQUEST, &json!({ "msg": "name is missing", "data": null }));
@@ -254,29 +260,14 @@ fn registry_detail(head: &Parts, shared: &Shared) -> Response<Full<Bytes>> {
     json_response(StatusCode::OK, &json!({ "msg": "ok", "data": shared.instances(name) }))
 }
 
-fn success(data: Value) -> Response<Full<Bytes>> {
+fn success(data: Value) -> Reply {
     reply(StatusCode::OK, SUCCESS, "success", data)
 }
 
-fn invalid(error: &serde_json::Error) -> Response<Full<Bytes>> {
+fn invalid(error: &serde_json::Error) -> Reply {
     reply(StatusCode::BAD_REQUEST, PARAM_INVALID, &error.to_string(), Value::Null)
 }
 
-fn reply(status: StatusCode, code: u32, msg: &str, data: Value) -> Response<Full<Bytes>> {
+fn reply(status: StatusCode, code: u32, msg: &str, data: Value) -> Reply {
     json_response(status, &json!({ "code": code, "msg": msg, "data": data }))
-}
-
-fn json_response(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
-    respond(status, "application/json; charset=utf-8", body.to_string())
-}
-
-fn text(body: String) -> Response<Full<Bytes>> {
-    respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
-}
-
-fn respond(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
 }

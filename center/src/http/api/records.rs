@@ -1,9 +1,8 @@
 //! `/api/v1/records`: what the store holds.
 
-use super::api::{Answer, Query, bad};
-use crate::serve::Shared;
+use super::{Answer, Ask, Query, Refusal, bad, no_route, ok, refuse};
 use crate::store::{self, Condition, End, Found, Limits, Order, SearchError, Store, Test};
-use http::StatusCode;
+use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,21 +14,24 @@ const SEARCH_TIME: Duration = Duration::from_secs(5);
 
 /// `?host=NAME|ID`, `?type=59,101`, `?since=S&until=S` (seconds since 1970, when they were received), `?field.NAME=VALUE`,
 /// `?contains.NAME=TEXT`, `?order=newest|oldest`, `?limit=N`, `?cursor=N` (the `next` of the page before).
-pub(super) async fn answer(query: &Query<'_>, shared: &Shared) -> Answer {
-    let Some(store) = shared.options.store.clone() else {
-        return Err((StatusCode::NOT_FOUND, "this center has no store".to_owned()));
+pub(super) async fn answer(ask: &Ask<'_>) -> Answer {
+    if (ask.method, ask.rest) != (&Method::GET, "") {
+        return no_route(ask);
+    }
+    let Some(store) = ask.shared.options.store.clone() else {
+        return refuse(StatusCode::NOT_FOUND, "this center has no store");
     };
-    let wanted = wanted(query)?;
-    let _turn = shared.searches.acquire().await.expect("nobody closes it");
+    let wanted = wanted(&ask.query)?;
+    let _turn = ask.shared.searches.acquire().await.expect("nobody closes it");
     // Whoever asked may go away, and nobody needs the answer then.
     let cancel = Cancel(Arc::default());
     let cancelled = Arc::clone(&cancel.0);
     let searched = tokio::task::spawn_blocking(move || search(&store, &wanted, cancelled)).await;
     match searched {
-        Ok(Ok(page)) => Ok((StatusCode::OK, page)),
+        Ok(Ok(page)) => ok(&page),
         Ok(Err(SearchError::Query(why))) => Err(bad(&why)),
-        Ok(Err(error)) => Err((StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
-        Err(error) => Err((StatusCode::INTERNAL_SERVER_ERROR, format!("the search failed: {error}"))),
+        Ok(Err(error)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, format!("the search failed: {error}")),
     }
 }
 
@@ -74,7 +76,7 @@ fn record(found: &Found) -> Value {
     value
 }
 
-fn wanted(query: &Query<'_>) -> Result<store::Query, (StatusCode, String)> {
+fn wanted(query: &Query<'_>) -> Result<store::Query, Refusal> {
     let mut wanted = store::Query { limit: query.limit()?, ..store::Query::default() };
     let mut received = BTreeMap::from([("since", i64::MIN), ("until", i64::MAX)]);
     for (name, value) in query.all() {

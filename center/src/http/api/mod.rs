@@ -1,0 +1,171 @@
+//! `/api/v1`: hosts, tasks, plugins and records as JSON.
+//!
+//! An answer is the object or the list that was asked for. An error is `{"error": TEXT}` with a status of 400 or more.
+
+mod hosts;
+mod plugins;
+mod records;
+mod tasks;
+
+use super::caller::Caller;
+use super::reply::{Reply, json_response};
+use crate::desired::{Desired, TooMuch};
+use crate::serve::Shared;
+use http::{Method, StatusCode};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+/// Things in an answer, unless the request says how many, and the most.
+const DEFAULT_LIMIT: usize = 100;
+const MAX_LIMIT: usize = 1_000;
+
+/// What a route answers: a reply, or why there is none.
+type Answer = Result<Reply, Refusal>;
+
+/// Why a request is not answered.
+#[derive(Debug, PartialEq, Eq)]
+struct Refusal {
+    status: StatusCode,
+    error: String,
+}
+
+/// A request below `/api/v1`.
+struct Ask<'a> {
+    method: &'a Method,
+    /// What follows `/api/v1`.
+    path: &'a str,
+    /// What follows `/api/v1/` and the first part, without a slash at either end: `ID` of `/api/v1/hosts/ID`.
+    rest: &'a str,
+    query: Query<'a>,
+    body: &'a [u8],
+    caller: &'a Caller,
+    shared: &'a Shared,
+}
+
+impl Ask<'_> {
+    /// Returns what follows the first part of the path, decoded, if that is one part.
+    fn name(&self) -> Option<String> {
+        (!self.rest.is_empty() && !self.rest.contains('/')).then(|| decoded(self.rest)).flatten()
+    }
+
+    /// Decodes the body.
+    fn json<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
+        serde_json::from_slice(self.body).map_err(|error| bad(&error))
+    }
+}
+
+/// Answers a request below `/api/v1`, whose path is without that.
+pub(super) async fn answer(
+    method: &Method,
+    path: &str,
+    query: &str,
+    body: &[u8],
+    caller: &Caller,
+    shared: &Shared,
+) -> Reply {
+    let trimmed = path.trim_matches('/');
+    let (part, rest) = trimmed.split_once('/').unwrap_or((trimmed, ""));
+    let ask = Ask { method, path, rest, query: Query(query), body, caller, shared };
+    let answer = match part {
+        "hosts" => hosts::answer(&ask),
+        "tasks" => tasks::answer(&ask).await,
+        "plugins" => plugins::answer(&ask),
+        "records" => records::answer(&ask).await,
+        _ => no_route(&ask),
+    };
+    answer.unwrap_or_else(|Refusal { status, error }| json_response(status, &json!({ "error": error })))
+}
+
+/// Answers with this.
+fn ok(value: &Value) -> Answer {
+    Ok(json_response(StatusCode::OK, value))
+}
+
+fn no_route(ask: &Ask<'_>) -> Answer {
+    refuse(StatusCode::NOT_FOUND, format!("no route {} /api/v1{}", ask.method, ask.path))
+}
+
+fn refuse<T>(status: StatusCode, error: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal { status, error: error.into() })
+}
+
+fn bad(error: &dyn std::fmt::Display) -> Refusal {
+    Refusal { status: StatusCode::BAD_REQUEST, error: error.to_string() }
+}
+
+fn change_desired(shared: &Shared, change: impl FnOnce(&mut Desired) -> Result<(), TooMuch>) -> Result<(), Refusal> {
+    match shared.change_desired(change) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(too_much)) => Err(bad(&too_much)),
+        Err(error) => refuse(StatusCode::INSUFFICIENT_STORAGE, format!("the change could not be kept: {error}")),
+    }
+}
+
+/// The query of a request.
+struct Query<'a>(&'a str);
+
+impl Query<'_> {
+    /// Returns a parameter, decoded.
+    fn get(&self, name: &str) -> Option<String> {
+        self.all().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    /// Returns all parameters, decoded. Those that are no UTF-8 are left out.
+    fn all(&self) -> impl Iterator<Item = (String, String)> {
+        self.0.split('&').filter_map(|pair| {
+            let (key, value) = pair.split_once('=')?;
+            Some((decoded(&key.replace('+', " "))?, decoded(&value.replace('+', " "))?))
+        })
+    }
+
+    fn limit(&self) -> Result<usize, Refusal> {
+        match self.get("limit") {
+            None => Ok(DEFAULT_LIMIT),
+            Some(text) => match text.parse() {
+                Ok(limit @ 1..=MAX_LIMIT) => Ok(limit),
+                _ => Err(bad(&format!("limit={text}, expected 1 to {MAX_LIMIT}"))),
+            },
+        }
+    }
+}
+
+/// Returns percent-encoded text as it was, if that is UTF-8.
+fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let escaped = (first == b'%')
+            .then(|| after.first_chunk::<2>())
+            .flatten()
+            .filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        match escaped {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_decoded() {
+        let query = Query("after=a%2Fb%20c&x=%zz&limit=7&connected=true&y=a+b");
+        assert_eq!(query.get("after").as_deref(), Some("a/b c"));
+        assert_eq!(query.get("x").as_deref(), Some("%zz"));
+        assert_eq!(query.get("y").as_deref(), Some("a b"));
+        assert_eq!(query.limit(), Ok(7));
+        assert!(Query("limit=0").limit().is_err() && Query("limit=1001").limit().is_err());
+        assert_eq!(decoded("%ff"), None);
+        assert_eq!(decoded("%"), Some("%".to_owned()));
+    }
+}

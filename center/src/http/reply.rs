@@ -1,0 +1,31 @@
+//! What the HTTP port answers with.
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use serde_json::Value;
+use std::io;
+
+/// An answer. Its body may come bit by bit.
+pub(super) type Reply = Response<UnsyncBoxBody<Bytes, io::Error>>;
+
+/// Answers with JSON.
+pub(super) fn json_response(status: StatusCode, body: &Value) -> Reply {
+    respond(status, "application/json; charset=utf-8", body.to_string())
+}
+
+/// Answers with text, as Prometheus reads it.
+pub(super) fn text(body: String) -> Reply {
+    respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
+}
+
+/// Answers with a body of this type.
+pub(super) fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
+    let whole = Full::new(body.into()).map_err(|never| match never {});
+    let mut response = Response::new(whole.boxed_unsync());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
