@@ -6,6 +6,7 @@ mod auth;
 mod caller;
 mod manager;
 mod metrics;
+mod page;
 mod reply;
 
 pub use auth::{AccessKey, Signed};
@@ -133,6 +134,9 @@ async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, origin: String, shared: 
 
 async fn answer(request: Request<Incoming>, origin: &str, shared: &Shared) -> Reply {
     let (head, body) = request.into_parts();
+    if let Some(file) = page::answer(&head) {
+        return file;
+    }
     let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
         return reply(StatusCode::PAYLOAD_TOO_LARGE, PARAM_INVALID, "the body is too long or broke off", Value::Null);
     };

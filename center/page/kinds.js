@@ -1,0 +1,53 @@
+// What data types are, in words, and one line about a record.
+
+const NAMES = {
+  2: "open", 10: "mprotect", 35: "nanosleep", 42: "connect", 43: "accept", 49: "bind", 59: "exec", 60: "exit", 62: "kill",
+  82: "rename", 86: "link", 101: "ptrace", 112: "setsid", 157: "prctl", 165: "mount", 200: "tkill", 231: "exit group", 356: "memfd",
+  601: "dns", 602: "file created", 603: "module loaded", 604: "credentials", 605: "unlink", 606: "rmdir", 607: "user mode helper",
+  608: "file written", 609: "file read", 610: "usb", 611: "privilege escalation", 700: "rootkit: proc hook", 701: "rootkit: syscall table",
+  702: "rootkit: hidden module", 703: "rootkit: IDT", 900: "driver", 901: "driver missing",
+  1000: "heartbeat", 1001: "plugin heartbeat", 1010: "warning", 1011: "plugin log", 1012: "loss",
+  4000: "login", 4001: "login", 5050: "process", 5051: "port", 5052: "user", 5053: "cron", 5054: "service", 5055: "software",
+  5056: "container", 5057: "integrity", 5058: "volume", 5059: "interface", 5060: "application", 5062: "kernel module",
+  5100: "task report", 6000: "scan finished", 6001: "malware", 6002: "malware process", 6003: "scan result", 8000: "baseline", 8010: "baseline status",
+};
+
+export function kindName(type) {
+  return NAMES[type] ?? `type ${type}`;
+}
+
+export const KINDS = Object.entries(NAMES).map(([type, name]) => [Number(type), name]);
+
+/** What the reference writes for a value that is not there. */
+const MISSING = new Set(["", "-1", "-3", "-4", undefined]);
+
+export function known(value) {
+  return MISSING.has(value) ? null : value;
+}
+
+/** One line that says what happened. */
+export function summary(record) {
+  const f = record.fields;
+  if (!f) return record.error ? `${record.raw_len} bytes that are no record: ${record.error}` : "";
+  const program = known(f.exe) ?? known(f.comm) ?? "";
+  const peer = (ip, port) => (known(f[ip]) ? `${f[ip]}:${f[port]}` : "");
+  switch (record.data_type) {
+    case 59: return known(f.argv) ?? program;
+    case 60: case 231: return `${known(f.argv) ?? program} (${f.pid})`;
+    case 42: return `${program} → ${peer("dip", "dport")}`;
+    case 43: return `${program} ← ${peer("dip", "dport")}`;
+    case 49: return `${program} on ${peer("sip", "sport")}`;
+    case 62: case 200: return `${program} sends ${f.sig} to ${f.target_pid}`;
+    case 82: case 86: return `${program}: ${f.old_name} → ${f.new_name}`;
+    case 601: return `${program} asks for ${f.query}`;
+    case 602: return `${program} creates ${f.file_path}`;
+    case 1000: return `CPU ${(Number(f.cpu) * 100).toFixed(1)} %, ${Math.round(Number(f.rss) / 1048576)} MiB, state ${f.state ?? "?"}`;
+    case 1001: return `${f.name} ${f.pversion}: CPU ${(Number(f.cpu) * 100).toFixed(1)} %, ${Math.round(Number(f.rss) / 1048576)} MiB`;
+    case 1010: case 1011: return [f.level, f.plugin, f.msg].filter(Boolean).join(": ");
+    case 5100: return [f.status, f.msg].filter(Boolean).join(": ");
+    default: {
+      const rest = Object.entries(f).filter(([, value]) => known(value) !== null).slice(0, 6);
+      return rest.map(([name, value]) => `${name}=${value}`).join(" ").slice(0, 300);
+    }
+  }
+}
