@@ -1,4 +1,7 @@
-//! Who asks.
+//! Who asks, and what they may do.
+
+use std::fmt;
+use std::str::FromStr;
 
 /// What somebody may do. Each may do what those before it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -11,6 +14,25 @@ pub enum Role {
     Admin,
 }
 
+impl Role {
+    const ALL: [(Self, &str); 3] = [(Self::View, "view"), (Self::Operate, "operate"), (Self::Admin, "admin")];
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::ALL.iter().find(|(role, _)| role == self).map_or("", |(_, name)| name))
+    }
+}
+
+impl FromStr for Role {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.iter().find(|(_, name)| *name == text);
+        found.map(|(role, _)| *role).ok_or_else(|| format!("role {text:?}, expected view, operate or admin"))
+    }
+}
+
 /// Who sent a request, and what they may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
@@ -20,4 +42,42 @@ pub struct Caller {
     pub role: Role,
     /// Where the request came from: an address with its port.
     pub origin: String,
+}
+
+impl Caller {
+    /// Checks that they may do what takes this role.
+    ///
+    /// # Errors
+    /// A text that says which role it takes and which they have.
+    pub fn must(&self, role: Role) -> Result<(), String> {
+        if self.role >= role { Ok(()) } else { Err(format!("this takes the role {role}; you have {}", self.role)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_role_may_do_what_those_before_it_may() {
+        let caller = |role| Caller { name: "ann".to_owned(), role, origin: String::new() };
+        for (has, wanted, may) in [
+            (Role::View, Role::View, true),
+            (Role::View, Role::Operate, false),
+            (Role::Operate, Role::View, true),
+            (Role::Operate, Role::Admin, false),
+            (Role::Admin, Role::Operate, true),
+        ] {
+            assert_eq!(caller(has).must(wanted).is_ok(), may, "{has} {wanted}");
+        }
+        assert_eq!(caller(Role::View).must(Role::Operate).unwrap_err(), "this takes the role operate; you have view");
+    }
+
+    #[test]
+    fn a_role_is_read_as_it_is_written() {
+        for role in [Role::View, Role::Operate, Role::Admin] {
+            assert_eq!(role.to_string().parse(), Ok(role));
+        }
+        assert!("root".parse::<Role>().unwrap_err().contains("\"root\""));
+    }
 }

@@ -8,6 +8,7 @@ mod manager;
 mod metrics;
 mod page;
 mod reply;
+mod trail;
 
 pub use auth::{AccessKey, Signed};
 pub use caller::{Caller, Role};
@@ -15,6 +16,7 @@ pub(crate) use manager::{ConfigJson, configs_from};
 pub use manager::{configs_from_file, configs_from_json};
 
 use crate::serve::{Shared, Status, Step, unix_seconds};
+use elklet_proto::grpc::Command;
 use http::header::{HOST, ORIGIN};
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
@@ -159,7 +161,7 @@ async fn answer(request: Request<Incoming>, origin: &str, shared: &Shared) -> Re
     };
     let caller = Caller { name: name.to_owned(), role: Role::Admin, origin: origin.to_owned() };
     if let Err(reason) = from_a_page_elsewhere(&head) {
-        return reply(StatusCode::FORBIDDEN, AUTH_FAILED, reason, Value::Null);
+        return forbidden(reason);
     }
     if let Some(path) = path.strip_prefix("/api/v1") {
         let query = head.uri.query().unwrap_or_default();
@@ -171,8 +173,14 @@ async fn answer(request: Request<Incoming>, origin: &str, shared: &Shared) -> Re
         (&Method::GET, "/conn/stat") => {
             success(shared.read(|state| state.connected().map(|id| state.agents[id].stat()).collect()))
         }
-        (&Method::POST, "/conn/reset") => conn_reset(&body, shared),
-        (&Method::POST, "/command") => command(&body, shared).await,
+        (&Method::POST, "/conn/reset") => match caller.must(Role::Operate) {
+            Ok(()) => conn_reset(&body, &caller, shared),
+            Err(reason) => forbidden(&reason),
+        },
+        (&Method::POST, "/command") => match caller.must(Role::Operate) {
+            Ok(()) => command(&body, &caller, shared).await,
+            Err(reason) => forbidden(&reason),
+        },
         _ => reply(StatusCode::NOT_FOUND, OTHER, &format!("no route {} {path}", head.method), Value::Null),
     }
 }
@@ -217,7 +225,7 @@ fn ready(shared: &Shared) -> Reply {
     }
 }
 
-async fn command(body: &[u8], shared: &Shared) -> Reply {
+async fn command(body: &[u8], caller: &Caller, shared: &Shared) -> Reply {
     let request: CommandRequest = match serde_json::from_slice(body) {
         Ok(request) => request,
         Err(error) => return invalid(&error),
@@ -225,14 +233,36 @@ async fn command(body: &[u8], shared: &Shared) -> Reply {
     if request.agent_id.is_empty() {
         return reply(StatusCode::BAD_REQUEST, PARAM_INVALID, "agent_id is empty", Value::Null);
     }
-    match shared.command(&request.agent_id, request.command.into(), COMMAND_TIMEOUT).await {
+    let command = Command::from(request.command);
+    let detail = summary(&command);
+    let sent = shared.command(&request.agent_id, command, COMMAND_TIMEOUT).await;
+    let outcome = sent.as_ref().map_or_else(ToString::to_string, |()| "sent".to_owned());
+    trail::note(shared, caller, "command", &request.agent_id, &detail, &outcome);
+    match sent {
         Ok(()) => success(Value::Null),
         Err(error) => reply(StatusCode::OK, OTHER, &error.to_string(), Value::Null),
     }
 }
 
+/// Says in a line what a command consists of.
+fn summary(command: &Command) -> String {
+    let mut parts = Vec::new();
+    if command.agent_ctrl != 0 {
+        parts.push(format!("agent_ctrl {}", command.agent_ctrl));
+    }
+    if let Some(task) = &command.task {
+        parts.push(format!("task {} for {} with token {}", task.data_type, task.object_name, task.token));
+    }
+    if !command.configs.is_empty() {
+        let names: Vec<_> =
+            command.configs.iter().map(|config| format!("{} {}", config.name, config.version)).collect();
+        parts.push(format!("plugins {}", names.join(", ")));
+    }
+    parts.join("; ")
+}
+
 /// Ends streams as AgentCenter does, which the agent sees as an orderly end. The answer's data is the ids.
-fn conn_reset(body: &[u8], shared: &Shared) -> Reply {
+fn conn_reset(body: &[u8], caller: &Caller, shared: &Shared) -> Reply {
     let request: ResetRequest = match serde_json::from_slice(body) {
         Ok(request) => request,
         Err(error) => return invalid(&error),
@@ -246,6 +276,7 @@ fn conn_reset(body: &[u8], shared: &Shared) -> Reply {
         }
     }
     ids.retain(|id| shared.step(id, Step::End(Status::ok())));
+    trail::note(shared, caller, "connections.reset", &ids.join(" "), "", "done");
     success(ids.into())
 }
 
@@ -266,6 +297,10 @@ fn registry_detail(head: &Parts, shared: &Shared) -> Reply {
 
 fn success(data: Value) -> Reply {
     reply(StatusCode::OK, SUCCESS, "success", data)
+}
+
+fn forbidden(reason: &str) -> Reply {
+    reply(StatusCode::FORBIDDEN, AUTH_FAILED, reason, Value::Null)
 }
 
 fn invalid(error: &serde_json::Error) -> Reply {

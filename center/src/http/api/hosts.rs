@@ -95,7 +95,9 @@ fn change(id: &str, ask: &Ask<'_>) -> Answer {
     if !shared.read(|fleet| fleet.agents.contains_key(id)) {
         return unknown(id);
     }
+    let group = change.group.clone().unwrap_or_default();
     change_desired(shared, |desired| desired.set_group(id, change.group))?;
+    ask.audit("host.group", id, &group, "done");
     shared.push_configs(|agent_id| agent_id == id);
     ok(&json!({}))
 }

@@ -2,13 +2,15 @@
 //!
 //! An answer is the object or the list that was asked for. An error is `{"error": TEXT}` with a status of 400 or more.
 
+mod audit;
 mod hosts;
 mod plugins;
 mod records;
 mod tasks;
 
-use super::caller::Caller;
+use super::caller::{Caller, Role};
 use super::reply::{Reply, json_response};
+use super::trail;
 use crate::desired::{Desired, TooMuch};
 use crate::serve::Shared;
 use http::{Method, StatusCode};
@@ -48,6 +50,17 @@ impl Ask<'_> {
         (!self.rest.is_empty() && !self.rest.contains('/')).then(|| decoded(self.rest)).flatten()
     }
 
+    /// Checks that the caller may do what takes this role. Without it, what only reads takes [`Role::View`] and everything else
+    /// [`Role::Operate`].
+    fn must(&self, role: Role) -> Result<(), Refusal> {
+        self.caller.must(role).map_err(|error| Refusal { status: StatusCode::FORBIDDEN, error })
+    }
+
+    /// Writes a line of the audit trail about something that the caller did: what, to whom or what, with what, and what came of it.
+    fn audit(&self, action: &str, object: &str, detail: &str, outcome: &str) {
+        trail::note(self.shared, self.caller, action, object, detail, outcome);
+    }
+
     /// Decodes the body.
     fn json<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
         serde_json::from_slice(self.body).map_err(|error| bad(&error))
@@ -66,14 +79,21 @@ pub(super) async fn answer(
     let trimmed = path.trim_matches('/');
     let (part, rest) = trimmed.split_once('/').unwrap_or((trimmed, ""));
     let ask = Ask { method, path, rest, query: Query(query), body, caller, shared };
-    let answer = match part {
-        "hosts" => hosts::answer(&ask),
-        "tasks" => tasks::answer(&ask).await,
-        "plugins" => plugins::answer(&ask),
-        "records" => records::answer(&ask).await,
-        _ => no_route(&ask),
-    };
+    let answer = route(part, &ask).await;
     answer.unwrap_or_else(|Refusal { status, error }| json_response(status, &json!({ "error": error })))
+}
+
+async fn route(part: &str, ask: &Ask<'_>) -> Answer {
+    // A route that says nothing else takes this.
+    ask.must(if [Method::GET, Method::HEAD].contains(ask.method) { Role::View } else { Role::Operate })?;
+    match part {
+        "audit" => audit::answer(ask),
+        "hosts" => hosts::answer(ask),
+        "tasks" => tasks::answer(ask).await,
+        "plugins" => plugins::answer(ask),
+        "records" => records::answer(ask).await,
+        _ => no_route(ask),
+    }
 }
 
 /// Answers with this.
@@ -91,6 +111,11 @@ fn refuse<T>(status: StatusCode, error: impl Into<String>) -> Result<T, Refusal>
 
 fn bad(error: &dyn std::fmt::Display) -> Refusal {
     Refusal { status: StatusCode::BAD_REQUEST, error: error.to_string() }
+}
+
+/// What the center itself could not do.
+fn failed(error: &dyn std::fmt::Display) -> Refusal {
+    Refusal { status: StatusCode::INTERNAL_SERVER_ERROR, error: error.to_string() }
 }
 
 fn change_desired(shared: &Shared, change: impl FnOnce(&mut Desired) -> Result<(), TooMuch>) -> Result<(), Refusal> {

@@ -38,8 +38,15 @@ fn change(ask: &Ask<'_>) -> Answer {
         (None, Some(group)) => Target::Group(group),
         (Some(_), Some(_)) => return Err(bad(&"host and group, expected one of them")),
     };
+    let object = match &target {
+        Target::Everybody => "all".to_owned(),
+        Target::Group(group) => format!("group/{group}"),
+        Target::Host(host) => format!("host/{host}"),
+    };
+    let detail = serde_json::to_string(&change.plugins).unwrap_or_default();
     let before = shared.desired(Clone::clone);
     change_desired(shared, |desired| desired.set(target, change.plugins.map(configs_from)))?;
+    ask.audit("plugins.set", &object, &detail, "done");
     let after = shared.desired(Clone::clone);
     shared.push_configs(|id| before.of(id) != after.of(id));
     ok(&all(shared))

@@ -1,0 +1,36 @@
+//! The audit trail, as the HTTP port writes it: every change by anyone is one line.
+
+use super::caller::Caller;
+use crate::serve::Shared;
+use crate::store::site::AuditEntry;
+use std::time::SystemTime;
+
+/// The longest text in an entry, in bytes. What a change was made with may be megabytes.
+const TEXT_LEN: usize = 2048;
+
+/// Appends an entry, which is on the disk when this returns. A center without a store has no trail.
+///
+/// What was done is done: when the entry cannot be written, the log has it.
+pub(super) fn note(shared: &Shared, caller: &Caller, action: &str, object: &str, detail: &str, outcome: &str) {
+    let Some(store) = shared.options.store.as_deref() else { return };
+    let cut = |text: &str| text[..text.floor_char_boundary(TEXT_LEN)].to_owned();
+    let entry = AuditEntry {
+        id: 0,
+        at_ms: now_ms(),
+        who: cut(&caller.name),
+        origin: caller.origin.clone(),
+        action: action.to_owned(),
+        object: cut(object),
+        detail: cut(detail),
+        outcome: cut(outcome),
+    };
+    if let Err(error) = tokio::task::block_in_place(|| store.site().audit().append(&entry)) {
+        log::error!("the audit trail lacks {entry:?}: {error}");
+    }
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
