@@ -236,7 +236,7 @@ async fn command(body: &[u8], caller: &Caller, shared: &Shared) -> Reply {
     let command = Command::from(request.command);
     let detail = summary(&command);
     let sent = shared.command(&request.agent_id, command, COMMAND_TIMEOUT).await;
-    let outcome = sent.as_ref().map_or_else(ToString::to_string, |()| "sent".to_owned());
+    let outcome = sent.as_ref().map_or_else(ToString::to_string, |()| "ok".to_owned());
     trail::note(shared, caller, "command", &request.agent_id, &detail, &outcome);
     match sent {
         Ok(()) => success(Value::Null),
@@ -276,7 +276,7 @@ fn conn_reset(body: &[u8], caller: &Caller, shared: &Shared) -> Reply {
         }
     }
     ids.retain(|id| shared.step(id, Step::End(Status::ok())));
-    trail::note(shared, caller, "connections.reset", &ids.join(" "), "", "done");
+    trail::note(shared, caller, "connections.reset", &ids.join(" "), "", "ok");
     success(ids.into())
 }
 

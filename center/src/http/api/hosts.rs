@@ -97,7 +97,7 @@ fn change(id: &str, ask: &Ask<'_>) -> Answer {
     }
     let group = change.group.clone().unwrap_or_default();
     change_desired(shared, |desired| desired.set_group(id, change.group))?;
-    ask.audit("host.group", id, &group, "done");
+    ask.audit("host.group", id, &group, "ok");
     shared.push_configs(|agent_id| agent_id == id);
     ok(&json!({}))
 }

@@ -46,7 +46,7 @@ fn change(ask: &Ask<'_>) -> Answer {
     let detail = serde_json::to_string(&change.plugins).unwrap_or_default();
     let before = shared.desired(Clone::clone);
     change_desired(shared, |desired| desired.set(target, change.plugins.map(configs_from)))?;
-    ask.audit("plugins.set", &object, &detail, "done");
+    ask.audit("plugins.set", &object, &detail, "ok");
     let after = shared.desired(Clone::clone);
     shared.push_configs(|id| before.of(id) != after.of(id));
     ok(&all(shared))

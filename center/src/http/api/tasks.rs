@@ -65,7 +65,7 @@ async fn new(ask: &Ask<'_>) -> Answer {
         .as_ref()
         .map_or_else(String::new, |task| format!("{} for {} with token {token}", task.data_type, task.object_name));
     let sent = ask.shared.command(&request.agent_id, command, COMMAND_TIMEOUT).await;
-    let outcome = sent.as_ref().map_or_else(ToString::to_string, |()| "sent".to_owned());
+    let outcome = sent.as_ref().map_or_else(ToString::to_string, |()| "ok".to_owned());
     ask.audit("task", &request.agent_id, &detail, &outcome);
     match sent {
         Ok(()) => Ok(json_response(StatusCode::CREATED, &json!({ "token": token }))),
