@@ -2,7 +2,7 @@
 
 use crate::fleet::Upload;
 use crate::message::{Batch, TASK_REPORT};
-use crate::sink::{Refused, Sink, Taking};
+use crate::sink::{Numbered, Refused, Sink, Taking};
 use crate::store::{self, AppendError, Record, Store};
 use bytes::Bytes;
 use elklet_proto::grpc::Payload;
@@ -26,15 +26,16 @@ impl Keeper {
         Self { store }
     }
 
-    async fn append(&self, agent_id: &str, hostname: &str, records: &[Record]) -> Result<(), Refused> {
+    async fn append(&self, agent_id: &str, hostname: &str, records: &[Record]) -> Result<Option<Numbered>, Refused> {
         let hostname = &hostname[..hostname.floor_char_boundary(HOSTNAME_LEN)];
-        let batch = store::Batch { received_ms: now_ms(), agent_id, hostname, records };
+        let received_ms = now_ms();
+        let batch = store::Batch { received_ms, agent_id, hostname, records };
         match self.store.append(batch).await {
-            Ok(_) => Ok(()),
+            Ok(seqs) => Ok(Some(Numbered { first_seq: seqs.start, received_ms })),
             Err(AppendError::Refused(why)) => {
                 // To offer it again would hold its agent up for ever.
                 log::error!("{} records of agent {agent_id:?} are given up: {why}", records.len());
-                Ok(())
+                Ok(None)
             }
             Err(error) => Err(Refused { reason: error.to_string() }),
         }

@@ -9,8 +9,17 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 
-/// A message on its way into a sink.
-pub type Taking<'a> = Pin<Box<dyn Future<Output = Result<(), Refused>> + Send + 'a>>;
+/// A message on its way into a sink. Not every sink numbers records.
+pub type Taking<'a> = Pin<Box<dyn Future<Output = Result<Option<Numbered>, Refused>> + Send + 'a>>;
+
+/// What a sink calls the records that it has taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Numbered {
+    /// The sequence number of the first one. The others follow it in their order.
+    pub first_seq: u64,
+    /// When they were received, in milliseconds since 1970.
+    pub received_ms: i64,
+}
 
 /// What takes messages for good.
 pub trait Sink: Send + Sync + 'static {

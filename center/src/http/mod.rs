@@ -4,6 +4,7 @@
 mod api;
 mod auth;
 mod caller;
+mod live;
 mod manager;
 mod metrics;
 mod page;
@@ -12,6 +13,7 @@ mod trail;
 
 pub use auth::{AccessKey, Signed};
 pub use caller::{Caller, Role};
+pub(crate) use live::{Thing, Watched};
 pub(crate) use manager::{ConfigJson, configs_from};
 pub use manager::{configs_from_file, configs_from_json};
 
@@ -134,7 +136,7 @@ async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, origin: String, shared: 
     }
 }
 
-async fn answer(request: Request<Incoming>, origin: &str, shared: &Shared) -> Reply {
+async fn answer(request: Request<Incoming>, origin: &str, shared: &Arc<Shared>) -> Reply {
     let (head, body) = request.into_parts();
     if let Some(file) = page::answer(&head) {
         return file;

@@ -5,8 +5,12 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Frame};
 use serde_json::Value;
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::sync::mpsc;
 
 /// An answer. Its body may come bit by bit.
 pub(super) type Reply = Response<UnsyncBoxBody<Bytes, io::Error>>;
@@ -28,4 +32,22 @@ pub(super) fn respond(status: StatusCode, content_type: &'static str, body: impl
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+/// Answers with a body of this type that comes bit by bit.
+pub(super) fn streamed(content_type: &'static str, parts: mpsc::Receiver<io::Result<Bytes>>) -> Reply {
+    let mut response = Response::new(Parts(parts).boxed_unsync());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+struct Parts(mpsc::Receiver<io::Result<Bytes>>);
+
+impl Body for Parts {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        self.0.poll_recv(cx).map(|part| part.map(|part| part.map(Frame::data)))
+    }
 }

@@ -15,7 +15,7 @@ mod upload;
 pub use crate::http::Instance;
 pub use grpc::Status;
 pub use interpose::{ConnectionStep, Interpose, Step, UploadAt, UploadStep, UploadWatch};
-pub(crate) use shared::{Shared, unix_seconds};
+pub(crate) use shared::{Shared, lock, unix_seconds};
 pub use transfer::CommandError;
 pub(crate) use transfer::Live;
 
@@ -26,7 +26,6 @@ use crate::sink::Sink;
 use crate::store::Store;
 use elklet_proto::grpc::{Command, Config};
 use rustls::SupportedProtocolVersion;
-use shared::lock;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

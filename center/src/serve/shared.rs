@@ -5,8 +5,9 @@ use super::transfer::{CommandError, Order};
 use super::{Instance, Options};
 use crate::desired::Desired;
 use crate::fleet::{Fleet, Task};
+use crate::http::{Thing, Watched};
 use crate::message::Batch;
-use crate::sink::{Refused, Sink};
+use crate::sink::{Numbered, Refused, Sink};
 use elklet_proto::grpc::{Command, Config};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -40,6 +41,8 @@ pub(crate) struct Shared {
     /// Wakes those who wait for a change of the fleet.
     pub(crate) version: watch::Sender<()>,
     desired: Mutex<Desired>,
+    /// What changed, for those who look on.
+    pub(crate) watched: Arc<Watched>,
     pub(crate) registry: Mutex<BTreeMap<String, Vec<Instance>>>,
 }
 
@@ -59,6 +62,7 @@ impl Shared {
             fleet: Mutex::new(Fleet::new(options.max_hosts)),
             version: watch::Sender::new(()),
             desired: Mutex::new(desired),
+            watched: Arc::default(),
             registry: Mutex::new(registry.into()),
             sink,
             interpose,
@@ -84,11 +88,12 @@ impl Shared {
     }
 
     /// Counts a message that the sink has taken.
-    pub(crate) fn sink_took(&self, agent_id: &str, batch: &Batch) {
+    pub(crate) fn sink_took(&self, agent_id: &str, batch: &Batch, numbered: Option<Numbered>) {
         let recovered = self.change(|fleet| {
             fleet.take(agent_id, batch);
             fleet.sink_refuses.take()
         });
+        self.watched.took(agent_id, batch, numbered);
         if let Some(reason) = recovered {
             log::warn!("records are stored again; before: {reason}");
             self.note("records are stored again".to_owned());
@@ -138,7 +143,9 @@ impl Shared {
             && self.read(|fleet| fleet.live.contains_key(agent_id))
         {
             // Its answer may be here before this hears that it is gone.
+            let token = task.token.clone();
             self.change(|fleet| fleet.add_task(task));
+            self.watched.changed(Thing::Task, &token);
         }
         if !self.order(agent_id, Order::Command(command, done)) {
             return Err(CommandError::NotConnected(agent_id.to_owned()));

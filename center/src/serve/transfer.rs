@@ -7,6 +7,7 @@ use super::connection::ConnectionHandle;
 use super::grpc::{Encoding, MessageReader, Outgoing, ReadError, Status};
 use super::interpose::{ConnectionStep, Step};
 use super::shared::{Shared, unix_seconds};
+use crate::http::Thing;
 use crate::message::{AGENT_HEARTBEAT, Batch, PackagedData};
 use bytes::Bytes;
 use elklet_proto::grpc::Command;
@@ -296,11 +297,14 @@ impl<'a> Incoming<'a> {
 
     /// Offers a message to the sink until it takes it.
     async fn store(&self, agent_id: &str, batch: &Arc<Batch>) {
-        while let Err(refused) = self.shared.sink.take(agent_id, batch).await {
-            self.shared.sink_refused(refused);
+        let numbered = loop {
+            match self.shared.sink.take(agent_id, batch).await {
+                Ok(numbered) => break numbered,
+                Err(refused) => self.shared.sink_refused(refused),
+            }
             tokio::time::sleep(RETRY_AFTER).await;
-        }
-        self.shared.sink_took(agent_id, batch);
+        };
+        self.shared.sink_took(agent_id, batch, numbered);
     }
 }
 
@@ -338,6 +342,7 @@ impl<'a> Registration<'a> {
             state.connect(&agent_id, transfer.connection.peer, unix_seconds());
             Some(())
         })?;
+        transfer.shared.watched.changed(Thing::Host, &agent_id);
         Some((Self { shared: transfer.shared, agent_id, orders }, receiver))
     }
 
@@ -359,5 +364,6 @@ impl Drop for Registration<'_> {
             state.live.remove(&self.agent_id);
             state.disconnect(&self.agent_id, unix_seconds());
         });
+        self.shared.watched.changed(Thing::Host, &self.agent_id);
     }
 }

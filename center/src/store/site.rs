@@ -1,4 +1,4 @@
-//! What the center knows beside records: hosts, tasks, uploads, desired configurations, positions and the audit trail, in `center.db`.
+//! What the center knows beside records: hosts, tasks, uploads, desired configurations, positions, users and the audit trail, in `center.db`.
 //!
 //! It is written seldom and little, so that every call is a transaction of its own, which is on the disk when the call returns. Calls
 //! block for as long as that takes.
@@ -7,15 +7,19 @@ mod audit;
 mod configs;
 mod hosts;
 mod positions;
+mod sessions;
 mod tasks;
 mod uploads;
+mod users;
 
 pub use audit::{Audit, AuditEntry};
 pub use configs::{Config, Configs};
 pub use hosts::{Host, Hosts};
 pub use positions::Positions;
+pub use sessions::{Session, Sessions};
 pub use tasks::{Task, TaskState, Tasks};
 pub use uploads::{Upload, Uploads};
+pub use users::{User, Users};
 
 use super::error::{FailureKind, StoreError};
 use super::lock;
@@ -26,7 +30,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 /// Each step makes the next version of the tables of what the one before made. Steps are never changed, only added.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
 CREATE TABLE hosts (
   agent_id TEXT PRIMARY KEY, hostname TEXT NOT NULL, first_seen_ms INTEGER NOT NULL, last_seen_ms INTEGER NOT NULL,
   details TEXT NOT NULL
@@ -51,7 +56,16 @@ CREATE TABLE audit (
   id INTEGER PRIMARY KEY AUTOINCREMENT, at_ms INTEGER NOT NULL, who TEXT NOT NULL, origin TEXT NOT NULL, action TEXT NOT NULL,
   object TEXT NOT NULL, detail TEXT NOT NULL, outcome TEXT NOT NULL
 );
-"];
+",
+    "
+CREATE TABLE users (
+  name TEXT PRIMARY KEY, role TEXT NOT NULL, password TEXT NOT NULL, created_ms INTEGER NOT NULL, last_login_ms INTEGER
+) WITHOUT ROWID;
+CREATE TABLE sessions (
+  hash TEXT PRIMARY KEY, user TEXT NOT NULL, created_ms INTEGER NOT NULL, seen_ms INTEGER NOT NULL
+) WITHOUT ROWID;
+",
+];
 
 /// A list has so many rows at most; the next ones are asked for by the last one's key.
 const MAX_LIST: usize = 10_000;
@@ -144,6 +158,18 @@ impl Site {
     #[must_use]
     pub fn positions(&self) -> Positions<'_> {
         Positions(self)
+    }
+
+    /// Who may do what.
+    #[must_use]
+    pub fn users(&self) -> Users<'_> {
+        Users(self)
+    }
+
+    /// Who is signed in.
+    #[must_use]
+    pub fn sessions(&self) -> Sessions<'_> {
+        Sessions(self)
     }
 
     /// Who did what.

@@ -63,14 +63,14 @@ impl Sink for Hooks {
         Box::pin(async move {
             lock(&self.observers).retain_mut(|observer| observer(batch));
             self.write(Line::Batch(Arc::clone(batch))).await;
-            Ok(())
+            Ok(None)
         })
     }
 
     fn take_upload<'a>(&'a self, upload: &'a Upload) -> Taking<'a> {
         Box::pin(async move {
             self.write(Line::Upload(upload.clone())).await;
-            Ok(())
+            Ok(None)
         })
     }
 }

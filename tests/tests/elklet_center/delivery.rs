@@ -30,13 +30,13 @@ impl Sink for Moody {
             let decided = *mood.wait_for(|mood| *mood != Mood::Waits).await.expect("it has the sender");
             match decided {
                 Mood::Refuses => Err(Refused { reason: "no space left".to_owned() }),
-                _ => Ok(()),
+                _ => Ok(None),
             }
         })
     }
 
     fn take_upload<'a>(&'a self, _: &'a Upload) -> Taking<'a> {
-        Box::pin(async { Ok(()) })
+        Box::pin(async { Ok(None) })
     }
 }
 

@@ -55,8 +55,18 @@ fn summary(id: &str, agent: &Agent) -> Value {
 }
 
 fn host(id: &str, shared: &Shared) -> Answer {
+    whole(id, shared).map_or_else(|| unknown(id), |host| ok(&host))
+}
+
+/// Returns a host as the list has it.
+pub(super) fn brief(id: &str, shared: &Shared) -> Option<Value> {
+    shared.read(|fleet| fleet.agents.get(id).map(|agent| summary(id, agent)))
+}
+
+/// Returns everything that is known of a host.
+pub(super) fn whole(id: &str, shared: &Shared) -> Option<Value> {
     let group = shared.desired(|desired| desired.group_of(id).map(str::to_owned));
-    let found = shared.read(|fleet| {
+    shared.read(|fleet| {
         let agent = fleet.agents.get(id)?;
         let mut host = summary(id, agent);
         let counts: Vec<_> = agent
@@ -75,8 +85,7 @@ fn host(id: &str, shared: &Shared) -> Answer {
         host["agent_info"] = stat["agent_info"].clone();
         host["plugins_info"] = stat["plugins_info"].clone();
         Some(host)
-    });
-    found.map_or_else(|| unknown(id), |host| ok(&host))
+    })
 }
 
 fn unknown(id: &str) -> Answer {

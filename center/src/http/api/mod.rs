@@ -6,6 +6,7 @@ mod audit;
 mod hosts;
 mod plugins;
 mod records;
+mod stream;
 mod tasks;
 
 use super::caller::{Caller, Role};
@@ -16,6 +17,7 @@ use crate::serve::Shared;
 use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// Things in an answer, unless the request says how many, and the most.
 const DEFAULT_LIMIT: usize = 100;
@@ -41,7 +43,7 @@ struct Ask<'a> {
     query: Query<'a>,
     body: &'a [u8],
     caller: &'a Caller,
-    shared: &'a Shared,
+    shared: &'a Arc<Shared>,
 }
 
 impl Ask<'_> {
@@ -74,7 +76,7 @@ pub(super) async fn answer(
     query: &str,
     body: &[u8],
     caller: &Caller,
-    shared: &Shared,
+    shared: &Arc<Shared>,
 ) -> Reply {
     let trimmed = path.trim_matches('/');
     let (part, rest) = trimmed.split_once('/').unwrap_or((trimmed, ""));
@@ -92,6 +94,7 @@ async fn route(part: &str, ask: &Ask<'_>) -> Answer {
         "tasks" => tasks::answer(ask).await,
         "plugins" => plugins::answer(ask),
         "records" => records::answer(ask).await,
+        "stream" => stream::answer(ask),
         _ => no_route(ask),
     }
 }

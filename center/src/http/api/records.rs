@@ -56,7 +56,7 @@ fn search(store: &Store, wanted: &store::Query, cancelled: Arc<AtomicBool>) -> R
     Ok(json!({ "records": records, "next": page.next, "end": end, "damaged_blocks": page.damaged }))
 }
 
-fn record(found: &Found) -> Value {
+pub(super) fn record(found: &Found) -> Value {
     let mut value = json!({
         "seq": found.seq,
         "agent_id": &*found.agent_id,

@@ -1,7 +1,7 @@
 //! `/api/v1/tasks`: what agents were told to do once, and what they answered.
 
 use super::{Answer, Ask, Query, Refusal, no_route, ok, refuse};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Task};
 use crate::http::manager::{CommandJson, TaskJson};
 use crate::http::reply::json_response;
 use crate::http::{COMMAND_TIMEOUT, auth};
@@ -31,18 +31,29 @@ fn list(query: &Query<'_>, shared: &Shared) -> Answer {
         let tasks: Vec<_> = tasks
             .filter(|task| same(&token, &task.token) && same(&agent_id, &task.agent_id))
             .take(limit)
-            .map(|task| {
-                let upload = fleet.uploads.iter().rev().find(|upload| upload.token == task.token);
-                let mut value = json!(task);
-                value["upload"] = upload.map_or(Value::Null, |upload| {
-                    json!({ "path": upload.path, "len": upload.len, "error": upload.error, "ended_at": upload.svr_time })
-                });
-                value
-            })
+            .map(|task| rendered(task, fleet))
             .collect();
         json!({ "tasks": tasks })
     };
     ok(&shared.read(found))
+}
+
+/// Returns the task with a token.
+pub(super) fn by_token(token: &str, shared: &Shared) -> Option<Value> {
+    shared.read(|fleet| {
+        let task = fleet.tasks.iter().rev().find(|task| task.token == token)?;
+        Some(rendered(task, fleet))
+    })
+}
+
+fn rendered(task: &Task, fleet: &Fleet) -> Value {
+    let upload = fleet.uploads.iter().rev().find(|upload| upload.token == task.token);
+    let mut value = json!(task);
+    value["upload"] = upload.map_or(
+        Value::Null,
+        |upload| json!({ "path": upload.path, "len": upload.len, "error": upload.error, "ended_at": upload.svr_time }),
+    );
+    value
 }
 
 #[derive(Deserialize)]
