@@ -1,7 +1,7 @@
 // The page: who looks at it, where they are, and the bar on top.
 
 import { listen, loadSession, may, send, session } from "./api.js";
-import { busy, field, fill, h, select, toast } from "./dom.js";
+import { busy, field, fill, h, toast } from "./dom.js";
 import { audit } from "./audit.js";
 import { events } from "./events.js";
 import { host } from "./host.js";
@@ -44,13 +44,15 @@ function address() {
 function drawBar(place) {
   const links = PLACES.filter(({ role }) => may(role)).map(({ path, name }) =>
     h("a", { href: `#/${path}`, "aria-current": path === place ? "page" : null }, name));
-  const choose = select([["system", "Theme: system"], ["light", "Theme: light"], ["dark", "Theme: dark"]], theme(), {
-    "aria-label": "Theme",
-    onchange: (event) => {
-      localStorage.setItem("theme", event.target.value);
-      applyTheme();
-    },
-  });
+  const other = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+  const choose = h("button", { class: "plain", title: `To the ${other} theme`, "aria-label": `To the ${other} theme`, onclick: () => {
+    // Where the system says the same, it decides from now on.
+    const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+    if (system === other) localStorage.removeItem("theme");
+    else localStorage.setItem("theme", other);
+    applyTheme();
+    drawBar(place);
+  } }, "◐");
   const name = session.user ?? "";
   const out = h("button", { class: "plain", onclick: signOut }, "Sign out");
   fill(bar,

@@ -200,11 +200,11 @@ export async function events(page) {
     }
     restart();
   };
-  const form = h("form", { class: "fields", onsubmit: submit }, labelled("Host (name or id)", host), labelled("Data type", type), labelled("Received", range),
+  const form = h("form", { class: "fields search", onsubmit: submit }, labelled("Host (name or id)", host), labelled("Data type", type), labelled("Received", range),
     labelled("Field", name), labelled("Test", test), labelled("Value", value), h("button", { class: "primary" }, "Search"), kinds, names);
   const head = h("thead", {}, h("tr", {}, columns.map((column) => h("th", { scope: "col" }, column.name))));
   fill(page.main, h("div", { class: "headline" }, h("h1", {}, "Events"), h("div", { class: "push" }, bar)),
-    h("section", { class: "panel" }, h("div", { class: "body stack" }, h("div"), form, chips)),
-    h("section", { class: "panel" }, h("div", { class: "scroll" }, h("table", { class: "cards" }, head, found)), h("div", { class: "body" }, status, foot)));
+    h("section", { class: "panel" }, h("div", { class: "body stack" }, form, chips)),
+    h("section", { class: "panel" }, h("div", { class: "scroll" }, h("table", { class: "cards feed" }, head, found)), h("div", { class: "body" }, status, foot)));
   restart();
 }

@@ -13,11 +13,11 @@ const RANGES = [["3600", "1 h"], ["21600", "6 h"], ["86400", "24 h"], ["604800",
 const GAP_MS = 150000;
 
 const SERIES = [
-  ["CPU of the agent", "cpu", percent],
-  ["Memory of the agent", "rss", bytes],
-  ["Records sent a second", "tx_tps", number],
-  ["Bytes sent a second", "tx_speed", bytes],
-  ["Records kept on the host", "records_unconfirmed", number],
+  ["Agent’s CPU", "cpu", percent],
+  ["Agent’s memory", "rss", bytes],
+  ["Records a second", "tx_tps", number],
+  ["Bytes a second", "tx_speed", bytes],
+  ["Records not confirmed yet", "records_unconfirmed", number],
   ["Records in the spool", "records_in_spool", number],
 ];
 

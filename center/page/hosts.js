@@ -12,7 +12,7 @@ const COLUMNS = [
   { name: "CPU", num: true, cell: (host) => percent(host.cpu) },
   { name: "Memory", num: true, cell: (host) => bytes(host.rss) },
   { name: "Records", num: true, cell: (host) => number(host.records) },
-  { name: "Kept there", num: true, cell: (host) => number(host.unconfirmed) },
+  { name: "Unconfirmed", num: true, cell: (host) => number(host.unconfirmed) },
   { name: "Lost", num: true, cell: (host) => (host.lost > 0 ? pill("bad", number(host.lost)) : number(host.lost)) },
   { name: "Certificate", num: true, cell: certificate },
 ];
@@ -25,6 +25,7 @@ export function state(host) {
 function certificate(host) {
   if (host.cert_days === null || host.cert_days === undefined) return "–";
   const days = Number(host.cert_days);
+  if (days < 0) return pill("bad", "expired");
   return days < 30 ? pill(days < 7 ? "bad" : "warn", `${days} days`) : `${days} days`;
 }
 

@@ -51,7 +51,7 @@ function wantedPanel({ wanted }, reload) {
     await reload();
   };
   const columns = [
-    { name: "For", cell: ({ scope, first }) => (first ? h("b", {}, scope.name) : "") },
+    { name: "For", nowrap: true, cell: ({ scope, first }) => (first ? h("b", {}, scope.name) : "") },
     { name: "Plugin", cell: ({ plugin }) => plugin?.name ?? h("span", { class: "quiet" }, "none") },
     { name: "Version", cell: ({ plugin }) => plugin?.version },
     { name: "Detail", what: true, cell: ({ plugin }) => h("code", {}, plugin?.detail ?? "") },

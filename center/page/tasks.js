@@ -50,13 +50,15 @@ export async function tasks(page) {
   const agent = page.query.get("agent_id") ?? "";
   const rows = new Map();
   let next = null;
+  const { hosts } = await get("/hosts", { limit: 1000 });
+  const names = new Map(hosts.map((host) => [host.id, host.hostname]));
   const list = h("div");
   const foot = h("div", { class: "empty" });
 
   const columns = [
     { name: "Given", nowrap: true, cell: (task) => time(task.created_ms ?? task.sent_at * 1000) },
-    { name: "Host", nowrap: true, cell: (task) => h("a", { href: `#/hosts/${encodeURIComponent(task.agent_id)}` }, task.agent_id.slice(0, 18)) },
-    { name: "Task", cell: (task) => [KNOWN.find((known) => known.type === task.data_type)?.name ?? `${task.data_type}`, " ", h("span", { class: "small quiet" }, task.name)] },
+    { name: "Host", nowrap: true, cell: (task) => h("a", { href: `#/hosts/${encodeURIComponent(task.agent_id)}` }, names.get(task.agent_id) || task.agent_id.slice(0, 18)) },
+    { name: "Task", nowrap: true, cell: (task) => [KNOWN.find((known) => known.type === task.data_type)?.name ?? `${task.data_type}`, " ", h("span", { class: "small quiet" }, task.name)] },
     { name: "State", cell: taskState },
     { name: "Answer", what: true, cell: answerText },
     { name: "By", cell: (task) => task.created_by },
@@ -76,8 +78,8 @@ export async function tasks(page) {
     draw();
   };
 
-  fill(page.main, h("div", { class: "headline" }, h("h1", {}, "Tasks"), agent && pill("accent", agent)),
-    may("operate") && (await form(agent, () => load())), h("section", { class: "panel" }, list, foot));
+  fill(page.main, h("div", { class: "headline" }, h("h1", {}, "Tasks"), agent && pill("accent", names.get(agent) || agent)),
+    may("operate") && (await form(agent, hosts.filter((host) => host.connected), () => load())), h("section", { class: "panel" }, list, foot));
   await load();
   page.listen({}, {
     tasks: ({ tasks: changed }) => {
@@ -87,8 +89,8 @@ export async function tasks(page) {
   });
 }
 
-async function form(agent, done) {
-  const [{ hosts }, groups] = await Promise.all([get("/hosts", { connected: true, limit: 1000 }), get("/groups").catch(() => [])]);
+async function form(agent, hosts, done) {
+  const groups = await get("/groups").catch(() => []);
   const targets = [
     ...groups.map((group) => [`group:${group.name}`, `Group ${group.name} (${group.connected} connected)`]),
     ...hosts.map((host) => [`host:${host.id}`, host.hostname ? `${host.hostname} (${host.id.slice(0, 8)})` : host.id]),
