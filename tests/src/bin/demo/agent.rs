@@ -31,7 +31,7 @@ impl Agent {
             .arg(&workdir)
             .arg("--certs")
             .arg(stage.certs())
-            .args(["--server", &stage.center.grpc_addr().to_string()])
+            .args(["--server", &stage.grpc().to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&stderr)?)

@@ -1,9 +1,10 @@
 //! A record, shown as a line.
 
-use elklet_tests::center::{AGENT_HEARTBEAT, PLUGIN_HEARTBEAT, Record, TASK_REPORT};
+use elklet_center::message::{AGENT_HEARTBEAT, PLUGIN_HEARTBEAT, Record, TASK_REPORT};
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::board::Start;
 use crate::screen::{Line, Style, bytes, cut_front, harmless};
 
 /// Data type of "a process has executed a program".
@@ -27,6 +28,10 @@ impl<'a> Event<'a> {
         Self { record, fields: record.fields().unwrap_or_default() }
     }
 
+    pub(crate) fn data_type(&self) -> i32 {
+        self.record.data_type
+    }
+
     pub(crate) fn pid(&self) -> Option<u32> {
         self.field("pid").parse().ok()
     }
@@ -34,6 +39,23 @@ impl<'a> Event<'a> {
     /// Returns true if the process descends from `ancestor`, as far back as the record tells.
     pub(crate) fn descends_from(&self, ancestor: u32) -> bool {
         self.field("pid_tree").contains(&format!("<{ancestor}."))
+    }
+
+    /// Returns the start of a program, for the board.
+    pub(crate) fn start(&self, demo: u32) -> Option<Start> {
+        let known = |name| Some(harmless(self.field(name))).filter(|value| !is_nothing(value));
+        Some(Start {
+            tree: harmless(self.field("pid_tree")),
+            pid: self.pid()?,
+            exe: known("exe").or_else(|| known("comm")).unwrap_or_else(|| "?".to_owned()),
+            argv: known("argv").unwrap_or_default(),
+            own: self.descends_from(demo),
+        })
+    }
+
+    /// Returns true if the text is in the process's path or arguments. What is no process has neither.
+    pub(crate) fn has(&self, text: &str) -> bool {
+        self.field("exe").contains(text) || self.field("argv").contains(text)
     }
 
     /// Returns the line. Processes that the demo has made itself get a mark.

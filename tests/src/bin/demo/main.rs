@@ -1,12 +1,13 @@
 //! `cargo demo`: shows the whole of Elklet on this machine, from the kernel's events to the server's records.
 //!
-//! An AgentCenter runs inside this process. The real agent runs beside it, connects over mutual TLS, and is told to run
+//! A center (elklet-center) runs inside this process. The real agent runs beside it, connects over mutual TLS, and is told to run
 //! the real plugin procwatch. What the plugin sees arrives here and is shown. Nothing is simulated, and the demo leaves
 //! nothing behind. [`show`] runs the demo. [`verdict`] says whether anything was lost, and how one knows.
 #![forbid(unsafe_code)]
 
 mod agent;
 mod arguments;
+mod board;
 mod event;
 mod maker;
 mod plugin;

@@ -1,4 +1,4 @@
-//! Prints lines that scroll by, and on a terminal a status line that stays at the bottom.
+//! Prints lines that scroll by, and on a terminal a board that stays at the bottom.
 //!
 //! Texts come from other people's processes. Whatever a terminal might obey is therefore replaced before it is printed.
 
@@ -7,7 +7,10 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Stdout, Write};
 
 /// The width of lines if the terminal does not tell its own.
-const USUAL_WIDTH: usize = 120;
+const USUAL_WIDTH: usize = 80;
+
+/// The height of a terminal that does not tell its own.
+const USUAL_HEIGHT: usize = 24;
 
 /// The least width. Below this nothing would be left of a line.
 const MIN_WIDTH: usize = 40;
@@ -47,7 +50,8 @@ impl Style {
 }
 
 const END: &str = "\x1b[0m";
-const ERASE_LINE: &str = "\r\x1b[2K";
+const UP: &str = "\x1b[1A";
+const ERASE_BELOW: &str = "\r\x1b[J";
 
 /// A line about something that happened.
 #[derive(Debug)]
@@ -65,12 +69,15 @@ pub(crate) struct Line {
 pub(crate) struct Screen {
     out: Stdout,
     colour: bool,
-    /// True if the status line stays at the bottom.
+    /// True if the board stays at the bottom.
     in_place: bool,
     width: usize,
+    height: usize,
     waiting: String,
-    status: String,
-    status_is_shown: bool,
+    /// What stays at the bottom: figures first.
+    board: Vec<String>,
+    /// Lines of it that are on the terminal.
+    shown: usize,
     is_closed: bool,
 }
 
@@ -84,16 +91,17 @@ impl Screen {
             colour: in_place && !is_set("NO_COLOR"),
             in_place,
             width: 0,
+            height: 0,
             waiting: String::new(),
-            status: String::new(),
-            status_is_shown: false,
+            board: Vec::new(),
+            shown: 0,
             is_closed: false,
         };
         screen.measure();
         screen
     }
 
-    /// Returns true if the status line stays at the bottom instead of scrolling by with the others.
+    /// Returns true if the board stays at the bottom instead of scrolling by with the other lines.
     pub(crate) fn is_in_place(&self) -> bool {
         self.in_place
     }
@@ -115,6 +123,25 @@ impl Screen {
         self.waiting.push('\n');
     }
 
+    /// Adds a paragraph with a name beside it, wrapped at the width.
+    pub(crate) fn named(&mut self, name: &str, text: &str) {
+        const INDENT: usize = 13;
+        let mut line = format!("  {name:<10} ");
+        for word in text.split(' ') {
+            let len = line.chars().count();
+            if len > INDENT && len + 1 + word.chars().count() > self.width() {
+                self.waiting.push_str(line.trim_end());
+                self.waiting.push('\n');
+                line = " ".repeat(INDENT);
+            } else if len > INDENT {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+        self.waiting.push_str(&line);
+        self.waiting.push('\n');
+    }
+
     /// Adds a line about something that happened, cut to the width.
     pub(crate) fn line(&mut self, line: &Line) {
         let Line { style, time, word, text } = line;
@@ -131,34 +158,51 @@ impl Screen {
         }
     }
 
-    /// Replaces the status line, or prints it if lines only scroll by.
-    pub(crate) fn status(&mut self, status: &str) {
+    /// Returns how many columns a line may have.
+    pub(crate) fn width(&self) -> usize {
+        // Some terminals wrap a line that fills the last column.
+        self.width - 1
+    }
+
+    /// Replaces the board, or prints it if lines only scroll by. Its first line are figures.
+    pub(crate) fn board(&mut self, lines: Vec<String>) {
         if self.in_place {
             self.measure();
-            self.status = status.to_owned();
+            self.board = lines;
         } else {
-            let _ = writeln!(self.waiting, "-- {status}");
+            for (at, line) in lines.iter().enumerate() {
+                let _ = writeln!(self.waiting, "{}{line}", if at == 0 { "-- " } else { "" });
+            }
         }
     }
 
-    pub(crate) fn clear_status(&mut self) {
-        self.status.clear();
+    pub(crate) fn clear_board(&mut self) {
+        self.board.clear();
     }
 
     /// Prints what has been collected. If that fails nobody reads any more, and the screen drops everything that
     /// follows.
     pub(crate) fn flush(&mut self) {
-        let mut waiting = std::mem::take(&mut self.waiting);
-        if self.status_is_shown {
-            waiting.insert_str(0, ERASE_LINE);
+        let lines = std::mem::take(&mut self.waiting);
+        if self.shown > 0 {
+            (1..self.shown).for_each(|_| self.waiting.push_str(UP));
+            self.waiting.push_str(ERASE_BELOW);
         }
-        if !self.status.is_empty() {
-            // Some terminals wrap a line that fills the last column.
-            let status = cut(&self.status, self.width - 1);
-            self.painted("\x1b[7m", &status);
-            waiting.push_str(&std::mem::take(&mut self.waiting));
+        self.waiting.push_str(&lines);
+        // A board that is higher than the terminal could not be erased again.
+        let board: Vec<String> = self.board.iter().take(self.height - 1).map(|line| cut(line, self.width())).collect();
+        for (at, line) in board.iter().enumerate() {
+            match at {
+                0 => self.painted("\x1b[7m", line),
+                _ => {
+                    self.waiting.push('\n');
+                    // Titles begin at the edge.
+                    self.painted(if line.starts_with(' ') { "" } else { "\x1b[2m" }, line);
+                }
+            }
         }
-        self.status_is_shown = !self.status.is_empty();
+        self.shown = board.len();
+        let waiting = std::mem::take(&mut self.waiting);
         if !self.is_closed && self.out.write_all(waiting.as_bytes()).and_then(|()| self.out.flush()).is_err() {
             self.is_closed = true;
         }
@@ -172,19 +216,21 @@ impl Screen {
         }
     }
 
-    /// Reads the width again, because windows change their size while the demo runs.
+    /// Reads the size again, because windows change theirs while the demo runs.
     fn measure(&mut self) {
-        let of_terminal = || rustix::termios::tcgetwinsize(&self.out).ok().map(|size| usize::from(size.ws_col));
+        let of_terminal = rustix::termios::tcgetwinsize(&self.out).ok();
         let of_environment = || env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
-        let width = of_terminal().filter(|width| *width > 0).or_else(of_environment).unwrap_or(USUAL_WIDTH);
-        self.width = width.max(MIN_WIDTH);
+        let known = |size: u16| Some(usize::from(size)).filter(|size| *size > 0);
+        let width = of_terminal.and_then(|size| known(size.ws_col)).or_else(of_environment).unwrap_or(USUAL_WIDTH);
+        let height = of_terminal.and_then(|size| known(size.ws_row)).unwrap_or(USUAL_HEIGHT);
+        (self.width, self.height) = (width.max(MIN_WIDTH), height.max(2));
     }
 }
 
 impl Drop for Screen {
-    /// Clears the status line, so that the shell's prompt begins on a line of its own.
+    /// Clears the board, so that the shell's prompt begins on a line of its own.
     fn drop(&mut self) {
-        self.clear_status();
+        self.clear_board();
         self.flush();
     }
 }
@@ -263,6 +309,17 @@ mod tests {
         assert_eq!(cut_front("/usr/bin/ls", 11), "/usr/bin/ls");
         assert_eq!(cut_front("/usr/bin/ls", 7), "…bin/ls");
         assert_eq!(cut_front("ééé", 5), "…éé");
+    }
+
+    #[test]
+    fn paragraphs_are_wrapped_between_words() {
+        let mut screen = Screen { width: 31, ..Screen::stdout() };
+        screen.named("agent", "one two three four a-word-that-is-too-long five");
+        let lines: Vec<_> = std::mem::take(&mut screen.waiting).lines().map(str::to_owned).collect();
+        let indent = "             ";
+        let rest = ["four", "a-word-that-is-too-long", "five"].map(|word| format!("{indent}{word}"));
+        assert_eq!(lines[0], "  agent      one two three");
+        assert_eq!(lines[1..], rest);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Runs the demo: starts the actors, shows what they do, ends them in order, and compares the counts.
 
 use elklet_tests::binaries::Binaries;
-use elklet_tests::center::Batch;
+use elklet_center::message::Batch;
 use std::future::pending;
 use std::io;
 use std::pin::pin;
@@ -13,6 +13,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval, sleep, sleep_until};
 
 use crate::agent::Agent;
 use crate::arguments::Arguments;
+use crate::board::Board;
 use crate::event::{EXEC, EXIT, Event, now, time_of_day};
 use crate::maker::{self, Maker};
 use crate::plugin::Plugin;
@@ -44,19 +45,20 @@ const END_OF_STREAM: Duration = Duration::from_secs(5);
 /// The most lines of others shown in a second. Nobody could read more, so the rest is only counted.
 const LINES_PER_SECOND: u64 = 200;
 
-/// Seconds between two status lines, if they scroll by.
-const STATUS_INTERVAL: u64 = 5;
+/// Seconds between two boards, if they scroll by.
+const BOARD_INTERVAL: u64 = 10;
 
 /// The number of lines of the agent's log that are shown when something went wrong.
 const LOG_LINES: usize = 12;
 
 /// Runs the whole demo. An error is one line. The directory is deleted, unless there is something to look at in it.
 pub(crate) fn run(arguments: &Arguments, programs: &Binaries, screen: &mut Screen) -> Result<(), String> {
-    let stage = Stage::set(programs).map_err(|error| format!("the stage cannot be set: {error}"))?;
+    let (sender, batches) = mpsc::unbounded_channel();
+    let stage = Stage::set(programs, sender).map_err(|error| format!("the stage cannot be set: {error}"))?;
     let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .and_then(|runtime| runtime.block_on(perform(arguments, programs, &stage, screen)));
+        .and_then(|runtime| runtime.block_on(perform(arguments, programs, &stage, batches, screen)));
     match outcome {
         Ok(None) => stage.clear().map_err(|error| format!("the directory cannot be deleted: {error}")),
         Ok(Some(problem)) => {
@@ -74,14 +76,13 @@ async fn perform(
     arguments: &Arguments,
     programs: &Binaries,
     stage: &Stage,
+    batches: mpsc::UnboundedReceiver<Arc<Batch>>,
     screen: &mut Screen,
 ) -> io::Result<Option<String>> {
     let mut signals = Signals::new()?;
-    let (sender, batches) = mpsc::unbounded_channel();
-    stage.center.observe(move |batch| _ = sender.send(Arc::clone(batch)));
     let mut agent = Agent::start(&programs.elklet, stage)?;
     summary::print_header(screen, stage, agent.pid, arguments.watch);
-    let mut show = Show::new(screen, batches, &agent, Plugin::new(agent.pid, stage.plugin()));
+    let mut show = Show::new(screen, batches, &agent, Plugin::new(agent.pid, stage.plugin()), arguments);
 
     let end_of_watch = arguments.watch.map(|watch| agent.started + watch);
     let enough = Arc::clone(&show.enough);
@@ -103,8 +104,7 @@ async fn perform(
             show.end_agent(&mut agent, &mut signals).await?.or(show.failure.take())
         }
     };
-    let gone =
-        stage.center.wait_until("end of the stream", END_OF_STREAM, |state| state.connected().count() == 0).await;
+    let gone = stage.wait_for_the_end(END_OF_STREAM).await;
     show.finish();
     let facts = Facts {
         records: show.tally.plugin_records(),
@@ -115,13 +115,14 @@ async fn perform(
         deaths: show.plugin.deaths,
         overrun: show.plugin.overrun(),
         own: show.maker.account(),
-        agent_failure: agent_failure.or(gone.is_err().then(|| "the center did not see the stream's end".to_owned())),
+        agent_failure: agent_failure.or((!gone).then(|| "the center did not see the stream's end".to_owned())),
         closing_words: agent.closing_words(),
     };
     let problem = facts.problem();
     let Show { screen, tally, usage, first_message, first_event, .. } = show;
     if first_message.is_some() {
-        Summary { facts: &facts, tally: &tally, usage, watched, first_message, first_event }.print(screen);
+        let is_shipped = std::env::var_os("ELKLET_BIN").is_some();
+        Summary { facts: &facts, tally: &tally, usage, watched, first_message, first_event, is_shipped }.print(screen);
     }
     if problem.is_none() {
         return Ok(None);
@@ -181,6 +182,10 @@ struct Show<'a> {
     plugin: Plugin,
     maker: Maker,
     tally: Tally,
+    board: Board,
+    filter: Option<String>,
+    /// True if each event is a line, in place of the board.
+    prints_lines: bool,
     /// The agent's usage at the last look.
     usage: Usage,
     cpu_percent: f64,
@@ -210,6 +215,7 @@ impl<'a> Show<'a> {
         batches: mpsc::UnboundedReceiver<Arc<Batch>>,
         agent: &Agent,
         plugin: Plugin,
+        arguments: &Arguments,
     ) -> Self {
         let every = |period| {
             let mut ticks = interval(period);
@@ -224,6 +230,9 @@ impl<'a> Show<'a> {
             plugin,
             maker: Maker::default(),
             tally: Tally::default(),
+            board: Board::new(arguments.filter.clone()),
+            filter: arguments.filter.clone(),
+            prints_lines: arguments.lines,
             usage: Usage::default(),
             cpu_percent: 0.0,
             first_message: None,
@@ -323,7 +332,7 @@ impl<'a> Show<'a> {
             self.handle_batch(&batch);
         }
         self.tell_unshown();
-        self.screen.clear_status();
+        self.screen.clear_board();
         self.screen.flush();
     }
 
@@ -354,8 +363,19 @@ impl<'a> Show<'a> {
     }
 
     fn show(&mut self, event: &Event<'_>) {
-        self.lines += 1;
         let demo = std::process::id();
+        if !self.prints_lines {
+            if event.data_type() == EXEC
+                && let Some(start) = event.start(demo)
+            {
+                self.board.take(start);
+            }
+            return;
+        }
+        if self.filter.as_ref().is_some_and(|filter| !event.has(filter)) {
+            return;
+        }
+        self.lines += 1;
         // What the demo makes itself is three lines a second, and shows that it works when the host is busy with something else.
         if self.lines > LINES_PER_SECOND && !event.descends_from(demo) {
             self.unshown += 1;
@@ -380,10 +400,19 @@ impl<'a> Show<'a> {
             self.failure = Some(format!("{what} within {} s", PATIENCE.as_secs()));
             self.enough.notify_one();
         }
-        if self.screen.is_in_place() || (elapsed.as_secs().is_multiple_of(STATUS_INTERVAL) && elapsed.as_secs() > 0) {
-            let status = self.status();
-            self.screen.status(&status);
+        if self.screen.is_in_place() || elapsed.as_secs() % BOARD_INTERVAL == BOARD_INTERVAL / 2 {
+            let lines = self.board_lines();
+            self.screen.board(lines);
         }
+    }
+
+    /// Returns the figures, and below them what has started, unless that scrolls by.
+    fn board_lines(&mut self) -> Vec<String> {
+        let mut lines = vec![self.figures()];
+        if !self.prints_lines {
+            lines.extend(self.board.lines(self.screen.width()));
+        }
+        lines
     }
 
     /// Updates what changes three times a second.
@@ -417,7 +446,7 @@ impl<'a> Show<'a> {
         }
     }
 
-    fn status(&mut self) -> String {
+    fn figures(&mut self) -> String {
         let (at, before) = self.told;
         let records = self.tally.all_records();
         self.told = (Instant::now(), records);
@@ -429,10 +458,8 @@ impl<'a> Show<'a> {
             (None, deaths) => format!("died {deaths} times"),
         };
         format!(
-            "{} s | {rate:.0}/s, {records} records | wire {}, decoded {} | agent {}, CPU {:.1} % | plugin {plugin}",
+            "{} s | {rate:.0}/s, {records} records | agent {}, CPU {:.1} % | {PLUGIN} {plugin}",
             self.started.elapsed().as_secs(),
-            bytes(self.tally.wire_bytes),
-            bytes(self.tally.decoded_bytes),
             bytes(self.usage.rss_bytes),
             self.cpu_percent,
         )

@@ -1,13 +1,22 @@
-//! Prepares what the agent needs: a directory, certificates, the plugin in its place, and a center that listens.
+//! Prepares what the agent needs: a directory, certificates, the plugin in its place, and a center that listens and keeps.
 
+use elklet_center::fleet::Upload;
+use elklet_center::keep::Keeper;
+use elklet_center::message::Batch;
+use elklet_center::serve::{Options, Server};
+use elklet_center::sink::{Sink, Taking};
+use elklet_center::store::{self, Store};
 use elklet_proto::grpc::Config;
 use elklet_tests::binaries::Binaries;
-use elklet_tests::center::{Center, Options};
 use elklet_tests::pki;
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 
 /// The name of the plugin, of its directory and of its executable.
 pub(crate) const PLUGIN: &str = "procwatch";
@@ -15,12 +24,33 @@ pub(crate) const PLUGIN: &str = "procwatch";
 #[derive(Debug)]
 pub(crate) struct Stage {
     directory: TempDir,
-    pub(crate) center: Center,
+    server: Server,
+}
+
+/// Keeps what the agent sends, as the program elklet-center does, and shows it.
+struct Shown {
+    keeper: Keeper,
+    batches: mpsc::UnboundedSender<Arc<Batch>>,
+}
+
+impl Sink for Shown {
+    fn take<'a>(&'a self, agent_id: &'a str, batch: &'a Arc<Batch>) -> Taking<'a> {
+        Box::pin(async move {
+            self.keeper.take(agent_id, batch).await?;
+            // The demo may be about to end.
+            _ = self.batches.send(Arc::clone(batch));
+            Ok(())
+        })
+    }
+
+    fn take_upload<'a>(&'a self, upload: &'a Upload) -> Taking<'a> {
+        self.keeper.take_upload(upload)
+    }
 }
 
 impl Stage {
     /// Sets everything up. If that fails, it deletes the directory again.
-    pub(crate) fn set(programs: &Binaries) -> io::Result<Self> {
+    pub(crate) fn set(programs: &Binaries, batches: mpsc::UnboundedSender<Arc<Batch>>) -> io::Result<Self> {
         let directory = tempfile::Builder::new().prefix("elklet-demo-").tempdir()?;
         let certs = directory.path().join("certs");
         pki::Set::new().write(&certs)?;
@@ -35,10 +65,39 @@ impl Stage {
             sha256: sha256(&plugin)?,
             ..Config::default()
         };
-        let mut options = Options::new(certs);
-        options.configs = Some(vec![config]);
-        let center = Center::start(options)?;
-        Ok(Self { directory, center })
+        let data = directory.path().join("center");
+        let store = Arc::new(Store::open(&data, store::Settings::default()).map_err(io::Error::other)?);
+        let options = Options {
+            configs: Some(vec![config]),
+            upload_dir: Some(data.join("uploads")),
+            store: Some(Arc::clone(&store)),
+            ..Options::new(certs)
+        };
+        let server = Server::start(options, Arc::new(Shown { keeper: Keeper::new(store), batches }), Arc::new(()))?;
+        Ok(Self { directory, server })
+    }
+
+    /// Returns the address that agents connect to.
+    pub(crate) fn grpc(&self) -> SocketAddr {
+        self.server.options().listen
+    }
+
+    /// Returns a link to the center's page, which needs no password.
+    pub(crate) fn link(&self) -> String {
+        self.server.link()
+    }
+
+    /// Waits until no agent is connected, and returns false if that takes too long.
+    pub(crate) async fn wait_for_the_end(&self, within: Duration) -> bool {
+        let mut changes = self.server.changes();
+        let gone = async {
+            while self.server.read(|fleet| fleet.connected().count() > 0) {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(within, gone).await.is_ok()
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -65,7 +124,7 @@ impl Stage {
 
     /// Ends the center and deletes the directory.
     pub(crate) fn clear(self) -> io::Result<()> {
-        drop(self.center);
+        drop(self.server);
         self.directory.close()
     }
 }

@@ -10,31 +10,26 @@ use crate::verdict::Facts;
 
 /// Explains what the demo is going to show.
 pub(crate) fn print_header(screen: &mut Screen, stage: &Stage, agent: u32, watch: Option<Duration>) {
-    let (grpc, http) = (stage.center.grpc_addr(), stage.center.http_addr());
-    let directory = stage.path().display();
     let sight = if rustix::process::geteuid().is_root() {
         "As root it hears of every start and end from the kernel, and may look at every process."
     } else {
-        "Without root it sees little of other users' processes, and may have to look through
-             /proc once a second, which misses what lives shorter. As root it would hear of
-             every start and end from the kernel, and might look at every process."
+        "Without root it sees little of other users' processes, and may have to look through /proc once a second, which misses what \
+         lives shorter. As root it would hear of every start and end from the kernel."
     };
     let end = watch.map_or_else(|| "Ctrl-C".to_owned(), |watch| format!("after {} s, or by Ctrl-C", watch.as_secs()));
     screen.text("\n");
-    screen.styled(Style::Title, "Elklet reports what this host executes. All of it runs on this machine:");
-    screen.text(&format!(
-        "  center     the server, an AgentCenter inside this process; agents connect to {grpc}
-             (see what it knows: curl http://{http}/conn/stat)
-  agent      `elklet run`, process {agent}; mutual TLS with the center, certificates made just now
-  procwatch  the plugin that the center tells the agent to run; its SHA-256 is checked before.
-             {sight}
-  directory  {directory}, deleted at the end
-
-Lines: time (UTC), exec or exit, process id, executable, arguments. Those marked * are processes
-that the demo starts itself, three a second; a (name) or ? was gone before it could be looked at.
-End: {end}.
-\n"
-    ));
+    screen.styled(Style::Title, "Elklet reports what this host executes. Look at it in a browser:");
+    // An address that is cut is none.
+    screen.styled(Style::Good, &format!("  {}\n", stage.link()));
+    let center = format!("elklet-center, a server inside this process; agents connect to {}", stage.grpc());
+    let process = format!("`elklet run`, process {agent}; mutual TLS with the center, certificates made just now");
+    let plugin = format!("the plugin that the center tells the agent to run; its SHA-256 is checked before. {sight}");
+    for (name, text) in [("center", &center), ("agent", &process), ("procwatch", &plugin)] {
+        screen.named(name, text);
+    }
+    screen.named("directory", &format!("{}, deleted at the end", stage.path().display()));
+    screen.named("end", &end);
+    screen.text("\n");
     screen.flush();
 }
 
@@ -48,6 +43,8 @@ pub(crate) struct Summary<'a> {
     pub(crate) watched: Duration,
     pub(crate) first_message: Option<Duration>,
     pub(crate) first_event: Option<Duration>,
+    /// True if the agent was given by the environment, and not built for the demo.
+    pub(crate) is_shipped: bool,
 }
 
 impl Summary<'_> {
@@ -64,7 +61,7 @@ impl Summary<'_> {
             ("agent says", self.agents_word()),
             ("start", self.start()),
         ] {
-            screen.text(&format!("  {name:<10} {text}\n"));
+            screen.named(name, &text);
         }
         screen.flush();
     }
@@ -113,7 +110,9 @@ impl Summary<'_> {
         let Usage { peak_rss_bytes, cpu, .. } = self.usage;
         let (cpu, watched) = (cpu.as_secs_f64(), self.watched.as_secs_f64());
         let percent = 100.0 * cpu / watched.max(0.001);
-        format!("peak RSS {}, CPU time {cpu:.2} s, {percent:.1} % of a core", bytes(peak_rss_bytes))
+        // A build for this host has the host's libc and allocator, and may have no optimization. README's figures are of what ships.
+        let why = if self.is_shipped { "" } else { "; the static binary that ships takes 3 MB, this build is for this host alone" };
+        format!("peak RSS {}, CPU time {cpu:.2} s, {percent:.1} % of a core{why}", bytes(peak_rss_bytes))
     }
 
     fn agents_word(&self) -> String {

@@ -1,6 +1,6 @@
 //! Counts of what the center has received.
 
-use elklet_tests::center::{AGENT_HEARTBEAT, Batch, PLUGIN_HEARTBEAT, TASK_REPORT};
+use elklet_center::message::{AGENT_HEARTBEAT, Batch, PLUGIN_HEARTBEAT, TASK_REPORT};
 use prost::Message;
 use std::collections::BTreeMap;
 
@@ -66,7 +66,7 @@ fn is_agents_own(data_type: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use elklet_tests::center::{PackagedData, Record};
+    use elklet_center::message::{PackagedData, Record};
 
     #[test]
     fn frames_of_the_plugin_are_counted_as_they_lay_in_its_pipe() {
