@@ -35,15 +35,17 @@ pub(crate) struct Start {
     pub(crate) own: bool,
 }
 
-/// A process in the tree, with those below it.
-#[derive(Debug)]
+/// A process in the tree.
+#[derive(Debug, Default)]
 struct Node {
-    pid: u32,
     text: String,
+    above: Option<u32>,
     /// True for one of the newest. The others are only above one.
     is_new: bool,
-    below: Vec<Node>,
 }
+
+/// The newest processes and those above them, by process id.
+type Tree = BTreeMap<u32, Node>;
 
 impl Board {
     pub(crate) fn new(filter: Option<String>) -> Self {
@@ -77,56 +79,57 @@ impl Board {
         let mut lines = vec![format!("started most{filter}")];
         lines.extend(top.iter().take(TOP).map(|(exe, count)| format!("{count:>7}  {exe}")));
         lines.push("the newest, below what started them (* the demo's own)".to_owned());
-        let mut roots = Vec::new();
-        self.newest.iter().for_each(|start| start.put_into(&mut roots));
-        roots.iter().for_each(|root| root.print(1, &mut lines));
+        let mut tree = Tree::new();
+        self.newest.iter().for_each(|start| start.put_into(&mut tree));
+        // procwatch names eight above each, so that one that was the highest for one may have something above it for another.
+        below(&tree, None).for_each(|root| print(&tree, root, 1, &mut lines));
         lines.iter().map(|line| cut(line, width)).collect()
     }
 }
 
 impl Start {
-    /// Adds the process to a tree, below those that are above it.
-    fn put_into(&self, roots: &mut Vec<Node>) {
-        let above = self.tree.split('<').skip(1).filter_map(|step| {
+    /// Adds the process and those above it to a tree.
+    fn put_into(&self, tree: &mut Tree) {
+        let steps = self.tree.split('<').skip(1).filter_map(|step| {
             let (pid, comm) = step.split_once('.')?;
             Some((pid.parse().ok()?, comm))
         });
-        let mut path: Vec<(u32, &str)> = above.collect();
-        path.reverse();
-        let mut level = roots;
-        for (pid, comm) in path {
-            level = &mut node(level, pid, || comm.to_owned()).below;
-        }
+        let this = tree.entry(self.pid).or_default();
         let text = if self.argv.is_empty() { &self.exe } else { &self.argv };
-        let this = node(level, self.pid, String::new);
         this.text = format!("{text}{}", if self.own { " *" } else { "" });
         this.is_new = true;
-    }
-}
-
-/// Finds or makes the node of a process.
-fn node(level: &mut Vec<Node>, pid: u32, text: impl FnOnce() -> String) -> &mut Node {
-    let at = level.iter().position(|node| node.pid == pid).unwrap_or_else(|| {
-        level.push(Node { pid, text: text(), is_new: false, below: Vec::new() });
-        level.len() - 1
-    });
-    &mut level[at]
-}
-
-impl Node {
-    /// Adds a line for this process and the lines of those below it. Processes in a row share a line.
-    fn print(&self, depth: usize, lines: &mut Vec<String>) {
-        let (mut row, mut last) = (format!("{} {}", self.pid, self.text), self);
-        while let ([next], false) = (&last.below[..], last.is_new) {
-            if next.is_new {
-                break;
+        let mut child = self.pid;
+        for (pid, comm) in steps {
+            tree.entry(child).or_default().above = Some(pid);
+            let node = tree.entry(pid).or_default();
+            if !node.is_new {
+                comm.clone_into(&mut node.text);
             }
-            row = format!("{row} > {} {}", next.pid, next.text);
-            last = next;
+            child = pid;
         }
-        lines.push(format!("{:width$}{row}", "", width = depth * 2));
-        last.below.iter().for_each(|node| node.print(depth + 1, lines));
     }
+}
+
+/// Returns the processes right below one, or those below none.
+fn below(tree: &Tree, above: Option<u32>) -> impl Iterator<Item = u32> {
+    tree.iter().filter(move |(_, node)| node.above == above).map(|(pid, _)| *pid)
+}
+
+/// Adds a line for a process and the lines of those below it. Processes in a row share a line. What is above itself, as only a wrong
+/// record says, is below none and is not reached.
+fn print(tree: &Tree, pid: u32, depth: usize, lines: &mut Vec<String>) {
+    let (mut row, mut last) = (format!("{pid} {}", tree[&pid].text), pid);
+    while !tree[&last].is_new {
+        let mut next = below(tree, Some(last));
+        let (Some(only), None) = (next.next(), next.next()) else { break };
+        if tree[&only].is_new {
+            break;
+        }
+        row = format!("{row} > {only} {}", tree[&only].text);
+        last = only;
+    }
+    lines.push(format!("{:width$}{row}", "", width = depth * 2));
+    below(tree, Some(last)).for_each(|pid| print(tree, pid, depth + 1, lines));
 }
 
 #[cfg(test)]
@@ -145,6 +148,7 @@ mod tests {
         board.take(start(13, "13.cat<9.bash<4.sshd<1.init", "/bin/cat", "cat x"));
         board.take(start(14, "14.cat<13.cat<9.bash<4.sshd<1.init", "/bin/cat", ""));
         board.take(start(99, "99.sleep<1.init", "/bin/sleep", "sleep 1"));
+        board.take(start(98, "98.true<4.sshd", "/bin/true", "true"));
         assert_eq!(
             board.lines(80),
             [
@@ -152,12 +156,15 @@ mod tests {
                 "      2  /bin/cat",
                 "      1  /bin/ls",
                 "      1  /bin/sleep",
+                "      1  /bin/true",
                 "the newest, below what started them (* the demo's own)",
                 "  1 init",
-                "    4 sshd > 9 bash",
-                "      12 ls /",
-                "      13 cat x",
-                "        14 /bin/cat",
+                "    4 sshd",
+                "      9 bash",
+                "        12 ls /",
+                "        13 cat x",
+                "          14 /bin/cat",
+                "      98 true *",
                 "    99 sleep 1 *",
             ]
         );
@@ -169,7 +176,9 @@ mod tests {
         let mut board = Board::new(Some("curl".to_owned()));
         board.take(start(1, "1.ls", "/bin/ls", "ls"));
         assert_eq!(board.lines(80), ["no program with \"curl\" has started yet"]);
-        for pid in 0..10_000 {
+        board.take(start(7, "7.curl<8.sh<7.curl", "/bin/curl", "curl"));
+        assert_eq!(board.lines(80).len(), 3, "nothing is shown below itself");
+        for pid in 100..10_000 {
             board.take(start(pid, "broken<", &format!("/bin/curl{pid}"), "<>"));
         }
         assert_eq!((board.starts.len(), board.newest.len()), (PROGRAMS, NEWEST));

@@ -313,7 +313,8 @@ mod tests {
 
     #[test]
     fn paragraphs_are_wrapped_between_words() {
-        let mut screen = Screen { width: 31, ..Screen::stdout() };
+        let mut screen = Screen::stdout();
+        screen.width = 31;
         screen.named("agent", "one two three four a-word-that-is-too-long five");
         let lines: Vec<_> = std::mem::take(&mut screen.waiting).lines().map(str::to_owned).collect();
         let indent = "             ";

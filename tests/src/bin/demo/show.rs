@@ -1,7 +1,7 @@
 //! Runs the demo: starts the actors, shows what they do, ends them in order, and compares the counts.
 
-use elklet_tests::binaries::Binaries;
 use elklet_center::message::Batch;
+use elklet_tests::binaries::Binaries;
 use std::future::pending;
 use std::io;
 use std::pin::pin;
@@ -272,7 +272,7 @@ impl<'a> Show<'a> {
     async fn finish_processes(&mut self, signals: &mut Signals) {
         self.ending = true;
         self.maker.stop();
-        self.note("ends", "the last processes end, then the agent is asked to: its plugin first, then the stream");
+        self.note("ends", "the last processes end, then the plugin, then the agent");
         let deadline = Instant::now() + END_OF_PROCESSES;
         // An agent that has just started does not catch signals yet. One whose plugin reports does.
         let is_up = |show: &Self| show.first_event.is_some() || show.failure.is_some();
@@ -341,10 +341,7 @@ impl<'a> Show<'a> {
         if self.first_message.is_none() {
             let after = self.started.elapsed();
             self.first_message = Some(after);
-            let text = format!(
-                "the agent has connected, {} ms after its start; the center tells it to run procwatch",
-                after.as_millis()
-            );
+            let text = format!("the agent has connected, {} ms after its start", after.as_millis());
             self.note("link", &text);
         }
         for record in &batch.data.records {
@@ -421,7 +418,7 @@ impl<'a> Show<'a> {
             return;
         }
         if let Some(pid) = self.plugin.look() {
-            self.note("plug", &format!("the agent has started {PLUGIN} as process {pid}"));
+            self.note("plug", &format!("the agent has started {PLUGIN}, process {pid}"));
         }
         if self.plugin.pid().is_some() {
             // Once one record has arrived, procwatch watches, and misses none from then on.
@@ -432,7 +429,7 @@ impl<'a> Show<'a> {
     /// Says at the first record how procwatch gets what it reports.
     fn introduce_plugin(&mut self, timestamp: i64) {
         let text = if self.plugin.scans() {
-            "procwatch looks through /proc once a second; what lives shorter is missed"
+            "procwatch looks through /proc once a second"
         } else {
             "procwatch hears of every start and end from the kernel"
         };

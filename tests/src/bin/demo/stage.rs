@@ -36,10 +36,10 @@ struct Shown {
 impl Sink for Shown {
     fn take<'a>(&'a self, agent_id: &'a str, batch: &'a Arc<Batch>) -> Taking<'a> {
         Box::pin(async move {
-            self.keeper.take(agent_id, batch).await?;
+            let kept = self.keeper.take(agent_id, batch).await?;
             // The demo may be about to end.
             _ = self.batches.send(Arc::clone(batch));
-            Ok(())
+            Ok(kept)
         })
     }
 
@@ -84,7 +84,7 @@ impl Stage {
 
     /// Returns a link to the center's page, which needs no password.
     pub(crate) fn link(&self) -> String {
-        self.server.link()
+        format!("http://{}/", self.server.options().http)
     }
 
     /// Waits until no agent is connected, and returns false if that takes too long.

@@ -111,7 +111,11 @@ impl Summary<'_> {
         let (cpu, watched) = (cpu.as_secs_f64(), self.watched.as_secs_f64());
         let percent = 100.0 * cpu / watched.max(0.001);
         // A build for this host has the host's libc and allocator, and may have no optimization. README's figures are of what ships.
-        let why = if self.is_shipped { "" } else { "; the static binary that ships takes 3 MB, this build is for this host alone" };
+        let why = if self.is_shipped {
+            ""
+        } else {
+            "; the static binary that ships takes 3 MB, this build is for this host alone"
+        };
         format!("peak RSS {}, CPU time {cpu:.2} s, {percent:.1} % of a core{why}", bytes(peak_rss_bytes))
     }
 
