@@ -3,13 +3,15 @@
 //! The binary `elklet-center` runs it. Tests embed it, and wrap faults around it.
 //!
 //! [`serve`] speaks with agents, [`fleet`] is what is known of them, [`sink`] is where their records go, [`store`] keeps them, and [`http`]
-//! is the port for those who ask and command.
+//! is the port for those who ask and command. [`cli`] is the program.
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod desired;
 pub mod fleet;
 pub mod http;
 pub mod keep;
+pub mod logger;
 pub mod message;
 pub mod serve;
 pub mod settings;

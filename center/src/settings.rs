@@ -171,8 +171,11 @@ impl Settings {
                     self.http
                 ));
             }
-            if self.access_key.is_none() {
-                return wrong(format!("http {} can be reached from elsewhere, which takes an access key", self.http));
+            if self.access_key.is_none() && !self.http_tls {
+                return wrong(format!(
+                    "http {} can be reached from elsewhere, which takes an access key, or users and TLS (http_tls = true)",
+                    self.http
+                ));
             }
         }
         if !(1..=MAX_CONN_LIMIT).contains(&self.conn_limit) {
@@ -278,6 +281,9 @@ mod tests {
             settings.allow_non_loopback = true;
         };
         assert!(check(open).contains("takes an access key"));
+        let mut users = Settings { http_tls: true, ..Settings::default() };
+        open(&mut users);
+        assert_eq!(users.check(), Ok(()));
         assert!(check(|settings| settings.conn_limit = 0).contains("connection limit of 0"));
         assert!(check(|settings| settings.max_hosts = 5).contains("max_hosts is 5"));
         assert!(check(|settings| settings.keep = Duration::ZERO).contains("store.keep"));

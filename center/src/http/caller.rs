@@ -42,6 +42,21 @@ pub struct Caller {
     pub role: Role,
     /// Where the request came from: an address with its port.
     pub origin: String,
+    /// What they are known by.
+    pub(super) proof: Proof,
+}
+
+/// What a caller is known by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// They are on this host, and there are no users.
+    Local,
+    /// They signed the request with the access key.
+    Key,
+    /// They have the key that the center writes for this host's own commands.
+    Token,
+    /// They signed in; this is the hash of the session's key.
+    Session(String),
 }
 
 impl Caller {
@@ -60,7 +75,7 @@ mod tests {
 
     #[test]
     fn each_role_may_do_what_those_before_it_may() {
-        let caller = |role| Caller { name: "ann".to_owned(), role, origin: String::new() };
+        let caller = |role| Caller { name: "ann".to_owned(), role, origin: String::new(), proof: Proof::Local };
         for (has, wanted, may) in [
             (Role::View, Role::View, true),
             (Role::View, Role::Operate, false),

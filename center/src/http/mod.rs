@@ -1,25 +1,37 @@
 //! The HTTP port: AgentCenter's routes for its manager, the route of service discovery for agents, `/api/v1`, and what
 //! supervisors ask for.
 
+mod access;
 mod api;
 mod auth;
 mod caller;
+mod limit;
 mod live;
+mod local;
 mod manager;
 mod metrics;
 mod page;
+mod password;
 mod reply;
+mod secret;
+mod session;
+mod sign_in;
 mod trail;
 
+pub(crate) use access::Access;
 pub use auth::{AccessKey, Signed};
 pub use caller::{Caller, Role};
 pub(crate) use live::{Thing, Watched};
+pub use local::LocalKey;
 pub(crate) use manager::{ConfigJson, configs_from};
 pub use manager::{configs_from_file, configs_from_json};
+pub(crate) use secret::fingerprint;
+pub(crate) use trail::now_ms;
 
-use crate::serve::{Shared, Status, Step, unix_seconds};
+use crate::serve::{Options, Shared, Status, Step, unix_seconds};
+use access::Asker;
+use bytes::Bytes;
 use elklet_proto::grpc::Command;
-use http::header::{HOST, ORIGIN};
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -33,7 +45,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -55,6 +67,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest that a command may wait for its agent. AgentCenter allows 2 s to hand it over and 2 s to send it.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(4);
+
+const TOO_LONG: &str = "the body is too long or broke off";
 
 const SUCCESS: u32 = 0;
 const AUTH_FAILED: u32 = 1;
@@ -99,12 +113,17 @@ impl Instance {
     }
 }
 
+/// Returns the address of the page with the key of a link, behind the `#`, which browsers send to nobody.
+pub(crate) fn page_url(options: &Options, key: &str) -> String {
+    format!("{}/#key={key}", local::url(options.http, options.http_tls))
+}
+
 /// Answers requests until the center ends, over TLS if there is an acceptor.
 pub(crate) async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let room = Arc::clone(&room).acquire_owned().await.expect("nobody closes it");
-        let (tcp, origin) = match listener.accept().await {
+        let (tcp, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 shared.note(format!("accepting an HTTP connection: {error}"));
@@ -112,13 +131,13 @@ pub(crate) async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shar
                 continue;
             }
         };
-        let (tls, shared, origin) = (tls.clone(), Arc::clone(&shared), origin.to_string());
+        let (tls, shared) = (tls.clone(), Arc::clone(&shared));
         tokio::spawn(async move {
             let _room = room;
             match tls {
-                None => serve(tcp, origin, shared).await,
+                None => serve(tcp, peer, shared).await,
                 Some(tls) => match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(tcp)).await {
-                    Ok(Ok(tcp)) => serve(tcp, origin, shared).await,
+                    Ok(Ok(tcp)) => serve(tcp, peer, shared).await,
                     Ok(Err(error)) => shared.note(format!("TLS on the HTTP port: {error}")),
                     Err(_) => shared.note("TLS on the HTTP port took too long".to_owned()),
                 },
@@ -127,8 +146,8 @@ pub(crate) async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shar
     }
 }
 
-async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, origin: String, shared: Arc<Shared>) {
-    let service = service_fn(|request| async { Ok::<_, Infallible>(answer(request, &origin, &shared).await) });
+async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr, shared: Arc<Shared>) {
+    let service = service_fn(|request| async { Ok::<_, Infallible>(answer(request, peer, &shared).await) });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     if let Err(error) = server.serve_connection(TokioIo::new(io), service).await {
@@ -136,15 +155,11 @@ async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, origin: String, shared: 
     }
 }
 
-async fn answer(request: Request<Incoming>, origin: &str, shared: &Arc<Shared>) -> Reply {
+async fn answer(request: Request<Incoming>, peer: SocketAddr, shared: &Arc<Shared>) -> Reply {
     let (head, body) = request.into_parts();
     if let Some(file) = page::answer(&head) {
         return file;
     }
-    let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
-        return reply(StatusCode::PAYLOAD_TOO_LARGE, PARAM_INVALID, "the body is too long or broke off", Value::Null);
-    };
-    let body = body.to_bytes();
     let path = head.uri.path().trim_end_matches('/');
     match (&head.method, path) {
         (&Method::GET, "/ping") => return success("pong".into()),
@@ -154,18 +169,46 @@ async fn answer(request: Request<Incoming>, origin: &str, shared: &Arc<Shared>) 
         (&Method::GET, "/registry/detail") => return registry_detail(&head, shared),
         _ => {}
     }
-    let name = match &shared.options.access_key {
-        None => "local",
-        Some(key) => match authorize(key, &head, &body) {
-            Ok(()) => "access-key",
-            Err(reason) => return reply(StatusCode::OK, AUTH_FAILED, &reason, Value::Null),
+    let route = path.strip_prefix("/api/v1");
+    let session =
+        route.and_then(|route| route.strip_prefix("/session")).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    let signs_in = session == Some("") && head.method == Method::POST;
+    let refuse = |status, reason: &str| match route {
+        Some(_) => json_response(status, &json!({ "error": reason })),
+        None => reply(status, AUTH_FAILED, reason, Value::Null),
+    };
+    let asker = match shared.access.who(&head, peer, signs_in, now_ms()) {
+        Ok(asker) => asker,
+        Err(reason) => return refuse(StatusCode::FORBIDDEN, &reason),
+    };
+    if let Some(rest) = session {
+        let Ok(body) = whole(body, sign_in::MAX_BODY).await else {
+            return refuse(StatusCode::PAYLOAD_TOO_LARGE, TOO_LONG);
+        };
+        let rest = rest.trim_start_matches('/');
+        let (method, headers) = (&head.method, &head.headers);
+        return sign_in::SignIn { method, rest, headers, body: &body, asker, peer, shared }.answer().await;
+    }
+    if let Asker::Unknown(reason) = &asker {
+        // AgentCenter says so in its own way, and those who know its key know that.
+        let status = if route.is_none() && shared.access.access_key().is_some() {
+            StatusCode::OK
+        } else {
+            StatusCode::UNAUTHORIZED
+        };
+        return refuse(status, reason);
+    }
+    let Ok(body) = whole(body, MAX_BODY).await else { return refuse(StatusCode::PAYLOAD_TOO_LARGE, TOO_LONG) };
+    let caller = match asker {
+        Asker::Known(caller) => caller,
+        Asker::Signed | Asker::Unknown(_) => match shared.access.access_key().map(|key| authorize(key, &head, &body)) {
+            Some(Ok(())) => Access::signer(peer),
+            Some(Err(reason)) if route.is_none() => return refuse(StatusCode::OK, &reason),
+            Some(Err(reason)) => return refuse(StatusCode::UNAUTHORIZED, &reason),
+            None => return refuse(StatusCode::UNAUTHORIZED, "there is no access key"),
         },
     };
-    let caller = Caller { name: name.to_owned(), role: Role::Admin, origin: origin.to_owned() };
-    if let Err(reason) = from_a_page_elsewhere(&head) {
-        return forbidden(reason);
-    }
-    if let Some(path) = path.strip_prefix("/api/v1") {
+    if let Some(path) = route {
         let query = head.uri.query().unwrap_or_default();
         return api::answer(&head.method, path, query, &body, &caller, shared).await;
     }
@@ -201,19 +244,9 @@ fn authorize(key: &AccessKey, head: &Parts, body: &[u8]) -> Result<(), String> {
     key.verify(&signed, unix_seconds())
 }
 
-/// Refuses what a browser sends for a page from elsewhere: such a page may reach a loopback address that its author cannot.
-fn from_a_page_elsewhere(head: &Parts) -> Result<(), &'static str> {
-    if head.headers.contains_key(ORIGIN) {
-        return Err("requests with an Origin come from pages, and no page may use this port");
-    }
-    let host = head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, port)| if port.contains(']') { host } else { name });
-    let address = name.trim_start_matches('[').trim_end_matches(']');
-    // A name without a dot is nobody's to give on the Internet.
-    if !name.contains('.') || address.parse::<IpAddr>().is_ok() {
-        return Ok(());
-    }
-    Err("the Host of a request is to be an address, or a name without dots")
+/// Reads the body of a request, if it has no more than this many bytes.
+async fn whole(body: Incoming, limit: usize) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
+    Ok(Limited::new(body, limit).collect().await?.to_bytes())
 }
 
 fn ready(shared: &Shared) -> Reply {

@@ -1,7 +1,7 @@
 //! What the HTTP port answers with.
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
@@ -15,9 +15,14 @@ use tokio::sync::mpsc;
 /// An answer. Its body may come bit by bit.
 pub(super) type Reply = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
-/// Answers with JSON.
+/// Answers with JSON, which nobody on the way may keep.
 pub(super) fn json_response(status: StatusCode, body: &Value) -> Reply {
-    respond(status, "application/json; charset=utf-8", body.to_string())
+    let mut reply = respond(status, "application/json; charset=utf-8", body.to_string());
+    reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if status == StatusCode::UNAUTHORIZED {
+        reply.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    reply
 }
 
 /// Answers with text, as Prometheus reads it.
@@ -38,6 +43,7 @@ pub(super) fn respond(status: StatusCode, content_type: &'static str, body: impl
 pub(super) fn streamed(content_type: &'static str, parts: mpsc::Receiver<io::Result<Bytes>>) -> Reply {
     let mut response = Response::new(Parts(parts).boxed_unsync());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 

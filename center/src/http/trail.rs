@@ -8,17 +8,22 @@ use std::time::SystemTime;
 /// The longest text in an entry, in bytes. What a change was made with may be megabytes.
 const TEXT_LEN: usize = 2048;
 
-/// Appends an entry, which is on the disk when this returns. A center without a store has no trail.
+/// Appends an entry about something that a caller did, which is on the disk when this returns. A center without a store has no trail.
 ///
 /// What was done is done: when the entry cannot be written, the log has it.
 pub(super) fn note(shared: &Shared, caller: &Caller, action: &str, object: &str, detail: &str, outcome: &str) {
+    write(shared, &caller.name, &caller.origin, action, object, detail, outcome);
+}
+
+/// The same for whoever is no caller yet.
+pub(super) fn write(shared: &Shared, who: &str, origin: &str, action: &str, object: &str, detail: &str, outcome: &str) {
     let Some(store) = shared.options.store.as_deref() else { return };
     let cut = |text: &str| text[..text.floor_char_boundary(TEXT_LEN)].to_owned();
     let entry = AuditEntry {
         id: 0,
         at_ms: now_ms(),
-        who: cut(&caller.name),
-        origin: caller.origin.clone(),
+        who: cut(who),
+        origin: origin.to_owned(),
         action: action.to_owned(),
         object: cut(object),
         detail: cut(detail),
@@ -30,7 +35,7 @@ pub(super) fn note(shared: &Shared, caller: &Caller, action: &str, object: &str,
 }
 
 /// Milliseconds since 1970.
-pub(super) fn now_ms() -> i64 {
+pub(crate) fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

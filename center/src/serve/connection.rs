@@ -10,6 +10,8 @@ use bytes::Bytes;
 use h2::Reason;
 use h2::server::SendResponse;
 use http::{Method, Request, StatusCode};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 use std::io;
@@ -72,14 +74,6 @@ pub(crate) fn tls(
     versions: &[&'static SupportedProtocolVersion],
     alpn: Vec<Vec<u8>>,
 ) -> io::Result<TlsAcceptor> {
-    use rustls::pki_types::pem::PemObject;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-
-    let certificates = |name: &str| -> io::Result<Vec<CertificateDer<'static>>> {
-        let path = dir.join(name);
-        let read = CertificateDer::pem_file_iter(&path).and_then(Iterator::collect);
-        read.map_err(|error| io::Error::other(format!("{}: {error}", path.display())))
-    };
     let key_path = dir.join("server.key");
     let key = PrivateKeyDer::from_pem_file(&key_path)
         .map_err(|error| io::Error::other(format!("{}: {error}", key_path.display())))?;
@@ -89,7 +83,7 @@ pub(crate) fn tls(
         .map_err(io::Error::other)?;
     let config = if client_auth {
         let mut roots = RootCertStore::empty();
-        for certificate in certificates("ca.crt")? {
+        for certificate in certificates(dir, "ca.crt")? {
             roots.add(certificate).map_err(io::Error::other)?;
         }
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
@@ -97,9 +91,21 @@ pub(crate) fn tls(
     } else {
         config.with_no_client_auth()
     };
-    let mut config = config.with_single_cert(certificates("server.crt")?, key).map_err(io::Error::other)?;
+    let mut config = config.with_single_cert(certificates(dir, "server.crt")?, key).map_err(io::Error::other)?;
     config.alpn_protocols = alpn;
     Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+fn certificates(dir: &Path, name: &str) -> io::Result<Vec<CertificateDer<'static>>> {
+    let path = dir.join(name);
+    let read = CertificateDer::pem_file_iter(&path).and_then(Iterator::collect);
+    read.map_err(|error| io::Error::other(format!("{}: {error}", path.display())))
+}
+
+/// Returns the certificate that the server shows.
+pub(super) fn certificate(dir: &Path) -> io::Result<Vec<u8>> {
+    let first = certificates(dir, "server.crt")?.into_iter().next();
+    Ok(first.ok_or_else(|| io::Error::other("server.crt holds no certificate"))?.to_vec())
 }
 
 /// Accepts agents until the center ends.

@@ -21,7 +21,7 @@ pub(crate) use transfer::Live;
 
 use crate::desired::Target;
 use crate::fleet::Fleet;
-use crate::http::{self, AccessKey};
+use crate::http::{self, AccessKey, LocalKey};
 use crate::sink::Sink;
 use crate::store::Store;
 use elklet_proto::grpc::{Command, Config};
@@ -51,7 +51,8 @@ pub struct Options {
     pub tls_versions: &'static [&'static SupportedProtocolVersion],
     /// True if the HTTP port speaks TLS, with the same server certificate and without a client's.
     pub http_tls: bool,
-    /// The key that requests to the HTTP port have to be signed with. Without one, everybody may use the port.
+    /// The key that requests to the HTTP port may be signed with. Without one and without users, whoever reaches a loopback port may
+    /// use it.
     pub access_key: Option<AccessKey>,
     /// The most Transfer streams at a time.
     pub conn_limit: usize,
@@ -74,6 +75,8 @@ pub struct Options {
     pub desired_file: Option<PathBuf>,
     /// The store that the HTTP port searches, if there is one. What goes into it is the sink's affair.
     pub store: Option<Arc<Store>>,
+    /// The directory into which the key of this host's own commands is written, if there are such commands.
+    pub local_dir: Option<PathBuf>,
     /// The directory for uploads. Without one they fail.
     pub upload_dir: Option<PathBuf>,
 }
@@ -101,6 +104,7 @@ impl Options {
             configs: None,
             desired_file: None,
             store: None,
+            local_dir: None,
             upload_dir: None,
         }
     }
@@ -135,7 +139,16 @@ impl Server {
         let runtime =
             runtime::Builder::new_multi_thread().worker_threads(2).thread_name("center").enable_all().build()?;
         let handle = runtime.handle().clone();
-        let shared = Arc::new(Shared::new(options, sink, interpose)?);
+        let local = match &options.local_dir {
+            Some(dir) => {
+                let certificate = if options.http_tls { Some(connection::certificate(&options.certs)?) } else { None };
+                let local = LocalKey::new(options.http, certificate.as_deref())?;
+                local.write(dir)?;
+                Some(local)
+            }
+            None => None,
+        };
+        let shared = Arc::new(Shared::new(options, sink, interpose, local.as_ref())?);
         let accepting = {
             let _inside = runtime.enter();
             runtime.spawn(http::accept(listener(http)?, http_tls, Arc::clone(&shared)));
@@ -173,6 +186,14 @@ impl Server {
     /// Returns its settings, with the ports that it has.
     pub fn options(&self) -> &Options {
         &self.shared.options
+    }
+
+    /// Returns a link that opens the page once within ten minutes, as an admin and without a password.
+    ///
+    /// # Errors
+    /// The system gives no random numbers.
+    pub fn link(&self) -> io::Result<String> {
+        self.shared.new_link()
     }
 
     /// Returns the runtime that it runs on.

@@ -5,7 +5,7 @@ use super::transfer::{CommandError, Order};
 use super::{Instance, Options};
 use crate::desired::Desired;
 use crate::fleet::{Fleet, Task};
-use crate::http::{Thing, Watched};
+use crate::http::{Access, LocalKey, Thing, Watched, now_ms, page_url};
 use crate::message::Batch;
 use crate::sink::{Numbered, Refused, Sink};
 use elklet_proto::grpc::{Command, Config};
@@ -41,15 +41,25 @@ pub(crate) struct Shared {
     /// Wakes those who wait for a change of the fleet.
     pub(crate) version: watch::Sender<()>,
     desired: Mutex<Desired>,
+    /// Who may use the HTTP port.
+    pub(crate) access: Access,
     /// What changed, for those who look on.
     pub(crate) watched: Arc<Watched>,
     pub(crate) registry: Mutex<BTreeMap<String, Vec<Instance>>>,
 }
 
 impl Shared {
+    /// `local` is the key of this host's own commands, if there is one.
+    ///
     /// # Errors
-    /// When the file of what agents should run cannot be read.
-    pub(crate) fn new(options: Options, sink: Arc<dyn Sink>, interpose: Arc<dyn Interpose>) -> io::Result<Self> {
+    /// When what agents should run cannot be read, or who may use the HTTP port.
+    pub(crate) fn new(
+        options: Options,
+        sink: Arc<dyn Sink>,
+        interpose: Arc<dyn Interpose>,
+        local: Option<&LocalKey>,
+    ) -> io::Result<Self> {
+        let access = Access::new(&options, local.map(|local| local.key.as_str()), now_ms())?;
         let kept = options.desired_file.as_deref().map(Desired::read).transpose()?.flatten();
         let desired = kept.unwrap_or_else(|| Desired::new(options.configs.clone()));
         let itself = [("hids_svr_grpc", options.listen), ("hids_svr_http", options.http)];
@@ -62,6 +72,7 @@ impl Shared {
             fleet: Mutex::new(Fleet::new(options.max_hosts)),
             version: watch::Sender::new(()),
             desired: Mutex::new(desired),
+            access,
             watched: Arc::default(),
             registry: Mutex::new(registry.into()),
             sink,
@@ -112,6 +123,12 @@ impl Shared {
             log::error!("no records are stored, and agents keep theirs: {refused}");
             self.note(format!("no records are stored, and agents keep theirs: {refused}"));
         }
+    }
+
+    /// Makes a link that opens the page once, as an admin and without a password.
+    pub(crate) fn new_link(&self) -> io::Result<String> {
+        let key = self.access.new_link(now_ms())?;
+        Ok(page_url(&self.options, &key))
     }
 
     /// Returns the window for the streams of a new connection. Unread windows are memory, so that the more agents there are, the smaller

@@ -69,7 +69,7 @@ pub struct Settings {
     /// every record with it.
     pub settle: Duration,
     #[cfg(test)]
-    max_pages: Arc<std::sync::atomic::AtomicU32>,
+    pub(crate) max_pages: Arc<std::sync::atomic::AtomicU32>,
 }
 
 impl Default for Settings {

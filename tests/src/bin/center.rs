@@ -7,7 +7,6 @@ use elklet_tests::center::{AccessKey, Center, Options, RecordsTo, configs_from_f
 use elklet_tests::harness::Journal;
 use elklet_tests::pki;
 use lexopt::prelude::*;
-use log::{LevelFilter, Log, Metadata, Record};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -73,8 +72,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> io::Result<()> {
-    log::set_logger(&Stderr).expect("no other logger has been set");
-    log::set_max_level(if arguments.quiet { LevelFilter::Warn } else { LevelFilter::Info });
+    elklet_center::logger::to_stderr("center", arguments.quiet);
     if arguments.make_certs && !arguments.options.certs.join("ca.crt").exists() {
         pki::Set::new().write(&arguments.options.certs)?;
     }
@@ -161,20 +159,4 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 fn access_key(text: &str) -> Result<AccessKey, &'static str> {
     let (access_key, secret_key) = text.split_once(':').ok_or("expected two keys with a colon between them")?;
     Ok(AccessKey { access_key: access_key.to_owned(), secret_key: secret_key.to_owned() })
-}
-
-struct Stderr;
-
-impl Log for Stderr {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with("elklet") || metadata.level() <= log::Level::Warn
-    }
-
-    fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            eprintln!("center: {}", record.args());
-        }
-    }
-
-    fn flush(&self) {}
 }

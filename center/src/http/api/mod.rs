@@ -8,6 +8,7 @@ mod plugins;
 mod records;
 mod stream;
 mod tasks;
+mod users;
 
 use super::caller::{Caller, Role};
 use super::reply::{Reply, json_response};
@@ -91,10 +92,12 @@ async fn route(part: &str, ask: &Ask<'_>) -> Answer {
     match part {
         "audit" => audit::answer(ask),
         "hosts" => hosts::answer(ask),
+        "links" => users::links(ask),
         "tasks" => tasks::answer(ask).await,
         "plugins" => plugins::answer(ask),
         "records" => records::answer(ask).await,
         "stream" => stream::answer(ask),
+        "users" => users::answer(ask).await,
         _ => no_route(ask),
     }
 }

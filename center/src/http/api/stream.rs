@@ -3,6 +3,7 @@
 //! Each event says how things are by then, so that whoever reads slowly misses states in between and nothing is queued.
 
 use super::{Answer, Ask, bad, hosts, no_route, records, refuse, tasks};
+use crate::http::caller::Caller;
 use crate::http::live::{Look, Shown, Tap, Thing};
 use crate::http::reply::streamed;
 use crate::http::trail::now_ms;
@@ -53,6 +54,7 @@ pub(super) fn answer(ask: &Ask<'_>) -> Answer {
     };
     let stream = Stream {
         shared: Arc::clone(ask.shared),
+        caller: ask.caller.clone(),
         tap: records.then(|| watched.tap(host.clone(), types)),
         host,
         look: watched.look(),
@@ -68,6 +70,7 @@ pub(super) fn answer(ask: &Ask<'_>) -> Answer {
 
 struct Stream {
     shared: Arc<Shared>,
+    caller: Caller,
     host: Option<String>,
     tap: Option<Arc<Tap>>,
     look: Look,
@@ -86,6 +89,9 @@ impl Stream {
             tokio::select! {
                 () = sender.closed() => return,
                 _ = looks.tick() => {}
+            }
+            if look.is_multiple_of(LOOKS_PER_TOTAL) && !self.shared.access.may_still_look(&self.caller, now_ms()) {
+                return;
             }
             let mut text = self.news(look);
             if text.is_empty() && told.elapsed() >= KEEPALIVE {

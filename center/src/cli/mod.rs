@@ -1,0 +1,121 @@
+//! The commands of the program `elklet-center`.
+
+// Help and answers go to standard output: that is what the program was asked for.
+#![allow(clippy::print_stdout)]
+
+mod client;
+mod link;
+mod serve;
+mod terminal;
+mod user;
+
+use crate::settings::{Settings, Wrong};
+use lexopt::prelude::*;
+use serve::Serve;
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const HELP: &str = "\
+elklet-center: a server for small sites, which agents of the Elkeid host security system connect to
+
+usage: elklet-center COMMAND [OPTIONS]
+
+  serve        serve agents, keep their records, and answer on the HTTP port
+  user         add, list and remove those who may sign in
+  link         print a link that opens the page once without a password
+  --help       this text; after a command, what it takes
+  --version    the version
+";
+
+/// Runs the command that the program was called with.
+pub fn main() -> ExitCode {
+    match run(lexopt::Parser::from_env()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Words(error)) => {
+            eprintln!("elklet-center: {error}; --help tells more");
+            ExitCode::from(2)
+        }
+        Err(Failure::Work(error)) => {
+            eprintln!("elklet-center: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Who is to blame.
+enum Failure {
+    /// What the program was called with, or its settings.
+    Words(String),
+    /// The system that it runs on, or the center.
+    Work(Box<dyn Error>),
+}
+
+impl From<lexopt::Error> for Failure {
+    fn from(error: lexopt::Error) -> Self {
+        Self::Words(error.to_string())
+    }
+}
+
+impl From<Wrong> for Failure {
+    fn from(wrong: Wrong) -> Self {
+        Self::Words(wrong.to_string())
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::Work(error.into())
+    }
+}
+
+fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
+    match parser.next()? {
+        Some(Long("help") | Short('h')) => print!("{HELP}"),
+        Some(Long("version") | Short('V')) => println!("elklet-center {}", env!("CARGO_PKG_VERSION")),
+        Some(Value(command)) if command == "serve" => match Serve::parse(parser)? {
+            Some(serve) => serve.run().map_err(Failure::Work)?,
+            None => print!("{}", serve::HELP),
+        },
+        Some(Value(command)) if command == "user" => user::run(parser)?,
+        Some(Value(command)) if command == "link" => link::run(parser)?,
+        Some(Value(command)) => return Err(Failure::Words(format!("there is no command {command:?}"))),
+        Some(argument) => return Err(argument.unexpected().into()),
+        None => return Err(Failure::Words("a command is missing".to_owned())),
+    }
+    Ok(())
+}
+
+/// Where a command finds the center of this host.
+#[derive(Debug, Default)]
+struct Where {
+    config: Option<PathBuf>,
+    data: Option<PathBuf>,
+}
+
+impl Where {
+    /// What a command that talks to the center says about these flags.
+    const HELP: &str =
+        "  --config FILE    the center's settings (default /etc/elklet/center.toml), which say where its data lies
+  --data DIR       where its data lies; wins over the settings
+";
+
+    /// Takes a flag, if it is one of these. Returns false if it is not.
+    fn take(&mut self, flag: &str, parser: &mut lexopt::Parser) -> Result<bool, Failure> {
+        match flag {
+            "config" => self.config = Some(parser.value()?.into()),
+            "data" => self.data = Some(parser.value()?.into()),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Returns the center, if it runs and whoever asks may read its data.
+    fn center(self) -> Result<client::Client, Failure> {
+        let data = match self.data {
+            Some(data) => data,
+            None => Settings::read(self.config.as_deref())?.data,
+        };
+        Ok(client::Client::of(&data)?)
+    }
+}

@@ -1,0 +1,273 @@
+//! Who may use the HTTP port.
+//!
+//! Whoever signs a request, or has the key of a session or of the host's own commands, is known by that. Where there are no users, whoever
+//! reaches a loopback port is on this host and needs no more. A browser there only looks, because any page that is open in it can have it
+//! send requests.
+
+use super::auth::AccessKey;
+use super::caller::{Caller, Proof, Role};
+use super::limit::Limits;
+use super::password::Hasher;
+use super::secret;
+use super::session::{Session, Sessions};
+use crate::serve::{Options, lock};
+use crate::store::Store;
+use crate::store::site::{SiteError, User};
+use http::header::{AUTHORIZATION, COOKIE, FORWARDED, HOST, HeaderName, ORIGIN, VIA};
+use http::request::Parts;
+use http::{HeaderMap, Method};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// How long a link may be opened, and how many may wait to be.
+pub(super) const LINK_MS: i64 = 10 * 60 * 1000;
+const LINKS: usize = 16;
+
+/// Names that are not a user's.
+pub(super) const LOCAL: &str = "local";
+pub(super) const LINK: &str = "link";
+pub(super) const ACCESS_KEY: &str = "access-key";
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const CSRF: HeaderName = HeaderName::from_static("x-csrf-token");
+const ACCESS_KEY_HEADER: HeaderName = HeaderName::from_static("accesskey");
+
+/// Who may do what, and who is signed in.
+#[derive(Debug)]
+pub(crate) struct Access {
+    store: Option<Arc<Store>>,
+    access_key: Option<AccessKey>,
+    /// True if only this host reaches the port.
+    pub(super) loopback: bool,
+    /// True if the port speaks TLS.
+    pub(super) tls: bool,
+    cookie: String,
+    /// The hash of the key that the host's own commands have.
+    token: Option<String>,
+    pub(super) hasher: Hasher,
+    pub(super) limits: Mutex<Limits>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) users: BTreeMap<String, User>,
+    pub(super) sessions: Sessions,
+    links: Vec<Link>,
+}
+
+#[derive(Debug)]
+struct Link {
+    hash: String,
+    until_ms: i64,
+}
+
+/// Who sent a request.
+#[derive(Debug)]
+pub(super) enum Asker {
+    /// Somebody who is known.
+    Known(Caller),
+    /// Whoever has the access key, if the signature is right.
+    Signed,
+    /// Nobody who is known. The text says what it takes.
+    Unknown(String),
+}
+
+impl Access {
+    /// Reads who may do what. `token` is the key of the host's own commands.
+    ///
+    /// # Errors
+    /// The database cannot be read, or holds a role that this program does not know.
+    pub(crate) fn new(options: &Options, token: Option<&str>, now_ms: i64) -> io::Result<Self> {
+        let mut state = State::default();
+        if let Some(store) = &options.store {
+            for user in store.site().users().list().map_err(io::Error::other)? {
+                user.role
+                    .parse::<Role>()
+                    .map_err(|error| io::Error::other(format!("user {:?}: {error}", user.name)))?;
+                state.users.insert(user.name.clone(), user);
+            }
+            let kept = store.site().sessions().list().map_err(io::Error::other)?;
+            state.sessions = Sessions::new(kept.into_iter().map(Session::from), now_ms);
+        }
+        Ok(Self {
+            store: options.store.clone(),
+            access_key: options.access_key.clone(),
+            loopback: options.http.ip().is_loopback(),
+            tls: options.http_tls,
+            // Cookies do not know ports, and a host may have several centers. With TLS, the prefix has browsers refuse what others set.
+            cookie: format!("{}elklet-center-{}", if options.http_tls { "__Host-" } else { "" }, options.http.port()),
+            token: token.map(secret::hash),
+            hasher: Hasher::new(),
+            limits: Mutex::default(),
+            state: Mutex::new(state),
+        })
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Changes what is kept, if there is anything that keeps it.
+    pub(super) fn keep(&self, change: impl FnOnce(&Store) -> Result<(), SiteError>) -> Result<(), SiteError> {
+        self.store.as_deref().map_or(Ok(()), |store| tokio::task::block_in_place(|| change(store)))
+    }
+
+    /// Returns true if users can be added, which takes a store.
+    pub(super) fn keeps(&self) -> bool {
+        self.store.is_some()
+    }
+
+    /// Returns who sent a request. `signs_in` is true for the request that begins a session, which needs no session.
+    ///
+    /// # Errors
+    /// The request comes from a page elsewhere, or lacks what a page of the center sends along. The text says which.
+    pub(super) fn who(&self, head: &Parts, peer: SocketAddr, signs_in: bool, now_ms: i64) -> Result<Asker, String> {
+        let headers = &head.headers;
+        self.refuse_elsewhere(headers)?;
+        let known = |name: &str, role, proof| {
+            Asker::Known(Caller { name: name.to_owned(), role, origin: peer.to_string(), proof })
+        };
+        if self.access_key.is_some() && headers.contains_key(ACCESS_KEY_HEADER) {
+            return Ok(Asker::Signed);
+        }
+        if let Some(key) = text(headers, &AUTHORIZATION).strip_prefix("Bearer ") {
+            let right = self.token.as_ref().is_some_and(|hash| *hash == secret::hash(key.trim()));
+            return Ok(match right {
+                true => known(LOCAL, Role::Admin, Proof::Token),
+                false => {
+                    Asker::Unknown("the bearer's key is not the one that this center wrote when it started".to_owned())
+                }
+            });
+        }
+        let changes = ![Method::GET, Method::HEAD].contains(&head.method);
+        if let Some(key) = self.session_key(headers) {
+            let hash = secret::hash(key);
+            if let Some((name, role)) = self.session(&hash, now_ms) {
+                if changes && !signs_in && text(headers, &CSRF) != secret::csrf(key) {
+                    return Err("a change takes the header X-CSRF-Token with what GET /api/v1/session says".to_owned());
+                }
+                return Ok(known(&name, role, Proof::Session(hash)));
+            }
+        }
+        if !self.state().users.is_empty() {
+            return Ok(Asker::Unknown("this takes a session, a signed request, or the host's own key".to_owned()));
+        }
+        if self.access_key.is_some() {
+            return Ok(Asker::Unknown("this takes a signed request: there is no header AccessKey".to_owned()));
+        }
+        if !self.loopback || [FORWARDED, VIA, X_FORWARDED_FOR].iter().any(|name| headers.contains_key(name)) {
+            return Ok(Asker::Unknown("there are no users yet, and whoever is elsewhere needs to be one".to_owned()));
+        }
+        let browser = [ORIGIN, SEC_FETCH_SITE, COOKIE].iter().any(|name| headers.contains_key(name));
+        Ok(known(LOCAL, if browser { Role::View } else { Role::Admin }, Proof::Local))
+    }
+
+    /// Returns who has the access key.
+    pub(super) fn signer(peer: SocketAddr) -> Caller {
+        Caller { name: ACCESS_KEY.to_owned(), role: Role::Admin, origin: peer.to_string(), proof: Proof::Key }
+    }
+
+    /// Returns the key that requests may be signed with.
+    pub(super) fn access_key(&self) -> Option<&AccessKey> {
+        self.access_key.as_ref()
+    }
+
+    /// Returns true while a caller who asked before may still look.
+    pub(super) fn may_still_look(&self, caller: &Caller, now_ms: i64) -> bool {
+        match &caller.proof {
+            Proof::Local => self.state().users.is_empty(),
+            Proof::Key | Proof::Token => true,
+            Proof::Session(hash) => self.session(hash, now_ms).is_some(),
+        }
+    }
+
+    /// Returns whose session this is and what they may do, and notes that it was used.
+    fn session(&self, hash: &str, now_ms: i64) -> Option<(String, Role)> {
+        let mut state = self.state();
+        let (session, keep) = state.sessions.touch(hash, now_ms)?;
+        let role = match state.users.get(&session.user) {
+            Some(user) => user.role.parse().ok()?,
+            None if session.user == LINK => Role::Admin,
+            None => return None,
+        };
+        drop(state);
+        if keep && let Err(error) = self.keep(|store| store.site().sessions().set(&session.kept())) {
+            log::warn!("a session may end early after a restart: {error}");
+        }
+        Some((session.user, role))
+    }
+
+    /// Returns the key in the cookie of a session.
+    pub(super) fn session_key<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
+        let cookies = headers.get_all(COOKIE).iter().filter_map(|cookies| cookies.to_str().ok());
+        let mut pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
+        pairs.find(|(name, _)| *name == self.cookie).map(|(_, key)| key)
+    }
+
+    /// Returns the header that gives a browser its key, or takes it away.
+    pub(super) fn set_cookie(&self, key: Option<&str>) -> String {
+        let secure = if self.tls { "; Secure" } else { "" };
+        let end = if key.is_some() { "" } else { "; Max-Age=0" };
+        format!("{}={}; Path=/; HttpOnly; SameSite=Strict{secure}{end}", self.cookie, key.unwrap_or_default())
+    }
+
+    /// Makes the key of a link that may be opened once.
+    ///
+    /// # Errors
+    /// The system gives no random numbers.
+    pub(crate) fn new_link(&self, now_ms: i64) -> io::Result<String> {
+        let key = secret::new_key()?;
+        let mut state = self.state();
+        state.links.retain(|link| link.until_ms > now_ms);
+        if state.links.len() == LINKS {
+            state.links.remove(0);
+        }
+        state.links.push(Link { hash: secret::hash(&key), until_ms: now_ms + LINK_MS });
+        Ok(key)
+    }
+
+    /// Returns true if a link has this key, which opens it this once.
+    pub(super) fn open_link(&self, key: &str, now_ms: i64) -> bool {
+        let (mut state, hash) = (self.state(), secret::hash(key));
+        let found = state.links.iter().position(|link| link.hash == hash);
+        found.is_some_and(|index| state.links.remove(index).until_ms > now_ms)
+    }
+
+    /// Refuses what a browser sends for a page from elsewhere.
+    fn refuse_elsewhere(&self, headers: &HeaderMap) -> Result<(), String> {
+        let host = text(headers, &HOST);
+        if self.loopback {
+            check_host(host)?;
+        }
+        if headers.contains_key(ORIGIN) {
+            let origin = text(headers, &ORIGIN);
+            let authority = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+            if !authority.is_some_and(|authority| !host.is_empty() && authority.eq_ignore_ascii_case(host)) {
+                return Err(format!("a request from a page of {origin:?}, expected one of the center's own"));
+            }
+        }
+        match headers.get(SEC_FETCH_SITE).map(|site| site.as_bytes()) {
+            None | Some(b"same-origin" | b"none") => Ok(()),
+            Some(_) => Err("a request from a page elsewhere, expected one of the center's own".to_owned()),
+        }
+    }
+}
+
+/// Refuses a name that its owner may have point to this host, so that pages under it would be the center's own.
+fn check_host(host: &str) -> Result<(), String> {
+    let name = host.rsplit_once(':').map_or(host, |(name, port)| if port.contains(']') { host } else { name });
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    // A name without a dot is nobody's to give on the Internet.
+    if !name.contains('.') || address.parse::<IpAddr>().is_ok() {
+        return Ok(());
+    }
+    Err("the Host of a request is to be an address, or a name without dots".to_owned())
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> &'a str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}

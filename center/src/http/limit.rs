@@ -1,0 +1,185 @@
+//! How often somebody may try to sign in: by the name that is tried, and by the address it is tried from.
+//!
+//! A name may be tried from everywhere together more often than from one address, so that one address alone cannot keep a user out.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+/// Tries at once, and then one for each so many milliseconds.
+const ADDRESS: Rate = Rate { burst: 10, per_try_ms: 60_000 };
+const NAME: Rate = Rate { burst: 20, per_try_ms: 15_000 };
+
+/// Names and addresses that are remembered, of each. Those who have waited longest are forgotten first.
+const REMEMBERED: usize = 10_000;
+
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    burst: i64,
+    per_try_ms: i64,
+}
+
+/// Tries to sign in.
+#[derive(Debug, Default)]
+pub(super) struct Limits {
+    addresses: HashMap<String, Tries>,
+    names: HashMap<String, Tries>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tries {
+    /// When all tries are there again, in milliseconds since 1970.
+    full_at_ms: i64,
+    /// True once somebody was told that there are none left, until there is one again.
+    told: bool,
+}
+
+/// There were too many tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TooMany {
+    /// Seconds until the next try.
+    pub(super) wait_s: i64,
+    /// True for the first refusal since the last try.
+    pub(super) first: bool,
+}
+
+impl Limits {
+    /// Takes a try, of a name if there is one. A try counts from its beginning, so that many at once do not help.
+    pub(super) fn take(&mut self, name: Option<&str>, address: IpAddr, now_ms: i64) -> Result<(), TooMany> {
+        let address = site_of(address);
+        let address_wait = wait(&mut self.addresses, &address, ADDRESS, now_ms);
+        let name_wait = name.map_or(Ok(()), |name| wait(&mut self.names, name, NAME, now_ms));
+        address_wait.and(name_wait)?;
+        spend(&mut self.addresses, &address, ADDRESS, now_ms);
+        if let Some(name) = name {
+            spend(&mut self.names, name, NAME, now_ms);
+        }
+        Ok(())
+    }
+
+    /// Gives a try back: it was right.
+    pub(super) fn give_back(&mut self, name: Option<&str>, address: IpAddr) {
+        if let Some(tries) = self.addresses.get_mut(&site_of(address)) {
+            tries.full_at_ms -= ADDRESS.per_try_ms;
+        }
+        if let Some(tries) = name.and_then(|name| self.names.get_mut(name)) {
+            tries.full_at_ms -= NAME.per_try_ms;
+        }
+    }
+}
+
+/// Returns the address, or of one of version 6 the network that one site has.
+fn site_of(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
+        }
+    }
+}
+
+fn wait(all: &mut HashMap<String, Tries>, key: &str, rate: Rate, now_ms: i64) -> Result<(), TooMany> {
+    let Some(tries) = all.get_mut(key) else { return Ok(()) };
+    let wait_ms = tries.full_at_ms - now_ms - (rate.burst - 1) * rate.per_try_ms;
+    if wait_ms <= 0 {
+        return Ok(());
+    }
+    let first = !std::mem::replace(&mut tries.told, true);
+    // A clock that was set back must not keep anybody out for ever.
+    let wait_ms = wait_ms.min(rate.per_try_ms);
+    tries.full_at_ms = tries.full_at_ms.min(now_ms + rate.burst * rate.per_try_ms);
+    Err(TooMany { wait_s: (wait_ms + 999) / 1000, first })
+}
+
+fn spend(all: &mut HashMap<String, Tries>, key: &str, rate: Rate, now_ms: i64) {
+    if all.len() >= REMEMBERED && !all.contains_key(key) {
+        all.retain(|_, tries| tries.full_at_ms > now_ms);
+        while all.len() >= REMEMBERED
+            && let Some(key) = all.iter().min_by_key(|(_, tries)| tries.full_at_ms).map(|(key, _)| key.clone())
+        {
+            all.remove(&key);
+        }
+    }
+    let tries = all.entry(key.to_owned()).or_insert(Tries { full_at_ms: now_ms, told: false });
+    *tries = Tries { full_at_ms: tries.full_at_ms.max(now_ms) + rate.per_try_ms, told: false };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(n: u32) -> IpAddr {
+        IpAddr::from(n.to_be_bytes())
+    }
+
+    #[test]
+    fn an_address_has_ten_tries_and_then_one_a_minute() {
+        let mut limits = Limits::default();
+        for _ in 0..10 {
+            assert_eq!(limits.take(None, address(1), 0), Ok(()));
+        }
+        assert_eq!(limits.take(None, address(1), 0), Err(TooMany { wait_s: 60, first: true }));
+        assert_eq!(limits.take(None, address(1), 30_000), Err(TooMany { wait_s: 30, first: false }));
+        assert_eq!(limits.take(None, address(2), 0), Ok(()), "another address");
+        assert_eq!(limits.take(None, address(1), 60_000), Ok(()));
+        assert_eq!(limits.take(None, address(1), 60_000), Err(TooMany { wait_s: 60, first: true }));
+    }
+
+    #[test]
+    fn a_name_has_twenty_tries_from_all_addresses_together() {
+        let mut limits = Limits::default();
+        for n in 0..20 {
+            assert_eq!(limits.take(Some("ann"), address(n), 0), Ok(()));
+        }
+        assert_eq!(limits.take(Some("ann"), address(99), 0), Err(TooMany { wait_s: 15, first: true }));
+        assert_eq!(limits.take(Some("bob"), address(99), 0), Ok(()));
+        assert_eq!(limits.take(Some("ann"), address(99), 15_000), Ok(()));
+    }
+
+    #[test]
+    fn who_is_right_is_never_kept_out() {
+        let mut limits = Limits::default();
+        for _ in 0..1000 {
+            assert_eq!(limits.take(Some("ann"), address(1), 0), Ok(()));
+            limits.give_back(Some("ann"), address(1));
+        }
+    }
+
+    #[test]
+    fn the_addresses_of_one_network_count_together() {
+        let mut limits = Limits::default();
+        let of = |text: &str| text.parse().unwrap();
+        for n in 0..10 {
+            limits.take(None, of(&format!("2001:db8:1:2::{n}")), 0).unwrap();
+        }
+        assert!(limits.take(None, of("2001:db8:1:2:3:4:5:6"), 0).is_err());
+        assert!(limits.take(None, of("2001:db8:1:3::1"), 0).is_ok());
+        for _ in 0..10 {
+            limits.take(None, of("10.0.0.1"), 0).unwrap();
+        }
+        assert!(limits.take(None, of("::ffff:10.0.0.1"), 0).is_err());
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut limits = Limits::default();
+        for n in 0..10 {
+            limits.take(None, address(0), n).unwrap();
+        }
+        for n in 1..12_000 {
+            limits.take(Some(&n.to_string()), address(n), 20).unwrap();
+        }
+        assert_eq!((limits.addresses.len(), limits.names.len()), (REMEMBERED, REMEMBERED));
+        assert!(limits.take(None, address(0), 20).is_err(), "who tries most is remembered longest");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_keeps_nobody_out_for_long() {
+        let mut limits = Limits::default();
+        for _ in 0..10 {
+            limits.take(None, address(1), 1_000_000_000).unwrap();
+        }
+        assert_eq!(limits.take(None, address(1), 0), Err(TooMany { wait_s: 60, first: true }));
+        assert_eq!(limits.take(None, address(1), 60_000), Ok(()));
+    }
+}
