@@ -1,6 +1,8 @@
 //! The center as a product: what it confirms is stored, and its program keeps what agents send.
 #![allow(clippy::unwrap_used, reason = "the lint spares test functions, but not what they share")]
 
+mod access;
+mod browser;
 mod delivery;
 mod program;
 #[path = "../support/mod.rs"]

@@ -12,15 +12,15 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-struct Program {
+pub(crate) struct Program {
     child: Child,
-    grpc: SocketAddr,
-    http: SocketAddr,
+    pub(crate) grpc: SocketAddr,
+    pub(crate) http: SocketAddr,
 }
 
 impl Program {
     /// Starts it on any free ports, with certificates and data in `dir`.
-    fn start(dir: &Path) -> Self {
+    pub(crate) fn start(dir: &Path) -> Self {
         let mut child = Command::new(center_for_tests())
             .args(["serve", "--quiet", "--listen", "127.0.0.1:0", "--config"])
             .arg(dir.join("center.toml"))
@@ -47,7 +47,7 @@ impl Drop for Program {
     }
 }
 
-fn site() -> tempfile::TempDir {
+pub(crate) fn site() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     Set::new().write(&dir.path().join("certs")).unwrap();
     let at = |name: &str| dir.path().join(name).display().to_string();
