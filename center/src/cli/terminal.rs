@@ -50,12 +50,11 @@ impl Drop for Silent<'_> {
 }
 
 fn ask(input: &Stdin, question: &str) -> io::Result<String> {
+    // What is typed before the question is thrown away.
+    let _silent = Silent::new(input)?;
     let mut out = io::stderr();
     write!(out, "{question}")?;
-    let typed = {
-        let _silent = Silent::new(input)?;
-        typed(input.lock().take(MAX_LINE).bytes())
-    };
+    let typed = typed(input.lock().take(MAX_LINE).bytes());
     writeln!(out)?;
     typed
 }

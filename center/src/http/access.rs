@@ -15,10 +15,11 @@ use crate::store::Store;
 use crate::store::site::{SiteError, User};
 use http::header::{AUTHORIZATION, COOKIE, FORWARDED, HOST, HeaderName, ORIGIN, VIA};
 use http::request::Parts;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// How long a link may be opened, and how many may wait to be.
@@ -49,7 +50,29 @@ pub(crate) struct Access {
     token: Option<String>,
     pub(super) hasher: Hasher,
     pub(super) limits: Mutex<Limits>,
+    pub(super) counts: Counts,
     state: Mutex<State>,
+}
+
+/// What the port has answered since the center started.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    /// Answers by status, of which there are few.
+    answers: Mutex<BTreeMap<u16, u64>>,
+    pub(super) sign_ins: AtomicU64,
+    pub(super) wrong_sign_ins: AtomicU64,
+    pub(super) hasty_sign_ins: AtomicU64,
+}
+
+impl Counts {
+    pub(super) fn answered(&self, status: StatusCode) {
+        *lock(&self.answers).entry(status.as_u16()).or_default() += 1;
+    }
+
+    /// Returns how often each status was answered.
+    pub(super) fn answers(&self) -> BTreeMap<u16, u64> {
+        lock(&self.answers).clone()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -103,6 +126,7 @@ impl Access {
             token: token.map(secret::hash),
             hasher: Hasher::new(),
             limits: Mutex::default(),
+            counts: Counts::default(),
             state: Mutex::new(state),
         })
     }
@@ -270,4 +294,87 @@ fn check_host(host: &str) -> Result<(), String> {
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> &'a str {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(change: impl FnOnce(&mut Options)) -> Access {
+        let mut options = Options::new("");
+        change(&mut options);
+        Access::new(&options, Some("token"), 0).unwrap()
+    }
+
+    fn who(access: &Access, headers: &[(&str, &str)]) -> String {
+        let mut request = http::Request::builder().method(Method::GET).uri("/");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let head = request.body(()).unwrap().into_parts().0;
+        match access.who(&head, SocketAddr::from(([10, 0, 0, 1], 7)), false, 0) {
+            Ok(Asker::Known(caller)) => format!("{} {}", caller.name, caller.role),
+            Ok(Asker::Signed) => "signed".to_owned(),
+            Ok(Asker::Unknown(_)) => "unknown".to_owned(),
+            Err(reason) => reason,
+        }
+    }
+
+    #[test]
+    fn whoever_comes_from_elsewhere_is_nobody_without_a_key() {
+        let open = access(|options| options.http = SocketAddr::from(([0, 0, 0, 0], 1)));
+        assert_eq!(who(&open, &[("host", "center.example")]), "unknown");
+        assert_eq!(who(&open, &[("host", "center.example"), ("authorization", "Bearer token")]), "local admin");
+        assert_eq!(who(&open, &[("host", "center.example"), ("authorization", "Bearer toke")]), "unknown");
+        assert_eq!(who(&open, &[("accesskey", "a")]), "unknown", "there is none");
+        let closed = access(|_| {});
+        assert_eq!(who(&closed, &[("host", "127.0.0.1:1")]), "local admin");
+        assert_eq!(who(&closed, &[("via", "1.1 proxy")]), "unknown");
+        assert!(who(&closed, &[("host", "center.example")]).contains("Host"));
+        let key = AccessKey { access_key: "a".to_owned(), secret_key: "s".to_owned() };
+        let keyed = access(|options| options.access_key = Some(key));
+        assert_eq!(who(&keyed, &[("accesskey", "b")]), "signed", "so it says");
+        assert_eq!(who(&keyed, &[]), "unknown");
+    }
+
+    #[test]
+    fn a_page_is_the_centers_own_or_refused() {
+        let access = access(|_| {});
+        for host in ["localhost:6752", "127.0.0.1:6752", "[::1]:6752"] {
+            assert_eq!(who(&access, &[("host", host), ("origin", &format!("http://{host}"))]), "local view");
+            for origin in ["http://evil.example", "null", "", "http://", "file://", "http://localhost:67520"] {
+                assert!(who(&access, &[("host", host), ("origin", origin)]).contains("page of"), "{origin}");
+            }
+        }
+        assert!(who(&access, &[("origin", "http://")]).contains("page of"), "no Host is no center's");
+        assert_eq!(who(&access, &[("sec-fetch-site", "none")]), "local view");
+        assert!(who(&access, &[("sec-fetch-site", "same-site")]).contains("page elsewhere"));
+    }
+
+    #[test]
+    fn a_link_opens_once_within_its_time() {
+        let access = access(|_| {});
+        let first = access.new_link(0).unwrap();
+        assert!(access.open_link(&first, LINK_MS - 1) && !access.open_link(&first, 0));
+        let late = access.new_link(0).unwrap();
+        assert!(!access.open_link(&late, LINK_MS));
+        let links: Vec<_> = (0..=LINKS).map(|_| access.new_link(0).unwrap()).collect();
+        assert!(
+            !access.open_link(&links[0], 0) && access.open_link(&links[1], 0) && access.open_link(&links[LINKS], 0)
+        );
+    }
+
+    #[test]
+    fn a_cookie_over_tls_is_bound_to_this_center() {
+        let access = access(|options| {
+            options.http_tls = true;
+            options.http.set_port(7);
+        });
+        let set = access.set_cookie(Some("00"));
+        assert_eq!(set, "__Host-elklet-center-7=00; Path=/; HttpOnly; SameSite=Strict; Secure");
+        let mut headers = HeaderMap::new();
+        headers.append(COOKIE, "a=b; elklet-center-7=11; __Host-elklet-center-8=22".parse().unwrap());
+        headers.append(COOKIE, "__Host-elklet-center-7=00".parse().unwrap());
+        assert_eq!(access.session_key(&headers), Some("00"));
+    }
 }

@@ -102,6 +102,11 @@ impl Watched {
         Arc::clone(&self.room).try_acquire_owned().ok()
     }
 
+    /// Returns how many look on.
+    pub(super) fn lookers(&self) -> usize {
+        self.lookers.load(Relaxed)
+    }
+
     /// Begins to note what changes.
     pub(super) fn look(self: &Arc<Self>) -> Look {
         self.lookers.fetch_add(1, Relaxed);

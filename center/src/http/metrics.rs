@@ -3,6 +3,7 @@
 use crate::serve::Shared;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Returns everything that is counted.
 pub(super) fn text(shared: &Shared) -> String {
@@ -36,5 +37,23 @@ pub(super) fn text(shared: &Shared) -> String {
             writeln!(text, "center_records_total{{data_type=\"{data_type}\"}} {records}").expect("strings grow");
         }
     });
+    of_the_port(&mut text, shared);
     text
+}
+
+/// Adds what is counted of the HTTP port itself.
+fn of_the_port(text: &mut String, shared: &Shared) {
+    let counts = &shared.access.counts;
+    for (name, kind, value) in [
+        ("event_streams", "gauge", shared.watched.lookers() as u64),
+        ("sign_ins_total", "counter", counts.sign_ins.load(Relaxed)),
+        ("wrong_sign_ins_total", "counter", counts.wrong_sign_ins.load(Relaxed)),
+        ("hasty_sign_ins_total", "counter", counts.hasty_sign_ins.load(Relaxed)),
+    ] {
+        writeln!(text, "# TYPE center_{name} {kind}\ncenter_{name} {value}").expect("strings grow");
+    }
+    text.push_str("# TYPE center_http_answers_total counter\n");
+    for (status, answers) in counts.answers() {
+        writeln!(text, "center_http_answers_total{{status=\"{status}\"}} {answers}").expect("strings grow");
+    }
 }

@@ -65,10 +65,13 @@ const MAX_BODY: usize = 16 << 20;
 /// How long a client may take over the head of its request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a client may take over the body of its request. Whoever sends none keeps others from connecting.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// The longest that a command may wait for its agent. AgentCenter allows 2 s to hand it over and 2 s to send it.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(4);
 
-const TOO_LONG: &str = "the body is too long or broke off";
+const TOO_LONG: &str = "the body is too long, broke off, or took too long";
 
 const SUCCESS: u32 = 0;
 const AUTH_FAILED: u32 = 1;
@@ -147,7 +150,11 @@ pub(crate) async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shar
 }
 
 async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr, shared: Arc<Shared>) {
-    let service = service_fn(|request| async { Ok::<_, Infallible>(answer(request, peer, &shared).await) });
+    let service = service_fn(|request| async {
+        let reply = answer(request, peer, &shared).await;
+        shared.access.counts.answered(reply.status());
+        Ok::<_, Infallible>(reply)
+    });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     if let Err(error) = server.serve_connection(TokioIo::new(io), service).await {
@@ -244,9 +251,10 @@ fn authorize(key: &AccessKey, head: &Parts, body: &[u8]) -> Result<(), String> {
     key.verify(&signed, unix_seconds())
 }
 
-/// Reads the body of a request, if it has no more than this many bytes.
+/// Reads the body of a request, if it has no more than this many bytes and comes in time.
 async fn whole(body: Incoming, limit: usize) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
-    Ok(Limited::new(body, limit).collect().await?.to_bytes())
+    let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await;
+    Ok(body??.to_bytes())
 }
 
 fn ready(shared: &Shared) -> Reply {

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// The longest body of a request here. It may come from anybody.
 pub(super) const MAX_BODY: usize = 8 << 10;
@@ -109,6 +110,7 @@ impl SignIn<'_> {
         let right = self.access().hasher.verify(password, stored.clone()).await.map_err(|error| broken(&error))?;
         let unchanged = || self.access().state().users.get(&user).map(|user| user.password.clone()) == stored;
         if !right || !unchanged() {
+            self.access().counts.wrong_sign_ins.fetch_add(1, Relaxed);
             self.note("nobody", "login", &name, "wrong name or password");
             return refuse(StatusCode::UNAUTHORIZED, "the name or the password is wrong");
         }
@@ -119,6 +121,7 @@ impl SignIn<'_> {
     fn by_link(&self, key: &str) -> Answer {
         self.take_try(None)?;
         if !self.access().open_link(key, now_ms()) {
+            self.access().counts.wrong_sign_ins.fetch_add(1, Relaxed);
             self.note("nobody", "login", LINK, "no such link");
             return refuse(StatusCode::UNAUTHORIZED, "this link was opened already, or is older than 10 minutes");
         }
@@ -151,6 +154,7 @@ impl SignIn<'_> {
             store.site().sessions().set(&session.kept())?;
             signed_in.as_ref().map_or(Ok(()), |user| store.site().users().set(user))
         });
+        access.counts.sign_ins.fetch_add(1, Relaxed);
         self.note(user, "login", user, "ok");
         let told = self.session(json!(user), json!(role), json!(secret::csrf(&key)));
         Ok(self.with_cookie(json_response(StatusCode::OK, &told), Some(&key)))
@@ -204,6 +208,7 @@ impl SignIn<'_> {
     fn take_try(&self, name: Option<&str>) -> Result<(), Refused> {
         let taken = crate::serve::lock(&self.access().limits).take(name, self.peer.ip(), now_ms());
         taken.map_err(|TooMany { wait_s, first }| {
+            self.access().counts.hasty_sign_ins.fetch_add(1, Relaxed);
             if first {
                 self.note("nobody", "login", name.unwrap_or(LINK), "too many attempts; more are refused and not noted");
             }

@@ -6,9 +6,10 @@ use crate::support::client::{Client, TRANSFER};
 use crate::{batch, record};
 use elklet_tests::binaries::center_for_tests;
 use elklet_tests::harness::wait_until;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -272,6 +273,14 @@ fn whoever_guesses_is_made_to_wait() {
     assert!((1..=60).contains(&wait), "{wait}");
     assert_eq!(sign_in(&page, "ann", PASSWORD).status, 429, "the right one as well");
     let local = Asker::command(program.http).with("authorization", &format!("Bearer {}", token(dir.path())));
+    let metrics = local.text("/metrics");
+    for line in [
+        format!("center_wrong_sign_ins_total {wrong}\n"),
+        "center_hasty_sign_ins_total 2\n".to_owned(),
+        "center_http_answers_total{status=\"429\"} 2\n".to_owned(),
+    ] {
+        assert!(metrics.contains(&line), "{line}: {metrics}");
+    }
     let trail = trail(&local);
     let told = trail.iter().filter(|line| line.contains("too many attempts")).count();
     assert_eq!(told, 1, "a flood of tries is no flood of entries: {trail:?}");
@@ -291,6 +300,46 @@ fn a_command_speaks_tls_with_this_very_center() {
     let (url, fingerprint) = written.trim().split_once(' ').unwrap();
     fs::write(&address, format!("{url} {}", fingerprint.chars().rev().collect::<String>())).unwrap();
     assert!(failed(dir.path(), &["user", "list"], "").contains("not the certificate"));
+}
+
+#[test]
+fn a_password_is_asked_for_on_the_terminal_and_not_shown() {
+    let dir = site();
+    let program = Program::start(dir.path());
+    let ask = |answers: [&str; 2]| {
+        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&terminal).unwrap();
+        unlockpt(&terminal).unwrap();
+        let name = ptsname(&terminal, Vec::new()).unwrap().into_string().unwrap();
+        let end = fs::File::options().read(true).write(true).open(name).unwrap();
+        let mut child = Command::new(center_for_tests())
+            .args(["user", "add", "ann", "--role", "admin", "--data"])
+            .arg(dir.path().join("data"))
+            .stdin(end.try_clone().unwrap())
+            .stderr(end)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (mut terminal, mut shown) = (fs::File::from(terminal), String::new());
+        for (question, answer) in ["New password of ann: ", "The same again: "].into_iter().zip(answers) {
+            while !shown.ends_with(question) {
+                let mut some = [0; 256];
+                let len = terminal.read(&mut some).unwrap();
+                shown.push_str(std::str::from_utf8(&some[..len]).unwrap());
+            }
+            terminal.write_all(format!("{answer}\n").as_bytes()).unwrap();
+        }
+        let status = child.wait().unwrap();
+        // The terminal ends with an error, once nobody has its other end.
+        let mut rest = Vec::new();
+        _ = terminal.read_to_end(&mut rest);
+        (status.success(), format!("{shown}{}", String::from_utf8(rest).unwrap()))
+    };
+    let (done, shown) = ask([PASSWORD, "something else"]);
+    assert!(!done && shown.contains("the two passwords differ"), "{shown}");
+    let (done, shown) = ask([PASSWORD, PASSWORD]);
+    assert!(done && !shown.contains(PASSWORD) && !shown.contains("horse"), "{shown}");
+    assert_eq!(sign_in(&Asker::page(program.http), "ann", PASSWORD).status, 200);
 }
 
 #[test]

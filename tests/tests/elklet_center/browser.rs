@@ -73,6 +73,11 @@ impl Asker {
         self.send("GET", path, "")
     }
 
+    /// Returns what is told as text.
+    pub(crate) fn text(&self, path: &str) -> String {
+        self.get(path).body
+    }
+
     pub(crate) fn send(&self, method: &str, path: &str, body: &str) -> Reply {
         let mut answer = String::new();
         self.begin(method, path, body).read_to_string(&mut answer).expect("the center answers");
