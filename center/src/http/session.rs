@@ -12,6 +12,9 @@ const LIFE_MS: i64 = 7 * 24 * 3600 * 1000;
 /// Sessions at a time. The one that was not used for longest ends first.
 const SESSIONS: usize = 1_000;
 
+/// Sessions of a user at a time, so that nobody ends those of others by signing in over and over.
+const SESSIONS_OF_USER: usize = 20;
+
 /// That a session is used is written when the time that was written is so old.
 const WRITE_MS: i64 = 5 * 60 * 1000;
 
@@ -66,10 +69,14 @@ impl Sessions {
     pub(super) fn begin(&mut self, session: Session, now_ms: i64) -> Vec<String> {
         let over = |session: &Session| session.over(now_ms);
         let mut ended: Vec<_> = self.0.extract_if(|_, session| over(session)).map(|(hash, _)| hash).collect();
-        if self.0.len() >= SESSIONS
-            && let Some(hash) =
-                self.0.values().min_by_key(|session| session.seen_ms).map(|session| session.hash.clone())
-        {
+        let of_user = |other: &&Session| other.user == session.user;
+        let too_many_of_user = self.0.values().filter(of_user).count() >= SESSIONS_OF_USER;
+        let idlest = match too_many_of_user {
+            true => self.0.values().filter(of_user).min_by_key(|session| session.seen_ms),
+            false if self.0.len() >= SESSIONS => self.0.values().min_by_key(|session| session.seen_ms),
+            false => None,
+        };
+        if let Some(hash) = idlest.map(|session| session.hash.clone()) {
             self.0.remove(&hash);
             ended.push(hash);
         }
@@ -145,12 +152,14 @@ mod tests {
     fn there_is_a_bound_and_one_can_end_them() {
         let mut sessions = Sessions::default();
         for n in 0..1_000 {
-            assert!(sessions.begin(Session::new(&n.to_string(), if n < 10 { "ann" } else { "bob" }, n), n).is_empty());
+            let user = format!("user {}", n / 20);
+            assert!(sessions.begin(Session::new(&n.to_string(), &user, n), n).is_empty());
         }
         assert_eq!(sessions.begin(Session::new("x", "bob", 2_000), 2_000), ["0"]);
-        assert_eq!(sessions.end_all("ann", Some("3")).len(), 8);
-        assert!(sessions.touch("3", 2_000).is_some());
+        assert_eq!(sessions.begin(Session::new("y", "user 7", 2_000), 2_000), ["140"], "a user ends one of their own");
+        assert_eq!(sessions.end_all("user 1", Some("23")).len(), 19);
+        assert!(sessions.touch("23", 2_000).is_some());
         assert!(sessions.end("x") && !sessions.end("x"));
-        assert_eq!(sessions.0.len(), 991);
+        assert_eq!(sessions.0.len(), 980);
     }
 }

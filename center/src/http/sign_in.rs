@@ -114,7 +114,7 @@ impl SignIn<'_> {
             self.note("nobody", "login", &name, "wrong name or password");
             return refuse(StatusCode::UNAUTHORIZED, "the name or the password is wrong");
         }
-        self.give_back(Some(&name));
+        self.give_back();
         self.signed_in(&user)
     }
 
@@ -125,7 +125,7 @@ impl SignIn<'_> {
             self.note("nobody", "login", LINK, "no such link");
             return refuse(StatusCode::UNAUTHORIZED, "this link was opened already, or is older than 10 minutes");
         }
-        self.give_back(None);
+        self.give_back();
         self.signed_in(LINK)
     }
 
@@ -190,7 +190,7 @@ impl SignIn<'_> {
             self.note(name, "password.change", name, "wrong password");
             return refuse(StatusCode::FORBIDDEN, "the old password is wrong");
         }
-        self.give_back(Some(name));
+        self.give_back();
         let stored = self.access().hasher.hash(new).await.map_err(|error| broken(&error))?;
         let changed = self.access().change_user(name, Some(hash), |user| {
             // Somebody else may have changed it meanwhile.
@@ -217,8 +217,8 @@ impl SignIn<'_> {
         })
     }
 
-    fn give_back(&self, name: Option<&str>) {
-        crate::serve::lock(&self.access().limits).give_back(name, self.peer.ip());
+    fn give_back(&self) {
+        crate::serve::lock(&self.access().limits).give_back(self.peer.ip());
     }
 
     fn keep(&self, otherwise: &str, change: impl FnOnce(&Store) -> Result<(), SiteError>) {
