@@ -74,6 +74,16 @@ impl Desired {
         self.members.get(agent_id).map(String::as_str)
     }
 
+    /// Returns the groups that have a configuration.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &str> {
+        self.groups.keys().map(String::as_str)
+    }
+
+    /// Returns the groups of the hosts that are in one, by agent id.
+    pub(crate) fn members(&self) -> &BTreeMap<String, String> {
+        &self.members
+    }
+
     /// Sets what the target should run. `None` lets the next wider target decide.
     ///
     /// # Errors

@@ -2,10 +2,21 @@
 //!
 //! Agents decide how much there is to know: ids, data types, names of plugins, fields. Everything is therefore bounded.
 
+mod heartbeat;
+mod keep;
+mod task;
+
+pub(crate) use heartbeat::bounded_fields;
+pub use heartbeat::{Heartbeat, Host};
+pub(crate) use keep::Unwritten;
+pub(crate) use task::Progress;
+pub use task::{Task, TaskState};
+
 use crate::message::{AGENT_HEARTBEAT, Batch, PLUGIN_HEARTBEAT, Record, TASK_REPORT};
 use crate::serve::Live;
-use serde::Serialize;
-use serde_json::{Map, Number, Value, json};
+use heartbeat::{TEXT_OF_AGENT, TEXT_OF_PLUGIN};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,19 +36,13 @@ pub const OTHER_TYPES: i32 = i32::MIN;
 /// Plugins of an agent whose heartbeats are kept.
 const PLUGINS: usize = 64;
 
-/// Bytes of a heartbeat's fields that are kept, with their names, and the most of one field. An agent's have some fifty short ones, and
-/// Elklet's a list of everything that has gone wrong with plugins.
-const FIELDS_LEN: usize = 32 << 10;
-const FIELD_LEN: usize = 16 << 10;
-
 /// The latest connections and ends of them that are kept for an agent.
 const HISTORY: usize = 16;
 
-/// Tasks that are kept, the latest ones, and the most answers of each.
-const TASKS: usize = 1_000;
-const ANSWERS: usize = 16;
+/// Tasks that are kept in memory, the latest ones.
+pub(crate) const TASKS: usize = 1_000;
 
-/// Everything that the center has seen since it started.
+/// Everything that the center has seen since it started, and the hosts, tasks and uploads of before if it has a store.
 #[derive(Debug)]
 pub struct Fleet {
     /// Every agent that ever sent a first message, by the id in that message, connected or not. At most as many as the
@@ -45,8 +50,10 @@ pub struct Fleet {
     pub agents: BTreeMap<String, Agent>,
     /// The latest uploaded files, in the order in which the uploads ended, at most 1,000.
     pub uploads: Vec<Upload>,
-    /// The latest tasks that came with a token, oldest first, at most 1,000.
+    /// The latest tasks that came with a token, in the order of their numbers, at most 1,000.
     pub tasks: VecDeque<Task>,
+    /// Records taken since the center started, by data type. Whatever is beyond 256 types counts as [`OTHER_TYPES`].
+    pub by_type: BTreeMap<i32, u64>,
     /// Why the sink takes no records, while it takes none.
     pub sink_refuses: Option<String>,
     /// Counts over all agents.
@@ -54,7 +61,13 @@ pub struct Fleet {
     /// The center's latest log lines, at most 200.
     pub log: VecDeque<String>,
     pub(crate) live: BTreeMap<String, Live>,
+    /// What the database is still to be told, if there is one.
+    pub(crate) unwritten: Option<Unwritten>,
+    /// Why the database cannot be told, while it cannot.
+    pub unwritable: Option<String>,
     max_hosts: usize,
+    last_task: i64,
+    last_upload: i64,
 }
 
 /// Counts over all agents since the center started.
@@ -87,10 +100,14 @@ pub struct Totals {
 }
 
 /// What is known of one agent.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Agent {
     /// True while it has an open stream.
     pub connected: bool,
+    /// The host's name, by its latest heartbeat.
+    pub hostname: String,
+    /// When it was first seen, in seconds since 1970.
+    pub first_seen: u64,
     /// The peer address of its latest stream.
     pub peer: Option<SocketAddr>,
     /// Streams accepted.
@@ -118,7 +135,7 @@ pub struct Agent {
 }
 
 /// The beginning or end of a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// In seconds since 1970.
     pub at: u64,
@@ -126,23 +143,6 @@ pub struct Event {
     pub connected: bool,
     /// Where the agent dialled from.
     pub peer: Option<SocketAddr>,
-}
-
-/// A task with a token, and what came back.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Task {
-    /// The agent that it went to.
-    pub agent_id: String,
-    /// The token, which answers carry.
-    pub token: String,
-    /// The plugin that it was for, or `elkeid-agent`.
-    pub name: String,
-    /// The task's kind.
-    pub data_type: i32,
-    /// When it was sent, in seconds since 1970.
-    pub sent_at: u64,
-    /// The fields of the records 5100 with its token, oldest first, at most 16.
-    pub answers: Vec<BTreeMap<String, String>>,
 }
 
 /// Records of one data type.
@@ -154,23 +154,18 @@ pub struct Count {
     pub bytes: u64,
 }
 
-/// A heartbeat.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Heartbeat {
-    /// The payload's fields.
-    pub fields: BTreeMap<String, String>,
-    /// When it came, in seconds since 1970.
-    pub at: u64,
-    /// The addresses, name and product in the same message, under AgentCenter's names.
-    pub host: BTreeMap<&'static str, Value>,
-}
-
 /// An uploaded file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Upload {
+    /// Its number, in the order in which the uploads ended.
+    pub id: i64,
     /// The token of its first message.
     pub token: String,
-    /// The path at which the center has stored it.
+    /// The agent that a task with this token is for; empty if there is none.
+    pub agent_id: String,
+    /// Where the file lies on its host, by that task; empty if it does not say.
+    pub host_path: String,
+    /// The path at which the center has stored it; empty if it failed.
     pub path: PathBuf,
     /// Its length in bytes.
     pub len: u64,
@@ -187,11 +182,16 @@ impl Fleet {
             agents: BTreeMap::new(),
             uploads: Vec::new(),
             tasks: VecDeque::new(),
+            by_type: BTreeMap::new(),
             sink_refuses: None,
             totals: Totals::default(),
             log: VecDeque::new(),
             live: BTreeMap::new(),
+            unwritten: None,
+            unwritable: None,
             max_hosts,
+            last_task: 0,
+            last_upload: 0,
         }
     }
 
@@ -216,6 +216,10 @@ impl Fleet {
         self.totals.records += batch.data.records.len() as u64;
         self.totals.wire_bytes += batch.wire_len as u64;
         self.totals.decoded_bytes += batch.decoded_len as u64;
+        for record in &batch.data.records {
+            let known = self.by_type.contains_key(&record.data_type) || self.by_type.len() < DATA_TYPES;
+            *self.by_type.entry(if known { record.data_type } else { OTHER_TYPES }).or_default() += 1;
+        }
         let Some(agent) = self.agents.get_mut(agent_id) else { return };
         agent.messages += 1;
         agent.wire_bytes += batch.wire_len as u64;
@@ -224,8 +228,16 @@ impl Fleet {
         for record in &batch.data.records {
             agent.count(record);
             match record.data_type {
-                AGENT_HEARTBEAT | PLUGIN_HEARTBEAT => agent.take_heartbeat(batch, record),
-                TASK_REPORT => take_answer(&mut self.tasks, agent_id, record),
+                AGENT_HEARTBEAT | PLUGIN_HEARTBEAT => {
+                    let first = agent.heartbeat.is_none();
+                    agent.take_heartbeat(batch, record);
+                    match &mut self.unwritten {
+                        Some(unwritten) if first => _ = unwritten.hosts.insert(agent_id.to_owned()),
+                        Some(unwritten) => _ = unwritten.beats.insert(agent_id.to_owned()),
+                        None => {}
+                    }
+                }
+                TASK_REPORT => take_answer(&mut self.tasks, agent_id, record, batch.svr_time),
                 _ => {}
             }
         }
@@ -237,11 +249,12 @@ impl Fleet {
             let gone =
                 self.agents.iter().filter(|(_, agent)| !agent.connected).min_by_key(|(_, agent)| agent.last_seen);
             if let Some(id) = gone.map(|(id, _)| id.clone()) {
-                self.agents.remove(&id);
+                self.forget(&id);
                 self.note(format!("there are {} hosts, so that {id:?}, which is gone, is forgotten", self.max_hosts));
             }
         }
-        let agent = self.agents.entry(agent_id.to_owned()).or_default();
+        let agent =
+            self.agents.entry(agent_id.to_owned()).or_insert_with(|| Agent { first_seen: now, ..Default::default() });
         agent.connected = true;
         agent.streams += 1;
         agent.peer = Some(peer);
@@ -250,14 +263,47 @@ impl Fleet {
         agent.heartbeat = None;
         agent.plugins.clear();
         agent.remember(Event { at: now, connected: true, peer: Some(peer) });
+        self.is_to_be_written(agent_id);
     }
 
-    pub(crate) fn disconnect(&mut self, agent_id: &str, now: u64) {
+    /// Forgets a host. Returns false if it is connected, or not known.
+    pub(crate) fn forget(&mut self, agent_id: &str) -> bool {
+        if self.agents.get(agent_id).is_none_or(|agent| agent.connected) {
+            return false;
+        }
+        self.agents.remove(agent_id);
+        if let Some(unwritten) = &mut self.unwritten {
+            unwritten.hosts.remove(agent_id);
+            unwritten.beats.remove(agent_id);
+            unwritten.forgotten.insert(agent_id.to_owned());
+        }
+        true
+    }
+
+    fn is_to_be_written(&mut self, agent_id: &str) {
+        if let Some(unwritten) = &mut self.unwritten {
+            unwritten.forgotten.remove(agent_id);
+            unwritten.beats.remove(agent_id);
+            unwritten.hosts.insert(agent_id.to_owned());
+        }
+    }
+
+    /// Notes that an agent has no stream any more. Returns the tokens of the tasks that were to be sent on it.
+    pub(crate) fn disconnect(&mut self, agent_id: &str, now: u64) -> Vec<String> {
         if let Some(agent) = self.agents.get_mut(agent_id) {
             agent.connected = false;
             agent.last_seen = now;
             agent.remember(Event { at: now, connected: false, peer: agent.peer });
+            self.is_to_be_written(agent_id);
         }
+        let waiting = |task: &&Task| task.agent_id == agent_id && task.state == TaskState::Waiting;
+        let tokens: Vec<String> = self.tasks.iter().filter(waiting).map(|task| task.token.clone()).collect();
+        for token in tokens.clone() {
+            let error = Some("the stream ended before the task was sent".to_owned());
+            let at_ms = i64::try_from(now).unwrap_or_default().saturating_mul(1000);
+            self.progress(Progress { token, agent_id: agent_id.to_owned(), error, at_ms });
+        }
+        tokens
     }
 
     pub(crate) fn count_command(&mut self, agent_id: &str) {
@@ -266,16 +312,43 @@ impl Fleet {
         }
     }
 
-    /// Remembers a task, so that its answers are kept.
-    pub(crate) fn add_task(&mut self, task: Task) {
+    /// Remembers a task, so that its answers are kept. A task without a number gets one.
+    pub(crate) fn add_task(&mut self, mut task: Task) {
+        if task.id == 0 {
+            task.id = self.last_task + 1;
+        }
+        self.last_task = self.last_task.max(task.id);
         if self.tasks.len() == TASKS {
             self.tasks.pop_front();
         }
-        self.tasks.push_back(task);
+        // Two that are given at the same time may come the other way round.
+        let place = self.tasks.partition_point(|before| before.id < task.id);
+        self.tasks.insert(place, task);
     }
 
-    /// Remembers an upload.
-    pub(crate) fn add_upload(&mut self, upload: Upload) {
+    /// Notes that a task was sent, or will not be.
+    pub(crate) fn progress(&mut self, progress: Progress) {
+        if let Some(task) = self.tasks.iter_mut().rev().find(|task| task.token == progress.token) {
+            task.progress(&progress);
+        }
+        if let Some(unwritten) = &mut self.unwritten {
+            unwritten.tasks.push(progress);
+        }
+    }
+
+    /// Keeps what came back for a task in another way than from its agent.
+    pub(crate) fn answer_task(&mut self, token: &str, fields: &BTreeMap<String, String>, now_ms: i64) {
+        if let Some(task) = self.tasks.iter_mut().rev().find(|task| task.token == token) {
+            task.answer(fields, now_ms);
+        }
+    }
+
+    /// Remembers an upload. One without a number gets one.
+    pub(crate) fn add_upload(&mut self, mut upload: Upload) {
+        if upload.id == 0 {
+            upload.id = self.last_upload + 1;
+        }
+        self.last_upload = self.last_upload.max(upload.id);
         if self.uploads.len() == UPLOADS {
             self.uploads.remove(0);
         }
@@ -317,23 +390,13 @@ impl Agent {
 
     fn take_heartbeat(&mut self, batch: &Batch, record: &Record) {
         let Some(fields) = bounded_fields(record) else { return };
-        let data = &batch.data;
-        let host = BTreeMap::from([
-            ("agent_id", json!(data.agent_id)),
-            ("intranet_ipv4", json!(data.intranet_ipv4)),
-            ("extranet_ipv4", json!(data.extranet_ipv4)),
-            ("intranet_ipv6", json!(data.intranet_ipv6)),
-            ("extranet_ipv6", json!(data.extranet_ipv6)),
-            ("hostname", json!(data.hostname)),
-            ("version", json!(data.version)),
-            ("product", json!(data.product)),
-        ]);
         if record.data_type == AGENT_HEARTBEAT {
-            self.heartbeat = Some(Heartbeat { fields, at: batch.svr_time, host });
+            self.hostname.clone_from(&batch.data.hostname);
+            self.heartbeat = Some(Heartbeat::new(fields, batch.svr_time, Host::from(&batch.data)));
         } else if let Some(name) = fields.get("name").cloned()
             && (self.plugins.len() < PLUGINS || self.plugins.contains_key(&name))
         {
-            self.plugins.insert(name, Heartbeat { fields, at: batch.svr_time, host: BTreeMap::new() });
+            self.plugins.insert(name, Heartbeat::new(fields, batch.svr_time, Host::default()));
         }
     }
 
@@ -341,6 +404,9 @@ impl Agent {
     pub fn stat(&self) -> Value {
         let agent_info = self.heartbeat.as_ref().map_or_else(Map::new, |heartbeat| {
             let mut info = heartbeat.info(&TEXT_OF_AGENT);
+            if let Value::Object(host) = json!(heartbeat.host) {
+                info.extend(host);
+            }
             info.insert("agent_addr".into(), json!(self.peer.map(|peer| peer.to_string())));
             info.insert("create_at".into(), json!(self.create_at));
             info
@@ -351,84 +417,27 @@ impl Agent {
 }
 
 /// Keeps an answer with its task. Another agent's is none.
-fn take_answer(tasks: &mut VecDeque<Task>, agent_id: &str, record: &Record) {
+fn take_answer(tasks: &mut VecDeque<Task>, agent_id: &str, record: &Record, now: u64) {
     let Some(fields) = bounded_fields(record) else { return };
     let Some(token) = fields.get("token") else { return };
     let task = tasks.iter_mut().rev().find(|task| task.token == *token && task.agent_id == agent_id);
-    if let Some(task) = task
-        && task.answers.len() < ANSWERS
-    {
-        task.answers.push(fields);
+    if let Some(task) = task {
+        task.answer(&fields, i64::try_from(now).unwrap_or_default().saturating_mul(1000));
     }
-}
-
-/// Returns a record's fields, as many and as much of each as is kept.
-fn bounded_fields(record: &Record) -> Option<BTreeMap<String, String>> {
-    let cut = |mut text: String| {
-        text.truncate(text.floor_char_boundary(FIELD_LEN));
-        text
-    };
-    let mut left = FIELDS_LEN;
-    let fields = record.fields().ok()?.into_iter().map(|(name, value)| (cut(name), cut(value)));
-    let fits = |(name, value): &(String, String)| {
-        let len = name.len() + value.len();
-        let fits = len <= left;
-        left -= if fits { len } else { 0 };
-        fits
-    };
-    Some(fields.filter(fits).collect())
-}
-
-/// Fields that stay text even where they look like numbers.
-const TEXT_OF_AGENT: [&str; 7] =
-    ["platform_version", "version", "host_serial", "host_id", "host_model", "host_vendor", "cpu_name"];
-const TEXT_OF_PLUGIN: [&str; 1] = ["pversion"];
-
-impl Heartbeat {
-    fn info(&self, text: &[&str]) -> Map<String, Value> {
-        let fields = self.fields.iter().map(|(name, value)| {
-            let number = if text.contains(&name.as_str()) { None } else { number(value) };
-            (name.clone(), number.map_or_else(|| Value::from(value.as_str()), Value::Number))
-        });
-        let host = self.host.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
-        fields.chain(host).chain([("last_heartbeat_time".to_owned(), json!(self.at))]).collect()
-    }
-}
-
-/// Returns the finite number that a text holds, as Go writes a float64: without a fraction if it has none.
-fn number(text: &str) -> Option<Number> {
-    const EXACT: f64 = (1_u64 << 53) as f64;
-    let value: f64 = text.parse().ok()?;
-    if value.fract() == 0.0 && value.abs() < EXACT {
-        #[expect(clippy::cast_possible_truncation, reason = "a whole number of less than 54 bits")]
-        return Some(Number::from(value as i64));
-    }
-    Number::from_f64(value)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::heartbeat::FIELD_LEN;
+    use super::task::ANSWERS;
     use super::*;
-
-    #[test]
-    fn numbers_are_as_go_writes_them() {
-        let written = |text| number(text).map(|number| number.to_string());
-        assert_eq!(written("1024").as_deref(), Some("1024"));
-        assert_eq!(written("0.50000000").as_deref(), Some("0.5"));
-        assert_eq!(written("3.00000000").as_deref(), Some("3"));
-        assert_eq!(written("-1").as_deref(), Some("-1"));
-        assert_eq!(written("NaN"), None);
-        assert_eq!(written("+Inf"), None);
-        assert_eq!(written(""), None);
-        assert_eq!(written("5.15.0-91-generic"), None);
-        assert_eq!(written("6.1").as_deref(), Some("6.1"));
-    }
 
     #[test]
     fn some_fields_stay_text() {
         let fields = [("version", "1"), ("cpu_name", "7"), ("rss", "7")];
         let fields = fields.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        let agent = Agent { heartbeat: Some(Heartbeat { fields, ..Default::default() }), ..Default::default() };
+        let heartbeat = Heartbeat::new(fields, 0, Host { version: "1".to_owned(), ..Host::default() });
+        let agent = Agent { heartbeat: Some(heartbeat), ..Default::default() };
         let info = &agent.stat()["agent_info"];
         assert_eq!((&info["version"], &info["cpu_name"], &info["rss"]), (&json!("1"), &json!("7"), &json!(7)));
     }
@@ -479,8 +488,10 @@ mod tests {
         assert_eq!((agent.counts.len(), agent.all_records()), (DATA_TYPES + 1, 11_001));
         assert_eq!(agent.plugins.len(), PLUGINS);
         let heartbeat = agent.heartbeat.as_ref().unwrap();
-        assert_eq!((heartbeat.fields.len(), heartbeat.fields.values().next().unwrap().len()), (1, FIELD_LEN));
+        let fields = heartbeat.fields();
+        assert_eq!((fields.len(), fields.values().next().unwrap().len()), (1, FIELD_LEN));
         assert_eq!(fleet.totals.records, 11_001);
+        assert_eq!((fleet.by_type.len(), fleet.by_type.values().sum::<u64>()), (DATA_TYPES + 1, 11_001));
     }
 
     #[test]
@@ -489,7 +500,8 @@ mod tests {
         fleet.connect("a", peer(), 0);
         for n in 0..TASKS + 5 {
             let agent_id = if n % 2 == 0 { "a" } else { "b" }.to_owned();
-            fleet.add_task(Task { agent_id, token: n.to_string(), ..Default::default() });
+            let task = elklet_proto::grpc::Task { token: n.to_string(), ..Default::default() };
+            fleet.add_task(Task::new(&task, &agent_id, "ann", 0));
         }
         assert_eq!((fleet.tasks.len(), fleet.tasks[0].token.as_str()), (TASKS, "5"));
         for token in ["6", "7", "none"] {
@@ -498,8 +510,8 @@ mod tests {
         let answered: Vec<_> = fleet.tasks.iter().filter(|task| !task.answers.is_empty()).collect();
         assert_eq!(answered.len(), 1);
         assert_eq!((answered[0].token.as_str(), answered[0].answers[0]["status"].as_str()), ("6", "succeed"));
-        for _ in 0..100 {
-            fleet.take("a", &batch(vec![record(TASK_REPORT, &[("token", "6")])]));
+        for n in 0..100 {
+            fleet.take("a", &batch(vec![record(TASK_REPORT, &[("token", "6"), ("n", &n.to_string())])]));
         }
         assert_eq!(fleet.tasks[1].answers.len(), ANSWERS);
     }

@@ -30,6 +30,8 @@ pub struct Settings {
     pub data: PathBuf,
     /// The directory for uploads.
     pub upload_dir: PathBuf,
+    /// Bytes of all uploaded files together.
+    pub max_uploads: u64,
     /// The key that requests to the HTTP port have to be signed with.
     pub access_key: Option<AccessKey>,
     /// True if the HTTP port may have an address that other hosts can reach.
@@ -56,6 +58,7 @@ impl Default for Settings {
             certs: "/etc/elklet/center".into(),
             data: "/var/lib/elklet-center".into(),
             upload_dir: "/var/lib/elklet-center/uploads".into(),
+            max_uploads: 1 << 30,
             access_key: None,
             allow_non_loopback: false,
             conn_limit: 10_000,
@@ -89,6 +92,7 @@ struct FileSettings {
     certs: Option<PathBuf>,
     data: Option<PathBuf>,
     upload_dir: Option<PathBuf>,
+    max_uploads: Option<String>,
     access_key: Option<String>,
     allow_non_loopback: Option<bool>,
     conn_limit: Option<usize>,
@@ -138,6 +142,9 @@ impl Settings {
         }
         if let Some(keep) = file.store.keep {
             settings.keep = humantime::parse_duration(&keep).map_err(|error| key("store.keep")(error.to_string()))?;
+        }
+        if let Some(max) = file.max_uploads {
+            settings.max_uploads = size(&max).map_err(key("max_uploads"))?;
         }
         if let Some(max) = file.store.max {
             settings.max = size(&max).map_err(key("store.max"))?;
@@ -190,6 +197,9 @@ impl Settings {
         if self.keep < Duration::from_secs(3600) {
             return wrong(format!("store.keep is {} s, expected an hour or more", self.keep.as_secs()));
         }
+        if self.max_uploads < 1 << 20 {
+            return wrong(format!("max_uploads is {} bytes, expected 1 MiB or more", self.max_uploads));
+        }
         if self.max < 16 << 20 {
             return wrong(format!("store.max is {} bytes, expected 16 MiB or more", self.max));
         }
@@ -241,11 +251,12 @@ mod tests {
     #[test]
     fn a_file_says_what_differs_from_the_defaults() {
         let settings = Settings::parse(
-            "listen = \"10.0.0.1:1\"\ndata = \"/srv/center\"\nconn_limit = 20\naccess_key = \"a:s\"\n[store]\nkeep = \"2d\"\nmax = \"512 MiB\"\n",
+            "listen = \"10.0.0.1:1\"\ndata = \"/srv/center\"\nconn_limit = 20\nmax_uploads = \"2GiB\"\naccess_key = \"a:s\"\n[store]\nkeep = \"2d\"\nmax = \"512 MiB\"\n",
         )
         .unwrap();
         assert_eq!(settings.listen, SocketAddr::from(([10, 0, 0, 1], 1)));
         assert_eq!(settings.upload_dir, Path::new("/srv/center/uploads"));
+        assert_eq!(settings.max_uploads, 2 << 30);
         assert_eq!((settings.keep, settings.max), (Duration::from_secs(2 * 86_400), 512 << 20));
         assert_eq!(settings.http, Settings::default().http);
         assert_eq!(settings.check(), Ok(()));
@@ -287,6 +298,7 @@ mod tests {
         assert!(check(|settings| settings.conn_limit = 0).contains("connection limit of 0"));
         assert!(check(|settings| settings.max_hosts = 5).contains("max_hosts is 5"));
         assert!(check(|settings| settings.keep = Duration::ZERO).contains("store.keep"));
+        assert!(check(|settings| settings.max_uploads = 1).contains("max_uploads"));
         assert!(check(|settings| settings.max = 1).contains("store.max"));
         assert_eq!(Settings::default().check(), Ok(()));
     }

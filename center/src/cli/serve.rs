@@ -41,7 +41,7 @@ usage: elklet-center serve [OPTIONS]
   --quiet                print nothing on standard error except the addresses, warnings and errors
   --help                 this text
 
-Only the file has max_hosts = 10000, and in [store] keep = \"14d\" and max = \"20GiB\".
+Only the file has max_hosts = 10000, max_uploads = \"1GiB\", and in [store] keep = \"14d\" and max = \"20GiB\".
 
 When it is ready it prints `listening grpc=HOST:PORT http=HOST:PORT` on standard error, and tells systemd. SIGINT and SIGTERM end
 it: its streams end in order, and what it has taken is stored.
@@ -139,6 +139,8 @@ impl Serve {
             store: Some(Arc::clone(&store)),
             local_dir: Some(settings.data),
             upload_dir: Some(settings.upload_dir),
+            upload_limit: settings.max_uploads.min(1 << 30),
+            max_uploads: settings.max_uploads,
             ..Options::new(settings.certs)
         };
         let server = Server::start(options, Arc::new(Keeper::new(Arc::clone(&store))), Arc::new(()))?;

@@ -50,14 +50,7 @@ pub(crate) struct TaskJson {
     data_type: i32,
     name: String,
     data: String,
-    pub(crate) token: String,
-}
-
-impl CommandJson {
-    /// A command of a task alone.
-    pub(crate) fn of_task(task: TaskJson) -> Self {
-        Self { agent_ctrl: 0, task: Some(task), config: None }
-    }
+    token: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -1,19 +1,26 @@
 //! `/metrics`, for Prometheus.
 
+use super::api::disk_free;
 use crate::serve::Shared;
-use std::collections::BTreeMap;
+use crate::store::Store;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Returns everything that is counted.
-pub(super) fn text(shared: &Shared) -> String {
+pub(super) async fn text(shared: &Shared) -> String {
     let mut text = String::new();
+    if let Some(store) = shared.options.store.clone() {
+        // Somebody may be writing to the disk meanwhile, which holds this up.
+        text = tokio::task::spawn_blocking(move || of_store(&store)).await.unwrap_or_default();
+    }
     shared.read(|state| {
         let totals = &state.totals;
         for (name, kind, value) in [
             ("connected_agents", "gauge", state.live.len() as u64),
             ("known_agents", "gauge", state.agents.len() as u64),
             ("storing", "gauge", u64::from(state.sink_refuses.is_none())),
+            ("hosts_written", "gauge", u64::from(state.unwritable.is_none())),
             ("refused_by_store_total", "counter", totals.sink_refusals),
             ("connections_total", "counter", totals.connections),
             ("failed_handshakes_total", "counter", totals.failed_handshakes),
@@ -28,12 +35,8 @@ pub(super) fn text(shared: &Shared) -> String {
         ] {
             writeln!(text, "# TYPE center_{name} {kind}\ncenter_{name} {value}").expect("strings grow");
         }
-        let mut by_type = BTreeMap::<i32, u64>::new();
-        for (data_type, count) in state.agents.values().flat_map(|agent| &agent.counts) {
-            *by_type.entry(*data_type).or_default() += count.records;
-        }
         text.push_str("# TYPE center_records_total counter\n");
-        for (data_type, records) in by_type {
+        for (data_type, records) in &state.by_type {
             writeln!(text, "center_records_total{{data_type=\"{data_type}\"}} {records}").expect("strings grow");
         }
     });
@@ -56,4 +59,34 @@ fn of_the_port(text: &mut String, shared: &Shared) {
     for (status, answers) in counts.answers() {
         writeln!(text, "center_http_answers_total{{status=\"{status}\"}} {answers}").expect("strings grow");
     }
+}
+
+/// Returns what the store holds and does.
+fn of_store(store: &Arc<Store>) -> String {
+    let (stats, settings) = (store.stats(), store.settings());
+    let oldest = stats.oldest_received_ms.map_or(0, |oldest| oldest / 1000);
+    let mut text = String::new();
+    for (name, kind, value) in [
+        ("records", "gauge", stats.records),
+        ("files", "gauge", stats.files as u64),
+        ("bytes", "gauge", stats.bytes),
+        ("max_bytes", "gauge", settings.max_bytes),
+        ("oldest_record_timestamp_seconds", "gauge", u64::try_from(oldest).unwrap_or_default()),
+        ("queued_bytes", "gauge", stats.queued_bytes as u64),
+        ("failing", "gauge", u64::from(stats.failure.is_some())),
+        ("failures_total", "counter", stats.failures),
+        ("stored_total", "counter", stats.stored),
+        ("commits_total", "counter", stats.commits),
+        ("merged_total", "counter", stats.merged),
+        ("dropped_files_total", "counter", stats.dropped_files),
+        ("corrupt_files", "gauge", stats.corrupt_files as u64),
+        ("damaged_blocks_total", "counter", stats.damaged_blocks),
+    ] {
+        writeln!(text, "# TYPE center_store_{name} {kind}\ncenter_store_{name} {value}").expect("strings grow");
+    }
+    if let Some(free) = disk_free(store) {
+        writeln!(text, "# TYPE center_store_disk_free_bytes gauge\ncenter_store_disk_free_bytes {free}")
+            .expect("strings grow");
+    }
+    text
 }

@@ -16,6 +16,7 @@ mod reply;
 mod secret;
 mod session;
 mod sign_in;
+mod stream;
 mod trail;
 
 pub(crate) use access::Access;
@@ -172,7 +173,7 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr, shared: &Arc<Share
         (&Method::GET, "/ping") => return success("pong".into()),
         (&Method::GET, "/healthz") => return text("ok\n".to_owned()),
         (&Method::GET, "/readyz") => return ready(shared),
-        (&Method::GET, "/metrics") => return text(metrics::text(shared)),
+        (&Method::GET, "/metrics") => return text(metrics::text(shared).await),
         (&Method::GET, "/registry/detail") => return registry_detail(&head, shared),
         _ => {}
     }
@@ -278,7 +279,7 @@ async fn command(body: &[u8], caller: &Caller, shared: &Shared) -> Reply {
     }
     let command = Command::from(request.command);
     let detail = summary(&command);
-    let sent = shared.command(&request.agent_id, command, COMMAND_TIMEOUT).await;
+    let sent = shared.command(&request.agent_id, command, &caller.name, COMMAND_TIMEOUT).await;
     let outcome = sent.as_ref().map_or_else(ToString::to_string, |()| "ok".to_owned());
     trail::note(shared, caller, "command", &request.agent_id, &detail, &outcome);
     match sent {

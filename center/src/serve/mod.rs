@@ -9,15 +9,17 @@ mod held;
 mod interpose;
 mod ping;
 mod shared;
+mod site;
 mod transfer;
 mod upload;
 
 pub use crate::http::Instance;
 pub use grpc::Status;
 pub use interpose::{ConnectionStep, Interpose, Step, UploadAt, UploadStep, UploadWatch};
-pub(crate) use shared::{Shared, lock, unix_seconds};
+pub(crate) use shared::{Shared, lock, unix_millis, unix_seconds};
 pub use transfer::CommandError;
 pub(crate) use transfer::Live;
+pub(crate) use upload::{remove as remove_upload, report as upload_report};
 
 use crate::desired::Target;
 use crate::fleet::Fleet;
@@ -35,6 +37,9 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::{runtime, task};
+
+/// Threads that may wait for the disk. Each has a stack.
+const BLOCKING: usize = 32;
 
 /// The settings of a server.
 #[derive(Debug, Clone)]
@@ -62,6 +67,9 @@ pub struct Options {
     pub message_limit: usize,
     /// The longest file in bytes that an agent may upload.
     pub upload_limit: u64,
+    /// Bytes of all uploaded files together, if there is a store. Beyond it, the oldest files go. Uploads that are under way have as much
+    /// again.
+    pub max_uploads: u64,
     /// The largest window of a stream in bytes: what an agent may send while its last message is not stored.
     pub max_window: u32,
     /// Bytes of all streams' windows together, as far as 16 KiB for each allow.
@@ -97,6 +105,7 @@ impl Options {
             max_hosts: 10_000,
             message_limit: 10 << 20,
             upload_limit: 1 << 30,
+            max_uploads: 1 << 30,
             // grpc-go's default.
             max_window: 65_535,
             window_memory: 128 << 20,
@@ -136,8 +145,12 @@ impl Server {
         let http = std::net::TcpListener::bind(options.http).map_err(|error| at(options.http, &error))?;
         options.listen = grpc.local_addr()?;
         options.http = http.local_addr()?;
-        let runtime =
-            runtime::Builder::new_multi_thread().worker_threads(2).thread_name("center").enable_all().build()?;
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .max_blocking_threads(BLOCKING)
+            .thread_name("center")
+            .enable_all()
+            .build()?;
         let handle = runtime.handle().clone();
         let local = match &options.local_dir {
             Some(dir) => {
@@ -148,10 +161,16 @@ impl Server {
             }
             None => None,
         };
+        if let Some(dir) = &options.upload_dir {
+            upload::remove_unfinished(dir);
+        }
         let shared = Arc::new(Shared::new(options, sink, interpose, local.as_ref())?);
         let accepting = {
             let _inside = runtime.enter();
             runtime.spawn(http::accept(listener(http)?, http_tls, Arc::clone(&shared)));
+            if let Some(store) = shared.options.store.clone() {
+                runtime.spawn(site::keep_written(Arc::clone(&shared), store));
+            }
             runtime.spawn(connection::accept(listener(grpc)?, tls, Arc::clone(&shared))).abort_handle()
         };
         let (stop, stopped) = oneshot::channel::<()>();
@@ -180,6 +199,9 @@ impl Server {
         let _inside = self.runtime.enter();
         if tokio::time::timeout(within, gone).await.is_err() {
             log::warn!("streams are still open after {} s, and break now", within.as_secs());
+        }
+        if let Some(store) = &self.shared.options.store {
+            site::write(&self.shared, store, true).await;
         }
     }
 
@@ -222,7 +244,7 @@ impl Server {
         within: Duration,
     ) -> impl Future<Output = Result<(), CommandError>> + Send + 'static {
         let (shared, agent_id) = (Arc::clone(&self.shared), agent_id.to_owned());
-        async move { shared.command(&agent_id, command, within).await }
+        async move { shared.command(&agent_id, command, "", within).await }
     }
 
     /// Sets what every agent should run from now on, unless it has a configuration of its own. The server pushes it once a stream, at

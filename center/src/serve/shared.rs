@@ -2,16 +2,19 @@
 
 use super::interpose::{Interpose, Step};
 use super::transfer::{CommandError, Order};
-use super::{Instance, Options};
+use super::{Instance, Options, site};
 use crate::desired::Desired;
-use crate::fleet::{Fleet, Task};
+use crate::fleet::{Fleet, Progress, Task};
 use crate::http::{Access, LocalKey, Thing, Watched, now_ms, page_url};
 use crate::message::Batch;
 use crate::sink::{Numbered, Refused, Sink};
+use crate::store::FailureKind;
+use crate::store::site::{Site, SiteError};
 use elklet_proto::grpc::{Command, Config};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
@@ -25,8 +28,14 @@ const MESSAGE_ROOM_KIB: u32 = 64 << 10;
 /// Messages that are decompressed at a time. Until they are, nobody knows what room they need.
 const DECODING: usize = 4;
 
+/// Questions to the store's small database at a time. Each has a thread.
+const QUESTIONS: usize = 4;
+
 /// Searches of the store at a time. Those who come later wait.
 const SEARCHES: usize = 2;
+
+/// Exports of records at a time. Each has a page in memory, of 16 MiB at most. Those who come later are told to come again.
+const EXPORTS: usize = 4;
 
 /// What all tasks of a server share.
 pub(crate) struct Shared {
@@ -35,7 +44,14 @@ pub(crate) struct Shared {
     pub(crate) interpose: Arc<dyn Interpose>,
     pub(crate) tokens: Semaphore,
     pub(crate) decoding: Semaphore,
-    pub(crate) searches: Semaphore,
+    pub(crate) searches: Arc<Semaphore>,
+    pub(crate) exports: Arc<Semaphore>,
+    questions: Semaphore,
+    /// Whose turn it is to write hosts.
+    pub(crate) writing: tokio::sync::Mutex<()>,
+    /// Bytes of the uploads that are under way, and how many have begun.
+    pub(crate) receiving: AtomicU64,
+    pub(crate) uploads_begun: AtomicU64,
     room: Semaphore,
     fleet: Mutex<Fleet>,
     /// Wakes those who wait for a change of the fleet.
@@ -52,7 +68,7 @@ impl Shared {
     /// `local` is the key of this host's own commands, if there is one.
     ///
     /// # Errors
-    /// When what agents should run cannot be read, or who may use the HTTP port.
+    /// When what agents should run, who may use the HTTP port, or what the store knows of hosts and tasks, cannot be read.
     pub(crate) fn new(
         options: Options,
         sink: Arc<dyn Sink>,
@@ -64,12 +80,22 @@ impl Shared {
         let desired = kept.unwrap_or_else(|| Desired::new(options.configs.clone()));
         let itself = [("hids_svr_grpc", options.listen), ("hids_svr_http", options.http)];
         let registry = itself.map(|(name, address)| (name.to_owned(), vec![Instance::new(name, address)]));
+        let mut fleet = Fleet::new(options.max_hosts);
+        if let Some(store) = &options.store {
+            site::load(&mut fleet, store.site(), options.max_hosts).map_err(io::Error::other)?;
+            site::give_up_waiting(&mut fleet, store.site(), unix_millis()).map_err(io::Error::other)?;
+        }
         Ok(Self {
             tokens: Semaphore::new(options.conn_limit),
             decoding: Semaphore::new(DECODING),
-            searches: Semaphore::new(SEARCHES),
+            searches: Arc::new(Semaphore::new(SEARCHES)),
+            exports: Arc::new(Semaphore::new(EXPORTS)),
             room: Semaphore::new(MESSAGE_ROOM_KIB as usize),
-            fleet: Mutex::new(Fleet::new(options.max_hosts)),
+            questions: Semaphore::new(QUESTIONS),
+            writing: tokio::sync::Mutex::default(),
+            receiving: AtomicU64::new(0),
+            uploads_begun: AtomicU64::new(0),
+            fleet: Mutex::new(fleet),
             version: watch::Sender::new(()),
             desired: Mutex::new(desired),
             access,
@@ -90,6 +116,22 @@ impl Shared {
         let changed = change(&mut lock(&self.fleet));
         self.version.send_replace(());
         changed
+    }
+
+    /// Changes what nobody waits for.
+    pub(crate) fn quietly<T>(&self, change: impl FnOnce(&mut Fleet) -> T) -> T {
+        change(&mut lock(&self.fleet))
+    }
+
+    /// Has a thread that may wait for the disk ask the store's small database. Returns `None` without a store.
+    pub(crate) async fn site<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Site) -> Result<T, SiteError> + Send + 'static,
+    ) -> Option<Result<T, SiteError>> {
+        let store = self.options.store.clone()?;
+        let _turn = self.questions.acquire().await.expect("nobody closes it");
+        let asked = tokio::task::spawn_blocking(move || ask(store.site())).await;
+        Some(asked.unwrap_or_else(|error| Err(SiteError { kind: FailureKind::Io, error: error.to_string() })))
     }
 
     /// Adds a line to the log, both on standard error and in what is known.
@@ -145,32 +187,79 @@ impl Shared {
         self.room.acquire_many(kib).await.expect("nobody closes it")
     }
 
-    /// Sends a command and waits until the agent has taken it, at most this long.
-    pub(crate) async fn command(&self, agent_id: &str, command: Command, within: Duration) -> Result<(), CommandError> {
-        let task = command.task.as_ref().filter(|task| !task.token.is_empty()).map(|task| Task {
-            agent_id: agent_id.to_owned(),
-            token: task.token.clone(),
-            name: task.object_name.clone(),
-            data_type: task.data_type,
-            sent_at: unix_seconds(),
-            answers: Vec::new(),
-        });
-        let (done, sent) = oneshot::channel();
-        if let Some(task) = task
+    /// Sends a command and waits until the agent has taken it, at most this long. Its task is remembered if it has a token that no other
+    /// task has.
+    pub(crate) async fn command(
+        &self,
+        agent_id: &str,
+        command: Command,
+        by: &str,
+        within: Duration,
+    ) -> Result<(), CommandError> {
+        if let Some(task) = command.task.as_ref().filter(|task| !task.token.is_empty())
             && self.read(|fleet| fleet.live.contains_key(agent_id))
         {
             // Its answer may be here before this hears that it is gone.
-            let token = task.token.clone();
-            self.change(|fleet| fleet.add_task(task));
-            self.watched.changed(Thing::Task, &token);
+            let task = Task::new(task, agent_id, by, unix_millis());
+            self.add_tasks(vec![task]).await.map_err(CommandError::NotKept)?;
         }
-        if !self.order(agent_id, Order::Command(command, done)) {
-            return Err(CommandError::NotConnected(agent_id.to_owned()));
-        }
-        match tokio::time::timeout(within, sent).await {
+        self.send(agent_id, command, within).await
+    }
+
+    /// Remembers tasks that are to be sent. Returns for each whether it was: not if another task has its token.
+    pub(crate) async fn add_tasks(&self, mut tasks: Vec<Task>) -> Result<Vec<bool>, SiteError> {
+        let rows: Vec<_> = tasks.iter().map(Task::row).collect();
+        let ids = match self.site(move |site| site.tasks().add(&rows)).await {
+            Some(ids) => ids?,
+            // The fleet numbers them.
+            None => vec![Some(0); tasks.len()],
+        };
+        let added: Vec<bool> = ids.iter().map(Option::is_some).collect();
+        let tokens: Vec<String> = tasks.iter().map(|task| task.token.clone()).collect();
+        self.change(|fleet| {
+            for (mut task, id) in tasks.drain(..).zip(ids) {
+                if let Some(id) = id {
+                    task.id = id;
+                    fleet.add_task(task);
+                }
+            }
+        });
+        tokens.iter().for_each(|token| self.watched.changed(Thing::Task, token));
+        Ok(added)
+    }
+
+    /// Sends a command whose task is remembered already, and waits until the agent has taken it, at most this long.
+    pub(crate) async fn send(&self, agent_id: &str, command: Command, within: Duration) -> Result<(), CommandError> {
+        match tokio::time::timeout(within, self.begin_sending(agent_id, command)?).await {
             Ok(sent) => sent.unwrap_or(Err(CommandError::StreamEnded)),
             Err(_) => Err(CommandError::NotTaken(within)),
         }
+    }
+
+    /// Has an agent's stream send a command. The stream tells what became of it.
+    pub(crate) fn begin_sending(
+        &self,
+        agent_id: &str,
+        command: Command,
+    ) -> Result<oneshot::Receiver<Result<(), CommandError>>, CommandError> {
+        let token = command.task.as_ref().map(|task| task.token.clone()).filter(|token| !token.is_empty());
+        let (done, sent) = oneshot::channel();
+        if self.order(agent_id, Order::Command(command, done)) {
+            return Ok(sent);
+        }
+        let error = CommandError::NotConnected(agent_id.to_owned());
+        if let Some(token) = token {
+            let (agent_id, at_ms) = (agent_id.to_owned(), unix_millis());
+            self.progress(Progress { token, agent_id, error: Some(error.to_string()), at_ms });
+        }
+        Err(error)
+    }
+
+    /// Notes that a task was sent, or will not be.
+    pub(crate) fn progress(&self, progress: Progress) {
+        let token = progress.token.clone();
+        self.change(|fleet| fleet.progress(progress));
+        self.watched.changed(Thing::Task, &token);
     }
 
     /// Has an agent's stream take a step. Returns false when the agent has none.
@@ -234,6 +323,12 @@ impl fmt::Debug for Shared {
 /// What panics while it looks on fails alone. The server goes on.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns the time in milliseconds since 1970.
+pub(crate) fn unix_millis() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 pub(crate) fn unix_seconds() -> u64 {

@@ -6,9 +6,11 @@
 use super::connection::ConnectionHandle;
 use super::grpc::{Encoding, MessageReader, Outgoing, ReadError, Status};
 use super::interpose::{ConnectionStep, Step};
-use super::shared::{Shared, unix_seconds};
+use super::shared::{Shared, unix_millis, unix_seconds};
+use crate::fleet::Progress;
 use crate::http::Thing;
 use crate::message::{AGENT_HEARTBEAT, Batch, PackagedData};
+use crate::store::site::SiteError;
 use bytes::Bytes;
 use elklet_proto::grpc::Command;
 use h2::server::SendResponse;
@@ -47,6 +49,8 @@ pub enum CommandError {
     NotConnected(String),
     /// The stream ended or broke first.
     StreamEnded,
+    /// The task could not be written to the database, so that its answer would be lost after a restart. It was not sent.
+    NotKept(SiteError),
     /// The agent's flow-control window stayed closed for too long. The command may still be sent later.
     NotTaken(Duration),
 }
@@ -56,6 +60,7 @@ impl fmt::Display for CommandError {
         match self {
             Self::NotConnected(id) => write!(f, "agent {id} is not connected"),
             Self::StreamEnded => write!(f, "the stream ended before the command was sent"),
+            Self::NotKept(error) => write!(f, "the task was not sent, because it could not be kept: {error}"),
             Self::NotTaken(within) => write!(f, "the agent did not take the command within {} s", within.as_secs()),
         }
     }
@@ -184,7 +189,7 @@ impl Transfer<'_> {
                         _ = done.send(Err(CommandError::StreamEnded));
                         break;
                     }
-                    registration.count_command();
+                    registration.sent(command.task.map(|task| task.token));
                     // Whoever asked may be gone. The command is sent all the same.
                     _ = done.send(Ok(()));
                 }
@@ -353,17 +358,23 @@ impl<'a> Registration<'a> {
         }
     }
 
-    fn count_command(&self) {
+    /// A command is on the wire. It may be a task.
+    fn sent(&self, token: Option<String>) {
         self.shared.change(|state| state.count_command(&self.agent_id));
+        if let Some(token) = token.filter(|token| !token.is_empty()) {
+            let (agent_id, at_ms) = (self.agent_id.clone(), unix_millis());
+            self.shared.progress(Progress { token, agent_id, error: None, at_ms });
+        }
     }
 }
 
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
-        self.shared.change(|state| {
+        let unsent = self.shared.change(|state| {
             state.live.remove(&self.agent_id);
-            state.disconnect(&self.agent_id, unix_seconds());
+            state.disconnect(&self.agent_id, unix_seconds())
         });
+        unsent.iter().for_each(|token| self.shared.watched.changed(Thing::Task, token));
         self.shared.watched.changed(Thing::Host, &self.agent_id);
     }
 }

@@ -1,10 +1,15 @@
 //! `/grpc.FileExt/Upload`: a file from a host, in pieces.
+//!
+//! The pieces go into a file beside those that are whole, and get its name at the end. With a store, the agent hears of success once the
+//! file is on the disk and the database knows of it.
 
 use super::connection::ConnectionHandle;
 use super::grpc::{Encoding, MessageReader, Outgoing, ReadError, Status};
 use super::interpose::{UploadAt, UploadStep, UploadWatch};
-use super::shared::{Shared, unix_seconds};
-use crate::fleet::Upload;
+use super::shared::{Shared, unix_millis, unix_seconds};
+use crate::fleet::{Task, Upload};
+use crate::http::Thing;
+use crate::store::site;
 use bytes::Bytes;
 use elklet_proto::grpc::file_upload_response::StatusCode;
 use elklet_proto::grpc::{FileUploadRequest, FileUploadResponse};
@@ -12,13 +17,24 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Request;
 use prost::Message as _;
-use std::fs::{self, File};
-use std::io::Write;
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// The longest file name that is made of a token, well below the limit of file systems.
 const MAX_NAME: usize = 128;
+
+/// Files of one name, before an upload of that name fails.
+const MAX_SAME: usize = 1_000;
+
+/// Uploads that the database knows, those that failed among them. Beyond it, the oldest go with their files.
+const MAX_KNOWN: i64 = 10_000;
+
+/// How the name of a file begins that is not whole. No token's does.
+const UNFINISHED: &str = ".part-";
 
 /// Serves one upload to its end.
 pub(crate) async fn serve(
@@ -55,8 +71,8 @@ async fn answer(
     let limit = shared.options.message_limit;
     let reader =
         MessageReader::new(request.into_body(), encoding, limit, connection.window, connection.unstored.clone());
-    let pieces = Pieces { reader, limit, file_limit: shared.options.upload_limit };
-    let (upload, reset) = receive(pieces, shared.options.upload_dir.as_deref(), watch).await;
+    let pieces = Pieces { reader, limit };
+    let (upload, reset) = receive(shared, pieces, watch).await;
     if reset {
         outgoing.reset(h2::Reason::INTERNAL_ERROR);
         shared.change(|fleet| fleet.add_upload(upload));
@@ -72,25 +88,34 @@ async fn answer(
     if let Err(refused) = shared.sink.take_upload(&upload).await {
         shared.sink_refused(refused);
     }
-    shared.change(|fleet| fleet.add_upload(upload));
+    let token = upload.token.clone();
+    shared.change(|fleet| {
+        fleet.answer_task(&upload.token, &report(&upload), unix_millis());
+        fleet.add_upload(upload);
+    });
+    shared.watched.changed(Thing::Task, &token);
 }
 
 /// Returns the upload, and whether it is to be reset instead of answered.
-async fn receive(mut pieces: Pieces, dir: Option<&Path>, mut watch: UploadWatch) -> (Upload, bool) {
-    let mut upload = Upload { token: String::new(), path: PathBuf::new(), len: 0, error: None, svr_time: 0 };
-    let outcome = receive_into(&mut upload, &mut pieces, dir, &mut watch).await;
+async fn receive(shared: &Shared, mut pieces: Pieces, mut watch: UploadWatch) -> (Upload, bool) {
+    let mut upload = Upload { svr_time: unix_seconds(), ..Upload::default() };
+    let received = receive_into(shared, &mut upload, &mut pieces, &mut watch).await;
+    let outcome = match received {
+        Ok(receiving) => place(shared, receiving, &mut upload).await.map_err(Failed::Because),
+        Err(failed) => Err(failed),
+    };
     let reset = matches!(outcome, Err(Failed::Reset));
     if let Err(error) = outcome {
-        if !upload.path.as_os_str().is_empty() {
-            // Half a file is of no use, so it goes. If it cannot be removed, it does no harm either.
-            _ = fs::remove_file(&upload.path);
-        }
+        upload.path = PathBuf::new();
         upload.error = Some(match error {
             Failed::Reset => "it was reset".to_owned(),
             Failed::Because(reason) => reason,
         });
+        let row = upload.clone();
+        if let Some(Err(error)) = shared.site(move |site| know(site, Path::new(""), row, u64::MAX)).await {
+            shared.note(format!("that an upload failed is not kept: {error}"));
+        }
     }
-    upload.svr_time = unix_seconds();
     (upload, reset)
 }
 
@@ -106,33 +131,195 @@ impl From<String> for Failed {
     }
 }
 
-async fn receive_into(
+/// A file that is not whole. It is removed unless it gets another name.
+struct Receiving<'a> {
+    path: PathBuf,
+    /// Nothing while a thread has it.
+    file: Option<File>,
+    /// Bytes of all uploads that are under way, and this one's part of them.
+    all: &'a AtomicU64,
+    bytes: u64,
+}
+
+impl Drop for Receiving<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Relaxed);
+        // Half a file is of no use. If it cannot be removed, the next start does it.
+        _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Has a thread that may wait for the disk do something.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+impl<'a> Receiving<'a> {
+    async fn begin(shared: &'a Shared, dir: &Path) -> io::Result<Self> {
+        let number = shared.uploads_begun.fetch_add(1, Relaxed);
+        let (dir, path) = (dir.to_owned(), dir.join(format!("{UNFINISHED}{number}")));
+        let created = path.clone();
+        let file = blocking(move || {
+            fs::create_dir_all(&dir)?;
+            File::create(created)
+        });
+        Ok(Self { file: Some(file.await?), path, all: &shared.receiving, bytes: 0 })
+    }
+
+    async fn write(&mut self, data: Vec<u8>) -> io::Result<()> {
+        let mut file = self.file.take().ok_or_else(|| io::Error::other("an earlier piece was not written"))?;
+        self.file = Some(blocking(move || file.write_all(&data).map(|()| file)).await?);
+        Ok(())
+    }
+}
+
+async fn receive_into<'a>(
+    shared: &'a Shared,
     upload: &mut Upload,
     pieces: &mut Pieces,
-    dir: Option<&Path>,
     watch: &mut UploadWatch,
-) -> Result<(), Failed> {
+) -> Result<Receiving<'a>, Failed> {
     let first = pieces.next().await?.ok_or_else(|| "the stream ended before its first message".to_owned())?;
     upload.token = first.token;
-    let dir = dir.ok_or_else(|| "the center has no directory for uploads".to_owned())?;
-    fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-    upload.path = dir.join(file_name(&upload.token));
-    let failed = |error| format!("{}: {error}", upload.path.display());
-    let mut file = File::create(&upload.path).map_err(failed)?;
+    let (limit, most) = (shared.options.upload_limit, shared.options.max_uploads);
+    let dir =
+        shared.options.upload_dir.as_deref().ok_or_else(|| "the center has no directory for uploads".to_owned())?;
+    let failed = |error: io::Error| Failed::Because(format!("{}: {error}", dir.display()));
+    let mut receiving = Receiving::begin(shared, dir).await.map_err(failed)?;
     let mut piece = Some(first.data);
     while let Some(data) = piece {
-        upload.len += data.len() as u64;
-        if upload.len > pieces.file_limit {
-            return Err(Failed::Because(format!(
-                "a file of {} bytes or more, the limit is {}",
-                upload.len, pieces.file_limit
-            )));
+        let len = data.len() as u64;
+        upload.len += len;
+        if upload.len > limit {
+            return Err(Failed::Because(format!("a file of {} bytes or more, the limit is {limit}", upload.len)));
         }
-        file.write_all(&data).map_err(failed)?;
+        receiving.bytes += len;
+        let all = receiving.all.fetch_add(len, Relaxed) + len;
+        if all > most {
+            return Err(Failed::Because(format!("the uploads under way have {all} bytes, the limit is {most}")));
+        }
+        receiving.write(data).await.map_err(failed)?;
         obey(watch(UploadAt::Taken(upload.len))).await?;
         piece = pieces.next().await?.map(|request| request.data);
     }
-    obey(watch(UploadAt::End)).await
+    obey(watch(UploadAt::End)).await?;
+    Ok(receiving)
+}
+
+/// Gives a whole file its name, and has the database know of it.
+async fn place(shared: &Shared, mut receiving: Receiving<'_>, upload: &mut Upload) -> Result<(), String> {
+    let Some(dir) = receiving.path.parent().map(Path::to_owned) else { return Err("it has no directory".to_owned()) };
+    let (file, part, token) = (receiving.file.take(), receiving.path.clone(), upload.token.clone());
+    let (shown, uploads) = (dir.display().to_string(), dir.clone());
+    let placed = blocking(move || {
+        file.map_or(Ok(()), |file| file.sync_all())?;
+        let path = free_name(&dir, &file_name(&token))?;
+        // A crash in between leaves an empty file, which the database does not know.
+        fs::rename(&part, &path)?;
+        File::open(&dir)?.sync_all()?;
+        Ok(path)
+    });
+    upload.path = placed.await.map_err(|error| format!("{shown}: {error}"))?;
+    let (row, most) = (upload.clone(), shared.options.max_uploads);
+    match shared.site(move |site| know(site, &uploads, row, most)).await {
+        None => Ok(()),
+        Some(Ok((known, gone))) => {
+            *upload = known;
+            if !gone.is_empty() {
+                shared.change(|fleet| {
+                    fleet.uploads.retain(|upload| !gone.contains(&upload.id));
+                    fleet.note(format!("{} old uploads are removed to make room", gone.len()));
+                });
+            }
+            Ok(())
+        }
+        Some(Err(error)) => {
+            let path = upload.path.clone();
+            // Nobody would know of it. If it cannot be removed, whoever looks after the disk finds it.
+            _ = blocking(move || fs::remove_file(path)).await;
+            Err(error.to_string())
+        }
+    }
+}
+
+/// Takes a name that no file has.
+fn free_name(dir: &Path, name: &str) -> io::Result<PathBuf> {
+    for n in 0..MAX_SAME {
+        let path = if n == 0 { dir.join(name) } else { dir.join(format!("{name}.{n}")) };
+        match OpenOptions::new().write(true).create_new(true).open(&path) {
+            Ok(_) => return Ok(path),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::other(format!("there are {MAX_SAME} files {name:?}")))
+}
+
+/// Writes an upload to the database, answers its task, and removes the oldest uploads if all together have more than `most` bytes. Returns
+/// it with its number and its task's agent, and the numbers of those that were removed.
+fn know(site: &site::Site, dir: &Path, mut upload: Upload, most: u64) -> Result<(Upload, Vec<i64>), site::SiteError> {
+    if let Some(task) = site.tasks().get(&upload.token)? {
+        let data: serde_json::Value = serde_json::from_str(&task.data).unwrap_or_default();
+        upload.host_path = data["path"].as_str().unwrap_or_default().to_owned();
+        upload.agent_id = task.agent_id;
+    }
+    upload.id = site.uploads().add(&site::Upload {
+        id: 0,
+        token: upload.token.clone(),
+        agent_id: upload.agent_id.clone(),
+        path: upload.host_path.clone(),
+        file: upload.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+        bytes: upload.len.cast_signed(),
+        error: upload.error.clone().unwrap_or_default(),
+        received_ms: unix_millis(),
+    })?;
+    let report = report(&upload);
+    site.tasks().revise(&[&upload.token], |row| {
+        let mut task = Task::from(row.clone());
+        let news = task.answer(&report, unix_millis());
+        *row = task.row();
+        news
+    })?;
+    let mut gone = Vec::new();
+    while let Some((oldest, known)) = site.uploads().oldest()?
+        && oldest.id != upload.id
+        && (known > MAX_KNOWN || site.uploads().bytes()?.cast_unsigned() > most)
+    {
+        remove(site, dir, &oldest)?;
+        gone.push(oldest.id);
+    }
+    Ok((upload, gone))
+}
+
+/// Removes an upload with its file, which lies in `dir`.
+pub(crate) fn remove(site: &site::Site, dir: &Path, upload: &site::Upload) -> Result<bool, site::SiteError> {
+    if !upload.file.is_empty()
+        && let Err(error) = fs::remove_file(dir.join(&upload.file))
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        log::warn!("{}: {error}", upload.file);
+    }
+    site.uploads().remove(upload.id)
+}
+
+/// Returns what AgentCenter itself reports about an upload, in the shape of an answer.
+pub(crate) fn report(upload: &Upload) -> BTreeMap<String, String> {
+    let status = if upload.error.is_none() { "succeed" } else { "failed" };
+    let message = upload.error.clone().unwrap_or_else(|| upload.path.display().to_string());
+    let fields = [("token", upload.token.clone()), ("status", status.to_owned()), ("msg", message)];
+    fields.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+/// Removes the files of uploads that a center did not receive to their ends before it ended itself.
+pub(super) fn remove_unfinished(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(UNFINISHED))
+            && let Err(error) = fs::remove_file(entry.path())
+        {
+            log::warn!("{}: {error}", entry.path().display());
+        }
+    }
 }
 
 async fn obey(step: UploadStep) -> Result<(), Failed> {
@@ -148,7 +335,6 @@ async fn obey(step: UploadStep) -> Result<(), Failed> {
 struct Pieces {
     reader: MessageReader,
     limit: usize,
-    file_limit: u64,
 }
 
 impl Pieces {
@@ -178,6 +364,43 @@ fn file_name(token: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::TaskState;
+    use crate::store::{Settings, Store};
+    use elklet_proto::grpc;
+
+    #[test]
+    fn the_oldest_uploads_make_room_for_new_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("data"), Settings::default()).unwrap();
+        let task = grpc::Task { token: "t2".into(), data: "{\"path\":\"/etc/hosts\"}".into(), ..Default::default() };
+        store.site().tasks().add(&[Task::new(&task, "a", "ann", 1).row()]).unwrap();
+        let upload = |token: &str| {
+            let path = free_name(dir.path(), "same").unwrap();
+            fs::write(&path, token).unwrap();
+            know(store.site(), dir.path(), Upload { token: token.into(), path, len: 40, ..Upload::default() }, 100)
+                .unwrap()
+        };
+        let (first, _) = upload("t1");
+        let (second, gone) = upload("t2");
+        assert_eq!((second.agent_id.as_str(), second.host_path.as_str(), gone), ("a", "/etc/hosts", vec![]));
+        assert_ne!(first.path, second.path, "tokens may have the same file name");
+        let task = Task::from(store.site().tasks().get("t2").unwrap().unwrap());
+        assert_eq!((task.state, task.answers), (TaskState::Answered, vec![report(&second)]));
+        let (third, gone) = upload("t3");
+        assert_eq!(gone, [first.id]);
+        assert!(!first.path.exists() && second.path.exists() && third.path.exists());
+    }
+
+    #[test]
+    fn what_a_crash_left_behind_goes_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [".part-7", "t.part-7"] {
+            fs::write(dir.path().join(name), name).unwrap();
+        }
+        remove_unfinished(dir.path());
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["t.part-7"]);
+    }
 
     #[test]
     fn a_token_stays_in_its_directory() {

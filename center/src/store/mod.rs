@@ -296,6 +296,21 @@ impl Store {
         &self.site
     }
 
+    /// How the store works.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.shared.settings
+    }
+
+    /// Bytes that this process may still write to the disk that the store is on.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn disk_free(&self) -> std::io::Result<u64> {
+        let disk = rustix::fs::statvfs(self.shared.files.dir())?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
     /// What the store holds and does.
     #[must_use]
     pub fn stats(&self) -> Stats {

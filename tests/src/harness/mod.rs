@@ -246,8 +246,8 @@ impl Site {
     pub fn heartbeats(&self, agent: &Agent) -> Heartbeats {
         let known = self.center().read(|state| state.agent(agent.id()));
         Heartbeats {
-            agent: known.heartbeat.expect("the stream has brought a heartbeat").fields,
-            plugins: known.plugins.into_iter().map(|(name, heartbeat)| (name, heartbeat.fields)).collect(),
+            agent: known.heartbeat.expect("the stream has brought a heartbeat").fields(),
+            plugins: known.plugins.into_iter().map(|(name, heartbeat)| (name, heartbeat.fields())).collect(),
         }
     }
 }

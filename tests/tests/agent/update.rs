@@ -165,7 +165,7 @@ fn a_new_program_takes_over_and_stays() {
         known.streams > streams && known.heartbeat.is_some()
     });
     let heartbeat = site.center().read(|state| state.agent(agent.id()).heartbeat).unwrap();
-    assert_eq!(heartbeat.host["version"], NEXT_VERSION);
+    assert_eq!(heartbeat.host.version, NEXT_VERSION);
     assert_eq!(web.asked_for(&offer), 1);
 }
 

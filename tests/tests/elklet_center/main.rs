@@ -5,6 +5,7 @@ mod access;
 mod browser;
 mod delivery;
 mod program;
+mod site;
 #[path = "../support/mod.rs"]
 // Some of it is for the other tests of the center.
 #[allow(dead_code)]

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 pub(crate) struct Program {
-    child: Child,
+    pub(crate) child: Child,
     pub(crate) grpc: SocketAddr,
     pub(crate) http: SocketAddr,
 }
@@ -34,7 +34,7 @@ impl Program {
         Self { child, grpc: grpc.parse().unwrap(), http: http.parse().unwrap() }
     }
 
-    fn get(&self, path: &str) -> Value {
+    pub(crate) fn get(&self, path: &str) -> Value {
         http::get(self.http, path).json()
     }
 }

@@ -3,18 +3,25 @@
 //! An answer is the object or the list that was asked for. An error is `{"error": TEXT}` with a status of 400 or more.
 
 mod audit;
+mod export;
 mod hosts;
 mod plugins;
 mod records;
+mod store;
 mod stream;
 mod tasks;
+mod uploads;
 mod users;
+
+pub(super) use store::disk_free;
 
 use super::caller::{Caller, Role};
 use super::reply::{Reply, json_response};
 use super::trail;
 use crate::desired::{Desired, TooMuch};
 use crate::serve::Shared;
+use crate::store::site::SiteError;
+use export::Form;
 use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -91,12 +98,17 @@ async fn route(part: &str, ask: &Ask<'_>) -> Answer {
     ask.must(if [Method::GET, Method::HEAD].contains(ask.method) { Role::View } else { Role::Operate })?;
     match part {
         "audit" => audit::answer(ask),
-        "hosts" => hosts::answer(ask),
+        "hosts" => hosts::answer(ask).await,
+        "groups" => hosts::groups(ask),
         "links" => users::links(ask),
         "tasks" => tasks::answer(ask).await,
         "plugins" => plugins::answer(ask),
         "records" => records::answer(ask).await,
+        "records.csv" => export::answer(ask, Form::Csv),
+        "records.ndjson" => export::answer(ask, Form::Ndjson),
+        "store" => store::answer(ask).await,
         "stream" => stream::answer(ask),
+        "uploads" => uploads::answer(ask).await,
         "users" => users::answer(ask).await,
         _ => no_route(ask),
     }
@@ -124,6 +136,11 @@ fn failed(error: &dyn std::fmt::Display) -> Refusal {
     Refusal { status: StatusCode::INTERNAL_SERVER_ERROR, error: error.to_string() }
 }
 
+/// A change that could not be written to the database, and did not happen.
+fn unkept(error: &SiteError) -> Refusal {
+    Refusal { status: StatusCode::INSUFFICIENT_STORAGE, error: format!("the change could not be kept: {error}") }
+}
+
 fn change_desired(shared: &Shared, change: impl FnOnce(&mut Desired) -> Result<(), TooMuch>) -> Result<(), Refusal> {
     match shared.change_desired(change) {
         Ok(Ok(())) => Ok(()),
@@ -147,6 +164,12 @@ impl Query<'_> {
             let (key, value) = pair.split_once('=')?;
             Some((decoded(&key.replace('+', " "))?, decoded(&value.replace('+', " "))?))
         })
+    }
+
+    /// Returns a parameter that is a number.
+    fn number(&self, name: &str) -> Result<Option<i64>, Refusal> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| bad(&format!("{name}={text}, expected a number")))
     }
 
     fn limit(&self) -> Result<usize, Refusal> {

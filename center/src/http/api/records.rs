@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// How long a search may take. The page says where it goes on.
-const SEARCH_TIME: Duration = Duration::from_secs(5);
+pub(super) const SEARCH_TIME: Duration = Duration::from_secs(5);
 
 /// `?host=NAME|ID`, `?type=59,101`, `?since=S&until=S` (seconds since 1970, when they were received), `?field.NAME=VALUE`,
 /// `?contains.NAME=TEXT`, `?order=newest|oldest`, `?limit=N`, `?cursor=N` (the `next` of the page before).
@@ -21,7 +21,7 @@ pub(super) async fn answer(ask: &Ask<'_>) -> Answer {
     let Some(store) = ask.shared.options.store.clone() else {
         return refuse(StatusCode::NOT_FOUND, "this center has no store");
     };
-    let wanted = wanted(&ask.query)?;
+    let wanted = wanted(&ask.query, ask.query.limit()?, &[])?;
     let _turn = ask.shared.searches.acquire().await.expect("nobody closes it");
     // Whoever asked may go away, and nobody needs the answer then.
     let cancel = Cancel(Arc::default());
@@ -76,13 +76,15 @@ pub(super) fn record(found: &Found) -> Value {
     value
 }
 
-fn wanted(query: &Query<'_>) -> Result<store::Query, Refusal> {
-    let mut wanted = store::Query { limit: query.limit()?, ..store::Query::default() };
+/// Returns what a request searches for. The parameters in `others` are somebody else's.
+pub(super) fn wanted(query: &Query<'_>, limit: usize, others: &[&str]) -> Result<store::Query, Refusal> {
+    let mut wanted = store::Query { limit, ..store::Query::default() };
     let mut received = BTreeMap::from([("since", i64::MIN), ("until", i64::MAX)]);
     for (name, value) in query.all() {
         let wrong = || bad(&format!("{name}={value} makes no sense"));
         match name.as_str() {
             "limit" => {}
+            name if others.contains(&name) => {}
             "host" => wanted.host = Some(value),
             "type" => {
                 let types = value.split(',').map(str::parse);
@@ -121,9 +123,8 @@ mod tests {
 
     #[test]
     fn a_query_says_what_is_searched_for() {
-        let query =
-            Query("host=gw1&type=59,101&since=10&until=20&field.exe=%2Fusr%2Fbin%2Fcurl&order=oldest&limit=5&cursor=7");
-        let wanted = wanted(&query).unwrap();
+        let query = Query("host=gw1&type=59,101&since=10&until=20&field.exe=%2Fusr%2Fbin%2Fcurl&order=oldest&cursor=7");
+        let wanted = wanted(&query, 5, &[]).unwrap();
         assert_eq!((wanted.host.as_deref(), &wanted.data_types[..]), (Some("gw1"), &[59, 101][..]));
         assert_eq!((wanted.received_ms, wanted.limit, wanted.cursor), (10_000..=20_000, 5, Some(7)));
         assert_eq!((wanted.order, wanted.conditions[0].value.as_str()), (Order::Oldest, "/usr/bin/curl"));
@@ -131,9 +132,9 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        for text in ["type=x", "since=now", "since=9223372036854775807", "order=odd", "cursor=-1", "hots=a", "limit=0"]
+        for text in ["type=x", "since=now", "since=9223372036854775807", "order=odd", "cursor=-1", "hots=a", "fields=a"]
         {
-            assert!(wanted(&Query(text)).is_err(), "{text}");
+            assert!(wanted(&Query(text), 1, &[]).is_err(), "{text}");
         }
     }
 }

@@ -63,12 +63,15 @@ impl Hosts<'_> {
         self.0.list(sql, params![after, rows(limit)], host)
     }
 
-    /// Forgets a host, and returns whether it was known.
+    /// Forgets hosts in one transaction, and returns how many were known.
     ///
     /// # Errors
     /// The database cannot be written.
-    pub fn remove(&self, agent_id: &str) -> Result<bool, SiteError> {
-        self.0.change(|tx| Ok(tx.execute("DELETE FROM hosts WHERE agent_id = ?1", [agent_id])? > 0))
+    pub fn remove(&self, agent_ids: &[&str]) -> Result<usize, SiteError> {
+        self.0.change(|tx| {
+            let mut remove = tx.prepare_cached("DELETE FROM hosts WHERE agent_id = ?1")?;
+            agent_ids.iter().try_fold(0, |removed, agent_id| Ok(removed + remove.execute([agent_id])?))
+        })
     }
 }
 
@@ -98,8 +101,8 @@ mod tests {
             |site| {
                 site.hosts().upsert(&[host("a", 1), host("b", 2), host("c", 3)]).unwrap();
                 site.hosts().upsert(&[host("b", 9)]).unwrap();
-                assert!(site.hosts().remove("a").unwrap());
-                assert!(!site.hosts().remove("a").unwrap());
+                assert_eq!(site.hosts().remove(&["a", "d"]), Ok(1));
+                assert_eq!(site.hosts().remove(&["a"]), Ok(0));
             },
             |site| {
                 let b = Host { first_seen_ms: 2, ..host("b", 9) };

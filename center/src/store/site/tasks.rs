@@ -2,7 +2,8 @@
 
 use super::{Site, SiteError, rows};
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
-use rusqlite::{Row, params};
+use rusqlite::{OptionalExtension, Row, params};
+use serde::Serialize;
 
 /// The newest tasks are kept, so many.
 const KEPT: i64 = 100_000;
@@ -35,7 +36,8 @@ pub struct Task {
 }
 
 /// How far a task is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum TaskState {
     /// It waits for the agent.
     Waiting,
@@ -71,41 +73,67 @@ impl FromSql for TaskState {
 pub struct Tasks<'a>(pub(super) &'a Site);
 
 impl Tasks<'_> {
-    /// Adds a task, and returns its number; `id` is not looked at. The oldest tasks beyond 100,000 are forgotten.
-    ///
-    /// # Errors
-    /// The database cannot be written, or there is a task with this token.
-    pub fn add(&self, task: &Task) -> Result<i64, SiteError> {
-        self.0.change(|tx| {
-            tx.prepare_cached(
-                "INSERT INTO tasks (token, agent_id, object_name, data_type, data, state, answer, created_by, created_ms, changed_ms)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-            )?
-            .execute(params![
-                task.token,
-                task.agent_id,
-                task.object_name,
-                task.data_type,
-                task.data,
-                task.state,
-                task.answer,
-                task.created_by,
-                task.created_ms,
-                task.changed_ms
-            ])?;
-            let id = tx.last_insert_rowid();
-            tx.execute("DELETE FROM tasks WHERE id <= ?1", [id - KEPT])?;
-            Ok(id)
-        })
-    }
-
-    /// Tells how far a task is, and returns whether there is one with this token.
+    /// Adds tasks in one transaction, and returns their numbers; `id` is not looked at. A task whose token another one has is not added
+    /// and has no number. The oldest tasks beyond 100,000 are forgotten.
     ///
     /// # Errors
     /// The database cannot be written.
-    pub fn update(&self, token: &str, state: TaskState, answer: &str, changed_ms: i64) -> Result<bool, SiteError> {
-        let sql = "UPDATE tasks SET state = ?2, answer = ?3, changed_ms = ?4 WHERE token = ?1";
-        self.0.change(|tx| Ok(tx.execute(sql, params![token, state, answer, changed_ms])? > 0))
+    pub fn add(&self, tasks: &[Task]) -> Result<Vec<Option<i64>>, SiteError> {
+        self.0.change(|tx| {
+            let mut insert = tx.prepare_cached(
+                "INSERT INTO tasks (token, agent_id, object_name, data_type, data, state, answer, created_by, created_ms, changed_ms)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT DO NOTHING",
+            )?;
+            let mut ids = Vec::with_capacity(tasks.len());
+            for task in tasks {
+                let added = insert.execute(params![
+                    task.token,
+                    task.agent_id,
+                    task.object_name,
+                    task.data_type,
+                    task.data,
+                    task.state,
+                    task.answer,
+                    task.created_by,
+                    task.created_ms,
+                    task.changed_ms
+                ])?;
+                ids.push((added > 0).then(|| tx.last_insert_rowid()));
+            }
+            if let Some(newest) = ids.iter().flatten().max() {
+                tx.execute("DELETE FROM tasks WHERE id <= ?1", [newest - KEPT])?;
+            }
+            Ok(ids)
+        })
+    }
+
+    /// Has `change` look at the task of each token, in one transaction. Where it returns true, the task's state, answer and time of
+    /// change are kept. Returns for how many that was so. Without any, nothing is written.
+    ///
+    /// # Errors
+    /// The database cannot be read or written.
+    pub fn revise(&self, tokens: &[&str], mut change: impl FnMut(&mut Task) -> bool) -> Result<usize, SiteError> {
+        self.0.change(|tx| {
+            let mut find = tx.prepare_cached("SELECT * FROM tasks WHERE token = ?1")?;
+            let mut write =
+                tx.prepare_cached("UPDATE tasks SET state = ?2, answer = ?3, changed_ms = ?4 WHERE token = ?1")?;
+            let mut revised = 0;
+            for token in tokens {
+                let Some(mut task) = find.query_row([token], task).optional()? else { continue };
+                if change(&mut task) {
+                    revised += write.execute(params![token, task.state, task.answer, task.changed_ms])?;
+                }
+            }
+            Ok(revised)
+        })
+    }
+
+    /// The tokens of the tasks that wait for their agents, oldest first, at most 10,000.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn waiting(&self) -> Result<Vec<String>, SiteError> {
+        self.0.list("SELECT token FROM tasks WHERE state = 'waiting' ORDER BY id", [], |row| row.get(0))
     }
 
     /// The task with this token.
@@ -176,21 +204,25 @@ mod tests {
     fn a_task_and_its_answer_are_there_after_a_restart() {
         across_a_restart(
             |site| {
-                for (token, agent_id) in [("t1", "a"), ("t2", "b"), ("t3", "a")] {
-                    site.tasks().add(&task(0, token, agent_id)).unwrap();
-                }
-                assert!(site.tasks().add(&task(0, "t1", "b")).is_err(), "the token is taken");
-                assert!(site.tasks().update("t1", TaskState::Answered, "done", 9).unwrap());
-                assert!(!site.tasks().update("no such token", TaskState::Sent, "", 9).unwrap());
+                let tasks = [("t1", "a"), ("t2", "b"), ("t1", "b"), ("t3", "a")];
+                let tasks = tasks.map(|(token, agent_id)| task(0, token, agent_id));
+                let ids = site.tasks().add(&tasks).unwrap();
+                assert_eq!(ids, [Some(1), Some(2), None, Some(4)], "t1 is taken, and a number is left out");
+                let revised = site.tasks().revise(&["t1", "no such token", "t2"], |task| {
+                    (task.state, task.answer, task.changed_ms) = (TaskState::Answered, "done".into(), 9);
+                    task.token == "t1"
+                });
+                assert_eq!(revised, Ok(1));
+                assert_eq!(site.tasks().waiting().unwrap(), ["t2", "t3"]);
             },
             |site| {
                 let answered =
                     Task { state: TaskState::Answered, answer: "done".into(), changed_ms: 9, ..task(1, "t1", "a") };
-                let (second, third) = (task(2, "t2", "b"), task(3, "t3", "a"));
+                let (second, third) = (task(2, "t2", "b"), task(4, "t3", "a"));
                 assert_eq!(site.tasks().get("t1").unwrap().as_ref(), Some(&answered));
                 assert_eq!(site.tasks().get("t9").unwrap(), None);
                 assert_eq!(site.tasks().list(Some("a"), None, 9).unwrap(), [third.clone(), answered.clone()]);
-                assert_eq!(site.tasks().list(Some("a"), Some(3), 9).unwrap(), [answered]);
+                assert_eq!(site.tasks().list(Some("a"), Some(4), 9).unwrap(), [answered]);
                 assert_eq!(site.tasks().list(None, None, 2).unwrap(), [third, second]);
             },
         );

@@ -76,6 +76,24 @@ impl Uploads<'_> {
         self.0.list(sql, params![before.unwrap_or(i64::MAX), rows(limit)], upload)
     }
 
+    /// Bytes of all files together.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn bytes(&self) -> Result<i64, SiteError> {
+        let sum = self.0.one("SELECT COALESCE(SUM(bytes), 0) FROM uploads WHERE error = ''", [], |row| row.get(0))?;
+        Ok(sum.unwrap_or_default())
+    }
+
+    /// The oldest upload, and how many there are.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn oldest(&self) -> Result<Option<(Upload, i64)>, SiteError> {
+        let sql = "SELECT *, (SELECT COUNT(*) FROM uploads) FROM uploads ORDER BY id LIMIT 1";
+        self.0.one(sql, [], |row| Ok((upload(row)?, row.get(8)?)))
+    }
+
     /// Forgets an upload, whose file the caller has removed, and returns whether it was known.
     ///
     /// # Errors
@@ -124,14 +142,17 @@ mod tests {
                     site.uploads().add(&upload(0, token)).unwrap();
                 }
                 assert!(site.uploads().remove(1).unwrap());
+                site.uploads().add(&Upload { error: "broke off".into(), ..upload(0, "t9") }).unwrap();
             },
             |site| {
                 assert_eq!(site.uploads().get(1).unwrap(), None);
                 assert_eq!(site.uploads().get(2).unwrap(), Some(upload(2, "t2")));
                 assert_eq!(site.uploads().of_token("t2").unwrap(), Some(upload(3, "t2")));
-                assert_eq!(site.uploads().list(None, 9).unwrap(), [upload(3, "t2"), upload(2, "t2")]);
+                assert_eq!(site.uploads().list(Some(4), 9).unwrap(), [upload(3, "t2"), upload(2, "t2")]);
                 assert_eq!(site.uploads().list(Some(3), 9).unwrap(), [upload(2, "t2")]);
-                assert_eq!(site.uploads().add(&upload(0, "t3")).unwrap(), 4, "a number is not given twice");
+                assert_eq!(site.uploads().bytes(), Ok(14), "without those that are not whole");
+                assert_eq!(site.uploads().oldest().unwrap(), Some((upload(2, "t2"), 3)));
+                assert_eq!(site.uploads().add(&upload(0, "t3")).unwrap(), 5, "a number is not given twice");
             },
         );
     }
