@@ -4,10 +4,13 @@
 //! `transfer` and `upload`.
 
 use super::held::Unstored;
+use bytes::buf::Reader;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use snap::read::FrameDecoder;
+use std::cell::Cell;
 use std::fmt;
 use std::future::poll_fn;
 use std::io::{Read, Write};
@@ -264,13 +267,32 @@ impl MessageReader {
     }
 }
 
-fn unsnappy(body: &[u8], limit: usize) -> Result<Bytes, ReadError> {
+thread_local! {
+    /// The decoder of the thread's last message. A new one has 140 KiB, which would be freed after each message, and taken by whatever
+    /// lives for long.
+    static DECODER: Cell<Option<FrameDecoder<Reader<Bytes>>>> = const { Cell::new(None) };
+}
+
+/// How a stream of snappy's framing format begins. A decoder that has seen it once does not insist on it again.
+const SNAPPY_BEGIN: &[u8] = b"\xff\x06\0\0";
+
+fn unsnappy(body: &Bytes, limit: usize) -> Result<Bytes, ReadError> {
     let mut decoded = Vec::with_capacity(body.len().saturating_mul(4).min(limit));
     let one_too_many = limit as u64 + 1;
-    snap::read::FrameDecoder::new(body).take(one_too_many).read_to_end(&mut decoded).map_err(ReadError::Snappy)?;
+    let mut decoder = match DECODER.take().filter(|_| body.starts_with(SNAPPY_BEGIN)) {
+        Some(mut decoder) => {
+            *decoder.get_mut() = body.clone().reader();
+            decoder
+        }
+        None => FrameDecoder::new(body.clone().reader()),
+    };
+    // After an error, or a message that was not read to its end, the decoder holds what belongs to nobody.
+    decoder.by_ref().take(one_too_many).read_to_end(&mut decoded).map_err(ReadError::Snappy)?;
     if decoded.len() > limit {
         return Err(ReadError::DecodesTooLong { limit });
     }
+    *decoder.get_mut() = Bytes::new().reader();
+    DECODER.set(Some(decoder));
     Ok(decoded.into())
 }
 
@@ -377,9 +399,17 @@ mod tests {
 
     #[test]
     fn snappy_bomb_stops_at_the_limit() {
-        let message = Encoding::Snappy.message(&vec![0; 100_000]);
-        assert_eq!(unsnappy(&message[PREFIX_LEN..], 100_000).unwrap().len(), 100_000);
-        assert!(matches!(unsnappy(&message[PREFIX_LEN..], 99_999), Err(ReadError::DecodesTooLong { limit: 99_999 })));
-        assert!(matches!(unsnappy(b"not snappy", 100), Err(ReadError::Snappy(_))));
+        let message = Encoding::Snappy.message(&vec![0; 100_000]).slice(PREFIX_LEN..);
+        // The second time with the decoder of the first, and then with one that others have left.
+        for _ in 0..2 {
+            assert_eq!(unsnappy(&message, 100_000).unwrap().len(), 100_000);
+        }
+        assert!(matches!(unsnappy(&message, 99_999), Err(ReadError::DecodesTooLong { limit: 99_999 })));
+        assert_eq!(unsnappy(&message, 100_000).unwrap().len(), 100_000);
+        let broken = [Bytes::from_static(b"not snappy"), message.slice(10..), message.slice(..message.len() - 1)];
+        for body in broken {
+            assert!(matches!(unsnappy(&body, 100_000), Err(ReadError::Snappy(_))));
+            assert_eq!(unsnappy(&message, 100_000).unwrap(), vec![0; 100_000]);
+        }
     }
 }
