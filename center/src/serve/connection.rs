@@ -45,7 +45,8 @@ pub(crate) struct ConnectionHandle {
     pub(crate) window: u32,
     /// What PINGs wait for, if they wait.
     pub(crate) unstored: Option<Unstored>,
-    orders: mpsc::UnboundedSender<ConnectionStep>,
+    /// A channel has room for 32 values from the beginning, which is why they are boxed.
+    orders: mpsc::UnboundedSender<Box<ConnectionStep>>,
     /// Changes, or fails, when the connection is gone.
     pub(crate) closed: watch::Receiver<()>,
 }
@@ -53,7 +54,7 @@ pub(crate) struct ConnectionHandle {
 impl ConnectionHandle {
     pub(crate) fn order(&self, order: ConnectionStep) {
         // If the connection is gone, there is nothing left to end.
-        _ = self.orders.send(order);
+        _ = self.orders.send(Box::new(order));
     }
 
     /// A call has ended, so that no PING waits for it any more.
@@ -130,7 +131,9 @@ async fn serve(tcp: TcpStream, peer: SocketAddr, tls: TlsAcceptor, shared: Arc<S
     let unstored = shared.options.pings_wait.then(Unstored::default);
     let window = shared.window();
     let watch = |io| PingWatch::new(io, aside.clone(), unstored.clone());
-    let handshaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(tcp, tls, window, watch)).await;
+    // What the handshake needs is given back when it is over. Otherwise each connection would keep it to its end.
+    let handshake = Box::pin(handshake(tcp, tls, window, watch));
+    let handshaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
     let connection = match handshaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(connection) => connection,
         Err(error) => {
@@ -160,7 +163,7 @@ async fn handshake(
     tls: TlsAcceptor,
     window: u32,
     watch: impl FnOnce(TlsStream<TcpStream>) -> PingWatch<TlsStream<TcpStream>>,
-) -> io::Result<Connection> {
+) -> io::Result<Box<Connection>> {
     tcp.set_nodelay(true)?;
     let tls = tls.accept(tcp).await?;
     if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
@@ -173,13 +176,14 @@ async fn handshake(
         .max_header_list_size(MAX_HEADERS)
         .handshake(watch(tls))
         .await
+        .map(Box::new)
         .map_err(io::Error::other)
 }
 
 /// Runs the connection to its end and serves each call in a task of its own.
 async fn drive(
-    mut connection: Connection,
-    mut orders: mpsc::UnboundedReceiver<ConnectionStep>,
+    mut connection: Box<Connection>,
+    mut orders: mpsc::UnboundedReceiver<Box<ConnectionStep>>,
     handle: ConnectionHandle,
     aside: &Aside,
     shared: &Arc<Shared>,
@@ -194,7 +198,7 @@ async fn drive(
                 }
                 None => return Ok(()),
             },
-            Some(order) = orders.recv() => match order {
+            Some(order) = orders.recv() => match *order {
                 ConnectionStep::GoAway(Reason::NO_ERROR) => connection.graceful_shutdown(),
                 ConnectionStep::GoAway(reason) => connection.abrupt_shutdown(reason),
                 ConnectionStep::Frame(frame) => aside.push(&frame),

@@ -268,7 +268,7 @@ impl Shared {
     }
 
     fn order(&self, agent_id: &str, order: Order) -> bool {
-        self.read(|fleet| fleet.live.get(agent_id).is_some_and(|live| live.orders.send(order).is_ok()))
+        self.read(|fleet| fleet.live.get(agent_id).is_some_and(|live| live.orders.send(Box::new(order)).is_ok()))
     }
 
     pub(crate) fn configs_for(&self, agent_id: &str) -> Option<Vec<Config>> {

@@ -32,7 +32,8 @@ const MAX_AGENT_ID: usize = 256;
 /// A handle on an open stream, for other tasks.
 #[derive(Debug)]
 pub(crate) struct Live {
-    pub(crate) orders: mpsc::UnboundedSender<Order>,
+    /// A channel has room for 32 values from the beginning, which is why they are boxed.
+    pub(crate) orders: mpsc::UnboundedSender<Box<Order>>,
 }
 
 /// What other tasks can order an open stream to do.
@@ -131,7 +132,7 @@ struct Transfer<'a> {
 impl Transfer<'_> {
     async fn run(&self, body: RecvStream, encoding: Result<Encoding, Status>, outgoing: &mut Outgoing) -> Ending {
         if let Some(step) = self.shared.interpose.opened()
-            && let Some(ending) = self.take_step(step, outgoing).await
+            && let Some(ending) = Box::pin(self.take_step(step, outgoing)).await
         {
             return ending;
         }
@@ -176,12 +177,12 @@ impl Transfer<'_> {
     /// Carries out orders until one of them ends the stream.
     async fn send_all(
         &self,
-        orders: &mut mpsc::UnboundedReceiver<Order>,
+        orders: &mut mpsc::UnboundedReceiver<Box<Order>>,
         outgoing: &mut Outgoing,
         registration: &Registration<'_>,
     ) -> Ending {
         while let Some(order) = orders.recv().await {
-            match order {
+            match *order {
                 Order::Command(command, done) => {
                     let message = outgoing.encoding().message(&command.encode_to_vec());
                     if let Err(error) = outgoing.send(message, usize::MAX).await {
@@ -194,7 +195,7 @@ impl Transfer<'_> {
                     _ = done.send(Ok(()));
                 }
                 Order::Step(step) => {
-                    if let Some(ending) = self.take_step(step, outgoing).await {
+                    if let Some(ending) = Box::pin(self.take_step(step, outgoing)).await {
                         return ending;
                     }
                 }
@@ -332,12 +333,12 @@ impl fmt::Display for Unreadable {
 struct Registration<'a> {
     shared: &'a Shared,
     agent_id: String,
-    orders: mpsc::UnboundedSender<Order>,
+    orders: mpsc::UnboundedSender<Box<Order>>,
 }
 
 impl<'a> Registration<'a> {
     /// Takes the id. Returns `None` if it is taken already.
-    fn new(transfer: &Transfer<'a>, agent_id: String) -> Option<(Self, mpsc::UnboundedReceiver<Order>)> {
+    fn new(transfer: &Transfer<'a>, agent_id: String) -> Option<(Self, mpsc::UnboundedReceiver<Box<Order>>)> {
         let (orders, receiver) = mpsc::unbounded_channel();
         transfer.shared.change(|state| {
             if state.live.contains_key(&agent_id) {
@@ -354,7 +355,7 @@ impl<'a> Registration<'a> {
     fn push_configs(&self) {
         if let Some(configs) = self.shared.configs_for(&self.agent_id) {
             let (done, _) = oneshot::channel();
-            _ = self.orders.send(Order::Command(Command { configs, ..Default::default() }, done));
+            _ = self.orders.send(Box::new(Order::Command(Command { configs, ..Default::default() }, done)));
         }
     }
 

@@ -155,22 +155,25 @@ async fn new(ask: &Ask<'_>) -> Answer {
 }
 
 async fn to_host(ask: &Ask<'_>, agent_id: &str, task: grpc::Task) -> Answer {
-    let (shared, token) = (ask.shared, task.token.clone());
+    let (token, detail) = (task.token.clone(), detail(&task));
+    let given = give(ask, agent_id, task).await;
+    let outcome = given.as_ref().map_or_else(|refusal| refusal.error.clone(), |()| "ok".to_owned());
+    ask.audit("task", agent_id, &detail, &outcome);
+    given.map(|()| json_response(StatusCode::CREATED, &json!({ "token": token })))
+}
+
+/// Remembers a task, and sends it.
+async fn give(ask: &Ask<'_>, agent_id: &str, task: grpc::Task) -> Result<(), Refusal> {
+    let shared = ask.shared;
     if !shared.read(|fleet| fleet.live.contains_key(agent_id)) {
         return refuse(StatusCode::CONFLICT, format!("agent {agent_id} is not connected"));
     }
     let added = Task::new(&task, agent_id, &ask.caller.name, unix_millis());
     if shared.add_tasks(vec![added]).await.map_err(|error| unkept(&error))? == [false] {
-        return refuse(StatusCode::CONFLICT, format!("there is a task with the token {token:?} already"));
+        return refuse(StatusCode::CONFLICT, format!("there is a task with the token {:?} already", task.token));
     }
-    let detail = detail(&task);
     let sent = shared.send(agent_id, Command { task: Some(task), ..Default::default() }, COMMAND_TIMEOUT).await;
-    let outcome = sent.as_ref().map_or_else(ToString::to_string, |()| "ok".to_owned());
-    ask.audit("task", agent_id, &detail, &outcome);
-    match sent {
-        Ok(()) => Ok(json_response(StatusCode::CREATED, &json!({ "token": token }))),
-        Err(error) => refuse(StatusCode::CONFLICT, error.to_string()),
-    }
+    sent.or_else(|error| refuse(StatusCode::CONFLICT, error.to_string()))
 }
 
 async fn to_group(ask: &Ask<'_>, group: &str, task: grpc::Task) -> Answer {
