@@ -2,17 +2,20 @@
 //!
 //! The binary `elklet-center` runs it. Tests embed it, and wrap faults around it.
 //!
-//! [`serve`] speaks with agents, [`fleet`] is what is known of them, [`sink`] is where their records go, [`store`] keeps them, and [`http`]
+//! [`serve`] speaks with agents, [`fleet`] is what is known of them, [`desired`] is what they should run, [`rollout`] brings them there
+//! step by step with [`files`] that they fetch, [`sink`] is where their records go, [`store`] keeps them, and [`http`]
 //! is the port for those who ask and command. [`cli`] is the program.
 #![forbid(unsafe_code)]
 
 pub mod cli;
 pub mod desired;
+pub mod files;
 pub mod fleet;
 pub mod http;
 pub mod keep;
 pub mod logger;
 pub mod message;
+pub mod rollout;
 pub mod serve;
 pub mod settings;
 pub mod sink;

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 pub const AGENT_HEARTBEAT: i32 = 1000;
 /// Data type of a plugin's heartbeat.
 pub const PLUGIN_HEARTBEAT: i32 = 1001;
+/// Data type of a line of the agent's log.
+pub const LOG: i32 = 1010;
 /// Data type of a report on a task.
 pub const TASK_REPORT: i32 = 5100;
 

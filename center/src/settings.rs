@@ -12,6 +12,12 @@ use std::time::Duration;
 /// Where the file is unless a flag says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/elklet/center.toml";
 
+/// The port at which agents fetch files, unless the settings say otherwise.
+const DOWNLOADS_PORT: u16 = 6753;
+
+/// The longest name of a host, as the domain name system has it.
+const MAX_HOST: usize = 253;
+
 /// The most agents at a time that a file may ask for. Each has a descriptor.
 const MAX_CONN_LIMIT: usize = 100_000;
 
@@ -32,6 +38,10 @@ pub struct Settings {
     pub upload_dir: PathBuf,
     /// Bytes of all uploaded files together.
     pub max_uploads: u64,
+    /// The address at which agents fetch the files of plugins. Without one, they fetch none from here.
+    pub downloads: Option<SocketAddr>,
+    /// The host that agents are told to fetch them from. Without one, it is the address at which an agent reaches the center.
+    pub download_host: Option<String>,
     /// The key that requests to the HTTP port have to be signed with.
     pub access_key: Option<AccessKey>,
     /// True if the HTTP port may have an address that other hosts can reach.
@@ -59,6 +69,8 @@ impl Default for Settings {
             data: "/var/lib/elklet-center".into(),
             upload_dir: "/var/lib/elklet-center/uploads".into(),
             max_uploads: 1 << 30,
+            downloads: Some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, DOWNLOADS_PORT))),
+            download_host: None,
             access_key: None,
             allow_non_loopback: false,
             conn_limit: 10_000,
@@ -93,6 +105,8 @@ struct FileSettings {
     data: Option<PathBuf>,
     upload_dir: Option<PathBuf>,
     max_uploads: Option<String>,
+    downloads: Option<String>,
+    download_host: Option<String>,
     access_key: Option<String>,
     allow_non_loopback: Option<bool>,
     conn_limit: Option<usize>,
@@ -129,7 +143,13 @@ impl Settings {
         let mut settings = Self::default();
         let key = |key: &'static str| move |error: String| Wrong(format!("{key}: {error}"));
         if let Some(listen) = file.listen {
-            settings.listen = address(&listen).map_err(key("listen"))?;
+            settings.set_listen(address(&listen).map_err(key("listen"))?);
+        }
+        if let Some(text) = file.downloads {
+            settings.downloads = downloads(&text).map_err(key("downloads"))?;
+        }
+        if let Some(host) = file.download_host {
+            settings.download_host = Some(download_host(&host).map_err(key("download_host"))?);
         }
         if let Some(http) = file.http {
             settings.http = address(&http).map_err(key("http"))?;
@@ -157,6 +177,15 @@ impl Settings {
         settings.max_hosts = file.max_hosts.unwrap_or(settings.max_hosts);
         settings.plugins = file.plugins;
         Ok(settings)
+    }
+
+    /// Sets the address that agents connect to. Unless that was set, the one at which they fetch files goes along: it is the same with
+    /// another port.
+    pub fn set_listen(&mut self, listen: SocketAddr) {
+        if self.downloads == Some(beside(self.listen)) {
+            self.downloads = Some(beside(listen));
+        }
+        self.listen = listen;
     }
 
     /// Sets the directory of everything that is kept, and that for uploads in it.
@@ -217,6 +246,35 @@ pub fn address(text: &str) -> Result<SocketAddr, String> {
         .map_err(|_| format!("{text:?}, expected an IP address and a port, as in 127.0.0.1:6751"))
 }
 
+/// Returns the address at which agents fetch files that connect to this one.
+fn beside(listen: SocketAddr) -> SocketAddr {
+    SocketAddr::new(listen.ip(), if listen.port() == 0 { 0 } else { DOWNLOADS_PORT })
+}
+
+/// Reads the address at which agents fetch files: an address and a port, or `off`.
+///
+/// # Errors
+/// When it is neither.
+pub fn downloads(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text == "off" { Ok(None) } else { address(text).map(Some).map_err(|error| format!("{error}, or off")) }
+}
+
+/// Reads a host as it stands in an address: a name, an IPv4 address, or an IPv6 address with or without brackets.
+///
+/// # Errors
+/// When it is none.
+pub fn download_host(text: &str) -> Result<String, String> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    if bare.parse::<Ipv6Addr>().is_ok() {
+        return Ok(format!("[{bare}]"));
+    }
+    let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if text.is_empty() || text.len() > MAX_HOST || !text.chars().all(safe) {
+        return Err(format!("{text:?}, expected a name or an address without a port"));
+    }
+    Ok(text.to_owned())
+}
+
 /// Reads the two halves of a key.
 ///
 /// # Errors
@@ -264,6 +322,20 @@ mod tests {
     }
 
     #[test]
+    fn files_are_fetched_where_agents_connect() {
+        let downloads = |text: &str| Settings::parse(text).unwrap().downloads.map(|address| address.to_string());
+        assert_eq!(downloads("").as_deref(), Some("[::]:6753"));
+        assert_eq!(downloads("listen = \"10.0.0.1:6751\"").as_deref(), Some("10.0.0.1:6753"));
+        assert_eq!(downloads("listen = \"127.0.0.1:0\"").as_deref(), Some("127.0.0.1:0"));
+        assert_eq!(downloads("listen = \"10.0.0.1:1\"\ndownloads = \"10.0.0.2:80\"").as_deref(), Some("10.0.0.2:80"));
+        assert_eq!(downloads("downloads = \"off\""), None);
+        let host = |text: &str| download_host(text);
+        assert_eq!(host("fe::1"), Ok("[fe::1]".to_owned()));
+        assert_eq!(host("[fe::1]"), Ok("[fe::1]".to_owned()));
+        assert_eq!(host("center.example"), Ok("center.example".to_owned()));
+    }
+
+    #[test]
     fn a_mistake_is_told_with_its_key() {
         for (text, told) in [
             ("lisen = 1", "lisen"),
@@ -273,6 +345,8 @@ mod tests {
             ("[store]\nkeep = \"long\"", "store.keep"),
             ("access_key = \"a\"", "access_key: expected two keys"),
             ("conn_limit = -1", "conn_limit"),
+            ("downloads = \"on\"", "or off"),
+            ("download_host = \"a:1\"", "download_host: \"a:1\""),
         ] {
             let wrong = Settings::parse(text).unwrap_err().to_string();
             assert!(wrong.contains(told), "{text}: {wrong}");

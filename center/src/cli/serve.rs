@@ -1,6 +1,7 @@
 //! `elklet-center serve`: the server itself.
 
 use super::Failure;
+use crate::desired;
 use crate::http::configs_from_file;
 use crate::keep::Keeper;
 use crate::logger;
@@ -29,6 +30,10 @@ usage: elklet-center serve [OPTIONS]
   --data DIR             the directory of everything that is kept (data, /var/lib/elklet-center)
   --listen HOST:PORT     the address that agents connect to (listen, [::]:6751; port 0: any)
   --http HOST:PORT       the port for commands, questions and service discovery (http, 127.0.0.1:6752; port 0: any)
+  --downloads HOST:PORT  the address at which agents fetch the files of plugins, or off (downloads; port 6753 of the address
+                         that agents connect to)
+  --download-host HOST   the host that agents are told to fetch them from (download_host; the address at which each
+                         agent reaches the center)
   --http-tls             TLS on that port, with the same server certificate (http_tls)
   --access-key AK:SK     take signed requests; without users only those, except for /ping, /healthz, /readyz, /metrics and
                          /registry/detail (access_key)
@@ -82,7 +87,15 @@ impl Serve {
                 }
                 Long("listen") => {
                     let listen = parser.value()?.parse_with(settings::address)?;
-                    flags.push(Box::new(move |settings| settings.listen = listen));
+                    flags.push(Box::new(move |settings| settings.set_listen(listen)));
+                }
+                Long("downloads") => {
+                    let downloads = parser.value()?.parse_with(settings::downloads)?;
+                    flags.push(Box::new(move |settings| settings.downloads = downloads));
+                }
+                Long("download-host") => {
+                    let host = parser.value()?.parse_with(settings::download_host)?;
+                    flags.push(Box::new(|settings| settings.download_host = Some(host)));
                 }
                 Long("http") => {
                     let http = parser.value()?.parse_with(settings::address)?;
@@ -127,6 +140,7 @@ impl Serve {
         })?;
         let keep = store::Settings { keep: settings.keep, max_bytes: settings.max, ..Default::default() };
         let store = Arc::new(Store::open(&settings.data, keep)?);
+        desired::take_over(&settings.data, store.site())?;
         let options = Options {
             listen: settings.listen,
             http: settings.http,
@@ -135,7 +149,10 @@ impl Serve {
             conn_limit: settings.conn_limit,
             max_hosts: settings.max_hosts,
             configs: settings.plugins.as_deref().map(configs_from_file).transpose()?,
-            desired_file: Some(settings.data.join("desired.json")),
+            empty_ends_all: true,
+            files_dir: Some(settings.data.join("files")),
+            downloads: settings.downloads,
+            download_host: settings.download_host,
             store: Some(Arc::clone(&store)),
             local_dir: Some(settings.data),
             upload_dir: Some(settings.upload_dir),

@@ -11,7 +11,7 @@ use std::path::Path;
 /// When the text is not such a list.
 pub fn configs_from_json(json: &str) -> Result<Vec<grpc::Config>, serde_json::Error> {
     let configs: Vec<ConfigJson> = serde_json::from_str(json)?;
-    Ok(configs_from(configs))
+    Ok(configs.into_iter().map(Into::into).collect())
 }
 
 /// Reads the same list from a file.
@@ -22,10 +22,6 @@ pub fn configs_from_file(path: &Path) -> io::Result<Vec<grpc::Config>> {
     let at = |error: &dyn std::fmt::Display| io::Error::other(format!("{}: {error}", path.display()));
     let json = std::fs::read_to_string(path).map_err(|error| at(&error))?;
     configs_from_json(&json).map_err(|error| at(&error))
-}
-
-pub(crate) fn configs_from(configs: Vec<ConfigJson>) -> Vec<grpc::Config> {
-    configs.into_iter().map(Into::into).collect()
 }
 
 /// The body of `POST /command/`.

@@ -14,6 +14,15 @@ pub(super) async fn text(shared: &Shared) -> String {
         // Somebody may be writing to the disk meanwhile, which holds this up.
         text = tokio::task::spawn_blocking(move || of_store(&store)).await.unwrap_or_default();
     }
+    let downloads = &shared.downloads;
+    for (name, count) in [
+        ("downloads_total", &downloads.sent),
+        ("downloads_refused_total", &downloads.refused),
+        ("download_bytes_total", &downloads.bytes),
+    ] {
+        let value = count.load(Relaxed);
+        writeln!(text, "# TYPE center_{name} counter\ncenter_{name} {value}").expect("strings grow");
+    }
     shared.read(|state| {
         let totals = &state.totals;
         for (name, kind, value) in [

@@ -5,6 +5,8 @@ mod access;
 mod api;
 mod auth;
 mod caller;
+mod downloads;
+mod file_body;
 mod limit;
 mod live;
 mod local;
@@ -22,9 +24,10 @@ mod trail;
 pub(crate) use access::Access;
 pub use auth::{AccessKey, Signed};
 pub use caller::{Caller, Role};
+pub(crate) use downloads::{Counts as DownloadCounts, accept as accept_downloads};
 pub(crate) use live::{Thing, Watched};
 pub use local::LocalKey;
-pub(crate) use manager::{ConfigJson, configs_from};
+pub(crate) use manager::ConfigJson;
 pub use manager::{configs_from_file, configs_from_json};
 pub(crate) use secret::fingerprint;
 pub(crate) use trail::now_ms;
@@ -205,6 +208,10 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr, shared: &Arc<Share
             StatusCode::UNAUTHORIZED
         };
         return refuse(status, reason);
+    }
+    if let (&Method::POST, Some("/files"), Asker::Known(caller)) = (&head.method, route, &asker) {
+        // A file does not have to fit into memory. What is signed does: the signature covers all of it.
+        return api::upload(head.uri.query().unwrap_or_default(), body, caller, shared).await;
     }
     let Ok(body) = whole(body, MAX_BODY).await else { return refuse(StatusCode::PAYLOAD_TOO_LARGE, TOO_LONG) };
     let caller = match asker {

@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +41,8 @@ const STREAM_WINDOWS: u32 = 64;
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectionHandle {
     pub(crate) peer: SocketAddr,
+    /// This server's address, as the agent reached it.
+    pub(crate) local: IpAddr,
     /// Bytes of the connection's streams' windows.
     pub(crate) window: u32,
     /// What PINGs wait for, if they wait.
@@ -127,6 +129,8 @@ pub(crate) async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<
 }
 
 async fn serve(tcp: TcpStream, peer: SocketAddr, tls: TlsAcceptor, shared: Arc<Shared>) {
+    // A connection that is gone already has none, and needs none.
+    let local = tcp.local_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |local| local.ip());
     let aside = Aside::default();
     let unstored = shared.options.pings_wait.then(Unstored::default);
     let window = shared.window();
@@ -144,7 +148,7 @@ async fn serve(tcp: TcpStream, peer: SocketAddr, tls: TlsAcceptor, shared: Arc<S
     };
     let (orders, receiver) = mpsc::unbounded_channel();
     let (_alive, closed) = watch::channel(());
-    let handle = ConnectionHandle { peer, window, unstored, orders, closed };
+    let handle = ConnectionHandle { peer, local, window, unstored, orders, closed };
     match drive(connection, receiver, handle, &aside, &shared).await {
         Ok(()) => shared.note(format!("connection from {peer} closed")),
         Err(error) => {

@@ -8,6 +8,7 @@ mod grpc;
 mod held;
 mod interpose;
 mod ping;
+mod rolling;
 mod shared;
 mod site;
 mod transfer;
@@ -16,12 +17,13 @@ mod upload;
 pub use crate::http::Instance;
 pub use grpc::Status;
 pub use interpose::{ConnectionStep, Interpose, Step, UploadAt, UploadStep, UploadWatch};
+pub(crate) use rolling::RolloutError;
 pub(crate) use shared::{Shared, lock, unix_millis, unix_seconds};
 pub use transfer::CommandError;
 pub(crate) use transfer::Live;
 pub(crate) use upload::{remove as remove_upload, report as upload_report};
 
-use crate::desired::Target;
+use crate::desired::{Plugin, Target};
 use crate::fleet::Fleet;
 use crate::http::{self, AccessKey, LocalKey};
 use crate::sink::Sink;
@@ -77,16 +79,24 @@ pub struct Options {
     /// True if a PING is answered once everything that came before it is stored, and false if at once. AgentCenter answers at once, and
     /// its agents forget what it may yet lose.
     pub pings_wait: bool,
-    /// What every agent should run; see [`Server::set_configs`].
+    /// True if an empty configuration has agents end all plugins. AgentCenter sends it as a command with nothing in it, over which agents
+    /// do nothing.
+    pub empty_ends_all: bool,
+    /// What every agent should run until somebody says otherwise, which the store keeps; see [`Server::set_configs`].
     pub configs: Option<Vec<Config>>,
-    /// The file in which what agents should run outlives the server. What it holds counts, and `configs` only without it.
-    pub desired_file: Option<PathBuf>,
-    /// The store that the HTTP port searches, if there is one. What goes into it is the sink's affair.
+    /// The store that the HTTP port searches, if there is one, and in which everything beside records is kept. What goes into it is the
+    /// sink's affair.
     pub store: Option<Arc<Store>>,
     /// The directory into which the key of this host's own commands is written, if there are such commands.
     pub local_dir: Option<PathBuf>,
     /// The directory for uploads. Without one they fail.
     pub upload_dir: Option<PathBuf>,
+    /// The directory of the files that agents may fetch. Without one there are none.
+    pub files_dir: Option<PathBuf>,
+    /// The address at which agents fetch these files, without TLS. Port 0 takes any free port. Without one they cannot.
+    pub downloads: Option<SocketAddr>,
+    /// The host that agents are told to fetch files from. Without one, it is the address at which the agent reached the server.
+    pub download_host: Option<String>,
 }
 
 impl Options {
@@ -110,11 +120,14 @@ impl Options {
             max_window: 65_535,
             window_memory: 128 << 20,
             pings_wait: true,
+            empty_ends_all: false,
             configs: None,
-            desired_file: None,
             store: None,
             local_dir: None,
             upload_dir: None,
+            files_dir: None,
+            downloads: None,
+            download_host: None,
         }
     }
 }
@@ -145,6 +158,9 @@ impl Server {
         let http = std::net::TcpListener::bind(options.http).map_err(|error| at(options.http, &error))?;
         options.listen = grpc.local_addr()?;
         options.http = http.local_addr()?;
+        let bind = |address| std::net::TcpListener::bind(address).map_err(|error| at(address, &error));
+        let downloads = options.downloads.map(bind).transpose()?;
+        options.downloads = downloads.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
         let runtime = runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .max_blocking_threads(BLOCKING)
@@ -170,6 +186,10 @@ impl Server {
             runtime.spawn(http::accept(listener(http)?, http_tls, Arc::clone(&shared)));
             if let Some(store) = shared.options.store.clone() {
                 runtime.spawn(site::keep_written(Arc::clone(&shared), store));
+            }
+            runtime.spawn(rolling::drive(Arc::clone(&shared)));
+            if let Some(downloads) = downloads {
+                runtime.spawn(http::accept_downloads(listener(downloads)?, Arc::clone(&shared)));
             }
             runtime.spawn(connection::accept(listener(grpc)?, tls, Arc::clone(&shared))).abort_handle()
         };
@@ -255,7 +275,8 @@ impl Server {
 
     /// Returns what every agent should run.
     pub fn configs(&self) -> Option<Vec<Config>> {
-        self.shared.desired(|desired| desired.everybody().cloned())
+        let plugins = self.shared.desired(|desired| desired.everybody().cloned())?;
+        Some(plugins.into_iter().map(|plugin| plugin.config).collect())
     }
 
     /// Sets what one agent should run. `None` lets [`Server::set_configs`] decide again.
@@ -264,7 +285,8 @@ impl Server {
     }
 
     fn set_desired(&self, target: Target, configs: Option<Vec<Config>>) {
-        match self.shared.change_desired(|desired| desired.set(target, configs)) {
+        let plugins = configs.map(|configs| configs.into_iter().map(Plugin::from).collect());
+        match self.shared.change_desired("program", |desired| desired.set(target, plugins)) {
             Ok(Ok(())) => {}
             Ok(Err(too_much)) => log::error!("agents keep what they run: {too_much}"),
             Err(error) => log::error!("agents keep what they run: {error}"),

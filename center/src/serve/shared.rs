@@ -1,16 +1,18 @@
 //! What the tasks of one server share: what is known of the fleet, those who wait for that to change, and where messages go.
 
 use super::interpose::{Interpose, Step};
+use super::rolling::Rolling;
 use super::transfer::{CommandError, Order};
 use super::{Instance, Options, site};
-use crate::desired::Desired;
+use crate::desired::{Desired, Plugin};
+use crate::files::Files;
 use crate::fleet::{Fleet, Progress, Task};
-use crate::http::{Access, LocalKey, Thing, Watched, now_ms, page_url};
+use crate::http::{Access, DownloadCounts, LocalKey, Thing, Watched, now_ms, page_url};
 use crate::message::Batch;
 use crate::sink::{Numbered, Refused, Sink};
 use crate::store::FailureKind;
 use crate::store::site::{Site, SiteError};
-use elklet_proto::grpc::{Command, Config};
+use elklet_proto::grpc::Command;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -61,6 +63,11 @@ pub(crate) struct Shared {
     pub(crate) access: Access,
     /// What changed, for those who look on.
     pub(crate) watched: Arc<Watched>,
+    /// What would be in `center.db`, where there is no store.
+    memory: Option<Site>,
+    pub(crate) files: Option<Arc<Files>>,
+    pub(crate) downloads: DownloadCounts,
+    pub(crate) rolling: Rolling,
     pub(crate) registry: Mutex<BTreeMap<String, Vec<Instance>>>,
 }
 
@@ -68,7 +75,7 @@ impl Shared {
     /// `local` is the key of this host's own commands, if there is one.
     ///
     /// # Errors
-    /// When what agents should run, who may use the HTTP port, or what the store knows of hosts and tasks, cannot be read.
+    /// When what is kept, or who may use the HTTP port, cannot be read, or the directory of files cannot be used.
     pub(crate) fn new(
         options: Options,
         sink: Arc<dyn Sink>,
@@ -76,8 +83,13 @@ impl Shared {
         local: Option<&LocalKey>,
     ) -> io::Result<Self> {
         let access = Access::new(&options, local.map(|local| local.key.as_str()), now_ms())?;
-        let kept = options.desired_file.as_deref().map(Desired::read).transpose()?.flatten();
-        let desired = kept.unwrap_or_else(|| Desired::new(options.configs.clone()));
+        let memory = if options.store.is_none() { Some(Site::in_memory().map_err(io::Error::other)?) } else { None };
+        let db = options.store.as_deref().map_or(memory.as_ref(), |store| Some(store.site()));
+        let db = db.expect("where there is no store there is the other");
+        let given = options.configs.clone().map(|configs| configs.into_iter().map(Plugin::from).collect());
+        let desired = Desired::load(db, given)?;
+        let rolling = Rolling::load(db, unix_millis())?;
+        let files = options.files_dir.clone().map(Files::open).transpose()?.map(Arc::new);
         let itself = [("hids_svr_grpc", options.listen), ("hids_svr_http", options.http)];
         let registry = itself.map(|(name, address)| (name.to_owned(), vec![Instance::new(name, address)]));
         let mut fleet = Fleet::new(options.max_hosts);
@@ -100,9 +112,13 @@ impl Shared {
             desired: Mutex::new(desired),
             access,
             watched: Arc::default(),
+            files,
+            downloads: DownloadCounts::default(),
+            rolling,
             registry: Mutex::new(registry.into()),
             sink,
             interpose,
+            memory,
             options,
         })
     }
@@ -147,6 +163,7 @@ impl Shared {
             fleet.sink_refuses.take()
         });
         self.watched.took(agent_id, batch, numbered);
+        self.observe(agent_id, batch);
         if let Some(reason) = recovered {
             log::warn!("records are stored again; before: {reason}");
             self.note("records are stored again".to_owned());
@@ -267,46 +284,37 @@ impl Shared {
         self.order(agent_id, Order::Step(step))
     }
 
-    fn order(&self, agent_id: &str, order: Order) -> bool {
+    pub(super) fn order(&self, agent_id: &str, order: Order) -> bool {
         self.read(|fleet| fleet.live.get(agent_id).is_some_and(|live| live.orders.send(Box::new(order)).is_ok()))
     }
 
-    pub(crate) fn configs_for(&self, agent_id: &str) -> Option<Vec<Config>> {
-        self.desired(|desired| desired.of(agent_id).cloned())
+    /// Returns what is known beside records.
+    pub(crate) fn db(&self) -> &Site {
+        match (&self.options.store, &self.memory) {
+            (Some(store), _) => store.site(),
+            (None, Some(memory)) => memory,
+            (None, None) => unreachable!("where there is no store there is the other"),
+        }
     }
 
     pub(crate) fn desired<T>(&self, look: impl FnOnce(&Desired) -> T) -> T {
         look(&lock(&self.desired))
     }
 
-    /// Changes what agents should run, if the change is accepted and can be kept.
+    /// Changes what agents should run, if the change is accepted and can be kept. `by` is who wants it.
     pub(crate) fn change_desired<E>(
         &self,
+        by: &str,
         change: impl FnOnce(&mut Desired) -> Result<(), E>,
-    ) -> io::Result<Result<(), E>> {
+    ) -> Result<Result<(), E>, SiteError> {
         let mut desired = lock(&self.desired);
         let mut new = desired.clone();
         if let Err(refused) = change(&mut new) {
             return Ok(Err(refused));
         }
-        if let Some(path) = &self.options.desired_file {
-            new.write(path)?;
-        }
+        new.keep(&desired, self.db(), by, unix_millis())?;
         *desired = new;
         Ok(Ok(()))
-    }
-
-    /// Tells connected agents what they should run.
-    pub(crate) fn push_configs(&self, concerned: impl Fn(&str) -> bool) {
-        let ids: Vec<String> =
-            self.read(|fleet| fleet.connected().filter(|id| concerned(id)).map(str::to_owned).collect());
-        for id in ids {
-            if let Some(configs) = self.configs_for(&id) {
-                let (done, _) = oneshot::channel();
-                // Who is gone meanwhile hears of it when it comes back.
-                self.order(&id, Order::Command(Command { configs, ..Default::default() }, done));
-            }
-        }
     }
 
     pub(crate) fn instances(&self, name: &str) -> Vec<Instance> {

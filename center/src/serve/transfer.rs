@@ -18,6 +18,7 @@ use h2::{Reason, RecvStream};
 use http::{Request, StatusCode};
 use prost::Message;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -34,6 +35,8 @@ const MAX_AGENT_ID: usize = 256;
 pub(crate) struct Live {
     /// A channel has room for 32 values from the beginning, which is why they are boxed.
     pub(crate) orders: mpsc::UnboundedSender<Box<Order>>,
+    /// This server's address, as the agent reached it.
+    pub(crate) local: IpAddr,
 }
 
 /// What other tasks can order an open stream to do.
@@ -333,7 +336,6 @@ impl fmt::Display for Unreadable {
 struct Registration<'a> {
     shared: &'a Shared,
     agent_id: String,
-    orders: mpsc::UnboundedSender<Box<Order>>,
 }
 
 impl<'a> Registration<'a> {
@@ -344,19 +346,16 @@ impl<'a> Registration<'a> {
             if state.live.contains_key(&agent_id) {
                 return None;
             }
-            state.live.insert(agent_id.clone(), Live { orders: orders.clone() });
+            state.live.insert(agent_id.clone(), Live { orders, local: transfer.connection.local });
             state.connect(&agent_id, transfer.connection.peer, unix_seconds());
             Some(())
         })?;
         transfer.shared.watched.changed(Thing::Host, &agent_id);
-        Some((Self { shared: transfer.shared, agent_id, orders }, receiver))
+        Some((Self { shared: transfer.shared, agent_id }, receiver))
     }
 
     fn push_configs(&self) {
-        if let Some(configs) = self.shared.configs_for(&self.agent_id) {
-            let (done, _) = oneshot::channel();
-            _ = self.orders.send(Box::new(Order::Command(Command { configs, ..Default::default() }, done)));
-        }
+        self.shared.send_configs(&self.agent_id);
     }
 
     /// A command is on the wire. It may be a task.
@@ -377,5 +376,6 @@ impl Drop for Registration<'_> {
         });
         unsent.iter().for_each(|token| self.shared.watched.changed(Thing::Task, token));
         self.shared.watched.changed(Thing::Host, &self.agent_id);
+        self.shared.handle_gone(&self.agent_id);
     }
 }

@@ -5,17 +5,21 @@
 
 mod audit;
 mod configs;
+mod files;
 mod hosts;
 mod positions;
+mod rollouts;
 mod sessions;
 mod tasks;
 mod uploads;
 mod users;
 
 pub use audit::{Audit, AuditEntry};
-pub use configs::{Config, Configs};
+pub use configs::{Config, Configs, NOTHING};
+pub use files::{File, Files};
 pub use hosts::{Host, Hosts};
 pub use positions::Positions;
+pub use rollouts::{Rollout, Rollouts};
 pub use sessions::{Session, Sessions};
 pub use tasks::{Task, TaskState, Tasks};
 pub use uploads::{Upload, Uploads};
@@ -30,7 +34,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 /// Each step makes the next version of the tables of what the one before made. Steps are never changed, only added.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     "
 CREATE TABLE hosts (
   agent_id TEXT PRIMARY KEY, hostname TEXT NOT NULL, first_seen_ms INTEGER NOT NULL, last_seen_ms INTEGER NOT NULL,
@@ -64,6 +68,13 @@ CREATE TABLE users (
 CREATE TABLE sessions (
   hash TEXT PRIMARY KEY, user TEXT NOT NULL, created_ms INTEGER NOT NULL, seen_ms INTEGER NOT NULL
 ) WITHOUT ROWID;
+",
+    "
+CREATE TABLE members (agent_id TEXT PRIMARY KEY, in_group TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE files (
+  sha256 TEXT PRIMARY KEY, name TEXT NOT NULL, bytes INTEGER NOT NULL, uploaded_ms INTEGER NOT NULL, uploaded_by TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE rollouts (id INTEGER PRIMARY KEY AUTOINCREMENT, active INTEGER NOT NULL, body TEXT NOT NULL);
 ",
 ];
 
@@ -104,30 +115,18 @@ impl Site {
     pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
         let path = dir.join("center.db");
         let mut db = Connection::open(&path).map_err(|error| StoreError::Sqlite(path.clone(), error))?;
-        let version = (|| {
-            db.busy_timeout(Duration::from_secs(10))?;
-            // A journal beside the file needs no room before something is written, so that it opens on a full disk as well.
-            db.pragma_update(None, "journal_mode", "DELETE")?;
-            db.pragma_update(None, "synchronous", "EXTRA")?;
-            let tx = db.transaction()?;
-            let version: i64 = tx.pragma_query_value(None, "user_version", |row| row.get(0))?;
-            let Some(missing) = usize::try_from(version).ok().and_then(|done| STEPS.get(done..)) else {
-                return Ok(version);
-            };
-            if !missing.is_empty() {
-                for step in missing {
-                    tx.execute_batch(step)?;
-                }
-                tx.pragma_update(None, "user_version", newest())?;
-                tx.commit()?;
-            }
-            Ok(newest())
-        })();
-        match version {
+        match prepare(&mut db) {
             Ok(version) if version == newest() => Ok(Self { db: Mutex::new(db) }),
             Ok(version) => Err(StoreError::Newer(path, version, newest())),
             Err(error) => Err(StoreError::Sqlite(path, error)),
         }
+    }
+
+    /// A database that ends with the process, for a center without a store.
+    pub(crate) fn in_memory() -> Result<Self, SiteError> {
+        let mut db = Connection::open_in_memory()?;
+        prepare(&mut db)?;
+        Ok(Self { db: Mutex::new(db) })
     }
 
     /// Hosts that were ever seen.
@@ -152,6 +151,18 @@ impl Site {
     #[must_use]
     pub fn configs(&self) -> Configs<'_> {
         Configs(self)
+    }
+
+    /// Files that agents may fetch. Only what is known of them is here.
+    #[must_use]
+    pub fn files(&self) -> Files<'_> {
+        Files(self)
+    }
+
+    /// Plugins on their way to agents, step by step.
+    #[must_use]
+    pub fn rollouts(&self) -> Rollouts<'_> {
+        Rollouts(self)
     }
 
     /// How far records were passed on.
@@ -208,6 +219,27 @@ impl Site {
     ) -> Result<Option<T>, SiteError> {
         Ok(self.list(sql, params, row)?.pop())
     }
+}
+
+/// Brings the tables up to date, unless a newer program made them, and returns their version.
+fn prepare(db: &mut Connection) -> rusqlite::Result<i64> {
+    db.busy_timeout(Duration::from_secs(10))?;
+    // A journal beside the file needs no room before something is written, so that it opens on a full disk as well.
+    db.pragma_update(None, "journal_mode", "DELETE")?;
+    db.pragma_update(None, "synchronous", "EXTRA")?;
+    let tx = db.transaction()?;
+    let version: i64 = tx.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let Some(missing) = usize::try_from(version).ok().and_then(|done| STEPS.get(done..)) else {
+        return Ok(version);
+    };
+    if !missing.is_empty() {
+        for step in missing {
+            tx.execute_batch(step)?;
+        }
+        tx.pragma_update(None, "user_version", newest())?;
+        tx.commit()?;
+    }
+    Ok(newest())
 }
 
 /// The version that the last step makes.

@@ -4,6 +4,7 @@
 mod access;
 mod browser;
 mod delivery;
+mod plugins;
 mod program;
 mod site;
 #[path = "../support/mod.rs"]

@@ -21,8 +21,13 @@ pub(crate) struct Program {
 impl Program {
     /// Starts it on any free ports, with certificates and data in `dir`.
     pub(crate) fn start(dir: &Path) -> Self {
+        Self::start_at(dir, SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    /// Starts it where agents are told to connect.
+    pub(crate) fn start_at(dir: &Path, listen: SocketAddr) -> Self {
         let mut child = Command::new(center_for_tests())
-            .args(["serve", "--quiet", "--listen", "127.0.0.1:0", "--config"])
+            .args(["serve", "--quiet", "--listen", &listen.to_string(), "--config"])
             .arg(dir.join("center.toml"))
             .stderr(Stdio::piped())
             .spawn()
@@ -104,7 +109,7 @@ fn a_real_agent_is_served_configured_and_asked() {
         program.get("/api/v1/records?type=1000")["records"][0]["agent_id"] == "gateway 1"
     });
 
-    let put = |body: &Value| http::request(program.http, "PUT", "/api/v1/plugins", &[], &body.to_string());
+    let put = |body: &Value| http::request(program.http, "PUT", "/api/v1/plugins", &[], body.to_string());
     let plugin = json!({ "name": "nowhere", "version": "1", "sha256": "00", "download_url": ["http://127.0.0.1:1/x"] });
     assert_eq!(put(&json!({ "host": "gateway 1", "plugins": [plugin] })).status, 200);
     assert_eq!(put(&json!({ "host": "a", "group": "b", "plugins": [] })).status, 400);

@@ -25,8 +25,14 @@ pub(crate) fn post(address: SocketAddr, path: &str, body: &str) -> Answer {
     request(address, "POST", path, &[], body)
 }
 
-pub(crate) fn request(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
-    try_request(address, method, path, headers, body).expect("the HTTP port answers")
+pub(crate) fn request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl AsRef<[u8]>,
+) -> Answer {
+    try_request(address, method, path, headers, body.as_ref()).expect("the HTTP port answers")
 }
 
 fn try_request(
@@ -34,7 +40,7 @@ fn try_request(
     method: &str,
     path: &str,
     headers: &[(&str, &str)],
-    body: &str,
+    body: &[u8],
 ) -> io::Result<Answer> {
     let mut tcp = TcpStream::connect(address)?;
     tcp.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -44,7 +50,7 @@ fn try_request(
         "{method} {path} HTTP/1.0\r\nhost: center\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
     );
     tcp.write_all(head.as_bytes())?;
-    tcp.write_all(body.as_bytes())?;
+    tcp.write_all(body)?;
     let mut answer = String::new();
     tcp.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::InvalidData)?;

@@ -4,9 +4,11 @@
 
 mod audit;
 mod export;
+mod files;
 mod hosts;
 mod plugins;
 mod records;
+mod rollouts;
 mod store;
 mod stream;
 mod tasks;
@@ -23,6 +25,7 @@ use crate::serve::Shared;
 use crate::store::site::SiteError;
 use export::Form;
 use http::{Method, StatusCode};
+use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -93,6 +96,14 @@ pub(super) async fn answer(
     answer.unwrap_or_else(|Refusal { status, error }| json_response(status, &json!({ "error": error })))
 }
 
+/// Takes the body of `POST /api/v1/files` as it comes.
+pub(super) async fn upload(query: &str, body: Incoming, caller: &Caller, shared: &Arc<Shared>) -> Reply {
+    let (method, query) = (&Method::POST, Query(query));
+    let ask = Ask { method, path: "/files", rest: "", query, body: &[], caller, shared };
+    let answer = files::upload(&ask, body).await;
+    answer.unwrap_or_else(|Refusal { status, error }| json_response(status, &json!({ "error": error })))
+}
+
 async fn route(part: &str, ask: &Ask<'_>) -> Answer {
     // A route that says nothing else takes this.
     ask.must(if [Method::GET, Method::HEAD].contains(ask.method) { Role::View } else { Role::Operate })?;
@@ -102,7 +113,9 @@ async fn route(part: &str, ask: &Ask<'_>) -> Answer {
         "groups" => hosts::groups(ask),
         "links" => users::links(ask),
         "tasks" => tasks::answer(ask).await,
-        "plugins" => plugins::answer(ask),
+        "files" => files::answer(ask).await,
+        "plugins" => plugins::answer(ask).await,
+        "rollouts" => rollouts::answer(ask).await,
         "records" => records::answer(ask).await,
         "records.csv" => export::answer(ask, Form::Csv),
         "records.ndjson" => export::answer(ask, Form::Ndjson),
@@ -142,7 +155,7 @@ fn unkept(error: &SiteError) -> Refusal {
 }
 
 fn change_desired(shared: &Shared, change: impl FnOnce(&mut Desired) -> Result<(), TooMuch>) -> Result<(), Refusal> {
-    match shared.change_desired(change) {
+    match shared.change_desired("", change) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(too_much)) => Err(bad(&too_much)),
         Err(error) => refuse(StatusCode::INSUFFICIENT_STORAGE, format!("the change could not be kept: {error}")),

@@ -1,10 +1,23 @@
 //! What agents should run, and what they should have run before.
 
-use super::{Site, SiteError};
+use super::{Site, SiteError, lock};
 use rusqlite::{Row, params};
 
 /// So many versions of a scope are kept.
 const KEPT: i64 = 50;
+
+/// The body of a scope that has no configuration any more.
+pub const NOTHING: &str = "null";
+
+/// So many scopes without a configuration keep their versions, those that were changed last.
+const KEPT_EMPTY: i64 = 1_000;
+
+const NEWEST: &str = "SELECT * FROM configs AS c WHERE version = (SELECT max(version) FROM configs WHERE scope = c.scope) ORDER BY scope";
+
+const FORGET_EMPTY: &str = "DELETE FROM configs WHERE scope IN (
+  SELECT scope FROM configs AS c
+  WHERE version = (SELECT max(version) FROM configs WHERE scope = c.scope) AND body = ?1
+  ORDER BY changed_ms DESC LIMIT -1 OFFSET ?2)";
 
 /// A desired configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +52,9 @@ impl Configs<'_> {
                 params![scope, version, body, changed_by, changed_ms],
             )?;
             tx.execute("DELETE FROM configs WHERE scope = ?1 AND version <= ?2", params![scope, version - KEPT])?;
+            if body == NOTHING {
+                tx.execute(FORGET_EMPTY, params![NOTHING, KEPT_EMPTY])?;
+            }
             Ok(version)
         })
     }
@@ -51,13 +67,22 @@ impl Configs<'_> {
         self.0.one("SELECT * FROM configs WHERE scope = ?1 ORDER BY version DESC LIMIT 1", [scope], config)
     }
 
-    /// The configurations of all scopes, by scope.
+    /// A version of a scope, if it is still kept.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn version(&self, scope: &str, version: i64) -> Result<Option<Config>, SiteError> {
+        self.0.one("SELECT * FROM configs WHERE scope = ?1 AND version = ?2", params![scope, version], config)
+    }
+
+    /// The configurations of all scopes, by scope. Whoever sets them bounds how many there are.
     ///
     /// # Errors
     /// The database cannot be read.
     pub fn list(&self) -> Result<Vec<Config>, SiteError> {
-        let sql = "SELECT * FROM configs AS c WHERE version = (SELECT max(version) FROM configs WHERE scope = c.scope) ORDER BY scope";
-        self.0.list(sql, [], config)
+        let db = lock(&self.0.db);
+        let mut find = db.prepare(NEWEST)?;
+        Ok(find.query_map([], config)?.collect::<rusqlite::Result<_>>()?)
     }
 
     /// The versions of a scope that are kept, newest first.
@@ -66,6 +91,30 @@ impl Configs<'_> {
     /// The database cannot be read.
     pub fn history(&self, scope: &str) -> Result<Vec<Config>, SiteError> {
         self.0.list("SELECT * FROM configs WHERE scope = ?1 ORDER BY version DESC", [scope], config)
+    }
+
+    /// Puts an agent into a group, or takes it out of its group.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub fn set_member(&self, agent_id: &str, group: Option<&str>) -> Result<(), SiteError> {
+        self.0.change(|tx| match group {
+            Some(group) => {
+                let sql = "INSERT INTO members VALUES (?1, ?2) ON CONFLICT DO UPDATE SET in_group = excluded.in_group";
+                tx.execute(sql, [agent_id, group]).map(drop)
+            }
+            None => tx.execute("DELETE FROM members WHERE agent_id = ?1", [agent_id]).map(drop),
+        })
+    }
+
+    /// The group of each agent that is in one. Whoever sets them bounds how many there are.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn members(&self) -> Result<Vec<(String, String)>, SiteError> {
+        let db = lock(&self.0.db);
+        let mut find = db.prepare("SELECT agent_id, in_group FROM members")?;
+        Ok(find.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?)
     }
 
     /// Forgets a scope with all its versions, and returns whether it was known.
@@ -119,5 +168,28 @@ mod tests {
                 assert_eq!(scopes, ["all", "group/edge"]);
             },
         );
+    }
+
+    #[test]
+    fn the_group_of_an_agent_is_there_after_a_restart() {
+        across_a_restart(
+            |site| {
+                for (agent, group) in [("a", Some("edge")), ("b", Some("edge")), ("a", Some("core")), ("b", None)] {
+                    site.configs().set_member(agent, group).unwrap();
+                }
+            },
+            |site| assert_eq!(site.configs().members().unwrap(), [("a".to_owned(), "core".to_owned())]),
+        );
+    }
+
+    #[test]
+    fn scopes_that_came_and_went_are_forgotten_in_the_end() {
+        let site = Site::in_memory().unwrap();
+        site.configs().set("kept", "[]", "ann", 0).unwrap();
+        for at in 1..=KEPT_EMPTY + 2 {
+            site.configs().set(&format!("host/{at}"), NOTHING, "ann", at).unwrap();
+        }
+        let history = |scope: &str| site.configs().history(scope).unwrap().len();
+        assert_eq!([history("kept"), history("host/2"), history("host/3")], [1, 0, 1]);
     }
 }
