@@ -11,6 +11,7 @@ mod ping;
 mod rolling;
 mod shared;
 mod site;
+mod telling;
 mod transfer;
 mod upload;
 

@@ -1,39 +1,38 @@
 //! The rollouts of a server: what agents say goes into them, and what they decide goes to agents and into the store.
 //!
-//! Whoever sends an agent its configuration holds the lock of the rollouts, so that agents get configurations in the order in which they
-//! were decided. The locks of what is desired and of the fleet are taken within it, never the other way round.
+//! The locks of what is desired and of the fleet are taken within that of the rollouts, never the other way round.
 
 use super::shared::{Shared, lock, unix_millis};
-use super::transfer::Order as StreamOrder;
-use crate::desired::{Plugin, Target, TooMuch};
-use crate::files::Digest;
+use crate::desired::{Desired, Plugin, Target, TooMuch};
+use crate::files::{Digest, Files};
 use crate::fleet::Agent;
 use crate::http::Thing;
 use crate::message::{AGENT_HEARTBEAT, Batch, LOG, PLUGIN_HEARTBEAT};
 use crate::rollout::{AGENT, Action, Before, Candidate, NotNow, Order, Rollout, State};
 use crate::store::site::{self, AuditEntry, SiteError};
-use elklet_proto::grpc::{Command, Config};
+use elklet_proto::grpc::Config;
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
+use tokio::task::block_in_place;
 
 /// The progress of hosts is written so often at most. What is not written is learnt again after a restart.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
 
 /// The rollouts that have not ended.
 pub(crate) struct Rolling {
-    list: Mutex<Vec<Entry>>,
+    pub(super) list: Mutex<Vec<Entry>>,
     /// True if there are any. What agents say is looked into only then.
     any: AtomicBool,
     wake: Notify,
 }
 
-struct Entry {
-    rollout: Rollout,
+/// A rollout, and what is in the database of it.
+pub(super) struct Entry {
+    pub(super) rollout: Rollout,
     /// What was written last: when it changed last, and in which state.
     written: (i64, State),
 }
@@ -100,6 +99,11 @@ impl Shared {
         let mut list = lock(&self.rolling.list);
         let target = target_of(order.group.as_ref());
         refuse_if_under_way(&list, &target)?;
+        if let Some(file) = order.plugin.file
+            && self.db().files().get(&file.to_string())?.is_none()
+        {
+            return Err(NotNow(format!("file {file} is not here any more; upload it again")).into());
+        }
         let name = &order.plugin.config.name;
         let (own, present) = self.desired(|desired| {
             let own = desired.at(&target).cloned();
@@ -173,7 +177,10 @@ impl Shared {
             }
         };
         let aborted = self.abort(&mut list[at].rollout, by);
+        let promoted = list[at].rollout.promoted.is_some();
+        let others = if aborted.is_ok() && promoted { self.others(&list[at].rollout) } else { Vec::new() };
         self.carry_out(&mut list);
+        others.iter().for_each(|host| self.push(&mut list, host, true));
         aborted
     }
 
@@ -222,11 +229,18 @@ impl Shared {
         Ok(kept.into_iter().filter_map(now).collect())
     }
 
-    /// Returns true if a rollout has this file, or would put it back.
-    pub(crate) fn rollouts_want(&self, file: &Digest) -> bool {
-        lock(&self.rolling.list).iter().any(|Entry { rollout, .. }| {
+    /// Removes a file that agents may fetch. Returns whether it was there, or `None` if a configuration has it, or a rollout that is under
+    /// way has it or would put it back.
+    pub(crate) fn remove_file(&self, files: &Files, file: &Digest) -> Result<Option<bool>, SiteError> {
+        // Nobody comes to want it while this has the locks.
+        let list = lock(&self.rolling.list);
+        let wanted = list.iter().any(|Entry { rollout, .. }| {
             let before = rollout.from.iter().filter_map(|from| from.plugins.as_ref()).flatten();
             before.chain([&rollout.plugin]).any(|plugin| plugin.file.as_ref() == Some(file))
+        });
+        self.desired(|desired| match wanted || desired.wants(file) {
+            true => Ok(None),
+            false => files.remove(file, self.db()).map(Some),
         })
     }
 
@@ -266,92 +280,14 @@ impl Shared {
         self.carry_out(&mut list);
     }
 
-    /// Sends an agent what it should run, if anybody has said.
-    pub(super) fn send_configs(&self, agent_id: &str) {
-        let mut list = lock(&self.rolling.list);
-        self.push(&mut list, agent_id, false);
-        self.carry_out(&mut list);
-    }
-
     /// An agent has disconnected.
     pub(super) fn handle_gone(&self, agent_id: &str) {
         if self.rolling.any.load(Ordering::Relaxed) {
             let mut list = lock(&self.rolling.list);
             list.iter_mut().for_each(|entry| entry.rollout.handle_gone(agent_id, unix_millis()));
-            self.carry_out(&mut list);
+            // The server may be ending, in which nothing can be waited for.
+            self.rolling.wake.notify_one();
         }
-    }
-
-    /// Tells connected agents what they should run.
-    pub(crate) fn push_configs(&self, concerned: impl Fn(&str) -> bool) {
-        let mut list = lock(&self.rolling.list);
-        for id in self.connected_ids().iter().filter(|id| concerned(id)) {
-            self.push(&mut list, id, false);
-        }
-        self.carry_out(&mut list);
-    }
-
-    fn connected_ids(&self) -> Vec<String> {
-        self.read(|fleet| fleet.connected().map(str::to_owned).collect())
-    }
-
-    /// Sends an agent its configuration. If nobody has said what it should run, `emptied` makes it run nothing.
-    fn push(&self, list: &mut [Entry], agent_id: &str, emptied: bool) {
-        let wanted = self.desired(|desired| {
-            let mut plugins = desired.of(agent_id).cloned();
-            let reaching = list.iter().filter(|entry| desired.reaches(entry.rollout.group.as_deref(), agent_id));
-            for overlay in reaching.filter_map(|entry| entry.rollout.overlay(agent_id)) {
-                put(plugins.get_or_insert_default(), overlay);
-            }
-            plugins
-        });
-        let Some(plugins) = wanted.or_else(|| emptied.then(Vec::new)) else { return };
-        let (done, _) = oneshot::channel();
-        // Who is gone meanwhile hears of it when it comes back.
-        let configs = self.configs(agent_id, plugins);
-        if self.order(agent_id, StreamOrder::Command(Command { configs, ..Default::default() }, done)) {
-            let reaches = |group: Option<&str>| self.desired(|desired| desired.reaches(group, agent_id));
-            for entry in list.iter_mut().filter(|entry| reaches(entry.rollout.group.as_deref())) {
-                entry.rollout.handle_sent(agent_id, unix_millis());
-            }
-        }
-    }
-
-    /// Returns plugins as an agent is told of them.
-    fn configs(&self, agent_id: &str, plugins: Vec<Plugin>) -> Vec<Config> {
-        let (local, version) = self.read(|fleet| {
-            let beat = fleet.agents.get(agent_id).and_then(|agent| agent.heartbeat.as_ref());
-            let version = beat.map(|beat| beat.host.version.clone());
-            (fleet.live.get(agent_id).map(|live| live.local), version)
-        });
-        let mut configs: Vec<_> = plugins
-            .into_iter()
-            .map(|Plugin { mut config, file }| {
-                if let (Some(file), Some(local)) = (file, local) {
-                    config.download_urls = self.download_url(&file, local).into_iter().collect();
-                }
-                config
-            })
-            .collect();
-        if configs.is_empty()
-            && self.options.empty_ends_all
-            && let Some(version) = version.filter(|version| !version.is_empty())
-        {
-            // A command with nothing in it changes nothing. The agent's own entry, in the version that runs, makes it a configuration.
-            configs.push(Config { name: AGENT.to_owned(), version, ..Default::default() });
-        }
-        configs
-    }
-
-    /// Returns where an agent fetches a file that reaches this server at `local`.
-    fn download_url(&self, file: &Digest, local: IpAddr) -> Option<String> {
-        let port = self.options.downloads?.port();
-        let host = match (&self.options.download_host, local.to_canonical()) {
-            (Some(host), _) => host.clone(),
-            (None, IpAddr::V4(address)) => address.to_string(),
-            (None, IpAddr::V6(address)) => format!("[{address}]"),
-        };
-        Some(format!("http://{host}:{port}/files/{file}"))
     }
 
     /// Returns the hosts that a rollout for this group reaches.
@@ -379,7 +315,7 @@ impl Shared {
     }
 
     /// Does what the rollouts have decided, and writes what has become of them.
-    fn carry_out(&self, list: &mut MutexGuard<'_, Vec<Entry>>) {
+    pub(super) fn carry_out(&self, list: &mut MutexGuard<'_, Vec<Entry>>) {
         let now = unix_millis();
         for at in 0..list.len() {
             if list[at].rollout.poll_timeout().is_some_and(|due| due <= now) {
@@ -419,12 +355,12 @@ impl Shared {
         let (id, group, plugin) = (rollout.id, rollout.group.clone(), rollout.plugin.clone());
         let target = target_of(group.as_ref());
         let by = format!("{}, rollout {id}", rollout.created_by);
-        let changed = self.change_desired(&by, |desired| {
+        let change = |desired: &mut Desired| {
             let mut plugins = desired.at(&target).or(desired.everybody()).cloned().unwrap_or_default();
             put(&mut plugins, &plugin);
             desired.set(target.clone(), Some(plugins))
-        });
-        let version = match changed {
+        };
+        let version = match block_in_place(|| self.change_desired(&by, change)) {
             Ok(Ok(())) => self.db().configs().get(&target.scope()).map(|kept| kept.map_or(0, |kept| kept.version)),
             Ok(Err(too_much)) => {
                 // Nothing but another configuration would change that.
@@ -436,11 +372,7 @@ impl Shared {
         match version {
             Ok(version) => {
                 list[at].rollout.handle_promoted(version, unix_millis());
-                // Hosts that came into the group meanwhile are no part of the rollout, and get it as well.
-                let mut others = self.connected_ids();
-                self.desired(|desired| others.retain(|host| desired.reaches(group.as_deref(), host)));
-                others.retain(|host| !list[at].rollout.has(host));
-                others.iter().for_each(|host| self.push(list, host, false));
+                self.others(&list[at].rollout).iter().for_each(|host| self.push(list, host, false));
             }
             Err(error) => {
                 self.rolling.wake.notify_one();
@@ -449,18 +381,26 @@ impl Shared {
         }
     }
 
+    /// Returns the connected hosts that are no part of a rollout, and have what it does as well: they came into the group after it began.
+    fn others(&self, rollout: &Rollout) -> Vec<String> {
+        let mut others = self.connected_ids();
+        self.desired(|desired| others.retain(|host| desired.reaches(rollout.group.as_deref(), host)));
+        others.retain(|host| !rollout.has(host));
+        others
+    }
+
     /// Writes a rollout, and tells of a state that it has come to.
     fn write(&self, entry: &mut Entry) {
         let rollout = &entry.rollout;
         let kept = site::Rollout { id: rollout.id, active: rollout.is_active(), body: body_of(rollout) };
-        if let Err(error) = self.db().rollouts().update(&kept) {
+        if let Err(error) = block_in_place(|| self.db().rollouts().update(&kept)) {
             log::error!("rollout {} cannot be kept: {error}", rollout.id);
             return;
         }
         if entry.written.1 != rollout.state {
             let Config { name, version, .. } = &rollout.plugin.config;
             self.note(format!("rollout {} of {name} {version} is {}: {}", rollout.id, rollout.state, rollout.reason));
-            let told = self.db().audit().append(&AuditEntry {
+            let entry = AuditEntry {
                 id: 0,
                 at_ms: unix_millis(),
                 who: "center".to_owned(),
@@ -469,8 +409,8 @@ impl Shared {
                 object: rollout.id.to_string(),
                 detail: format!("{name} {version}: {}", rollout.reason),
                 outcome: rollout.state.to_string(),
-            });
-            if let Err(error) = told {
+            };
+            if let Err(error) = block_in_place(|| self.db().audit().append(&entry)) {
                 log::error!("the audit trail misses the state of rollout {}: {error}", rollout.id);
             }
         }
@@ -526,7 +466,7 @@ fn refuse_if_under_way(list: &[Entry], target: &Target) -> Result<(), NotNow> {
 }
 
 /// Puts a plugin into a list, in the place of the one that has its name.
-fn put(plugins: &mut Vec<Plugin>, plugin: &Plugin) {
+pub(super) fn put(plugins: &mut Vec<Plugin>, plugin: &Plugin) {
     match plugins.iter_mut().find(|other| other.config.name == plugin.config.name) {
         Some(other) => other.clone_from(plugin),
         None => plugins.push(plugin.clone()),

@@ -15,6 +15,7 @@ use hyper::body::Body;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::block_in_place;
 
 /// Whoever sends a file and says nothing for so long is left.
 const STALL: Duration = Duration::from_secs(30);
@@ -102,19 +103,11 @@ fn refusal(error: FileError) -> Refusal {
 fn delete(ask: &Ask<'_>, sha256: &str) -> Answer {
     ask.must(Role::Operate)?;
     let (sha256, files) = (sha256.parse::<Digest>().map_err(|error| bad(&error))?, directory(ask.shared)?);
-    let wanted = || refuse(StatusCode::CONFLICT, "agents should run it; change what they should run first");
-    let deleted = if ask.shared.rollouts_want(&sha256) {
-        wanted()
-    } else {
-        // Nobody comes to want it while this has the lock.
-        ask.shared.desired(|desired| match desired.wants(&sha256) {
-            true => wanted(),
-            false => files.remove(&sha256, ask.shared.db()).map_err(|error| unusable(&error)),
-        })
-    };
-    let deleted = match deleted {
-        Ok(false) => refuse(StatusCode::NOT_FOUND, format!("there is no file {sha256}")),
-        other => other.map(drop),
+    let deleted = match block_in_place(|| ask.shared.remove_file(files, &sha256)) {
+        Ok(Some(true)) => Ok(()),
+        Ok(Some(false)) => refuse(StatusCode::NOT_FOUND, format!("there is no file {sha256}")),
+        Ok(None) => refuse(StatusCode::CONFLICT, "agents should run it; change what they should run first"),
+        Err(error) => Err(unusable(&error)),
     };
     ask.audit("files.delete", &sha256.to_string(), "", outcome(&deleted));
     deleted?;

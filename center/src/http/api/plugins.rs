@@ -117,7 +117,9 @@ fn set(ask: &Ask<'_>, target: Target, plugins: Option<Vec<Plugin>>, action: &str
         }
         desired.set(target, plugins.clone()).map_err(|too_much: TooMuch| bad(&too_much))
     };
-    let changed = shared.change_desired(&ask.caller.name, change).map_err(|error| unusable(&error)).flatten();
+    let changed = tokio::task::block_in_place(|| shared.change_desired(&ask.caller.name, change))
+        .map_err(|error| unusable(&error))
+        .flatten();
     ask.audit(action, &scope, &names.join(", "), outcome(&changed));
     changed?;
     let after = shared.desired(Clone::clone);

@@ -11,6 +11,7 @@ use crate::serve::RolloutError;
 use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::task::block_in_place;
 
 /// The most canaries, and the longest that they are waited for, in seconds.
 const MAX_CANARY: usize = 1_000;
@@ -60,10 +61,10 @@ async fn begin(ask: &Ask<'_>) -> Answer {
     let detail = format!("{} {}, {canary} canaries", plugin.config.name, plugin.config.version);
     let object = group.as_ref().map_or("all".to_owned(), |group| format!("group/{group}"));
     let order = Order { group, plugin, canary, wait_s, by: ask.caller.name.clone() };
-    let begun = ask.shared.begin_rollout(order).map_err(|error| refusal(&error));
+    let begun = block_in_place(|| ask.shared.begin_rollout(order)).map_err(|error| refusal(&error));
     ask.audit("rollout.begin", &object, &detail, outcome(&begun));
     let rollout = ask.shared.rollout(begun?).map_err(|error| unusable(&error))?;
-    Ok(json_response(StatusCode::CREATED, &json!(rollout)))
+    Ok(json_response(StatusCode::CREATED, &rollout.as_ref().map_or(Value::Null, shown)))
 }
 
 /// `?before=ID`, `?limit=N`: the latest first, with their hosts. Fewer if they have very many hosts.
@@ -78,21 +79,34 @@ fn list(ask: &Ask<'_>) -> Answer {
         hosts += rollout.hosts.len();
         first || hosts <= MAX_HOSTS
     };
-    let listed: Vec<Value> = rollouts.iter().take_while(fits).map(|rollout| json!(rollout)).collect();
+    let listed: Vec<Value> = rollouts.iter().take_while(fits).map(shown).collect();
     ok(&json!(listed))
 }
 
 fn one(ask: &Ask<'_>, id: i64) -> Answer {
     match ask.shared.rollout(id).map_err(|error| unusable(&error))? {
-        Some(rollout) => ok(&json!(rollout)),
+        Some(rollout) => ok(&shown(&rollout)),
         None => Err(refusal(&RolloutError::Unknown(id))),
     }
+}
+
+/// Returns a rollout without what only the center needs to go on.
+fn shown(rollout: &Rollout) -> Value {
+    let mut value = json!(rollout);
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove("known");
+        fields.remove("steady_ms");
+    }
+    value
 }
 
 fn step(ask: &Ask<'_>, id: i64, what: &str) -> Answer {
     ask.must(Role::Operate)?;
     let (shared, by) = (ask.shared, &ask.caller.name);
-    let done = if what == "promote" { shared.promote_rollout(id) } else { shared.abort_rollout(id, by) };
+    let done = block_in_place(|| match what {
+        "promote" => shared.promote_rollout(id),
+        _ => shared.abort_rollout(id, by),
+    });
     let done = done.map_err(|error| refusal(&error));
     ask.audit(&format!("rollout.{what}"), &id.to_string(), "", outcome(&done));
     done?;
