@@ -275,7 +275,10 @@ impl Fleet {
         if let Some(unwritten) = &mut self.unwritten {
             unwritten.hosts.remove(agent_id);
             unwritten.beats.remove(agent_id);
-            unwritten.forgotten.insert(agent_id.to_owned());
+            // While nothing can be written, ever new hosts may come and go. The next start forgets those that are left out here.
+            if unwritten.forgotten.len() < self.max_hosts {
+                unwritten.forgotten.insert(agent_id.to_owned());
+            }
         }
         true
     }

@@ -1,8 +1,9 @@
 //! The store as the sink of the server: it keeps every record, and the answers to tasks with their tasks as well.
 
 use crate::fleet::{Task, Upload, bounded_fields};
+use crate::http::now_ms;
 use crate::message::{Batch, TASK_REPORT};
-use crate::serve::{unix_millis, upload_report};
+use crate::serve::upload_report;
 use crate::sink::{Numbered, Refused, Sink, Taking};
 use crate::store::site::Site;
 use crate::store::{self, AppendError, Record, Store};
@@ -49,7 +50,7 @@ impl Keeper {
 
     async fn append(&self, agent_id: &str, hostname: &str, records: &[Record]) -> Result<Option<Numbered>, Refused> {
         let hostname = &hostname[..hostname.floor_char_boundary(HOSTNAME_LEN)];
-        let received_ms = unix_millis();
+        let received_ms = now_ms();
         let batch = store::Batch { received_ms, agent_id, hostname, records };
         match self.store.append(batch).await {
             Ok(seqs) => Ok(Some(Numbered { first_seq: seqs.start, received_ms })),
@@ -96,7 +97,7 @@ fn write_answers(site: &Site, agent_id: &str, answers: &[BTreeMap<String, String
     let revised = site.tasks().revise(&tokens, |row| {
         let Some(fields) = rest.by_ref().find(|fields| fields["token"] == row.token) else { return false };
         let mut task = Task::from(row.clone());
-        let news = task.agent_id == agent_id && task.answer(fields, unix_millis());
+        let news = task.agent_id == agent_id && task.answer(fields, now_ms());
         *row = task.row();
         news
     });

@@ -7,6 +7,7 @@ use super::{Instance, Options, site};
 use crate::desired::{Desired, Plugin};
 use crate::files::Files;
 use crate::fleet::{Fleet, Progress, Task};
+pub(crate) use crate::http::now_ms as unix_millis;
 use crate::http::{Access, DownloadCounts, LocalKey, Thing, Watched, now_ms, page_url};
 use crate::message::Batch;
 use crate::sink::{Numbered, Refused, Sink};
@@ -88,14 +89,14 @@ impl Shared {
         let db = db.expect("where there is no store there is the other");
         let given = options.configs.clone().map(|configs| configs.into_iter().map(Plugin::from).collect());
         let desired = Desired::load(db, given)?;
-        let rolling = Rolling::load(db, unix_millis())?;
+        let rolling = Rolling::load(db, now_ms())?;
         let files = options.files_dir.clone().map(Files::open).transpose()?.map(Arc::new);
         let itself = [("hids_svr_grpc", options.listen), ("hids_svr_http", options.http)];
         let registry = itself.map(|(name, address)| (name.to_owned(), vec![Instance::new(name, address)]));
         let mut fleet = Fleet::new(options.max_hosts);
         if let Some(store) = &options.store {
             site::load(&mut fleet, store.site(), options.max_hosts).map_err(io::Error::other)?;
-            site::give_up_waiting(&mut fleet, store.site(), unix_millis()).map_err(io::Error::other)?;
+            site::give_up_waiting(&mut fleet, store.site(), now_ms()).map_err(io::Error::other)?;
         }
         Ok(Self {
             tokens: Semaphore::new(options.conn_limit),
@@ -217,7 +218,7 @@ impl Shared {
             && self.read(|fleet| fleet.live.contains_key(agent_id))
         {
             // Its answer may be here before this hears that it is gone.
-            let task = Task::new(task, agent_id, by, unix_millis());
+            let task = Task::new(task, agent_id, by, now_ms());
             self.add_tasks(vec![task]).await.map_err(CommandError::NotKept)?;
         }
         self.send(agent_id, command, within).await
@@ -266,7 +267,7 @@ impl Shared {
         }
         let error = CommandError::NotConnected(agent_id.to_owned());
         if let Some(token) = token {
-            let (agent_id, at_ms) = (agent_id.to_owned(), unix_millis());
+            let (agent_id, at_ms) = (agent_id.to_owned(), now_ms());
             self.progress(Progress { token, agent_id, error: Some(error.to_string()), at_ms });
         }
         Err(error)
@@ -312,7 +313,7 @@ impl Shared {
         if let Err(refused) = change(&mut new) {
             return Ok(Err(refused));
         }
-        new.keep(&desired, self.db(), by, unix_millis())?;
+        new.keep(&desired, self.db(), by, now_ms())?;
         *desired = new;
         Ok(Ok(()))
     }
@@ -331,12 +332,6 @@ impl fmt::Debug for Shared {
 /// What panics while it looks on fails alone. The server goes on.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Returns the time in milliseconds since 1970.
-pub(crate) fn unix_millis() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 pub(crate) fn unix_seconds() -> u64 {

@@ -32,12 +32,12 @@ pub(super) fn load(fleet: &mut Fleet, site: &Site, max_hosts: usize) -> Result<(
         after.clone_from(&last.agent_id);
         fleet.agents.extend(rows.iter().map(|row| (row.agent_id.clone(), Agent::from_row(row))));
     }
-    if fleet.agents.len() > max_hosts {
-        let mut seen: Vec<u64> = fleet.agents.values().map(|agent| agent.last_seen).collect();
-        seen.sort_unstable_by(|a, b| b.cmp(a));
-        let oldest = seen[max_hosts.min(seen.len() - 1)];
-        unwritten.forgotten =
-            fleet.agents.iter().filter(|(_, agent)| agent.last_seen <= oldest).map(|(id, _)| id.clone()).collect();
+    let surplus = fleet.agents.len().saturating_sub(max_hosts);
+    if surplus > 0 {
+        let mut seen: Vec<(u64, String)> =
+            fleet.agents.iter().map(|(id, agent)| (agent.last_seen, id.clone())).collect();
+        seen.sort_unstable();
+        unwritten.forgotten = seen.into_iter().take(surplus).map(|(_, id)| id).collect();
         fleet.agents.retain(|id, _| !unwritten.forgotten.contains(id));
     }
     for row in site.tasks().list(None, None, TASKS)?.into_iter().rev() {
@@ -194,7 +194,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), Settings::default()).unwrap();
         let mut fleet = loaded(&store, 10);
-        for (id, now) in [("a", 5), ("b", 6), ("c", 7)] {
+        for (id, now) in [("a", 5), ("b", 5), ("c", 5)] {
             fleet.connect(id, SocketAddr::from(([10, 0, 0, 1], 1)), now);
         }
         let tasks = ["t1", "t2", "t3"].map(|token| {
@@ -209,10 +209,14 @@ mod tests {
         written(&mut fleet, &store);
 
         let mut fleet = loaded(&store, 2);
-        assert_eq!(fleet.agents.keys().collect::<Vec<_>>(), ["b", "c"], "those that were seen last");
+        assert_eq!(
+            fleet.agents.keys().collect::<Vec<_>>(),
+            ["b", "c"],
+            "those that were seen last, and no fewer than may be"
+        );
         assert_eq!(
             (fleet.agents["b"].last_seen, fleet.agents["b"].first_seen, fleet.agents["b"].connected),
-            (8, 6, false)
+            (8, 5, false)
         );
         let states: Vec<_> = fleet.tasks.iter().map(|task| task.state).collect();
         assert_eq!(states, [TaskState::Sent, TaskState::Failed, TaskState::Sent]);

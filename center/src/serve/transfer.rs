@@ -6,9 +6,9 @@
 use super::connection::ConnectionHandle;
 use super::grpc::{Encoding, MessageReader, Outgoing, ReadError, Status};
 use super::interpose::{ConnectionStep, Step};
-use super::shared::{Shared, unix_millis, unix_seconds};
+use super::shared::{Shared, unix_seconds};
 use crate::fleet::Progress;
-use crate::http::Thing;
+use crate::http::{Thing, now_ms};
 use crate::message::{AGENT_HEARTBEAT, Batch, PackagedData};
 use crate::store::site::SiteError;
 use bytes::Bytes;
@@ -362,7 +362,7 @@ impl<'a> Registration<'a> {
     fn sent(&self, token: Option<String>) {
         self.shared.change(|state| state.count_command(&self.agent_id));
         if let Some(token) = token.filter(|token| !token.is_empty()) {
-            let (agent_id, at_ms) = (self.agent_id.clone(), unix_millis());
+            let (agent_id, at_ms) = (self.agent_id.clone(), now_ms());
             self.shared.progress(Progress { token, agent_id, error: None, at_ms });
         }
     }

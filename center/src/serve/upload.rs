@@ -6,9 +6,9 @@
 use super::connection::ConnectionHandle;
 use super::grpc::{Encoding, MessageReader, Outgoing, ReadError, Status};
 use super::interpose::{UploadAt, UploadStep, UploadWatch};
-use super::shared::{Shared, unix_millis, unix_seconds};
+use super::shared::{Shared, unix_seconds};
 use crate::fleet::{Task, Upload};
-use crate::http::Thing;
+use crate::http::{Thing, now_ms};
 use crate::store::site;
 use bytes::Bytes;
 use elklet_proto::grpc::file_upload_response::StatusCode;
@@ -90,7 +90,7 @@ async fn answer(
     }
     let token = upload.token.clone();
     shared.change(|fleet| {
-        fleet.answer_task(&upload.token, &report(&upload), unix_millis());
+        fleet.answer_task(&upload.token, &report(&upload), now_ms());
         fleet.add_upload(upload);
     });
     shared.watched.changed(Thing::Task, &token);
@@ -271,12 +271,12 @@ fn know(site: &site::Site, dir: &Path, mut upload: Upload, most: u64) -> Result<
         file: upload.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
         bytes: upload.len.cast_signed(),
         error: upload.error.clone().unwrap_or_default(),
-        received_ms: unix_millis(),
+        received_ms: now_ms(),
     })?;
     let report = report(&upload);
     site.tasks().revise(&[&upload.token], |row| {
         let mut task = Task::from(row.clone());
-        let news = task.answer(&report, unix_millis());
+        let news = task.answer(&report, now_ms());
         *row = task.row();
         news
     })?;

@@ -4,6 +4,7 @@
 use elklet_tests::center::{Fault, Status, Upload, UploadFault};
 use elklet_tests::harness::{Agent, Setup, Signal, Site, wait_until};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -195,13 +196,17 @@ fn a_file_that_becomes_shorter_is_answered() {
     let agent = site.agent();
     let path = file(&agent, "shrinking", 100_000);
     ask(&site, &agent, &path, 1_000, "t");
-    let arrived = || fs::metadata(dir.path().join("uploads/t")).is_ok_and(|meta| meta.len() > 0);
+    // The center names the file once it is whole.
+    let begun =
+        |file: io::Result<fs::DirEntry>| file.is_ok_and(|file| file.metadata().is_ok_and(|meta| meta.len() > 0));
+    let arrived = || fs::read_dir(dir.path().join("uploads")).is_ok_and(|mut files| files.any(begun));
     wait_until("first piece", arrived);
     fs::write(&path, "").unwrap();
     let msg = refusal(&site, &agent, "t");
     assert!(msg.contains("it has become shorter: ") && msg.ends_with(" bytes are missing"), "{msg}");
     // The server does not keep half of it.
     assert!(uploaded(&site, "t").error.is_some());
+    assert_eq!(fs::read_dir(dir.path().join("uploads")).unwrap().count(), 0);
 }
 
 #[test]

@@ -4,8 +4,9 @@ use super::{Answer, Ask, Refusal, bad, failed, no_route, ok, refuse, unkept};
 use crate::fleet::{Fleet, Task};
 use crate::http::manager::TaskJson;
 use crate::http::reply::json_response;
+use crate::http::trail::now_ms;
 use crate::http::{COMMAND_TIMEOUT, auth};
-use crate::serve::{Shared, unix_millis};
+use crate::serve::Shared;
 use elklet_proto::grpc::{self, Command};
 use http::{Method, StatusCode};
 use serde::Deserialize;
@@ -168,7 +169,7 @@ async fn give(ask: &Ask<'_>, agent_id: &str, task: grpc::Task) -> Result<(), Ref
     if !shared.read(|fleet| fleet.live.contains_key(agent_id)) {
         return refuse(StatusCode::CONFLICT, format!("agent {agent_id} is not connected"));
     }
-    let added = Task::new(&task, agent_id, &ask.caller.name, unix_millis());
+    let added = Task::new(&task, agent_id, &ask.caller.name, now_ms());
     if shared.add_tasks(vec![added]).await.map_err(|error| unkept(&error))? == [false] {
         return refuse(StatusCode::CONFLICT, format!("there is a task with the token {:?} already", task.token));
     }
@@ -188,7 +189,7 @@ async fn to_group(ask: &Ask<'_>, group: &str, task: grpc::Task) -> Answer {
     for id in hosts {
         commands.push((id, grpc::Task { token: new_token()?, ..task.clone() }));
     }
-    let now = unix_millis();
+    let now = now_ms();
     let tasks = commands.iter().map(|(id, task)| Task::new(task, id, &ask.caller.name, now)).collect();
     shared.add_tasks(tasks).await.map_err(|error| unkept(&error))?;
     let what = format!("{} for {} to {} hosts", task.data_type, task.object_name, commands.len());
