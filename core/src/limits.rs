@@ -43,6 +43,10 @@ pub const LEDGER_BYTES: usize = 4 << 20;
 /// taken: AgentCenter hands what it has read to Kafka in the background. Killed at 5,000 records/s, it lost 0.2 s of them.
 pub const REPLAY_MS: u64 = 1_000;
 
+/// How long a batch that only the answer to a PING has confirmed is kept in memory for its credit, in milliseconds. A server whose
+/// application hangs answers PINGs; what it has not read dies with it. On a quiet host, so much is sent twice when a stream breaks.
+pub const UNCREDITED_MS: u64 = 600_000;
+
 /// The longest configurable replay. With more, most of what is sent after an outage would be doubles.
 pub const MAX_REPLAY_MS: u64 = 60_000;
 

@@ -48,6 +48,8 @@ struct StreamAccount {
     largest: u64,
     /// Bytes that the server is known to have taken.
     taken: u64,
+    /// Bytes of these that its credit proves. PINGs prove the others.
+    credited: u64,
 }
 
 /// How long the ledger has been full.
@@ -150,7 +152,14 @@ impl<M> Ledger<M> {
     pub(super) fn handle_credit(&mut self, credit: u64) {
         // The server may have granted one message's length ahead, and is still reading the message in which the credit ends.
         let taken = credit.saturating_sub(self.stream.largest + 1);
+        self.stream.credited = self.stream.credited.max(taken);
         self.stream.taken = self.stream.taken.max(taken);
+    }
+
+    /// Bytes of the stream that the server's application is known to have read, because it has given their credit back.
+    #[must_use]
+    pub(super) fn credited(&self) -> u64 {
+        self.stream.credited
     }
 
     /// A PING was sent for any reason.
@@ -194,16 +203,18 @@ impl<M> Ledger<M> {
         given_back.into_iter().map(|entry| entry.batch).collect()
     }
 
-    /// Takes out the oldest batch if it is confirmed. Call this after each `handle_*` method until it returns `None`.
-    pub(super) fn pop_confirmed(&mut self) -> Option<Batch<M>> {
+    /// Takes out the oldest batch if it is confirmed, with the offset in the stream at which its message ends. Call this after each
+    /// `handle_*` method until it returns `None`.
+    pub(super) fn pop_confirmed(&mut self) -> Option<(Batch<M>, u64)> {
         let oldest = self.entries.front()?;
         if self.written == 0 || oldest.end > self.stream.taken {
             return None;
         }
+        let end = oldest.end;
         self.written -= 1;
         self.handed -= 1;
         self.full = None;
-        self.remove(0)
+        self.remove(0).map(|batch| (batch, end))
     }
 
     /// Returns true while another batch may be added.
@@ -381,6 +392,11 @@ mod tests {
         batch(Kind::Bulk, id, bytes)
     }
 
+    /// Takes out the oldest batch that is confirmed.
+    fn taken(ledger: &mut Ledger<u32>) -> Option<Batch<u32>> {
+        ledger.pop_confirmed().map(|(batch, _)| batch)
+    }
+
     #[test]
     fn credit_confirms_a_batch_when_it_reaches_beyond_it_less_the_largest() {
         let mut ledger = Ledger::new(10_000);
@@ -388,9 +404,9 @@ mod tests {
         sent(&mut ledger, bulk(2, 300), Millis(0));
         sent(&mut ledger, bulk(3, 50), Millis(0));
         ledger.handle_credit(400);
-        assert_eq!(ledger.pop_confirmed(), None);
+        assert_eq!(taken(&mut ledger), None);
         ledger.handle_credit(401);
-        assert_eq!((ledger.pop_confirmed(), ledger.pop_confirmed()), (Some(bulk(1, 100)), None));
+        assert_eq!((taken(&mut ledger), taken(&mut ledger)), (Some(bulk(1, 100)), None));
     }
 
     #[test]
@@ -403,7 +419,7 @@ mod tests {
         ledger.handle_ping(Millis(3_000));
         assert!(!ledger.wants_ping(Millis(60_000)), "one at a time");
         ledger.handle_pong();
-        assert_eq!((ledger.pop_confirmed(), ledger.pop_confirmed()), (Some(bulk(1, 100)), None));
+        assert_eq!((taken(&mut ledger), taken(&mut ledger)), (Some(bulk(1, 100)), None));
         assert_eq!(ledger.poll_timeout(), Some(Millis(3_000 + PING_INTERVAL_MS)), "never closer than that");
         ledger.handle_too_many_pings();
         assert_eq!(ledger.poll_timeout(), Some(Millis(3_000 + 2 * PING_INTERVAL_MS)));
@@ -422,7 +438,7 @@ mod tests {
         assert_eq!(ledger.let_go(), Some(1));
         assert_eq!(ledger.watch_room(Millis(10 + LEDGER_WAIT_MS)), Room::Free);
         ledger.handle_credit(201);
-        assert_eq!(ledger.pop_confirmed().map(|batch| (batch.bytes(), batch.is_gone())), Some((100, true)));
+        assert_eq!(taken(&mut ledger).map(|batch| (batch.bytes(), batch.is_gone())), Some((100, true)));
     }
 
     #[test]
@@ -502,10 +518,10 @@ mod tests {
         ledger.handle_handed();
         assert!(ledger.is_writing());
         ledger.handle_credit(1_000);
-        assert_eq!(ledger.pop_confirmed(), None);
+        assert_eq!(taken(&mut ledger), None);
         assert_eq!(ledger.handle_written(Millis(0)), None);
         assert!(!ledger.is_writing());
-        assert_eq!((ledger.pop_confirmed(), ledger.memory()), (Some(bulk(1, 100)), 0));
+        assert_eq!((taken(&mut ledger), ledger.memory()), (Some(bulk(1, 100)), 0));
         ledger.handle_handed();
         assert!(!ledger.is_writing(), "none waits");
     }
@@ -518,9 +534,9 @@ mod tests {
             ledger.handle_ping(Millis(sent_at));
             assert_eq!(ledger.poll_timeout(), None, "the answer is awaited");
             ledger.handle_pong();
-            assert_eq!(ledger.pop_confirmed().is_some(), is_confirmed);
+            assert_eq!(taken(&mut ledger).is_some(), is_confirmed);
             ledger.handle_pong();
-            assert_eq!(ledger.pop_confirmed(), None, "another answer proves nothing");
+            assert_eq!(taken(&mut ledger), None, "another answer proves nothing");
         }
     }
 
@@ -532,7 +548,7 @@ mod tests {
         ledger.handle_ping(Millis(CONFIRM_GRACE_MS));
         ledger.handle_pong();
         ledger.handle_credit(1);
-        assert_eq!([ledger.pop_confirmed(), ledger.pop_confirmed()].map(|batch| batch.is_some()), [true, true]);
+        assert_eq!([taken(&mut ledger), taken(&mut ledger)].map(|batch| batch.is_some()), [true, true]);
         assert_eq!(ledger.poll_timeout(), None);
     }
 
@@ -555,7 +571,7 @@ mod tests {
         sent(&mut ledger, bulk(1, 100), Millis(0));
         sent(&mut ledger, bulk(2, 100), Millis(0));
         ledger.handle_completed();
-        assert_eq!((ledger.pop_confirmed(), ledger.pop_confirmed()), (Some(bulk(1, 100)), Some(bulk(2, 100))));
+        assert_eq!((taken(&mut ledger), taken(&mut ledger)), (Some(bulk(1, 100)), Some(bulk(2, 100))));
     }
 
     #[test]
@@ -575,9 +591,9 @@ mod tests {
         ledger.handle_handed();
         assert_eq!(ledger.handle_written(Millis(10_000)), None);
         ledger.handle_credit(200);
-        assert_eq!(ledger.pop_confirmed(), None, "a message's length may be granted ahead");
+        assert_eq!(taken(&mut ledger), None, "a message's length may be granted ahead");
         ledger.handle_credit(201);
-        assert_eq!(ledger.pop_confirmed(), Some(bulk(1, 100)));
+        assert_eq!(taken(&mut ledger), Some(bulk(1, 100)));
         sent(&mut ledger, bulk(5, 1), Millis(10_000));
         assert_eq!(ledger.poll_timeout(), Some(Millis(10_000 + CONFIRM_GRACE_MS)));
     }
@@ -593,7 +609,7 @@ mod tests {
         assert_eq!(ledger.watch_room(Millis(10 + LEDGER_WAIT_MS)), Room::Overdue);
         assert_eq!(ledger.poll_timeout(), Some(Millis(CONFIRM_GRACE_MS)), "nothing more is to be waited for");
         ledger.handle_credit(401);
-        assert!(ledger.pop_confirmed().is_some());
+        assert!(taken(&mut ledger).is_some());
         assert_eq!(ledger.wanted_credit(), None);
 
         let mut waiting = Ledger::new(150);

@@ -3,7 +3,9 @@
 
 mod access;
 mod browser;
+mod chromium;
 mod delivery;
+mod page;
 mod plugins;
 mod program;
 mod site;

@@ -424,14 +424,15 @@ impl<M: Clone> Outbox<M> {
     }
 
     fn settle(&mut self, now: Millis) {
-        while let Some(batch) = self.ledger.pop_confirmed() {
+        while let Some((batch, end)) = self.ledger.pop_confirmed() {
             if !batch.is_double {
                 self.counters.confirmed += batch.records();
             }
             self.suspects.handle_confirmed(batch.identity());
             self.handle_fitting(batch.content_bytes());
-            self.keep_confirmed(batch, now);
+            self.keep_confirmed(batch, end, now);
         }
+        self.recent.handle_credit(self.ledger.credited(), now);
         self.expire(now);
         self.settle_rest();
     }

@@ -6,7 +6,7 @@ use crate::delivery::losses::Cause;
 use crate::delivery::spool::{Failed, Op};
 use crate::delivery::world::{FORGOTTEN_MS, Step, World};
 use crate::delivery::{Batch, Bounds, Kind};
-use crate::limits::{MAX_UNCONFIRMED_BATCHES, SPOOL_AFTER_MS, SPOOL_RETRY_MS, SPOOL_SYNC_MS};
+use crate::limits::{MAX_UNCONFIRMED_BATCHES, SPOOL_AFTER_MS, SPOOL_RETRY_MS, SPOOL_SYNC_MS, UNCREDITED_MS};
 use crate::time::Millis;
 
 fn new(records: u64) -> Step {
@@ -78,10 +78,10 @@ fn what_was_confirmed_gives_way_to_what_was_not_and_sets_no_timer() {
     [new(1), new(1), Step::Break].iter().for_each(|step| world.act(step));
     assert_eq!(world.outbox.counters().replayed, 1);
     assert!(world.outbox.unconfirmed().memory_bytes <= 1_000);
-    // After a second, nobody has lost them.
+    // Nobody has lost them once they were taken, at the latest when no credit has come for minutes.
     world.act(&Step::Open);
     world.flow();
-    [Step::Wait(10_000), Step::Wait(FORGOTTEN_MS + 1), Step::Break].iter().for_each(|step| world.act(step));
+    [Step::Wait(10_000), Step::Wait(UNCREDITED_MS + 1), Step::Break].iter().for_each(|step| world.act(step));
     assert_eq!((world.outbox.counters().replayed, world.outbox.losses().sum()), (1, 0));
 }
 

@@ -81,7 +81,7 @@ async fn perform(
 ) -> io::Result<Option<String>> {
     let mut signals = Signals::new()?;
     let mut agent = Agent::start(&programs.elklet, stage)?;
-    summary::print_header(screen, stage, agent.pid, arguments.watch);
+    summary::print_header(screen, stage, agent.pid, arguments.watch)?;
     let mut show = Show::new(screen, batches, &agent, Plugin::new(agent.pid, stage.plugin()), arguments);
 
     let end_of_watch = arguments.watch.map(|watch| agent.started + watch);

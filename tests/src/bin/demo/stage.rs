@@ -83,8 +83,11 @@ impl Stage {
     }
 
     /// Returns a link to the center's page, which needs no password.
-    pub(crate) fn link(&self) -> String {
-        format!("http://{}/", self.server.options().http)
+    ///
+    /// # Errors
+    /// The system gives no random numbers.
+    pub(crate) fn link(&self) -> io::Result<String> {
+        self.server.link()
     }
 
     /// Waits until no agent is connected, and returns false if that takes too long.

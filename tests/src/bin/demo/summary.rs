@@ -1,5 +1,6 @@
 //! What the demo says before and after: who is who, and how it went.
 
+use std::io;
 use std::time::Duration;
 
 use crate::procfs::Usage;
@@ -9,7 +10,7 @@ use crate::tally::Tally;
 use crate::verdict::Facts;
 
 /// Explains what the demo is going to show.
-pub(crate) fn print_header(screen: &mut Screen, stage: &Stage, agent: u32, watch: Option<Duration>) {
+pub(crate) fn print_header(screen: &mut Screen, stage: &Stage, agent: u32, watch: Option<Duration>) -> io::Result<()> {
     let sight = if rustix::process::geteuid().is_root() {
         "As root it hears of every start and end from the kernel, and may look at every process."
     } else {
@@ -20,7 +21,7 @@ pub(crate) fn print_header(screen: &mut Screen, stage: &Stage, agent: u32, watch
     screen.text("\n");
     screen.styled(Style::Title, "Elklet reports what this host executes. Look at it in a browser:");
     // An address that is cut is none.
-    screen.styled(Style::Good, &format!("  {}\n", stage.link()));
+    screen.styled(Style::Good, &format!("  {}\n", stage.link()?));
     let center = format!("elklet-center, a server inside this process; agents connect to {}", stage.grpc());
     let process = format!("`elklet run`, process {agent}; mutual TLS with the center, certificates made just now");
     let plugin = format!("the plugin that the center tells the agent to run; its SHA-256 is checked before. {sight}");
@@ -31,6 +32,7 @@ pub(crate) fn print_header(screen: &mut Screen, stage: &Stage, agent: u32, watch
     screen.named("end", &end);
     screen.text("\n");
     screen.flush();
+    Ok(())
 }
 
 /// The figures of the summary.

@@ -1,7 +1,7 @@
 //! What was confirmed a moment ago, and a stream that ends out of order.
 
 use super::*;
-use crate::limits::MAX_UNCONFIRMED_BATCHES;
+use crate::limits::{CONFIRM_GRACE_MS, MAX_UNCONFIRMED_BATCHES, UNCREDITED_MS};
 
 const KEEP_MS: u64 = 1_000;
 
@@ -124,4 +124,63 @@ fn a_double_that_is_dropped_while_it_is_written_settles_nothing_that_lies_before
     assert_eq!(outbox.unconfirmed().disk_records, 1);
     append(&mut outbox, DUE);
     assert_eq!(outbox.poll_op(DUE), None, "no mark says that the server has the first");
+}
+
+/// Sends a batch that only the answer to a PING confirms.
+fn confirm_by_ping(outbox: &mut Outbox<u32>, number: u32) {
+    outbox.push(bulk(number));
+    assert_eq!(send(outbox, Millis(0)), Some(number));
+    outbox.handle_ping(Millis(CONFIRM_GRACE_MS));
+    outbox.handle_pong(Millis(CONFIRM_GRACE_MS));
+}
+
+#[test]
+fn what_only_a_ping_has_confirmed_is_kept_for_minutes() {
+    // A server that hangs answers PINGs, and dies without having read.
+    for (ended, replayed) in [(CONFIRM_GRACE_MS + UNCREDITED_MS, 1), (CONFIRM_GRACE_MS + UNCREDITED_MS + 1, 0)] {
+        let mut outbox = keeping(PLENTY);
+        confirm_by_ping(&mut outbox, 0);
+        assert_eq!(outbox.unconfirmed().memory_records, 0, "for people it is delivered");
+        outbox.handle_ended(Millis(ended));
+        assert_eq!((outbox.counters().confirmed, outbox.counters().replayed), (1, replayed));
+        outbox.handle_opened(Millis(ended));
+        assert_eq!(send(&mut outbox, Millis(ended)), (replayed == 1).then_some(0));
+    }
+}
+
+#[test]
+fn credit_ends_the_wait_of_what_a_ping_has_confirmed() {
+    const CREDITED: u64 = 10_000;
+    for (ended, replayed) in [(CREDITED + KEEP_MS, 1), (CREDITED + KEEP_MS + 1, 0)] {
+        let mut outbox = keeping(PLENTY);
+        confirm_by_ping(&mut outbox, 0);
+        outbox.handle_credit(credit_for(1), Millis(CREDITED));
+        outbox.handle_ended(Millis(ended));
+        assert_eq!(outbox.counters().replayed, replayed);
+    }
+}
+
+#[test]
+fn an_end_in_order_leaves_nothing_that_waits_for_credit() {
+    let mut outbox = with_spool(Bounds { memory: PLENTY, spool: ENOUGH });
+    outbox.set_replay_ms(KEEP_MS);
+    outbox.handle_opened(Millis(0));
+    confirm_by_ping(&mut outbox, 0);
+    outbox.handle_ended(Millis(CONFIRM_GRACE_MS));
+    outbox.handle_opened(Millis(CONFIRM_GRACE_MS));
+    assert_eq!(send(&mut outbox, Millis(CONFIRM_GRACE_MS)), Some(0));
+    outbox.handle_completed(Millis(CONFIRM_GRACE_MS));
+    outbox.handle_ended(Millis(CONFIRM_GRACE_MS));
+    assert_eq!(outbox.counters().replayed, 1, "an end in order leaves nothing to replay");
+}
+
+#[test]
+fn memory_goes_to_new_batches_before_those_that_wait_for_credit() {
+    for (memory, replayed) in [(300, 1), (199, 0)] {
+        let mut outbox = keeping(memory);
+        confirm_by_ping(&mut outbox, 0);
+        outbox.push(bulk(1));
+        outbox.handle_ended(Millis(CONFIRM_GRACE_MS));
+        assert_eq!(outbox.counters().replayed, replayed, "{memory}");
+    }
 }

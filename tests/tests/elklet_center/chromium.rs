@@ -68,8 +68,7 @@ impl Browser {
                 _ = send.send(serde_json::from_slice(&message).unwrap());
             }
         });
-        let mut browser =
-            Self { child, to, from, last_id: 0, session: String::new(), complaints: Vec::new(), profile };
+        let mut browser = Self { child, to, from, last_id: 0, session: String::new(), complaints: Vec::new(), profile };
         let target = browser.call("Target.createTarget", json!({ "url": "about:blank" }))["targetId"].clone();
         let attached = browser.call("Target.attachToTarget", json!({ "targetId": target, "flatten": true }));
         browser.session = attached["sessionId"].as_str().unwrap().to_owned();
@@ -96,7 +95,9 @@ impl Browser {
                 return message["result"].clone();
             }
             match message["method"].as_str() {
-                Some("Runtime.exceptionThrown") => self.complaints.push(message["params"]["exceptionDetails"].to_string()),
+                Some("Runtime.exceptionThrown") => {
+                    self.complaints.push(message["params"]["exceptionDetails"].to_string())
+                }
                 Some("Log.entryAdded") => self.complaints.push(message["params"]["entry"].to_string()),
                 _ => {}
             }
