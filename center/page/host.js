@@ -3,7 +3,7 @@
 import { get, may, send } from "./api.js";
 import { chart } from "./chart.js";
 import { ago, ask, busy, bytes, fill, h, number, pairs, panel, percent, pill, segments, span, table, time, toast } from "./dom.js";
-import { changeGroup, state } from "./hosts.js";
+import { changeGroup, shortId, state } from "./hosts.js";
 import { kindName } from "./kinds.js";
 import { taskState } from "./tasks.js";
 
@@ -40,7 +40,7 @@ export async function host(page) {
       await reload();
     };
     fill(parts.head, h("div", { class: "headline" }, h("a", { href: "#/hosts" }, "Hosts"), h("span", { class: "quiet" }, "/"),
-      h("h1", {}, shown.hostname || id), state(shown), shown.group && pill("accent", shown.group),
+      h("h1", {}, shown.hostname || id), shown.hostname && h("span", { class: "quiet", title: id }, shortId(id)), state(shown), shown.group && pill("accent", shown.group),
       h("div", { class: "push" },
         h("a", { class: "button", href: `#/events?host=${encodeURIComponent(id)}` }, "Events"),
         may("operate") && [

@@ -4,7 +4,10 @@ import { get, may, send } from "./api.js";
 import { ago, ask, bytes, field, fill, h, number, percent, pill, table, toast } from "./dom.js";
 
 const COLUMNS = [
-  { name: "Host", cell: (host) => h("a", { href: `#/hosts/${encodeURIComponent(host.id)}` }, host.hostname || host.id) },
+  { name: "Host", cell: (host) => [
+    h("a", { href: `#/hosts/${encodeURIComponent(host.id)}` }, host.hostname || host.id), " ",
+    host.hostname && h("span", { class: "small quiet", title: host.id }, shortId(host.id)),
+  ] },
   { name: "State", cell: state },
   { name: "Group", cell: (host) => host.group ?? "" },
   { name: "Address", cell: (host) => host.addresses?.[0] ?? "" },
@@ -16,6 +19,11 @@ const COLUMNS = [
   { name: "Lost", num: true, cell: (host) => (host.lost > 0 ? pill("bad", number(host.lost)) : number(host.lost)) },
   { name: "Certificate", num: true, cell: certificate },
 ];
+
+/** Names are not always unique. The beginning of an id mostly is. */
+export function shortId(id) {
+  return id.length > 12 ? id.slice(0, 8) : id;
+}
 
 export function state(host) {
   if (host.connected) return pill("good", "connected");

@@ -1,6 +1,7 @@
 // What agents are told to do once, and what they answer.
 
 import { get, may, send } from "./api.js";
+import { shortId } from "./hosts.js";
 import { busy, bytes, field, fill, h, panel, pill, select, table, time, toast } from "./dom.js";
 
 /** Tasks with a form of their own: their plugin, their data type, and how `data` is made from the fields. */
@@ -51,7 +52,7 @@ export async function tasks(page) {
   const rows = new Map();
   let next = null;
   const { hosts } = await get("/hosts", { limit: 1000 });
-  const names = new Map(hosts.map((host) => [host.id, host.hostname]));
+  const names = new Map(hosts.map((host) => [host.id, [host.hostname, shortId(host.id)].filter(Boolean).join(" ")]));
   const list = h("div");
   const foot = h("div", { class: "empty" });
 
@@ -93,7 +94,7 @@ async function form(agent, hosts, done) {
   const groups = await get("/groups").catch(() => []);
   const targets = [
     ...groups.map((group) => [`group:${group.name}`, `Group ${group.name} (${group.connected} connected)`]),
-    ...hosts.map((host) => [`host:${host.id}`, host.hostname ? `${host.hostname} (${host.id.slice(0, 8)})` : host.id]),
+    ...hosts.map((host) => [`host:${host.id}`, host.hostname ? `${host.hostname} (${shortId(host.id)})` : host.id]),
   ];
   const target = select(targets, `host:${agent}`, { required: true });
   const kind = select(KNOWN.map((known, index) => [String(index), known.name]), "0");

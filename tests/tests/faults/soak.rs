@@ -16,6 +16,12 @@ const SECONDS: u64 = 600;
 /// How long everything may take to arrive once nothing breaks any more.
 const SETTLE: Duration = Duration::from_secs(180);
 
+/// What the plugin sends until it is told to end.
+const ENDLESS: &str = "endless";
+
+/// Records of the last life.
+const LAST_LOAD: u64 = 10_000;
+
 /// Pseudorandom numbers, the same for the same seed.
 struct Dice(u64);
 
@@ -70,13 +76,14 @@ impl Soak {
         server.start();
         let (done, dice) = (BTreeMap::new(), Dice(seed));
         let mut soak = Self { server, proxy, agent: None, lives: 0, peak_rss: 0, dice, done };
-        soak.start_agent(setup);
+        soak.start_agent(setup, ENDLESS);
         soak
     }
 
-    fn start_agent(&mut self, setup: Setup) {
+    /// Starts a life whose plugin sends so much.
+    fn start_agent(&mut self, setup: Setup, load: &str) {
         let run = format!("life-{}", self.lives);
-        let script = format!("run={run} execve rate={RATE} endless");
+        let script = format!("run={run} execve rate={RATE} {load}");
         fs::write(setup.workdir().plugin_dir("load").join("script"), script).unwrap();
         self.lives += 1;
         self.agent = Some(setup.start());
@@ -141,7 +148,7 @@ impl Soak {
             }
             _ => {
                 let setup = self.end_agent();
-                self.start_agent(setup);
+                self.start_agent(setup, ENDLESS);
                 "agent ended by SIGTERM, started again"
             }
         };
@@ -153,11 +160,13 @@ impl Soak {
     }
 
     fn finish(mut self, lasted: Duration) {
-        // The next life first sends what earlier ends have left in the spool. The end of an agent that has nothing left
-        // is clean.
+        // The last life first sends what earlier ends have left in the spool, and then little of its own. The end of an agent that has
+        // nothing left is clean. On a busy machine, one that sent as much as before would always have something left.
         let setup = self.end_agent();
-        self.start_agent(setup);
+        self.start_agent(setup, &format!("n={LAST_LOAD}"));
         self.wait_for_goodbyes(self.lives - 1);
+        let last = format!("life-{}", self.lives - 1);
+        self.server.wait_records("the last life", SETTLE, |records| records.run(&last).received == LAST_LOAD);
         drop(self.end_agent());
         self.wait_for_goodbyes(self.lives);
         let (mut made, mut twice, mut wrong) = (0, 0, Vec::new());
