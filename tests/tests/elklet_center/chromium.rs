@@ -128,8 +128,17 @@ impl Browser {
 
     /// Waits until a script returns something that is true, and returns it.
     pub(crate) fn wait(&mut self, what: &str, script: &str) -> Value {
-        let began = Instant::now();
+        self.wait_and(what, script, || {})
+    }
+
+    /// Does the same, and something else meanwhile, every few seconds.
+    pub(crate) fn wait_and(&mut self, what: &str, script: &str, meanwhile: impl Fn()) -> Value {
+        let (began, mut done) = (Instant::now(), Instant::now());
         loop {
+            if done.elapsed() > Duration::from_secs(3) {
+                meanwhile();
+                done = Instant::now();
+            }
             // While a page is replaced by another, there is nothing to ask.
             let guarded = format!("(() => {{ try {{ return {script} }} catch (error) {{ return null }} }})()");
             let value = self.run(&guarded);

@@ -2,6 +2,7 @@
 
 use crate::chromium::{self, Browser};
 use crate::program::{Program, site};
+use crate::support::http;
 use elklet_tests::binaries::{Binaries, center_for_tests};
 use elklet_tests::harness::{Agent, Setup, skipped};
 use serde_json::json;
@@ -53,6 +54,15 @@ fn pictures_of(browser: &mut Browser, name: &str) {
     browser.looks(1280, "light");
 }
 
+/// Waits until the page says something that heartbeats tell. They are a minute apart, and each stream begins with one.
+fn sees_soon(browser: &mut Browser, center: &Program, text: &str) {
+    let said = format!("document.body.innerText.includes({})", json!(text));
+    browser.wait_and(text, &said, || {
+        let reset = http::post(center.http, "/conn/reset", r#"{"type":"random","count":2}"#);
+        assert_eq!(reset.status, 200, "{}", reset.body);
+    });
+}
+
 /// Pushes a version of the plugin by the dialog.
 fn push(browser: &mut Browser, file: &Path, version: &str, canary: &str) {
     browser.go("#/plugins");
@@ -92,22 +102,23 @@ fn a_team_works_with_the_page() {
 
     // A plugin is pushed to one host, then to the other, and its events show.
     push(&mut browser, &plugin(dir.path(), "1.0.0"), "1.0.0", "1");
-    browser.sees("1 of 2 hosts run it");
+    sees_soon(&mut browser, &center, "1 of 2 hosts run it");
     pictures_of(&mut browser, "plugins");
     browser.click("Promote to all");
-    browser.sees("2 of 2 hosts run it");
+    sees_soon(&mut browser, &center, "2 of 2 hosts run it");
     browser.go("#/events?live=1&type=59");
     browser.sees("exec");
     browser.click_on("an event", "document.querySelector('tr.opens')");
     browser.sees("Process tree");
     pictures_of(&mut browser, "events");
     browser.go("#/hosts/gateway-1");
-    browser.sees("procwatch");
+    sees_soon(&mut browser, &center, "procwatch");
     pictures_of(&mut browser, "host");
 
     // It is upgraded, and rolled back.
     push(&mut browser, &plugin(dir.path(), "1.1.0"), "1.1.0", "0");
-    browser.wait("the upgrade", "document.body.innerText.includes('2 of 2 hosts run it') && document.body.innerText.includes('procwatch 1.1.0')");
+    browser.wait("the rollout that replaced the first", "document.body.innerText.includes('procwatch 1.1.0')");
+    sees_soon(&mut browser, &center, "2 of 2 hosts run it");
     browser.click("Versions");
     browser.click("Put back");
     browser.wait(
