@@ -24,7 +24,11 @@ export async function plugins(page) {
     fill(parts.files, filesPanel(state.files, reload));
   };
 
-  const push = h("button", { class: "primary", onclick: () => pushDialog(state, reload) }, "Push a plugin");
+  const push = h("button", { class: "primary", onclick: (event) => busy(event.currentTarget, async () => {
+    // Files and groups may be new since the page was opened.
+    await reload();
+    pushDialog(state, reload);
+  }) }, "Push a plugin");
   fill(page.main, h("div", { class: "headline" }, h("h1", {}, "Plugins"), may("operate") && h("div", { class: "push" }, push)),
     parts.rollouts, parts.wanted, parts.files);
   await reload();

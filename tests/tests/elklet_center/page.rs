@@ -4,7 +4,7 @@ use crate::chromium::{self, Browser};
 use crate::program::{Program, site};
 use crate::support::http;
 use elklet_tests::binaries::{Binaries, center_for_tests};
-use elklet_tests::harness::{Agent, Setup, skipped};
+use elklet_tests::harness::{Agent, Setup, skipped, wait_until};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -63,6 +63,11 @@ fn sees_soon(browser: &mut Browser, center: &Program, text: &str) {
     });
 }
 
+/// Waits until both agents are connected.
+fn both_are_there(center: &Program) {
+    wait_until("both agents", || http::get(center.http, "/conn/count").json()["data"] == 2);
+}
+
 /// Pushes a version of the plugin by the dialog.
 fn push(browser: &mut Browser, file: &Path, version: &str, canary: &str) {
     browser.go("#/plugins");
@@ -104,6 +109,7 @@ fn a_team_works_with_the_page() {
     push(&mut browser, &plugin(dir.path(), "1.0.0"), "1.0.0", "1");
     sees_soon(&mut browser, &center, "1 of 2 hosts run it");
     pictures_of(&mut browser, "plugins");
+    both_are_there(&center);
     browser.click("Promote to all");
     sees_soon(&mut browser, &center, "2 of 2 hosts run it");
     browser.go("#/events?live=1&type=59");
@@ -116,6 +122,7 @@ fn a_team_works_with_the_page() {
     pictures_of(&mut browser, "host");
 
     // It is upgraded, and rolled back.
+    both_are_there(&center);
     push(&mut browser, &plugin(dir.path(), "1.1.0"), "1.1.0", "0");
     browser.wait("the rollout that replaced the first", "document.body.innerText.includes('procwatch 1.1.0')");
     sees_soon(&mut browser, &center, "2 of 2 hosts run it");
