@@ -23,6 +23,9 @@ pub const PATIENCE_MS: i64 = 180_000;
 /// What a host tells so soon after it was sent a version may still be about the one before. It tells again what lasts.
 const GRACE_MS: i64 = 1_000;
 
+/// A host that is not connected is waited for so long. One whose connection broke is back by then.
+const ABSENCE_MS: i64 = 60_000;
+
 /// A promotion that could not be written is tried again after so long.
 const RETRY_MS: i64 = 10_000;
 
@@ -73,8 +76,11 @@ pub struct Host {
     pub version: Option<String>,
     /// What is wrong.
     pub error: Option<String>,
-    /// When it was sent the new version, if it was.
+    /// When it was sent the new version in its present stream, if it was.
     sent_ms: Option<i64>,
+    /// When it was sent the new version first.
+    #[serde(default)]
+    first_sent_ms: Option<i64>,
 }
 
 /// What was wanted before.
@@ -212,6 +218,7 @@ impl Rollout {
                     version: host.version,
                     error: None,
                     sent_ms: None,
+                    first_sent_ms: None,
                 })
                 .collect(),
             created_by: by,
@@ -262,18 +269,21 @@ impl Rollout {
             && host.state == Progress::Waiting
         {
             (host.state, host.sent_ms) = (Progress::Sent, Some(now));
+            host.first_sent_ms.get_or_insert(now);
             self.changed_ms = now;
         }
     }
 
     /// Says that a host has disconnected. It is sent its configuration again when it comes back.
     pub fn handle_gone(&mut self, agent_id: &str, now: i64) {
-        if let Some(host) = self.host(agent_id)
-            && host.state == Progress::Sent
-        {
+        let Some(host) = self.host(agent_id) else { return };
+        let was_sent = host.state == Progress::Sent;
+        if was_sent {
             host.state = Progress::Waiting;
             self.changed_ms = now;
-            self.settle(now);
+        }
+        if self.is_active() {
+            self.settle_ms = Some(now + ABSENCE_MS);
         }
     }
 
@@ -305,7 +315,8 @@ impl Rollout {
             return;
         }
         let Some(host) = self.host(agent_id) else { return };
-        let sent = host.sent_ms.is_some_and(|sent| now - sent >= GRACE_MS);
+        // A new stream begins with what lasts, which is about the new version by then.
+        let sent = host.first_sent_ms.is_some_and(|sent| now - sent >= GRACE_MS);
         if sent && host.state != Progress::Waiting && host.state != Progress::Wrong {
             self.goes_wrong(agent_id, what.to_owned(), now);
         }
@@ -449,11 +460,14 @@ impl Rollout {
     fn settle(&mut self, now: i64) {
         let on_its_way = self.hosts.iter().any(|host| host.state == Progress::Sent);
         let pushing = self.actions.iter().any(|action| matches!(action, Action::Push(_)));
-        if self.state != State::Rolling || on_its_way || pushing || self.settle_ms.is_some() {
+        if self.state != State::Rolling || on_its_way || pushing {
             return;
         }
         let count = |state| self.hosts.iter().filter(|host| host.state == state).count();
         let (wrong, waiting) = (count(Progress::Wrong), count(Progress::Waiting));
+        if waiting > 0 && self.settle_ms.is_some() {
+            return;
+        }
         self.changed_ms = now;
         (self.state, self.reason) = match (wrong, waiting) {
             (0, 0) => (State::Done, String::new()),

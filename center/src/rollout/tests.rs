@@ -99,7 +99,13 @@ fn a_host_that_comes_back_while_it_rolls_gets_it() {
     site.at(2_000, |rollout| rollout.handle_gone("b", 2_000));
     assert_eq!(site.states(), (State::Rolling, [Running, Waiting, Sent]));
     site.at(3_000, |rollout| rollout.handle_version("c", "2", 3_000));
+    assert_eq!(site.states(), (State::Rolling, [Running, Waiting, Running]), "its connection may only have broken");
+    let mut other = Site { rollout: site.rollout.clone(), connected: vec![], promotions: 0, broken: false };
+    site.at(2_000 + ABSENCE_MS, |_| {});
     assert_eq!(site.states(), (State::Done, [Running, Waiting, Running]));
+    other.at(4_000, |rollout| rollout.handle_sent("b", 4_000));
+    other.at(4_100, |rollout| rollout.handle_trouble("b", "it says so at once, because it lasts", 4_100));
+    assert_eq!(other.states(), (State::Failed, [Running, Wrong, Running]));
 }
 
 #[test]
