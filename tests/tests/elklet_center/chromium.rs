@@ -133,7 +133,7 @@ impl Browser {
 
     /// Does the same, and something else meanwhile, every few seconds.
     pub(crate) fn wait_and(&mut self, what: &str, script: &str, meanwhile: impl Fn()) -> Value {
-        let (began, mut done) = (Instant::now(), Instant::now());
+        let (began, mut done, mut said) = (Instant::now(), Instant::now(), Value::Null);
         loop {
             if done.elapsed() > Duration::from_secs(3) {
                 meanwhile();
@@ -145,9 +145,13 @@ impl Browser {
             if !matches!(value, Value::Null | Value::Bool(false)) {
                 return value;
             }
+            // What went wrong is shown for some seconds only.
+            let toast = self.run("document.querySelector('.toast.bad')?.innerText ?? null");
+            said = if toast.is_null() { said } else { toast };
             if began.elapsed() > DEADLINE {
                 let text = self.run("document.body.innerText");
-                panic!("no {what} within {DEADLINE:?}; {script}; the page says: {}", text.as_str().unwrap_or_default());
+                let text = text.as_str().unwrap_or_default();
+                panic!("no {what} within {DEADLINE:?}; {script}; the page complained: {said}, and says: {text}");
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -179,7 +183,7 @@ impl Browser {
                   const box = element.getBoundingClientRect();
                   const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
                   const hit = document.elementFromPoint(x, y);
-                  return hit && (element.contains(hit) || hit.contains(element)) ? [x, y] : null;
+                  return hit && element.contains(hit) ? [x, y] : null;
                 }})({find})"
             ),
         );

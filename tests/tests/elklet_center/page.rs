@@ -56,8 +56,11 @@ fn pictures_of(browser: &mut Browser, name: &str) {
 
 /// Waits until the page says something that heartbeats tell. They are a minute apart, and each stream begins with one.
 fn sees_soon(browser: &mut Browser, center: &Program, text: &str) {
-    let said = format!("document.body.innerText.includes({})", json!(text));
-    browser.wait_and(text, &said, || {
+    holds_soon(browser, center, text, &format!("document.body.innerText.includes({})", json!(text)));
+}
+
+fn holds_soon(browser: &mut Browser, center: &Program, what: &str, script: &str) {
+    browser.wait_and(what, script, || {
         let reset = http::post(center.http, "/conn/reset", r#"{"type":"random","count":2}"#);
         assert_eq!(reset.status, 200, "{}", reset.body);
     });
@@ -124,8 +127,9 @@ fn a_team_works_with_the_page() {
     // It is upgraded, and rolled back.
     both_are_there(&center);
     push(&mut browser, &plugin(dir.path(), "1.1.0"), "1.1.0", "0");
-    browser.wait("the rollout that replaced the first", "document.body.innerText.includes('procwatch 1.1.0')");
-    sees_soon(&mut browser, &center, "2 of 2 hosts run it");
+    let rollout = "document.querySelector('.body .stack').innerText";
+    let done = format!("{rollout}.includes('procwatch 1.1.0') && {rollout}.includes('done')");
+    holds_soon(&mut browser, &center, "the end of the upgrade", &done);
     browser.click("Versions");
     browser.click("Put back");
     browser.wait(

@@ -134,11 +134,11 @@ fn a_plugin_is_rolled_out_upgraded_and_put_back() {
     let again = json!({ "group": "edge", "plugin": { "name": "probe", "version": "2", "file": second }, "canary": 1 });
     assert_eq!(fleet.post("/rollouts", &again).status, 409, "they run it already");
 
-    // Its agent tells what is wrong by itself, and is left alone meanwhile.
+    // Its agent tells what is wrong within a second, when that may still be about the version before, and then with each heartbeat.
     let bad = fleet.upload("probe-3", b"no program");
     let failing = fleet.roll_out("3", &bad, 1);
     let path = format!("/api/v1{failing}");
-    wait_until("end of the bad version", || fleet.get(&path)["state"] == "aborted");
+    fleet.wait_state(&failing, "aborted");
     let reason = fleet.get(&path)["reason"].as_str().unwrap().to_owned();
     assert!(reason.contains(fleet.agents[0].id()) && reason.contains("cannot be started"), "{reason}");
     fleet.wait_version(0, "2");
