@@ -260,9 +260,9 @@ impl Shared {
             versions.push((AGENT.to_owned(), batch.data.version.clone()));
             let details =
                 fields.remove("state_detail").and_then(|list| serde_json::from_str::<Vec<String>>(&list).ok());
-            troubles.extend(details.into_iter().flatten());
+            troubles.extend(details.into_iter().flatten().map(|detail| (detail, true)));
         }
-        troubles.extend(fields(LOG).filter_map(|mut fields| fields.remove("msg")));
+        troubles.extend(fields(LOG).filter_map(|mut fields| Some((fields.remove("msg")?, false))));
         if versions.is_empty() && troubles.is_empty() {
             return;
         }
@@ -273,8 +273,8 @@ impl Shared {
                 rollout.handle_version(agent_id, version, now);
             }
             // These come last: a plugin that crashes again and again is also told to run.
-            for trouble in troubles.iter().filter(|trouble| is_about(trouble, &name)) {
-                rollout.handle_trouble(agent_id, trouble, now);
+            for (trouble, lasts) in troubles.iter().filter(|(trouble, _)| is_about(trouble, &name)) {
+                rollout.handle_trouble(agent_id, trouble, *lasts, now);
             }
         }
         self.carry_out(&mut list);
