@@ -124,6 +124,8 @@ pub struct Agent {
     pub counts: BTreeMap<i32, Count>,
     /// The latest record 1000 of the latest stream.
     pub heartbeat: Option<Heartbeat>,
+    /// Seconds by which the host's clock is ahead of this one's, by that record.
+    pub ahead_s: i64,
     /// The latest record 1001 of each plugin in the latest stream.
     pub plugins: BTreeMap<String, Heartbeat>,
     /// When the latest stream was opened, in seconds since 1970.
@@ -396,6 +398,7 @@ impl Agent {
         if record.data_type == AGENT_HEARTBEAT {
             self.hostname.clone_from(&batch.data.hostname);
             self.heartbeat = Some(Heartbeat::new(fields, batch.svr_time, Host::from(&batch.data)));
+            self.ahead_s = record.timestamp.saturating_sub_unsigned(batch.svr_time);
         } else if let Some(name) = fields.get("name").cloned()
             && (self.plugins.len() < PLUGINS || self.plugins.contains_key(&name))
         {

@@ -307,18 +307,17 @@ impl Rollout {
         self.settle(now);
     }
 
-    /// Says what a host says is wrong with the plugin. What `lasts` is in its heartbeats, as opposed to what happened once: that may
-    /// come again from before, when a stream begins.
-    pub fn handle_trouble(&mut self, agent_id: &str, what: &str, lasts: bool, now: i64) {
+    /// Says what a host says is wrong with the plugin: what happened at a time of this host's clock, or what lasts, which is in its
+    /// heartbeats. Agents send again what a server may not have, also from before the new version.
+    pub fn handle_trouble(&mut self, agent_id: &str, what: &str, at_ms: Option<i64>, now: i64) {
         let what = &what[..what.floor_char_boundary(MAX_ERROR)];
         let known = self.known.iter().any(|(id, known)| id == agent_id && known == what);
         if known || !self.concerns(agent_id) {
             return;
         }
         let Some(host) = self.host(agent_id) else { return };
-        let since = if lasts { host.first_sent_ms } else { host.sent_ms };
-        let sent = since.is_some_and(|sent| now - sent >= GRACE_MS);
-        if sent && host.state != Progress::Waiting && host.state != Progress::Wrong {
+        let is_new = |sent: i64| at_ms.is_none_or(|at| at >= sent + GRACE_MS) && now >= sent + GRACE_MS;
+        if host.first_sent_ms.is_some_and(is_new) && host.state != Progress::Wrong {
             self.goes_wrong(agent_id, what.to_owned(), now);
         }
     }

@@ -103,6 +103,7 @@ impl Agent {
             commands: details.commands,
             counts: counts.map(|(kind, records, bytes)| (kind, Count { records, bytes })).collect(),
             heartbeat: details.heartbeat.map(Heartbeat::from),
+            ahead_s: 0,
             plugins: details.plugins.into_iter().map(|(name, beat)| (name, beat.into())).collect(),
             create_at: details.create_at,
             history: details.history.into(),

@@ -104,9 +104,9 @@ fn a_host_that_comes_back_while_it_rolls_gets_it() {
     site.at(2_000 + ABSENCE_MS, |_| {});
     assert_eq!(site.states(), (State::Done, [Running, Waiting, Running]));
     other.at(4_000, |rollout| rollout.handle_sent("b", 4_000));
-    other.at(4_050, |rollout| rollout.handle_trouble("b", "what is sent again", false, 4_050));
+    other.at(4_050, |rollout| rollout.handle_trouble("b", "what is sent again", Some(900), 4_050));
     assert_eq!(other.states(), (State::Rolling, [Running, Sent, Running]));
-    other.at(4_100, |rollout| rollout.handle_trouble("b", "it says so at once, because it lasts", true, 4_100));
+    other.at(4_100, |rollout| rollout.handle_trouble("b", "it says so at once, because it lasts", None, 4_100));
     assert_eq!(other.states(), (State::Failed, [Running, Wrong, Running]));
 }
 
@@ -132,12 +132,12 @@ fn canaries_that_ran_it_for_long_enough_promote_it() {
 #[test]
 fn a_canary_that_goes_wrong_puts_back_what_ran() {
     let mut site = Site::new(1, 60);
-    site.at(500, |rollout| rollout.handle_trouble("a", "too soon to be about the new one", true, 500));
-    site.at(2_000, |rollout| rollout.handle_trouble("a", "it always crashes", true, 2_000));
-    site.at(2_000, |rollout| rollout.handle_trouble("b", "somebody else's", true, 2_000));
+    site.at(500, |rollout| rollout.handle_trouble("a", "too soon to be about the new one", None, 500));
+    site.at(2_000, |rollout| rollout.handle_trouble("a", "it always crashes", None, 2_000));
+    site.at(2_000, |rollout| rollout.handle_trouble("b", "somebody else's", None, 2_000));
     assert_eq!(site.states(), (State::Canary, [Sent, Waiting, Waiting]));
     site.rollout.handle_version("a", "2", 2_500);
-    site.rollout.handle_trouble("a", "it crashes", true, 3_000);
+    site.rollout.handle_trouble("a", "it crashes", Some(2_900), 3_000);
     assert_eq!(site.rollout.poll_action(), Some(Action::Push(vec!["a".into()])));
     assert_eq!(site.states(), (State::Aborted, [Wrong, Waiting, Waiting]));
     assert_eq!(site.rollout.reason, "canary a went wrong: it crashes");
@@ -157,12 +157,12 @@ fn a_canary_that_does_not_come_to_run_it_in_time_has_gone_wrong() {
 #[test]
 fn hosts_that_go_wrong_behind_the_canary_are_told_and_do_not_stop_the_others() {
     let mut site = Site::new(0, 0);
-    site.at(2_000, |rollout| rollout.handle_trouble("a", "no room", true, 2_000));
+    site.at(2_000, |rollout| rollout.handle_trouble("a", "no room", None, 2_000));
     assert_eq!(site.states(), (State::Rolling, [Wrong, Sent, Waiting]));
     assert_eq!(site.rollout.hosts[0].error.as_deref(), Some("no room"));
     site.at(3_000, |rollout| rollout.handle_version("a", "2", 3_000));
     assert_eq!(site.states().1[0], Running, "it was tried again");
-    site.at(4_000, |rollout| rollout.handle_trouble("b", "no room", true, 4_000));
+    site.at(4_000, |rollout| rollout.handle_trouble("b", "no room", None, 4_000));
     assert_eq!(site.states(), (State::Failed, [Running, Wrong, Waiting]));
     assert_eq!(site.rollout.reason, "1 of 3 hosts went wrong");
     site.rollout.abort("aborted by ann".into(), 5_000).unwrap();

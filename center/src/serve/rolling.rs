@@ -260,9 +260,14 @@ impl Shared {
             versions.push((AGENT.to_owned(), batch.data.version.clone()));
             let details =
                 fields.remove("state_detail").and_then(|list| serde_json::from_str::<Vec<String>>(&list).ok());
-            troubles.extend(details.into_iter().flatten().map(|detail| (detail, true)));
+            troubles.extend(details.into_iter().flatten().map(|detail| (detail, None)));
         }
-        troubles.extend(fields(LOG).filter_map(|mut fields| Some((fields.remove("msg")?, false))));
+        for record in of_type(LOG) {
+            let msg = record.fields().ok().and_then(|mut fields| fields.remove("msg"));
+            let ahead_s = self.read(|fleet| fleet.agents.get(agent_id).map_or(0, |agent| agent.ahead_s));
+            let at_ms = record.timestamp.saturating_sub(ahead_s).saturating_mul(1000);
+            troubles.extend(msg.map(|msg| (msg, Some(at_ms))));
+        }
         if versions.is_empty() && troubles.is_empty() {
             return;
         }
@@ -273,8 +278,8 @@ impl Shared {
                 rollout.handle_version(agent_id, version, now);
             }
             // These come last: a plugin that crashes again and again is also told to run.
-            for (trouble, lasts) in troubles.iter().filter(|(trouble, _)| is_about(trouble, &name)) {
-                rollout.handle_trouble(agent_id, trouble, *lasts, now);
+            for (trouble, at_ms) in troubles.iter().filter(|(trouble, _)| is_about(trouble, &name)) {
+                rollout.handle_trouble(agent_id, trouble, *at_ms, now);
             }
         }
         self.carry_out(&mut list);
