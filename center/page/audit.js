@@ -3,6 +3,9 @@
 import { get } from "./api.js";
 import { fill, h, pill, table, time } from "./dom.js";
 
+/** Outcomes that are none to worry about. The others are. */
+const GOOD = { ok: "good", done: "good", rolling: "accent", canary: "accent" };
+
 export async function audit(page) {
   const entries = [];
   let next = null;
@@ -15,7 +18,7 @@ export async function audit(page) {
     { name: "Did", nowrap: true, cell: (entry) => entry.action },
     { name: "What", cell: (entry) => entry.object },
     { name: "Detail", what: true, cell: (entry) => h("code", {}, entry.detail) },
-    { name: "Outcome", cell: (entry) => pill(entry.outcome === "ok" ? "good" : "bad", entry.outcome) },
+    { name: "Outcome", cell: (entry) => pill(GOOD[entry.outcome] ?? "bad", entry.outcome) },
   ];
   const load = async (before) => {
     const answer = await get("/audit", { before, limit: 100 });

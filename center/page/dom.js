@@ -52,7 +52,9 @@ export function tableRow(columns, row, options = {}) {
   };
   const cells = columns.map((column) => {
     const kind = [column.num && "num", column.what && "what", column.nowrap && "nowrap"].filter(Boolean).join(" ");
-    return h("td", { class: kind || null, "data-name": column.name || null }, column.cell(row));
+    const content = column.cell(row);
+    const empty = content === null || content === undefined || content === "" || content === false;
+    return h("td", { class: kind || null, "data-name": column.name || null }, !empty && h("span", {}, content));
   });
   return h("tr", open ? { class: "opens", tabindex: "0", onclick: click, onkeydown: key } : {}, cells);
 }
@@ -83,7 +85,9 @@ export function segments(options, chosen, choose) {
 
 export function toast(text, bad = false) {
   const note = h("div", { class: bad ? "toast bad" : "toast" }, text);
-  document.getElementById("toasts").append(note);
+  const notes = document.getElementById("toasts");
+  notes.append(note);
+  if (notes.children.length > 3) notes.firstChild.remove();
   setTimeout(() => note.remove(), bad ? 9000 : 4000);
 }
 

@@ -21,6 +21,17 @@ const SERIES = [
   ["Records in the spool", "records_in_spool", number],
 ];
 
+/** An agent tells what is wrong as a list in JSON, and Elkeid's own as a text. */
+function troubles(detail) {
+  if (!detail) return [];
+  try {
+    const list = JSON.parse(detail);
+    return Array.isArray(list) ? list.map(String) : [String(detail)];
+  } catch {
+    return [String(detail)];
+  }
+}
+
 export async function host(page) {
   const id = page.rest;
   const path = `/hosts/${encodeURIComponent(id)}`;
@@ -52,7 +63,7 @@ export async function host(page) {
 
   const drawFacts = () => {
     const info = shown.agent_info ?? {};
-    const detail = info.state_detail && info.state_detail !== "" ? h("span", { class: "pill bad" }, info.state_detail) : null;
+    const wrong = troubles(info.state_detail).map((text) => h("div", { class: "small bad" }, text));
     fill(parts.facts, panel("About", null, h("div", { class: "body" }, pairs([
       ["Id", h("code", {}, id)],
       ["Addresses", (shown.addresses ?? []).join(", ")],
@@ -62,7 +73,7 @@ export async function host(page) {
       ["System", [info.platform, info.platform_version, info.arch].filter(Boolean).join(" ")],
       ["Kernel", info.kernel_version],
       ["Agent", shown.version],
-      ["State", info.state === undefined ? null : [info.state, " ", detail]],
+      ["State", info.state === undefined ? null : [info.state, wrong]],
       ["Certificate", shown.cert_days === null || shown.cert_days === undefined ? null : `${shown.cert_days} days left`],
       ["Lost records", shown.lost === null || shown.lost === undefined ? null : number(shown.lost)],
       ["First seen", shown.first_seen ? time(shown.first_seen * 1000) : null],

@@ -1,6 +1,6 @@
 // The center itself: its store, its users, oneself.
 
-import { get, may, send, session } from "./api.js";
+import { get, loadSession, may, send, session } from "./api.js";
 import { ago, ask, busy, bytes, field, fill, h, number, pairs, panel, pill, select, span, table, time, toast } from "./dom.js";
 
 const ROLES = [["view", "view: looks at everything"], ["operate", "operate: gives tasks and pushes plugins"], ["admin", "admin: decides who may do what"]];
@@ -43,7 +43,11 @@ function self() {
 }
 
 function usersPanel(page, users) {
-  const again = () => settings(page);
+  // With the first user, others may sign in.
+  const again = async () => {
+    await loadSession();
+    await settings(page);
+  };
   const add = async () => {
     const form = await ask("Add a user", [
       field("Name", h("input", { name: "name", required: true, maxlength: 64, autocomplete: "off" })),

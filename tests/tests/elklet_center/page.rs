@@ -87,7 +87,7 @@ fn push(browser: &mut Browser, file: &Path, version: &str, canary: &str) {
 #[test]
 fn a_team_works_with_the_page() {
     let Some(program) = chromium::program() else {
-        return skipped("a_team_works_with_the_page", &"there is no Chromium");
+        return skipped("a_team_works_with_the_page", "there is no Chromium");
     };
     let dir = site();
     let center = Program::start(dir.path());

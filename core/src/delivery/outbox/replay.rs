@@ -81,6 +81,13 @@ impl<M> Recent<M> {
         proved.for_each(|confirmed| (confirmed.by_credit, confirmed.at) = (true, now));
     }
 
+    /// Keeps nothing for its credit alone.
+    fn stop_waiting(&mut self, now: Millis) {
+        let keep_ms = self.keep_ms;
+        self.batches.retain(|confirmed| !confirmed.is_uncredited() || confirmed.at + keep_ms >= now);
+        self.memory = self.batches.iter().map(|confirmed| confirmed.batch.memory()).sum();
+    }
+
     fn push(&mut self, confirmed: Confirmed<M>) {
         self.memory += confirmed.batch.memory();
         self.batches.push_back(confirmed);
@@ -156,6 +163,10 @@ impl<M: Clone> Outbox<M> {
     /// first of them lies on the disk, if some do.
     pub(super) fn replay(&mut self, now: Millis) -> Option<Stored> {
         self.expire(now);
+        if self.plan().is_some_and(|plan| plan.records() > 0) {
+            // What lies on the disk is newer and goes first. What has waited in memory for minutes would come behind it.
+            self.recent.stop_waiting(now);
+        }
         let (mut on_disk, mut doubles) = (Vec::new(), Vec::new());
         while let Some(mut batch) = self.recent.pop() {
             self.counters.replayed += batch.records();

@@ -25,10 +25,6 @@ const MAX_STRIKES: u32 = 2;
 /// background.
 const FORGOTTEN_MS: u64 = 1_000;
 
-/// The application of a server may hang for so many milliseconds, while its transport answers PINGs, before agents let go of what it
-/// has not given credit for.
-const HUNG_MS: u64 = 600_000;
-
 /// A server, apart from its connections.
 #[derive(Debug, Default)]
 pub(super) struct Server {
@@ -300,7 +296,7 @@ impl World {
         let far = core::mem::take(&mut connection.far);
         for arrived in far.arrived.into_iter().chain(far.work).filter(|arrived| arrived.is_pinged) {
             // The agent was told that the server has it. It would send it again if it still ran, and the end came soon enough.
-            let is_excused = is_orphan || delay.is_none_or(|delay| now.since(arrived.at) + delay >= HUNG_MS);
+            let is_excused = is_orphan || delay.is_none_or(|delay| now.since(arrived.at) + delay >= FORGOTTEN_MS);
             self.note(|| format!("the server loses {:?}, which the agent thinks it has", arrived.message));
             for id in arrived.message.records().filter_map(|record| record.id) {
                 if is_excused { self.account.excuse(id) } else { self.account.expect_again(id) }

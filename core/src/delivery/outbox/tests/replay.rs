@@ -184,3 +184,18 @@ fn memory_goes_to_new_batches_before_those_that_wait_for_credit() {
         assert_eq!(outbox.counters().replayed, replayed, "{memory}");
     }
 }
+
+#[test]
+fn what_waits_for_credit_does_not_come_behind_what_the_disk_holds() {
+    let mut outbox = with_spool(Bounds { memory: PLENTY, spool: ENOUGH });
+    outbox.set_replay_ms(KEEP_MS);
+    outbox.handle_opened(Millis(0));
+    confirm_by_ping(&mut outbox, 0);
+    outbox.push(bulk(1));
+    outbox.handle_ended(Millis(CONFIRM_GRACE_MS));
+    // What was kept is replayed, and both go to the disk in their order.
+    assert_eq!(outbox.counters().replayed, 1);
+    let now = Millis(CONFIRM_GRACE_MS + SPOOL_AFTER_MS);
+    let Some(Op::Append { batches, .. }) = outbox.poll_op(now) else { panic!("both are written") };
+    assert_eq!(batches.iter().map(|write| write.message).collect::<Vec<_>>(), [0, 1]);
+}
