@@ -199,3 +199,19 @@ fn what_waits_for_credit_does_not_come_behind_what_the_disk_holds() {
     let Some(Op::Append { batches, .. }) = outbox.poll_op(now) else { panic!("both are written") };
     assert_eq!(batches.iter().map(|write| write.message).collect::<Vec<_>>(), [0, 1]);
 }
+
+#[test]
+fn what_waits_for_credit_is_not_sent_behind_newer_ones_on_the_disk() {
+    let confirmed = DUE + CONFIRM_GRACE_MS;
+    for (ended, replayed) in [(confirmed + KEEP_MS, 1), (confirmed + KEEP_MS + 1, 0)] {
+        let mut outbox = spooled(3);
+        outbox.set_replay_ms(KEEP_MS);
+        outbox.handle_opened(DUE);
+        outbox.push(batch(Kind::Urgent, 3, 100));
+        assert_eq!(send(&mut outbox, DUE), Some(3), "it overtakes what lies on the disk");
+        outbox.handle_ping(confirmed);
+        outbox.handle_pong(confirmed);
+        outbox.handle_ended(ended);
+        assert_eq!((outbox.counters().confirmed, outbox.counters().replayed), (1, replayed));
+    }
+}
