@@ -156,6 +156,12 @@ impl<M> Ledger<M> {
         self.stream.taken = self.stream.taken.max(taken);
     }
 
+    /// Offset in the stream at which the message of the oldest batch ends, if the stream was handed it.
+    #[must_use]
+    pub(super) fn oldest_end(&self) -> u64 {
+        self.entries.front().map_or(0, |oldest| oldest.end)
+    }
+
     /// Bytes of the stream that the server's application is known to have read, because it has given their credit back.
     #[must_use]
     pub(super) fn credited(&self) -> u64 {
@@ -203,18 +209,16 @@ impl<M> Ledger<M> {
         given_back.into_iter().map(|entry| entry.batch).collect()
     }
 
-    /// Takes out the oldest batch if it is confirmed, with the offset in the stream at which its message ends. Call this after each
-    /// `handle_*` method until it returns `None`.
-    pub(super) fn pop_confirmed(&mut self) -> Option<(Batch<M>, u64)> {
+    /// Takes out the oldest batch if it is confirmed. Call this after each `handle_*` method until it returns `None`.
+    pub(super) fn pop_confirmed(&mut self) -> Option<Batch<M>> {
         let oldest = self.entries.front()?;
         if self.written == 0 || oldest.end > self.stream.taken {
             return None;
         }
-        let end = oldest.end;
         self.written -= 1;
         self.handed -= 1;
         self.full = None;
-        self.remove(0).map(|batch| (batch, end))
+        self.remove(0)
     }
 
     /// Returns true while another batch may be added.
@@ -392,11 +396,6 @@ mod tests {
         batch(Kind::Bulk, id, bytes)
     }
 
-    /// Takes out the oldest batch that is confirmed.
-    fn taken(ledger: &mut Ledger<u32>) -> Option<Batch<u32>> {
-        ledger.pop_confirmed().map(|(batch, _)| batch)
-    }
-
     #[test]
     fn credit_confirms_a_batch_when_it_reaches_beyond_it_less_the_largest() {
         let mut ledger = Ledger::new(10_000);
@@ -404,9 +403,9 @@ mod tests {
         sent(&mut ledger, bulk(2, 300), Millis(0));
         sent(&mut ledger, bulk(3, 50), Millis(0));
         ledger.handle_credit(400);
-        assert_eq!(taken(&mut ledger), None);
+        assert_eq!(ledger.pop_confirmed(), None);
         ledger.handle_credit(401);
-        assert_eq!((taken(&mut ledger), taken(&mut ledger)), (Some(bulk(1, 100)), None));
+        assert_eq!((ledger.pop_confirmed(), ledger.pop_confirmed()), (Some(bulk(1, 100)), None));
     }
 
     #[test]
@@ -419,7 +418,7 @@ mod tests {
         ledger.handle_ping(Millis(3_000));
         assert!(!ledger.wants_ping(Millis(60_000)), "one at a time");
         ledger.handle_pong();
-        assert_eq!((taken(&mut ledger), taken(&mut ledger)), (Some(bulk(1, 100)), None));
+        assert_eq!((ledger.pop_confirmed(), ledger.pop_confirmed()), (Some(bulk(1, 100)), None));
         assert_eq!(ledger.poll_timeout(), Some(Millis(3_000 + PING_INTERVAL_MS)), "never closer than that");
         ledger.handle_too_many_pings();
         assert_eq!(ledger.poll_timeout(), Some(Millis(3_000 + 2 * PING_INTERVAL_MS)));
@@ -438,7 +437,7 @@ mod tests {
         assert_eq!(ledger.let_go(), Some(1));
         assert_eq!(ledger.watch_room(Millis(10 + LEDGER_WAIT_MS)), Room::Free);
         ledger.handle_credit(201);
-        assert_eq!(taken(&mut ledger).map(|batch| (batch.bytes(), batch.is_gone())), Some((100, true)));
+        assert_eq!(ledger.pop_confirmed().map(|batch| (batch.bytes(), batch.is_gone())), Some((100, true)));
     }
 
     #[test]
@@ -518,10 +517,10 @@ mod tests {
         ledger.handle_handed();
         assert!(ledger.is_writing());
         ledger.handle_credit(1_000);
-        assert_eq!(taken(&mut ledger), None);
+        assert_eq!(ledger.pop_confirmed(), None);
         assert_eq!(ledger.handle_written(Millis(0)), None);
         assert!(!ledger.is_writing());
-        assert_eq!((taken(&mut ledger), ledger.memory()), (Some(bulk(1, 100)), 0));
+        assert_eq!((ledger.pop_confirmed(), ledger.memory()), (Some(bulk(1, 100)), 0));
         ledger.handle_handed();
         assert!(!ledger.is_writing(), "none waits");
     }
@@ -534,9 +533,9 @@ mod tests {
             ledger.handle_ping(Millis(sent_at));
             assert_eq!(ledger.poll_timeout(), None, "the answer is awaited");
             ledger.handle_pong();
-            assert_eq!(taken(&mut ledger).is_some(), is_confirmed);
+            assert_eq!(ledger.pop_confirmed().is_some(), is_confirmed);
             ledger.handle_pong();
-            assert_eq!(taken(&mut ledger), None, "another answer proves nothing");
+            assert_eq!(ledger.pop_confirmed(), None, "another answer proves nothing");
         }
     }
 
@@ -548,7 +547,7 @@ mod tests {
         ledger.handle_ping(Millis(CONFIRM_GRACE_MS));
         ledger.handle_pong();
         ledger.handle_credit(1);
-        assert_eq!([taken(&mut ledger), taken(&mut ledger)].map(|batch| batch.is_some()), [true, true]);
+        assert_eq!([ledger.pop_confirmed(), ledger.pop_confirmed()].map(|batch| batch.is_some()), [true, true]);
         assert_eq!(ledger.poll_timeout(), None);
     }
 
@@ -571,7 +570,7 @@ mod tests {
         sent(&mut ledger, bulk(1, 100), Millis(0));
         sent(&mut ledger, bulk(2, 100), Millis(0));
         ledger.handle_completed();
-        assert_eq!((taken(&mut ledger), taken(&mut ledger)), (Some(bulk(1, 100)), Some(bulk(2, 100))));
+        assert_eq!((ledger.pop_confirmed(), ledger.pop_confirmed()), (Some(bulk(1, 100)), Some(bulk(2, 100))));
     }
 
     #[test]
@@ -591,9 +590,9 @@ mod tests {
         ledger.handle_handed();
         assert_eq!(ledger.handle_written(Millis(10_000)), None);
         ledger.handle_credit(200);
-        assert_eq!(taken(&mut ledger), None, "a message's length may be granted ahead");
+        assert_eq!(ledger.pop_confirmed(), None, "a message's length may be granted ahead");
         ledger.handle_credit(201);
-        assert_eq!(taken(&mut ledger), Some(bulk(1, 100)));
+        assert_eq!(ledger.pop_confirmed(), Some(bulk(1, 100)));
         sent(&mut ledger, bulk(5, 1), Millis(10_000));
         assert_eq!(ledger.poll_timeout(), Some(Millis(10_000 + CONFIRM_GRACE_MS)));
     }
@@ -609,7 +608,7 @@ mod tests {
         assert_eq!(ledger.watch_room(Millis(10 + LEDGER_WAIT_MS)), Room::Overdue);
         assert_eq!(ledger.poll_timeout(), Some(Millis(CONFIRM_GRACE_MS)), "nothing more is to be waited for");
         ledger.handle_credit(401);
-        assert!(taken(&mut ledger).is_some());
+        assert!(ledger.pop_confirmed().is_some());
         assert_eq!(ledger.wanted_credit(), None);
 
         let mut waiting = Ledger::new(150);

@@ -424,7 +424,7 @@ impl<M: Clone> Outbox<M> {
     }
 
     fn settle(&mut self, now: Millis) {
-        while let Some((batch, end)) = self.ledger.pop_confirmed() {
+        while let (end, Some(batch)) = (self.ledger.oldest_end(), self.ledger.pop_confirmed()) {
             if !batch.is_double {
                 self.counters.confirmed += batch.records();
             }

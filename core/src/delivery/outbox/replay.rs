@@ -76,6 +76,10 @@ impl<M> Recent<M> {
 
     /// The server has given credit back up to this offset in the stream.
     pub(super) fn handle_credit(&mut self, credited: u64, now: Millis) {
+        // Credit proves batches in their order, so that all are proved when the newest is.
+        if self.batches.back().is_none_or(|newest| newest.by_credit) {
+            return;
+        }
         let first = self.batches.partition_point(|confirmed| confirmed.by_credit);
         let proved = self.batches.range_mut(first..).take_while(|confirmed| confirmed.end <= credited);
         proved.for_each(|confirmed| (confirmed.by_credit, confirmed.at) = (true, now));
@@ -94,7 +98,9 @@ impl<M> Recent<M> {
     }
 
     fn pop(&mut self) -> Option<Batch<M>> {
-        self.take(0)
+        let Confirmed { batch, .. } = self.batches.pop_front()?;
+        self.memory -= batch.memory();
+        Some(batch)
     }
 
     fn take(&mut self, at: usize) -> Option<Batch<M>> {
