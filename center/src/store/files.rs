@@ -9,10 +9,15 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 /// Sequence numbers go so far ahead while a corrupt file lies in the directory, because nobody knows which it held. They last for
 /// eight million starts.
 const UNKNOWN_SEQS: u64 = 1 << 40;
+
+/// How long another process may still hold the lock, and how often this looks.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A file of records that is not whole and lies aside.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +36,18 @@ pub(super) struct Files {
     _lock: File,
 }
 
+/// Takes the lock. A process that is about to end may still have it, and so may a child of this one that was just made and has not
+/// executed its program yet.
+fn take_lock(file: &File) -> Result<(), TryLockError> {
+    let began = Instant::now();
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if began.elapsed() < LOCK_PATIENCE => std::thread::sleep(LOCK_AGAIN),
+            other => return other,
+        }
+    }
+}
+
 impl Files {
     /// Opens a directory. Returns the next sequence number as well.
     pub(super) fn open(dir: &Path) -> Result<(Self, u64), StoreError> {
@@ -42,7 +59,7 @@ impl Files {
         let path = dir.join("lock");
         let lock_file =
             File::options().create(true).truncate(false).read(true).write(true).open(&path).map_err(io(&path))?;
-        match lock_file.try_lock() {
+        match take_lock(&lock_file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StoreError::InUse(dir.into())),
             Err(TryLockError::Error(error)) => return Err(StoreError::Io(path, error)),

@@ -186,6 +186,18 @@ fn memory_goes_to_new_batches_before_those_that_wait_for_credit() {
 }
 
 #[test]
+fn credit_for_the_beginning_of_a_batch_is_none_for_the_batch() {
+    let end = credit_for(1);
+    for (credit, replayed) in [(end - 1, 1), (end, 0)] {
+        let mut outbox = keeping(PLENTY);
+        confirm_by_ping(&mut outbox, 0);
+        outbox.handle_credit(credit, Millis(CONFIRM_GRACE_MS));
+        outbox.handle_ended(Millis(CONFIRM_GRACE_MS + KEEP_MS + 1));
+        assert_eq!(outbox.counters().replayed, replayed);
+    }
+}
+
+#[test]
 fn what_waits_for_credit_does_not_come_behind_what_the_disk_holds() {
     let mut outbox = with_spool(Bounds { memory: PLENTY, spool: ENOUGH });
     outbox.set_replay_ms(KEEP_MS);
