@@ -100,6 +100,7 @@ fn a_team_works_with_the_page() {
     browser.open(command(dir.path(), &["link"]).trim());
     browser.sees("gateway-1");
     browser.sees("connected");
+    both_are_there(&center);
     for id in ["gateway-1", "gateway-2"] {
         browser.go(&format!("#/hosts/{id}"));
         browser.click("Group");
@@ -140,6 +141,7 @@ fn a_team_works_with_the_page() {
     // A file is fetched.
     let file = dir.path().join("a file");
     std::fs::write(&file, "what the team wanted to see").unwrap();
+    both_are_there(&center);
     browser.go("#/tasks?agent_id=gateway-1");
     browser.choose("To", "gateway-1");
     browser.choose("Task", "Fetch a file");
