@@ -38,7 +38,12 @@ export async function host(page) {
   let [shown, beats, seconds, tasks] = [await get(path), [], "3600", []];
   const parts = Object.fromEntries(["head", "facts", "plugins", "charts", "counts", "timeline"].map((name) => [name, h("div")]));
 
+  let head = "";
   const drawHead = () => {
+    // A button that is replaced between the two halves of a click is not clicked. These stay for as long as they say the same.
+    const said = JSON.stringify([shown.hostname, shown.connected, shown.group, shown.connected || ago(shown.last_seen)]);
+    if (said === head) return;
+    head = said;
     const act = (text, work, kind) => h("button", { class: kind, onclick: (event) => busy(event.currentTarget, work) }, text);
     const forget = async () => {
       const sure = await ask("Forget this host?", [h("p", {}, "Its records stay. It is known again when its agent comes back.")], "Forget", true);

@@ -174,6 +174,14 @@ impl Browser {
 
     /// Clicks what a script returns.
     pub(crate) fn click_on(&mut self, what: &str, find: &str) {
+        let began = Instant::now();
+        while !self.try_click(what, find) {
+            assert!(began.elapsed() < DEADLINE, "{what} is replaced again and again");
+        }
+    }
+
+    /// Presses and lets go. Returns false if what is there was replaced in between, so that nothing was clicked.
+    fn try_click(&mut self, what: &str, find: &str) -> bool {
         let place = self.wait(
             what,
             &format!(
@@ -183,7 +191,12 @@ impl Browser {
                   const box = element.getBoundingClientRect();
                   const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
                   const hit = document.elementFromPoint(x, y);
-                  return hit && element.contains(hit) ? [x, y] : null;
+                  if (!hit || !element.contains(hit)) return null;
+                  window.clicked = null;
+                  document.addEventListener('click', (event) => {{
+                    window.clicked = Boolean(event.target.closest('a, button, summary, tr.opens'));
+                  }}, {{ once: true, capture: true }});
+                  return [x, y];
                 }})({find})"
             ),
         );
@@ -191,6 +204,8 @@ impl Browser {
             let event = json!({ "type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1 });
             self.call("Input.dispatchMouseEvent", event);
         }
+        // A click that leads to another page takes this one's memory along.
+        self.run("window.clicked === undefined || window.clicked === true") == true
     }
 
     /// Writes into the control with this label, in place of what it holds.
