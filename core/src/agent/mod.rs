@@ -218,7 +218,12 @@ impl<M: Clone> Agent<M> {
         match end {
             End::Ok if is_half_closed => self.feed.handle_completed(now),
             End::Ok | End::TooLarge | End::Unexplained if !is_half_closed => {
-                self.feed.handle_broken(end == End::TooLarge, now);
+                let set_aside = self.feed.handle_broken(end == End::TooLarge, now);
+                if set_aside > 0 {
+                    self.actions.push_back(Action::Complain(format!(
+                        "streams end again and again over {set_aside} records: newer ones go before them from now on"
+                    )));
+                }
             }
             End::TooManyPings => {
                 self.feed.handle_too_many_pings();

@@ -9,7 +9,7 @@ use alloc::vec;
 
 use super::*;
 use crate::delivery::{Kind, feed};
-use crate::limits::{LEDGER_BYTES, SPOOL_THREAD_RETRY_MS, STREAM_AHEAD};
+use crate::limits::{CAREFUL_GAP_MS, LEDGER_BYTES, REFUSALS, SPOOL_THREAD_RETRY_MS, STREAM_AHEAD};
 use crate::link::session::DRAIN_TIMEOUT_MS;
 use crate::record::intake::Due;
 use crate::record::manifest::Source;
@@ -125,6 +125,29 @@ fn a_broken_stream_gives_back_what_was_not_confirmed_and_the_next_begins_with_it
     connect(&mut agent, back);
     assert!(actions(&mut agent, EMPTY, back).ends_with(&[Action::Beat, send(0), send(1)]));
     assert_eq!(agent.link_counters().streams, 2);
+}
+
+#[test]
+fn records_that_others_overtake_are_told() {
+    let mut agent = agent_with(0, None);
+    let mut attempt = connected(&mut agent);
+    agent.handle_batch(batch(1));
+    let mut now = Millis(0);
+    let mut complaints = Vec::new();
+    for _ in 0..=REFUSALS {
+        let mut asked = actions(&mut agent, EMPTY, now);
+        agent.handle_written(attempt, now);
+        // The third stream is a careful one, which leaves a gap before the batch.
+        now = now + CAREFUL_GAP_MS;
+        asked.extend(actions(&mut agent, EMPTY, now));
+        assert!(asked.contains(&send(1)), "{asked:?}");
+        agent.handle_ended(attempt, End::Unexplained, now);
+        let told = actions(&mut agent, EMPTY, now);
+        complaints.push(told.iter().filter(|action| matches!(action, Action::Complain(_))).count());
+        now = agent.session().waits_until().expect("it waits for its turn");
+        attempt = connect(&mut agent, now);
+    }
+    assert_eq!(complaints, [0, 0, 1], "the first two streams may have ended for any reason");
 }
 
 #[test]
