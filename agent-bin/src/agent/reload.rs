@@ -53,7 +53,7 @@ impl Shell {
             ("proxies", old.proxies != new.proxies),
             ("certificates", has_new_certificates),
             ("plugins", (&old.plugins, &old.plugin) != (&new.plugins, &new.plugin)),
-            ("upload", old.upload != new.upload),
+            ("upload", old.upload_rules() != new.upload_rules()),
             ("update", old.update != new.update),
             ("spool", old.spool != new.spool),
             ("log", old.log != new.log),

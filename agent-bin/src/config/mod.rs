@@ -36,7 +36,8 @@ pub(crate) use self::rights::{CAPABILITIES, Right, Rights};
 pub(crate) use self::server::{Address, Server};
 use self::spool::SpoolSettings;
 pub(crate) use self::update::Update;
-pub(crate) use self::upload::Upload;
+use self::upload::Upload;
+pub(crate) use self::upload::UploadRules;
 use crate::specified::{Key, Specified};
 
 /// The default idc and region, which are the reference's.
@@ -111,7 +112,7 @@ pub(crate) struct Settings {
     /// The proxies of `[proxy]` and the environment.
     #[serde(skip)]
     pub(crate) proxies: Proxies,
-    pub(crate) upload: Upload,
+    upload: Upload,
     pub(crate) update: Update,
     /// What was skipped, for the log.
     #[serde(skip)]
@@ -325,6 +326,8 @@ mod tests {
         let named = [&mut settings.certs, &mut settings.socket, &mut settings.log.directory].map(Option::take);
         let Layout { certs, socket, log, .. } = Layout::new(&Flags::default(), &settings.keys());
         assert_eq!(named, [certs, socket, log].map(Some));
+        assert_eq!(settings.upload_rules().allow, Settings::default().upload_rules().allow);
+        settings.upload = Upload::default();
         // Sections of which there may be several have one example each, with nothing but defaults in it.
         assert_eq!(settings.regions.remove("eu"), Some(Server::default()));
         let collector = settings.plugin.remove("collector");
