@@ -164,6 +164,7 @@ impl Shell {
         let mut child = signal(SignalKind::child())?;
         inherited::take_signals();
         children::reap();
+        self.agent.handle_policy(self.settings.policy.to_core(), self.clock.now());
         self.agent.handle_start(kept_plugins(&self.settings.layout.workdir), self.clock.now());
         self.notifier.ready();
         loop {
@@ -215,6 +216,10 @@ impl Shell {
                 Action::AbortUpload => self.uploads.abort(),
                 Action::Update(action) => self.carry_out_update(action),
                 Action::Answer(report) => self.report(&report),
+                Action::Forbid(plugin, why) => {
+                    log::warn!("plugin {plugin}: {why}");
+                    logging::audit(&Event::new(Kind::Refused, &format!("plugin {plugin}"), &why.to_string()));
+                }
                 Action::Complain(what) => log::warn!("{what}"),
                 Action::Exit(end) => return Some(self.leave(end)),
             }

@@ -9,6 +9,7 @@ mod file;
 mod layout;
 mod log;
 mod plugins;
+mod policy;
 mod proxy;
 mod rights;
 mod server;
@@ -31,6 +32,7 @@ pub(crate) use self::layout::{ELKEID, Layout};
 use self::layout::{Keys, LogKeys};
 pub(crate) use self::log::Log;
 pub(crate) use self::plugins::{Confinement, PluginSettings, Plugins};
+pub(crate) use self::policy::Policy;
 pub(crate) use self::proxy::{Proxies, Proxy, Scheme};
 pub(crate) use self::rights::{CAPABILITIES, Right, Rights};
 pub(crate) use self::server::{Address, Server};
@@ -113,6 +115,7 @@ pub(crate) struct Settings {
     #[serde(skip)]
     pub(crate) proxies: Proxies,
     upload: Upload,
+    pub(crate) policy: Policy,
     pub(crate) update: Update,
     /// What was skipped, for the log.
     #[serde(skip)]
@@ -145,6 +148,7 @@ impl Default for Settings {
             log: Log::default(),
             proxies: Proxies::default(),
             upload: Upload::default(),
+            policy: Policy::default(),
             update: Update::default(),
             warnings: Vec::new(),
             agent_id: None,

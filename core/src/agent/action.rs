@@ -4,7 +4,7 @@ use alloc::string::String;
 
 #[cfg(doc)]
 use super::Agent;
-use crate::command::{AgentConfig, AgentTask};
+use crate::command::{AgentConfig, AgentTask, Forbidden, PluginName};
 #[cfg(doc)]
 use crate::delivery;
 use crate::delivery::feed;
@@ -32,6 +32,8 @@ pub enum Action<M> {
     Update(UpdateAction),
     /// Put the answer to a task that failed into the intake (data type 5100).
     Answer(TaskFailure),
+    /// Tell people, and note for the owner's eyes: the host's policy forbids a plugin.
+    Forbid(PluginName, Forbidden),
     /// Tell people: something is not as it should be.
     Complain(String),
     /// The end is over: leave, and become what this says.

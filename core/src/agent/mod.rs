@@ -20,7 +20,7 @@ pub use self::action::{Action, After, Termination, UpdateAction};
 pub use self::ending::{END_OF_FLUSH_MS, END_OF_PLUGINS_MS, END_OF_SPOOL_MS};
 use self::ending::{Ending, Standing};
 use self::uploads::Uploads;
-use crate::command::{AgentTask, Command, PluginConfig, PluginName, Upload};
+use crate::command::{AgentTask, Command, PluginConfig, PluginName, Policy, Upload};
 use crate::delivery::feed::Feed;
 use crate::delivery::losses::Cause;
 use crate::delivery::spool::{Done, Op};
@@ -359,6 +359,11 @@ impl<M: Clone> Agent<M> {
         self.follow_session(now);
     }
 
+    /// The host's owner allows this from now on; see [`Dispatch::handle_policy`].
+    pub fn handle_policy(&mut self, policy: Policy, now: Millis) {
+        self.dispatch.handle_policy(policy, now);
+    }
+
     /// The spool may take another number of bytes from now on. Whether there is one stays as it is.
     pub fn set_spool_bytes(&mut self, bytes: u64) {
         self.feed.set_spool_bytes(bytes);
@@ -504,6 +509,7 @@ impl<M: Clone> Agent<M> {
                 self.counters.refused_tasks += 1;
                 Some(Action::Answer(report))
             }
+            dispatch::Action::Forbid(plugin, why) => Some(Action::Forbid(plugin, why)),
             dispatch::Action::Complain(what) => Some(Action::Complain(what)),
         }
     }

@@ -104,6 +104,7 @@ impl World {
                 self.answer(&failure.token);
                 self.push_own(0, TASK_RESULT);
             }
+            Action::Forbid(plugin, why) => self.note(|| format!("the agent forbids plugin {plugin}: {why}")),
             Action::Complain(what) => self.note(|| format!("the agent complains: {what}")),
             Action::Exit(after) => self.handle_exit(after),
         }
