@@ -30,6 +30,8 @@ use crate::clock::Clock;
 use crate::config::{Environment, Flags, Settings};
 use crate::failure::Failure;
 use crate::host::{AgentId, HostRoot, agent_id};
+use crate::identity;
+
 use crate::logging::reports;
 use crate::logging::{Event, Kind};
 use crate::net::{self, Certificates};
@@ -107,6 +109,10 @@ impl Shell {
         log::info!("elklet {} starts as {id} ({source}) in {}", version(), settings.layout.workdir.display());
         if let Some(error) = not_stored {
             log::warn!("the id cannot be kept: {}/machine-id: {error}", settings.layout.workdir.display());
+        }
+        // The last agent may have been killed while it put a new one in its place.
+        if let Err(error) = identity::settle(&settings.layout.certs) {
+            log::warn!("{error}; the new certificate is used where it lies");
         }
         let certificates = Certificates::load(settings.layout.certs.clone(), &settings.server)
             .map_err(|error| Failure::Settings(settings.blame_certificates(error)))?;

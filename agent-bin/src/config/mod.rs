@@ -33,7 +33,7 @@ pub(crate) use self::log::Log;
 pub(crate) use self::plugins::{Confinement, PluginSettings, Plugins};
 pub(crate) use self::proxy::{Proxies, Proxy, Scheme};
 pub(crate) use self::rights::{CAPABILITIES, Right, Rights};
-pub(crate) use self::server::{Address, Server};
+pub(crate) use self::server::{Address, Server, pin};
 use self::spool::SpoolSettings;
 pub(crate) use self::update::Update;
 pub(crate) use self::upload::Upload;

@@ -18,6 +18,7 @@ use super::trust::{KeyHash, Verifier, key_hash};
 use crate::clock::WallClock;
 use crate::config::Server;
 use crate::files::read_bounded;
+use crate::identity::{self, Pending};
 use crate::pem;
 
 /// The settings of every connection.
@@ -148,7 +149,15 @@ struct Files {
 
 impl Files {
     fn read(directory: PathBuf, server: &Server) -> Self {
-        let contents = FILES.map(|name| read(&directory.join(name)));
+        let mut contents = FILES.map(|name| read(&directory.join(name)));
+        // A new identity that is not in its place yet counts all the same.
+        if let Some(Pending { key, certificate, authorities }) = identity::pending(&directory) {
+            contents[1] = Ok(certificate);
+            contents[2] = Ok(key);
+            if let Some(authorities) = authorities {
+                contents[0] = Ok(authorities);
+            }
+        }
         Self { directory, contents, name: server.name(), pins: server.pins() }
     }
 
