@@ -217,6 +217,7 @@ impl Shell {
                 Action::Plugin(action) => self.carry_out_plugin(action, now),
                 Action::Delivery(action) => self.carry_out_delivery(action, now).await,
                 Action::Beat => self.beat(now),
+                Action::Renew => self.renew(now),
                 Action::Task(task) => self.carry_out_task(task, now),
                 Action::AbortUpload => self.uploads.abort(),
                 Action::Update(action) => self.carry_out_update(action),
@@ -298,6 +299,7 @@ impl Shell {
         self.updates.retry_put_back();
         self.sample_rates(now);
         self.link.look_after(&self.settings, now);
+        self.tell_certificate(now);
         self.records.set_sender(beat::sender(self.facts.agent_id()));
         let Self { agent, link, records, plugins, uploads, settings, facts, beat, .. } = self;
         let snapshot = facts.gather(Rooms { agent, link, records, plugins, uploads, settings }, now);
@@ -321,9 +323,15 @@ impl Shell {
     fn handle_net(&mut self, event: net::Event) {
         let configures = event.configures();
         let is_turn = matches!(event, net::Event::Opened(_) | net::Event::Ended(..));
+        let event = match event {
+            net::Event::Renewed(attempt, answer) => return self.handle_renewed(attempt, answer),
+            net::Event::Installed(written) => return self.handle_installed(written),
+            event => event,
+        };
         self.link.handle_event(event, &mut self.agent, self.clock.now());
         if is_turn {
             self.notifier.status(&self.link.describe(self.agent.is_streaming()));
+            self.tell_certificate(self.clock.now());
         }
         if configures {
             self.facts.warn_of_sections(&self.agent, &self.settings);

@@ -26,6 +26,7 @@ use elklet_core::command::Command;
 use elklet_core::link::session::Attempt;
 
 use crate::config::Address;
+use crate::files::FileError;
 
 pub(crate) use self::dial::{DialError, Ends};
 pub(crate) use self::discovery::{DiscoveryError, discover};
@@ -63,6 +64,10 @@ pub(crate) enum Event {
     Credit,
     /// The server has answered a PING.
     Pong(Attempt),
+    /// The server was asked for the next certificate, which is this in DER.
+    Renewed(Attempt, Result<Vec<u8>, End>),
+    /// What it gave is written, or cannot be.
+    Installed(Result<(), FileError>),
     /// The attempt is over.
     Ended(Attempt, End),
 }

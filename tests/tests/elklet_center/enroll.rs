@@ -2,13 +2,14 @@
 
 mod hostile;
 
+use crate::chromium::{self, Browser};
 use crate::program::Program;
 use crate::support::client::{Client, TRANSFER};
 use crate::support::http;
 use crate::{batch, record};
 use elklet_proto::enrollment::EnrollRequest;
 use elklet_tests::binaries::{Binaries, center_for_tests};
-use elklet_tests::harness::wait_until;
+use elklet_tests::harness::{skipped, wait_until};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -322,4 +323,81 @@ fn a_certificate_is_for_one_agent_and_for_nobody_once_it_is_revoked() {
     let forced = [second, vec!["--force".to_owned()]].concat();
     host.enrolled(&forced);
     wait_until("stream", || site.host("gateway%201")["connected"] == true);
+}
+
+#[test]
+fn an_agent_renews_its_certificate_with_a_new_key_and_goes_on_with_it() {
+    let site = Site::with("certificate_lifetime = \"30s\"\n");
+    let host = Host::new("a");
+    host.enrolled(&site.line(&[]));
+    let read = |name: &str| fs::read(host.certs().join(name)).unwrap();
+    let (key, certificate, authority) = (read("client.key"), read("client.crt"), read("ca.crt"));
+    let _agent = host.start();
+    wait_until("stream", || site.host("a")["connected"] == true);
+    wait_until("renewal", || site.total("renewed_certificates_total") > 0);
+    wait_until("new files", || read("client.crt") != certificate && !host.certs().join("client.next").exists());
+    assert_ne!(read("client.key"), key);
+    assert_eq!((read("ca.crt"), mode(&host.certs().join("client.key"))), (authority, 0o600));
+    wait_until("stream with the new one", || {
+        let host = site.host("a");
+        host["streams"].as_u64().unwrap() >= 2 && host["connected"] == true
+    });
+    // The connection that asks again is one with the new certificate, because the old one's is closed.
+    wait_until("another renewal", || site.total("renewed_certificates_total") > 1);
+    let issued = site.program.get("/api/v1/certificates?agent_id=a")["certificates"].clone();
+    let tokens: Vec<_> = issued.as_array().unwrap().iter().map(|one| one["token"].clone()).collect();
+    assert_eq!(tokens.last(), Some(&json!(1)), "{issued}");
+    assert!(tokens[..tokens.len() - 1].iter().all(Value::is_null) && tokens.len() >= 3, "{issued}");
+    assert!(host.run(&["check".to_owned()]).status.success());
+}
+
+#[test]
+fn an_agent_that_was_killed_between_two_files_goes_on_with_the_new_pair() {
+    let site = Site::new();
+    let (host, other) = (Host::new("a"), Host::new("b"));
+    let line = site.line(&["--uses", "2"]);
+    host.enrolled(&line);
+    other.enrolled(&line);
+    // The key is new and in its place, and the certificate is not.
+    let read = |host: &Host, name: &str| fs::read(host.certs().join(name)).unwrap();
+    let (key, certificate) = (read(&host, "client.key"), read(&host, "client.crt"));
+    fs::write(host.certs().join("client.next"), [key.clone(), certificate.clone()].concat()).unwrap();
+    fs::write(host.certs().join("client.crt"), read(&other, "client.crt")).unwrap();
+    assert!(host.run(&["check".to_owned()]).status.success(), "whoever looks sees the new pair");
+    assert!(host.certs().join("client.next").exists(), "and changes nothing");
+    let _agent = host.start();
+    wait_until("stream", || site.host("a")["connected"] == true);
+    assert_eq!((read(&host, "client.key"), read(&host, "client.crt")), (key, certificate));
+    assert!(!host.certs().join("client.next").exists());
+}
+
+#[test]
+fn a_host_is_enrolled_and_kept_out_from_the_page() {
+    let Some(program) = chromium::program() else {
+        return skipped("a_host_is_enrolled_and_kept_out_from_the_page", "there is no Chromium");
+    };
+    let site = Site::new();
+    let mut browser = Browser::start(&program);
+    browser.looks(1280, "light");
+    browser.open(site.command(&["link"]).trim());
+    browser.go("#/settings");
+    browser.sees("No token lets a host in now.");
+    browser.click("Enrol a host");
+    browser.write("Group", "edge");
+    browser.click("Make a token");
+    let line = browser.wait("the line", "document.querySelector('textarea[readonly]')?.value");
+    let line = line.as_str().unwrap().strip_prefix("elklet ").unwrap();
+    browser.click("Cancel");
+    let host = Host::new("a");
+    host.enrolled(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
+    let _agent = host.start();
+    wait_until("stream", || site.host("a")["connected"] == true);
+    browser.go("#/hosts/a");
+    browser.sees("token 1");
+    browser.click("Revoke");
+    browser.sees("Its stream ends at once.");
+    browser.click("Revoke");
+    browser.sees("revoked");
+    wait_until("end of the stream", || site.host("a")["connected"] == false);
+    assert_eq!(browser.complaints(), Vec::<String>::new(), "the page makes no mistake");
 }
