@@ -35,7 +35,7 @@ pub(crate) use self::plugins::{Confinement, PluginSettings, Plugins};
 pub(crate) use self::policy::Policy;
 pub(crate) use self::proxy::{Proxies, Proxy, Scheme};
 pub(crate) use self::rights::{CAPABILITIES, Right, Rights};
-pub(crate) use self::server::{Address, Server};
+pub(crate) use self::server::{Address, Server, pin};
 use self::spool::SpoolSettings;
 pub(crate) use self::update::Update;
 use self::upload::Upload;

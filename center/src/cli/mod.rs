@@ -7,6 +7,7 @@ mod client;
 mod link;
 mod serve;
 mod terminal;
+mod token;
 mod user;
 
 use crate::settings::{Settings, Wrong};
@@ -22,6 +23,8 @@ elklet-center: a server for small sites, which agents of the Elkeid host securit
 usage: elklet-center COMMAND [OPTIONS]
 
   serve        serve agents, keep their records, and answer on the HTTP port
+  token        print the line that enrols a host; list and revoke tokens
+  revoke       revoke the certificates of an agent
   user         add, list and remove those who may sign in
   link         print a link that opens the page once without a password
   --help       this text; after a command, what it takes
@@ -78,6 +81,8 @@ fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
             None => print!("{}", serve::HELP),
         },
         Some(Value(command)) if command == "user" => user::run(parser)?,
+        Some(Value(command)) if command == "token" => token::run(parser)?,
+        Some(Value(command)) if command == "revoke" => token::revoke(parser)?,
         Some(Value(command)) if command == "link" => link::run(parser)?,
         Some(Value(command)) => return Err(Failure::Words(format!("there is no command {command:?}"))),
         Some(argument) => return Err(argument.unexpected().into()),

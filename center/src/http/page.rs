@@ -29,7 +29,7 @@ macro_rules! files {
     };
 }
 
-static FILES: [File; 15] = files! {
+static FILES: [File; 16] = files! {
     "index.html" "text/html; charset=utf-8"
     "style.css" "text/css; charset=utf-8"
     "icon.svg" "image/svg+xml"
@@ -38,6 +38,7 @@ static FILES: [File; 15] = files! {
     "audit.js" "text/javascript; charset=utf-8"
     "chart.js" "text/javascript; charset=utf-8"
     "dom.js" "text/javascript; charset=utf-8"
+    "enrolment.js" "text/javascript; charset=utf-8"
     "events.js" "text/javascript; charset=utf-8"
     "host.js" "text/javascript; charset=utf-8"
     "hosts.js" "text/javascript; charset=utf-8"

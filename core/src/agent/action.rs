@@ -23,6 +23,9 @@ pub enum Action<M> {
     /// Make heartbeats of the agent and of every running plugin, and give them to [`Agent::handle_batch`] as one batch of kind
     /// [`Heartbeat`](delivery::Kind::Heartbeat). It leaves ahead of everything else.
     Beat,
+    /// Ask the server for the next certificate, on the connection of the stream. Answer with [`Agent::handle_renewed`], unless the stream
+    /// ends before.
+    Renew,
     /// Carry out a task of the agent's own. Answer a failure with [`Agent::handle_task_failed`], the end of an upload, good or bad, with
     /// [`Agent::handle_uploaded`], and a shutdown with [`Agent::handle_shutdown`].
     Task(AgentTask),

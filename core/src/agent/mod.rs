@@ -6,6 +6,7 @@
 
 mod action;
 mod ending;
+mod renewal;
 #[cfg(test)]
 mod tests;
 mod uploads;
@@ -19,6 +20,8 @@ use alloc::vec::Vec;
 pub use self::action::{Action, After, Termination, UpdateAction};
 pub use self::ending::{END_OF_FLUSH_MS, END_OF_PLUGINS_MS, END_OF_SPOOL_MS};
 use self::ending::{Ending, Standing};
+use self::renewal::Renewal;
+pub use self::renewal::{Lifetime, Renewed};
 use self::uploads::Uploads;
 use crate::command::{AgentTask, Command, PluginConfig, PluginName, Policy, Upload};
 use crate::delivery::feed::Feed;
@@ -91,6 +94,7 @@ pub struct Agent<M> {
     beat_at: Option<Millis>,
     /// Only while this version has not stood it.
     trial: Option<Trial>,
+    renewal: Renewal,
     ending: Ending,
     after: After,
     /// Processes of plugins whose pipes are not read to their ends.
@@ -114,6 +118,7 @@ impl<M: Clone> Agent<M> {
             uploads: Uploads::default(),
             beat_at: None,
             trial,
+            renewal: Renewal::new(seed, now),
             ending: Ending::No,
             after: After::Exit,
             open_pipes: 0,
@@ -247,12 +252,31 @@ impl<M: Clone> Agent<M> {
                     }
                     self.feed.handle_ended(now);
                     self.trial.iter_mut().for_each(Trial::handle_ended);
+                    self.renewal.handle_ended();
                     self.beat_at = None;
                 }
                 session::Action::Resolve { .. } | session::Action::Connect { .. } | session::Action::Open { .. } => {}
             }
             self.actions.push_back(Action::Link(action));
         }
+    }
+}
+
+/// # The certificate
+impl<M: Clone> Agent<M> {
+    /// The certificate in use is valid for this time if it is one that its server renews, and `None` if not. Now is `unix_seconds` after
+    /// 1970. The shell tells it when there is another certificate, and once in a while, because the time of day may jump.
+    pub fn handle_certificate(&mut self, lifetime: Option<Lifetime>, unix_seconds: i64, now: Millis) {
+        self.renewal.handle_certificate(lifetime, unix_seconds, now);
+    }
+
+    /// The server was asked for the next certificate.
+    pub fn handle_renewed(&mut self, renewed: Renewed, now: Millis) {
+        self.renewal.handle_renewed(renewed, now);
+    }
+
+    fn renews(&self) -> bool {
+        self.is_streaming() && !self.session.is_half_closed() && self.ending == Ending::No
     }
 }
 
@@ -449,6 +473,9 @@ impl<M: Clone> Agent<M> {
                 self.beat_at = Some(now + HEARTBEAT_INTERVAL_MS);
                 return Some(Action::Beat);
             }
+            if self.renews() && self.renewal.begin(now) {
+                return Some(Action::Renew);
+            }
             if let Some(action) = self.feed.poll_action(level, self.ending.is_flushing(), now) {
                 return Some(Action::Delivery(action));
             }
@@ -477,6 +504,7 @@ impl<M: Clone> Agent<M> {
             self.beat_at.filter(|_| self.feed.has_stream_room()),
             self.feed.poll_timeout(level, now),
             self.ending.deadline(),
+            self.renewal.poll_timeout().filter(|_| self.renews()),
             self.trial.as_ref().filter(|_| self.ending == Ending::No).map(Trial::poll_timeout),
         ]
         .into_iter()

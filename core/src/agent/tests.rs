@@ -392,3 +392,22 @@ fn what_others_see_follows_the_stream_and_the_end() {
     let _ = agent.handle_terminate(Millis(2));
     assert!(agent.is_ending());
 }
+
+#[test]
+fn a_certificate_is_renewed_on_a_stream_and_not_while_the_agent_ends() {
+    let mut agent = agent_with(0, None);
+    let lifetime = Some(Lifetime { from: 0, until: 300 });
+    agent.handle_certificate(lifetime, 290, Millis(0));
+    agent.handle_start(Vec::new(), Millis(0));
+    assert!(!actions(&mut agent, EMPTY, Millis(0)).contains(&Action::Renew), "there is nobody to ask");
+    let mut agent = agent_with(0, None);
+    let attempt = connected(&mut agent);
+    agent.handle_certificate(lifetime, 100, Millis(0));
+    let due = agent.poll_timeout(EMPTY, Millis(0)).expect("keepalives are due");
+    assert!(due < Millis(100_000) && !actions(&mut agent, EMPTY, due).contains(&Action::Renew));
+    agent.handle_certificate(lifetime, 290, Millis(1));
+    assert_eq!(actions(&mut agent, EMPTY, Millis(1)), [Action::Renew]);
+    agent.handle_ended(attempt, End::Silent, Millis(2));
+    agent.handle_terminate(Millis(20_000));
+    assert!(!actions(&mut agent, EMPTY, Millis(20_000)).contains(&Action::Renew));
+}

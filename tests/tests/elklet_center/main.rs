@@ -5,6 +5,7 @@ mod access;
 mod browser;
 mod chromium;
 mod delivery;
+mod enroll;
 mod page;
 mod plugins;
 mod program;
