@@ -1,16 +1,6 @@
 // What data types are, in words, and one line about a record.
 
-const NAMES = {
-  2: "open", 10: "mprotect", 35: "nanosleep", 42: "connect", 43: "accept", 49: "bind", 59: "exec", 60: "exit", 62: "kill",
-  82: "rename", 86: "link", 101: "ptrace", 112: "setsid", 157: "prctl", 165: "mount", 200: "tkill", 231: "exit group", 356: "memfd",
-  601: "dns", 602: "file created", 603: "module loaded", 604: "credentials", 605: "unlink", 606: "rmdir", 607: "user mode helper",
-  608: "file written", 609: "file read", 610: "usb", 611: "privilege escalation", 700: "rootkit: proc hook", 701: "rootkit: syscall table",
-  702: "rootkit: hidden module", 703: "rootkit: IDT", 900: "driver", 901: "driver missing",
-  1000: "heartbeat", 1001: "plugin heartbeat", 1010: "warning", 1011: "plugin log", 1012: "loss",
-  4000: "login", 4001: "login", 5050: "process", 5051: "port", 5052: "user", 5053: "cron", 5054: "service", 5055: "software",
-  5056: "container", 5057: "integrity", 5058: "volume", 5059: "interface", 5060: "application", 5062: "kernel module",
-  5100: "task report", 6000: "scan finished", 6001: "malware", 6002: "malware process", 6003: "scan result", 8000: "baseline", 8010: "baseline status",
-};
+import { NAMES } from "./names.js";
 
 export function kindName(type) {
   return NAMES[type] ?? `type ${type}`;

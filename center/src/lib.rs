@@ -15,6 +15,7 @@ pub mod files;
 pub mod fleet;
 pub mod http;
 pub mod keep;
+pub mod kinds;
 pub mod logger;
 pub mod message;
 pub mod rollout;

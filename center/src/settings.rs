@@ -104,6 +104,7 @@ impl fmt::Display for Wrong {
 impl std::error::Error for Wrong {}
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
 #[derive(Default)]
 struct FileSettings {
@@ -126,6 +127,7 @@ struct FileSettings {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
 #[derive(Default)]
 struct StoreSettings {
@@ -344,6 +346,30 @@ mod tests {
         assert_eq!(settings.http, Settings::default().http);
         assert_eq!(settings.check(), Ok(()));
         assert_eq!(Settings::parse("").unwrap(), Settings::default());
+    }
+
+    /// The example that packages bring.
+    const EXAMPLE: &str = include_str!("../center.example.toml");
+
+    #[test]
+    fn the_example_has_every_key_with_its_default() {
+        assert_eq!(Settings::parse(EXAMPLE).unwrap(), Settings::default(), "nothing in it is set");
+        // With `#` alone before it, a line is a key or a section.
+        let set: String = EXAMPLE
+            .lines()
+            .filter_map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')))
+            .fold(String::new(), |text, line| text + line + "\n");
+        let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let known = serde_json::to_value(FileSettings::default()).unwrap();
+        let shown: serde_json::Value = toml::from_str(&set).unwrap();
+        assert_eq!(keys(&shown), keys(&known));
+        assert_eq!(keys(&shown["store"]), keys(&known["store"]));
+        // These have no default that a file could say.
+        let free = ["access_key", "download_host", "plugins"];
+        let mut defaults = Settings::parse(&set).unwrap();
+        let given = (defaults.access_key.take(), defaults.download_host.take(), defaults.plugins.take());
+        assert!(given.0.is_some() && given.1.is_some() && given.2.is_some(), "{free:?}");
+        assert_eq!(defaults, Settings::default());
     }
 
     #[test]

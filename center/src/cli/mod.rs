@@ -3,10 +3,17 @@
 // Help and answers go to standard output: that is what the program was asked for.
 #![allow(clippy::print_stdout)]
 
+mod check;
 mod client;
+mod hosts;
 mod link;
+mod push;
+mod records;
 mod serve;
+mod status;
+mod task;
 mod terminal;
+mod text;
 mod token;
 mod user;
 
@@ -14,6 +21,7 @@ use crate::settings::{Settings, Wrong};
 use lexopt::prelude::*;
 use serve::Serve;
 use std::error::Error;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,12 +31,21 @@ elklet-center: a server for small sites, which agents of the Elkeid host securit
 usage: elklet-center COMMAND [OPTIONS]
 
   serve        serve agents, keep their records, and answer on the HTTP port
+  check        read the settings, and say what is wrong with them
   token        print the line that enrols a host; list and revoke tokens
   revoke       revoke the certificates of an agent
+  status       say how the center is, and what somebody should look into
+  hosts        list hosts, also those that are gone
+  records      search what hosts have sent, or follow it
+  push         bring a plugin to hosts, a few first
+  task         have agents do something once, and print what they answer
   user         add, list and remove those who may sign in
   link         print a link that opens the page once without a password
   --help       this text; after a command, what it takes
   --version    the version
+
+All but serve and check talk to the center that runs on this host, with the key that it keeps in its data. Root may read that, and the user that
+the center runs as. From elsewhere, call them by ssh, or use the HTTP interface: GET /api/v1/openapi.json describes it.
 ";
 
 /// Runs the command that the program was called with.
@@ -43,15 +60,25 @@ pub fn main() -> ExitCode {
             eprintln!("elklet-center: {error}");
             ExitCode::FAILURE
         }
+        Err(Failure::Outcome(error)) => {
+            eprintln!("elklet-center: {error}");
+            ExitCode::from(BAD_OUTCOME)
+        }
     }
 }
 
+/// The code of a command that has worked, and found something that is not as it should be.
+const BAD_OUTCOME: u8 = 3;
+
 /// Who is to blame.
+#[derive(Debug)]
 enum Failure {
     /// What the program was called with, or its settings.
     Words(String),
     /// The system that it runs on, or the center.
     Work(Box<dyn Error>),
+    /// What was asked for went wrong elsewhere: the center is unwell, or hosts have failed.
+    Outcome(String),
 }
 
 impl From<lexopt::Error> for Failure {
@@ -80,6 +107,12 @@ fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
             Some(serve) => serve.run().map_err(Failure::Work)?,
             None => print!("{}", serve::HELP),
         },
+        Some(Value(command)) if command == "check" => check::run(parser)?,
+        Some(Value(command)) if command == "status" => status::run(parser)?,
+        Some(Value(command)) if command == "hosts" => hosts::run(parser)?,
+        Some(Value(command)) if command == "records" => records::run(parser)?,
+        Some(Value(command)) if command == "push" => push::run(parser)?,
+        Some(Value(command)) if command == "task" => task::run(parser)?,
         Some(Value(command)) if command == "user" => user::run(parser)?,
         Some(Value(command)) if command == "token" => token::run(parser)?,
         Some(Value(command)) if command == "revoke" => token::revoke(parser)?,
@@ -89,6 +122,14 @@ fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
         None => return Err(Failure::Words("a command is missing".to_owned())),
     }
     Ok(())
+}
+
+/// Prints lines. Whoever reads them may have seen enough, as `head` has, which is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        written => Ok(written?),
+    }
 }
 
 /// Where a command finds the center of this host.
@@ -113,6 +154,11 @@ impl Where {
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// Takes a flag that has to be one of these.
+    fn must_take(&mut self, flag: String, parser: &mut lexopt::Parser) -> Result<(), Failure> {
+        if self.take(&flag, parser)? { Ok(()) } else { Err(Failure::Words(format!("there is no flag --{flag}"))) }
     }
 
     /// Returns the center, if it runs and whoever asks may read its data.

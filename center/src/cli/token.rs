@@ -153,7 +153,7 @@ mod tests {
         match parse(lexopt::Parser::from_args(words)) {
             Ok(parsed) => Ok(parsed.map(|(command, _)| command)),
             Err(Failure::Words(error)) => Err(error),
-            Err(Failure::Work(error)) => panic!("{error}"),
+            Err(other) => panic!("{other:?}"),
         }
     }
 

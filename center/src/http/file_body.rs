@@ -18,7 +18,7 @@ const PIECE: usize = 64 << 10;
 const STALL: Duration = Duration::from_secs(30);
 
 /// Returns a body of the next `len` bytes of a file. It breaks off if the file is shorter or cannot be read.
-pub(super) fn file_body(file: File, len: u64) -> UnsyncBoxBody<Bytes, io::Error> {
+pub(crate) fn file_body(file: File, len: u64) -> UnsyncBoxBody<Bytes, io::Error> {
     let (sender, pieces) = mpsc::channel(1);
     tokio::spawn(read(file, len, sender));
     FileBody { pieces, left: len }.boxed_unsync()

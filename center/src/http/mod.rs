@@ -25,6 +25,7 @@ pub(crate) use access::Access;
 pub use auth::{AccessKey, Signed};
 pub use caller::{Caller, Role};
 pub(crate) use downloads::{Counts as DownloadCounts, accept as accept_downloads};
+pub(crate) use file_body::file_body;
 pub(crate) use live::{Thing, Watched};
 pub use local::LocalKey;
 pub(crate) use manager::ConfigJson;

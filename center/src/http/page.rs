@@ -16,7 +16,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 struct File {
     path: &'static str,
     content_type: &'static str,
-    bytes: &'static [u8],
+    bytes: fn() -> &'static [u8],
 }
 
 macro_rules! files {
@@ -24,12 +24,14 @@ macro_rules! files {
         [$(File {
             path: concat!("/", $name),
             content_type: $content_type,
-            bytes: include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/page/", $name)),
-        }),*]
+            bytes: || include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/page/", $name)),
+        },)*
+        // The commands have this table as well.
+        File { path: "/names.js", content_type: "text/javascript; charset=utf-8", bytes: crate::kinds::script }]
     };
 }
 
-static FILES: [File; 16] = files! {
+static FILES: &[File] = &files! {
     "index.html" "text/html; charset=utf-8"
     "style.css" "text/css; charset=utf-8"
     "icon.svg" "image/svg+xml"
@@ -56,7 +58,7 @@ pub(super) fn answer(head: &Parts) -> Option<Reply> {
     let path = if head.uri.path() == "/" { "/index.html" } else { head.uri.path() };
     let file = FILES.iter().find(|file| file.path == path)?;
     let known = head.headers.get(IF_NONE_MATCH).is_some_and(|tags| tags == tag());
-    let body = if known || head.method == Method::HEAD { &[][..] } else { file.bytes };
+    let body = if known || head.method == Method::HEAD { &[][..] } else { (file.bytes)() };
     let status = if known { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
     let mut reply = respond(status, file.content_type, body);
     let headers = reply.headers_mut();
@@ -79,7 +81,7 @@ fn tag() -> &'static HeaderValue {
     static TAG: OnceLock<HeaderValue> = OnceLock::new();
     TAG.get_or_init(|| {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
-        FILES.iter().for_each(|file| hash.update(file.bytes));
+        FILES.iter().for_each(|file| hash.update((file.bytes)()));
         HeaderValue::from_str(&format!("\"{:016x}\"", hash.digest())).expect("hexadecimal digits are allowed")
     })
 }
@@ -109,8 +111,8 @@ mod tests {
 
     #[test]
     fn every_file_that_a_file_names_is_there_and_nothing_is_from_elsewhere() {
-        for file in &FILES {
-            let text = std::str::from_utf8(file.bytes).unwrap();
+        for file in FILES {
+            let text = std::str::from_utf8((file.bytes)()).unwrap();
             let imports = text.split("from \"./").skip(1).map(|rest| rest.split('"').next().unwrap());
             let attributes = ["src=\"", "href=\""].into_iter().flat_map(|name| text.split(name).skip(1));
             let named = attributes.map(|rest| rest.split('"').next().unwrap()).filter(|name| !name.starts_with('#'));

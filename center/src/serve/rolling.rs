@@ -209,6 +209,12 @@ impl Shared {
         under_way(&lock(&self.rolling.list), target)
     }
 
+    /// Returns the rollouts that are under way.
+    pub(crate) fn rollouts_under_way(&self) -> Vec<Rollout> {
+        let list = lock(&self.rolling.list);
+        list.iter().filter(|entry| entry.rollout.is_active()).map(|entry| entry.rollout.clone()).collect()
+    }
+
     /// Returns a rollout as it is now.
     pub(crate) fn rollout(&self, id: i64) -> Result<Option<Rollout>, SiteError> {
         let list = lock(&self.rolling.list);

@@ -17,7 +17,7 @@ use std::process::{Command, Output, Stdio};
 const PASSWORD: &str = "correct horse battery";
 
 /// Runs a command of the program for the center whose data lies in `dir`.
-fn run(dir: &Path, words: &[&str], input: &str) -> Output {
+pub(crate) fn run(dir: &Path, words: &[&str], input: &str) -> Output {
     let mut child = Command::new(center_for_tests())
         .args(words)
         .arg("--data")
@@ -33,14 +33,14 @@ fn run(dir: &Path, words: &[&str], input: &str) -> Output {
 }
 
 /// Runs a command that has to succeed, and returns what it printed.
-fn done(dir: &Path, words: &[&str], input: &str) -> String {
+pub(crate) fn done(dir: &Path, words: &[&str], input: &str) -> String {
     let output = run(dir, words, input);
     assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// Runs a command that has to fail, and returns why it did.
-fn failed(dir: &Path, words: &[&str], input: &str) -> String {
+pub(crate) fn failed(dir: &Path, words: &[&str], input: &str) -> String {
     let output = run(dir, words, input);
     assert!(!output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stdout));
     String::from_utf8(output.stderr).unwrap()

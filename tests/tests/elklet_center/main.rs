@@ -4,6 +4,7 @@
 mod access;
 mod browser;
 mod chromium;
+mod cli;
 mod delivery;
 mod enroll;
 mod page;

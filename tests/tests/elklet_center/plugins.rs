@@ -16,14 +16,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A fleet of two agents in a group, and a center.
-struct Fleet {
-    dir: tempfile::TempDir,
-    program: Program,
-    agents: [Agent; 2],
+pub(crate) struct Fleet {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) program: Program,
+    pub(crate) agents: [Agent; 2],
 }
 
 impl Fleet {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = site();
         let program = Program::start_at(dir.path(), own_address());
         let server = program.grpc.to_string();
@@ -73,7 +73,7 @@ impl Fleet {
     }
 
     /// Waits for something that heartbeats tell, which it asks for meanwhile: they are a minute apart, and a stream begins with one.
-    fn wait(&self, what: &str, holds: impl Fn() -> bool) {
+    pub(crate) fn wait(&self, what: &str, mut holds: impl FnMut() -> bool) {
         let mut asked = Instant::now();
         wait_until(what, || {
             if asked.elapsed() > Duration::from_millis(700) {
@@ -107,7 +107,7 @@ impl Fleet {
 }
 
 /// The program of a plugin that does nothing, in as many versions as wanted.
-fn program(version: &str) -> Vec<u8> {
+pub(crate) fn program(version: &str) -> Vec<u8> {
     // What follows the end of an executable is nobody's.
     [&fs::read(env!("CARGO_BIN_EXE_scripted-plugin")).unwrap(), version.as_bytes()].concat()
 }

@@ -10,6 +10,7 @@ mod hosts;
 mod plugins;
 mod records;
 mod rollouts;
+mod status;
 mod store;
 mod stream;
 mod tasks;
@@ -122,6 +123,7 @@ async fn route(part: &str, ask: &Ask<'_>) -> Answer {
         "records" => records::answer(ask).await,
         "records.csv" => export::answer(ask, Form::Csv),
         "records.ndjson" => export::answer(ask, Form::Ndjson),
+        "status" => status::answer(ask).await,
         "store" => store::answer(ask).await,
         "stream" => stream::answer(ask),
         "uploads" => uploads::answer(ask).await,
