@@ -30,3 +30,6 @@ prepare() {
 clean_up() {
 	rm -f /etc/init.d/elkeid-agent /etc/cron.d/elkeid-agent
 }
+
+advise() { advise_about_agent; }
+welcome() { :; }

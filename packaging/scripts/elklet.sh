@@ -15,3 +15,6 @@ prepare() {
 }
 
 clean_up() { :; }
+
+advise() { advise_about_agent; }
+welcome() { :; }

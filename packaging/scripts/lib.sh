@@ -13,6 +13,7 @@
 #   machine   the processor, as uname -m has it
 #   doing     install, upgrade, remove, purge or nothing
 #   prepare, clean_up   what else this package does once its files are there, and once they are gone
+#   advise, welcome     say what the administrator has to do before it can start, and what they can do once it runs
 
 say() {
 	echo "$service: $*" >&2
@@ -25,10 +26,10 @@ usable() {
 	return 1
 }
 
-# Returns true if the program can be executed on this host and is an agent.
+# Returns true if the program can be executed on this host and is one of Elklet's.
 works() {
 	case $("$program" --version 2>&1) in
-	"elklet "*) return 0 ;;
+	"elklet "* | "elklet-center "*) return 0 ;;
 	*) return 1 ;;
 	esac
 }
@@ -158,9 +159,13 @@ disable_service() {
 	fi || say "/etc/init.d/$service could not be disabled"
 }
 
-# What the administrator has to do before the agent can start.
 say_what_to_do() {
 	say "installed, but not started: $said"
+	advise
+}
+
+# What the administrator has to do before the agent can start.
+advise_about_agent() {
 	say "put ca.crt, client.crt and client.key into $certs and the server's address into $settings"
 	# OpenWrt's settings name a work directory, and init writes over no file in which something is set.
 	[ "$format" = ipk ] || say "'$program init --server HOST:PORT --certs DIRECTORY' does both"
@@ -180,8 +185,10 @@ after_install() {
 		say_what_to_do
 	elif [ -z "$(manager)" ] || ! may_start; then
 		say "installed and enabled; it starts when this system does"
+		welcome
 	elif tell_manager start; then
 		say "installed and started"
+		welcome
 	else
 		say "installed, but '$(command_to start)' failed"
 		return 1
@@ -217,12 +224,16 @@ before_removal() {
 	disable_service
 }
 
-# Removes the directories, but nothing that is mounted in them: plugins may lie on other disks.
+# Removes the directories, but nothing that is mounted in them: plugins may lie on other disks. Nor what the center has beside the agent.
 purge() {
 	for directory in $state; do
 		[ -d "$directory" ] || continue
-		find "$directory" -xdev ! -type d -exec rm -f {} +
+		if [ "$service" != elklet-center ] && [ -e /etc/elklet/center.toml ]; then
+			find "$directory" -xdev ! -type d ! -path '/etc/elklet/center[./]*' -exec rm -f {} +
+		else
+			find "$directory" -xdev ! -type d -exec rm -f {} +
+		fi
 		find "$directory" -xdev -depth -type d -exec rmdir {} + 2>/dev/null
-		[ ! -d "$directory" ] || say "$directory is left: something is mounted in it, or was written meanwhile"
+		[ ! -d "$directory" ] || say "$directory is left: another package or something mounted is in it, or it was written to meanwhile"
 	done
 }

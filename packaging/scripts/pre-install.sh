@@ -16,6 +16,19 @@ if [ "$format" = ipk ] && [ -z "${IPKG_INSTROOT:-}" ]; then
 		;;
 	esac
 fi
+# The files of the center's package name its user's group.
+if [ "$service" = elklet-center ] && ! id "$service" >/dev/null 2>&1; then
+	made=
+	if command -v useradd >/dev/null 2>&1; then
+		useradd --system --user-group --no-create-home --home-dir /var/lib/elklet-center --shell /usr/sbin/nologin "$service" && made=1
+	else
+		addgroup -S "$service" && adduser -S -D -H -h /var/lib/elklet-center -s /sbin/nologin -G "$service" "$service" && made=1
+	fi
+	if [ -z "$made" ]; then
+		say "the user $service cannot be made"
+		exit 1
+	fi
+fi
 if [ "$doing" = install ] && [ -d /var/run ] && [ -z "${IPKG_INSTROOT:-}" ]; then
 	: >"$fresh"
 fi

@@ -16,12 +16,16 @@ usage: elklet-center check [OPTIONS]
 The exit code is 0 if nothing is wrong, and else 2, with which a center that is started ends as well.
 ";
 
+pub(super) fn help() -> String {
+    HELP.to_owned()
+}
+
 pub(super) fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
     let mut file = None;
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") | Short('h') => {
-                print!("{HELP}");
+                print!("{}", help());
                 return Ok(());
             }
             Long("config") => file = Some(PathBuf::from(parser.value()?)),

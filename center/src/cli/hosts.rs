@@ -22,12 +22,16 @@ usage: elklet-center hosts [OPTIONS]
 const PAGE: usize = 1_000;
 const NAME: usize = 24;
 
+pub(super) fn help() -> String {
+    format!("{HELP}{}", Where::HELP)
+}
+
 pub(super) fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
     let (mut at, mut query, mut as_json) = (Where::default(), String::new(), false);
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") | Short('h') => {
-                print!("{HELP}{}", Where::HELP);
+                print!("{}", help());
                 return Ok(());
             }
             Long("group") => query += &format!("&group={}", encoded(&parser.value()?.string()?)),

@@ -11,12 +11,16 @@ usage: elklet-center link [OPTIONS]
 
 ";
 
+pub(super) fn help() -> String {
+    format!("{HELP}{}", Where::HELP)
+}
+
 pub(super) fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
     let mut at = Where::default();
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") | Short('h') => {
-                print!("{HELP}{}", Where::HELP);
+                print!("{}", help());
                 return Ok(());
             }
             Long(flag) => {

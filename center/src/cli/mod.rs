@@ -48,6 +48,22 @@ All but serve and check talk to the center that runs on this host, with the key 
 the center runs as. From elsewhere, call them by ssh, or use the HTTP interface: GET /api/v1/openapi.json describes it.
 ";
 
+/// Returns what `--help` says: of the program, and of each command, by its name. The manual and the completions are made of it.
+pub fn helps() -> (&'static str, Vec<(&'static str, String)>) {
+    let commands = vec![
+        ("serve", serve::HELP.to_owned()),
+        ("check", check::help()),
+        ("status", status::help()),
+        ("hosts", hosts::help()),
+        ("records", records::help()),
+        ("push", push::help()),
+        ("task", task::help()),
+        ("user", user::help()),
+        ("link", link::help()),
+    ];
+    (HELP, commands)
+}
+
 /// Runs the command that the program was called with.
 pub fn main() -> ExitCode {
     match run(lexopt::Parser::from_env()) {
@@ -168,5 +184,21 @@ impl Where {
             None => Settings::read(self.config.as_deref())?.data,
         };
         Ok(client::Client::of(&data)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_names_every_command_and_each_begins_with_what_it_does() {
+        let (program, commands) = helps();
+        let named = |line: &str| line.strip_prefix("  ").and_then(|line| line.split(' ').next()).map(str::to_owned);
+        let listed: Vec<_> = program.lines().filter_map(named).filter(|name| !name.starts_with('-')).collect();
+        assert_eq!(listed, commands.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+        for (name, help) in commands {
+            assert!(help.starts_with(&format!("elklet-center {name}: ")), "{help}");
+        }
     }
 }

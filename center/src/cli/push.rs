@@ -57,9 +57,13 @@ struct Push {
     as_json: bool,
 }
 
+pub(super) fn help() -> String {
+    format!("{HELP}{}{HELP_END}", Where::HELP)
+}
+
 pub(super) fn run(parser: lexopt::Parser) -> Result<(), Failure> {
     let Some((push, at)) = parse(parser)? else {
-        print!("{HELP}{}{HELP_END}", Where::HELP);
+        print!("{}", help());
         return Ok(());
     };
     let center = at.center()?;

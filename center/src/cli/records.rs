@@ -69,9 +69,13 @@ struct Wanted {
     form: Form,
 }
 
+pub(super) fn help() -> String {
+    format!("{HELP}{}{HELP_END}", Where::HELP)
+}
+
 pub(super) fn run(parser: lexopt::Parser) -> Result<(), Failure> {
     let Some((mut wanted, at)) = parse(parser, now_ms())? else {
-        print!("{HELP}{}{HELP_END}", Where::HELP);
+        print!("{}", help());
         return Ok(());
     };
     let center = at.center()?;

@@ -23,12 +23,16 @@ It looks twice, a second apart, to see how many records come. Exit codes: 0 all 
 /// The two looks are so far apart. Agents send what they have every 100 ms.
 const BETWEEN: Duration = Duration::from_secs(1);
 
+pub(super) fn help() -> String {
+    format!("{HELP}{}{HELP_END}", Where::HELP)
+}
+
 pub(super) fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
     let (mut at, mut as_json) = (Where::default(), false);
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") | Short('h') => {
-                print!("{HELP}{}{HELP_END}", Where::HELP);
+                print!("{}", help());
                 return Ok(());
             }
             Long("json") => as_json = true,

@@ -64,13 +64,17 @@ struct Given {
     as_json: bool,
 }
 
+pub(super) fn help() -> String {
+    let mut help = HELP.to_owned();
+    for (name, plugin, data_type, about) in TASKS {
+        help += &format!("  {name:<15}{:<20} {about}\n", format!("{plugin}:{data_type}"));
+    }
+    help + HELP_END + Where::HELP + HELP_CODES
+}
+
 pub(super) fn run(parser: lexopt::Parser) -> Result<(), Failure> {
     let Some((given, at)) = parse(parser)? else {
-        let mut help = HELP.to_owned();
-        for (name, plugin, data_type, about) in TASKS {
-            help += &format!("  {name:<15}{:<20} {about}\n", format!("{plugin}:{data_type}"));
-        }
-        print!("{help}{HELP_END}{}{HELP_CODES}", Where::HELP);
+        print!("{}", help());
         return Ok(());
     };
     let mut words = given.words.iter().map(String::as_str);

@@ -33,9 +33,13 @@ enum Command {
     Remove { name: String },
 }
 
+pub(super) fn help() -> String {
+    format!("{HELP}{}{HELP_END}", Where::HELP)
+}
+
 pub(super) fn run(parser: lexopt::Parser) -> Result<(), Failure> {
     let Some((command, at)) = parse(parser)? else {
-        print!("{HELP}{}{HELP_END}", Where::HELP);
+        print!("{}", help());
         return Ok(());
     };
     let center = at.center()?;

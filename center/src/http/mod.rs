@@ -12,6 +12,7 @@ mod live;
 mod local;
 mod manager;
 mod metrics;
+pub mod openapi;
 mod page;
 mod password;
 mod reply;

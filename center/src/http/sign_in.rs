@@ -3,6 +3,7 @@
 use super::access::{Access, Asker, LINK};
 use super::caller::{Caller, Proof};
 use super::limit::TooMany;
+use super::openapi;
 use super::reply::{Reply, json_response};
 use super::session::Session;
 use super::trail::{self, now_ms};
@@ -47,6 +48,10 @@ type Answer = Result<Reply, Refused>;
 
 impl SignIn<'_> {
     pub(super) async fn answer(&self) -> Reply {
+        let path = if self.rest.is_empty() { "/session".to_owned() } else { format!("/session/{}", self.rest) };
+        if let Some(reply) = openapi::refusal(self.method, &path) {
+            return reply;
+        }
         let answer = match (self.method, self.rest) {
             (&Method::GET, "") => Ok(self.tell()),
             (&Method::POST, "") => self.begin().await,

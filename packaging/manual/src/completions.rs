@@ -6,7 +6,11 @@ use elklet_agent::commands::{self, Flag, Program};
 
 /// The shell, the name under which it looks for the file, and the file.
 pub(crate) fn of(program: &Program) -> Vec<(&'static str, String, String)> {
-    let name = program.name;
+    generated(program.name, &mut described(program))
+}
+
+/// The same for a program as clap describes it.
+pub(crate) fn generated(name: &str, described: &mut Command) -> Vec<(&'static str, String, String)> {
     let files = [
         ("bash", Shell::Bash, name.to_owned()),
         ("zsh", Shell::Zsh, format!("_{name}")),
@@ -15,7 +19,7 @@ pub(crate) fn of(program: &Program) -> Vec<(&'static str, String, String)> {
     files
         .map(|(directory, shell, file)| {
             let mut content = Vec::new();
-            clap_complete::generate(shell, &mut described(program), name, &mut content);
+            clap_complete::generate(shell, &mut *described, name, &mut content);
             (directory, file, String::from_utf8(content).expect("what was given is UTF-8"))
         })
         .into()

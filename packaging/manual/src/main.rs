@@ -3,9 +3,10 @@
 //!
 //!     elklet-manual OUT
 //!
-//! writes `OUT/man/man1/*.1`, `OUT/man/man5/elklet.toml.5` and `OUT/completions/{bash,zsh,fish}/*`. `ELKLET_VERSION` and
+//! writes `OUT/man/man1/*.1`, `OUT/man/man5/*.5` and `OUT/completions/{bash,zsh,fish}/*`. `ELKLET_VERSION` and
 //! `SOURCE_DATE_EPOCH` say what the pages name, as in the other steps of a build.
 
+mod center;
 mod completions;
 mod keys;
 mod pages;
@@ -33,7 +34,15 @@ fn main() -> Result<(), Box<dyn Error>> {
             write(format!("completions/{shell}/{file}"), &content)?;
         }
     }
-    write("man/man5/elklet.toml.5".to_owned(), &pages::settings(&keys::sections(keys::EXAMPLE), &edition))?;
+    write("man/man1/elklet-center.1".to_owned(), &center::page(&edition))?;
+    for (shell, file, content) in completions::generated(center::PROGRAM, &mut center::described()) {
+        write(format!("completions/{shell}/{file}"), &content)?;
+    }
+    for (name, program, example) in
+        [("elklet.toml", "elklet", keys::EXAMPLE), ("center.toml", center::PROGRAM, center::EXAMPLE)]
+    {
+        write(format!("man/man5/{name}.5"), &pages::settings(name, program, &keys::sections(example), &edition))?;
+    }
     Ok(())
 }
 

@@ -90,10 +90,10 @@ pub(crate) fn program(program: &Program, edition: &Edition) -> String {
 }
 
 /// The page of the settings' file, in section 5.
-pub(crate) fn settings(sections: &[Section], edition: &Edition) -> String {
-    let mut page = begin("elklet.toml", "5", edition);
-    page.control("SH", ["NAME"]).text([roman("elklet.toml - settings of elklet")]);
-    page.control("SH", ["SYNOPSIS"]).text([italic("/etc/elklet/elklet.toml")]);
+pub(crate) fn settings(name: &str, program: &str, sections: &[Section], edition: &Edition) -> String {
+    let mut page = begin(name, "5", edition);
+    page.control("SH", ["NAME"]).text([roman(format!("{name} - settings of {program}"))]);
+    page.control("SH", ["SYNOPSIS"]).text([italic(format!("/etc/elklet/{name}"))]);
     for section in sections {
         let title = if section.name.is_empty() { "DESCRIPTION" } else { &section.name };
         page.control("SH", [title]);
@@ -105,11 +105,12 @@ pub(crate) fn settings(sections: &[Section], edition: &Edition) -> String {
             page.text(quoted(if key.about.is_empty() { "As above." } else { &key.about }));
         }
     }
-    page.control("SH", ["SEE ALSO"]).text([bold("elklet"), roman("(1)")]);
+    page.control("SH", ["SEE ALSO"]).text([bold(program), roman("(1)")]);
     page.render()
 }
 
-fn begin(title: &str, section: &str, Edition { version, date }: &Edition) -> Roff {
+/// A page with its head.
+pub(crate) fn begin(title: &str, section: &str, Edition { version, date }: &Edition) -> Roff {
     let mut page = Roff::new();
     page.control("TH", [title, section, date, &*format!("elklet {version}"), "Elklet"]);
     // Long words of the command line are not hyphenated, and lines are not stretched.
@@ -204,7 +205,7 @@ mod tests {
     #[test]
     fn the_page_of_the_settings_has_every_section_and_key() {
         let sections = sections(EXAMPLE);
-        let page = plain(&settings(&sections, &edition()));
+        let page = plain(&settings("elklet.toml", "elklet", &sections, &edition()));
         for section in &sections {
             assert!(page.contains(&section.name));
             assert!(section.keys.iter().all(|key| page.contains(&format!("{} = {}", key.name, key.default))), "{page}");

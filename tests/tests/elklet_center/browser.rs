@@ -1,5 +1,6 @@
 //! Requests as a browser and as a command would send them, and the stream of events.
 
+use crate::support::described;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -83,7 +84,9 @@ impl Asker {
         self.begin(method, path, body).read_to_string(&mut answer).expect("the center answers");
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-        Reply { status: status.unwrap_or_else(|| panic!("{head}")), head: head.to_owned(), body: body.to_owned() }
+        let status = status.unwrap_or_else(|| panic!("{head}"));
+        described::check(method, path, status, head, body);
+        Reply { status, head: head.to_owned(), body: body.to_owned() }
     }
 
     /// Opens a stream of events.

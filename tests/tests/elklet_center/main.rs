@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "the lint spares test functions, but not what they share")]
 
 mod access;
+mod api;
 mod browser;
 mod chromium;
 mod cli;

@@ -14,6 +14,8 @@
 #![allow(clippy::unwrap_used, reason = "the lint spares test functions, but not what they share")]
 
 mod agent;
+#[path = "../support/described.rs"]
+mod described;
 mod grpc_go;
 #[path = "../support/http.rs"]
 mod http;

@@ -55,5 +55,6 @@ fn try_request(
     tcp.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::InvalidData)?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+    super::described::check(method, path, status, head, body);
     Ok(Answer { status, body: body.to_owned() })
 }

@@ -1,4 +1,5 @@
 //! What the tests of the center share.
 
 pub(crate) mod client;
+pub(crate) mod described;
 pub(crate) mod http;

@@ -20,6 +20,7 @@ mod users;
 pub(super) use store::disk_free;
 
 use super::caller::{Caller, Role};
+use super::openapi;
 use super::reply::{Reply, json_response};
 use super::trail;
 use crate::desired::{Desired, TooMuch};
@@ -92,6 +93,9 @@ pub(super) async fn answer(
     shared: &Arc<Shared>,
 ) -> Reply {
     let trimmed = path.trim_matches('/');
+    if let Some(reply) = openapi::refusal(method, &format!("/{trimmed}")) {
+        return reply;
+    }
     let (part, rest) = trimmed.split_once('/').unwrap_or((trimmed, ""));
     let ask = Ask { method, path, rest, query: Query(query), body, caller, shared };
     let answer = route(part, &ask).await;
@@ -118,6 +122,7 @@ async fn route(part: &str, ask: &Ask<'_>) -> Answer {
         "links" => users::links(ask),
         "tasks" => tasks::answer(ask).await,
         "files" => files::answer(ask).await,
+        "openapi.json" => ok(openapi::document()),
         "plugins" => plugins::answer(ask).await,
         "rollouts" => rollouts::answer(ask).await,
         "records" => records::answer(ask).await,
