@@ -3,14 +3,15 @@
 //! The binary `elklet-center` runs it. Tests embed it, and wrap faults around it.
 //!
 //! [`serve`] speaks with agents, [`fleet`] is what is known of them, [`desired`] is what they should run, [`rollout`] brings them there
-//! step by step with [`files`] that they fetch, [`sink`] is where their records go, [`store`] keeps them, and [`http`]
-//! is the port for those who ask and command. [`cli`] is the program.
+//! step by step with [`files`] that they fetch, [`sink`] is where their records go, [`store`] keeps them, [`forward`] passes them
+//! on, and [`http`] is the port for those who ask and command. [`cli`] is the program.
 #![forbid(unsafe_code)]
 
 pub mod cli;
 pub mod desired;
 pub mod files;
 pub mod fleet;
+pub mod forward;
 pub mod http;
 pub mod keep;
 pub mod logger;

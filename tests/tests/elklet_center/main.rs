@@ -5,9 +5,11 @@ mod access;
 mod browser;
 mod chromium;
 mod delivery;
+mod forward;
 mod page;
 mod plugins;
 mod program;
+mod receivers;
 mod site;
 #[path = "../support/mod.rs"]
 // Some of it is for the other tests of the center.

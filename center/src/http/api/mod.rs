@@ -5,6 +5,7 @@
 mod audit;
 mod export;
 mod files;
+mod forward;
 mod hosts;
 mod plugins;
 mod records;
@@ -15,6 +16,7 @@ mod tasks;
 mod uploads;
 mod users;
 
+pub(super) use forward::lag;
 pub(super) use store::disk_free;
 
 use super::caller::{Caller, Role};
@@ -113,6 +115,7 @@ async fn route(part: &str, ask: &Ask<'_>) -> Answer {
         "groups" => hosts::groups(ask),
         "links" => users::links(ask),
         "tasks" => tasks::answer(ask).await,
+        "forward" => forward::answer(ask),
         "files" => files::answer(ask).await,
         "plugins" => plugins::answer(ask).await,
         "rollouts" => rollouts::answer(ask).await,
