@@ -16,7 +16,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// Records that are read and encoded in one go.
-const READ: usize = 1_000;
+const READ: usize = 5_000;
 /// Reading is tried again after this when the store cannot be read.
 const READ_AGAIN: Duration = Duration::from_secs(5);
 /// How long what was sent may take to be confirmed when the center ends.
