@@ -46,7 +46,7 @@ impl Shell {
         self.plugins.configure(&self.settings);
         self.agent.set_spool_bytes(self.settings.spool.bytes());
         if self.settings.policy != old.policy {
-            self.agent.handle_policy(self.settings.policy.to_core(), self.clock.now());
+            self.agent.handle_policy(self.settings.policy.clone(), self.clock.now());
         }
         let has_new_certificates = self.link.refresh_certificates(&self.settings);
         let new = &self.settings;

@@ -170,7 +170,7 @@ impl Shell {
         let mut child = signal(SignalKind::child())?;
         inherited::take_signals();
         children::reap();
-        self.agent.handle_policy(self.settings.policy.to_core(), self.clock.now());
+        self.agent.handle_policy(self.settings.policy.clone(), self.clock.now());
         self.agent.handle_start(kept_plugins(&self.settings.layout.workdir), self.clock.now());
         self.notifier.ready();
         loop {

@@ -15,6 +15,8 @@ pub(crate) enum ConfigError {
     File(FileError),
     /// A line of the file is wrong: the text names the key, what stands there and what was expected.
     Line { path: PathBuf, line: usize, what: String },
+    /// A key of the file has a wrong value.
+    Value { path: PathBuf, key: &'static str, bad: BadValue },
     /// The work directory cannot be found.
     Workdir(PathBuf, io::Error),
     /// The work directory is no directory.
@@ -34,6 +36,7 @@ impl fmt::Display for ConfigError {
         match self {
             Self::File(why) => why.fmt(f),
             Self::Line { path, line, what } => write!(f, "{}:{line}: {what}", path.display()),
+            Self::Value { path, key, bad } => write!(f, "{}: {key}: {bad}", path.display()),
             Self::Workdir(path, error) => {
                 write!(f, "work directory {}: {error} (--workdir names another)", path.display())
             }

@@ -23,6 +23,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
+use elklet_core::command;
 use elklet_core::similar::closest;
 use serde::Deserialize;
 
@@ -32,7 +33,7 @@ pub(crate) use self::layout::{ELKEID, Layout};
 use self::layout::{Keys, LogKeys};
 pub(crate) use self::log::Log;
 pub(crate) use self::plugins::{Confinement, PluginSettings, Plugins};
-pub(crate) use self::policy::Policy;
+use self::policy::Policy;
 pub(crate) use self::proxy::{Proxies, Proxy, Scheme};
 pub(crate) use self::rights::{CAPABILITIES, Right, Rights};
 pub(crate) use self::server::{Address, Server, pin};
@@ -115,7 +116,11 @@ pub(crate) struct Settings {
     #[serde(skip)]
     pub(crate) proxies: Proxies,
     upload: Upload,
-    pub(crate) policy: Policy,
+    #[serde(rename = "policy")]
+    policy_section: Policy,
+    /// What servers may have this host do.
+    #[serde(skip)]
+    pub(crate) policy: command::Policy,
     pub(crate) update: Update,
     /// What was skipped, for the log.
     #[serde(skip)]
@@ -148,7 +153,8 @@ impl Default for Settings {
             log: Log::default(),
             proxies: Proxies::default(),
             upload: Upload::default(),
-            policy: Policy::default(),
+            policy_section: Policy::default(),
+            policy: command::Policy::default(),
             update: Update::default(),
             warnings: Vec::new(),
             agent_id: None,
@@ -164,6 +170,11 @@ impl Settings {
     /// One line that says what is wrong, where, and what was expected.
     pub(crate) fn load(flags: &Flags, environment: &Environment) -> Result<Self, ConfigError> {
         let mut settings: Self = file::read(flags)?;
+        settings.policy = settings.policy_section.to_core().map_err(|(key, bad)| ConfigError::Value {
+            path: file::path(flags),
+            key,
+            bad,
+        })?;
         settings.layout = Layout::new(flags, &settings.keys());
         settings.layout.check()?;
         settings.certs_named_by = match (&flags.certs, &settings.certs) {

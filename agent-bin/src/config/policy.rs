@@ -1,122 +1,68 @@
 //! `[policy]`: what servers may have this host do.
 
-use elklet_core::command::{self, AllowedTask, PluginName, Sha256};
+use elklet_core::command::{self, AllowedTask, PluginName};
 use serde::Deserialize;
 
 use super::value::{BadValue, Within};
 
-/// What the file says about that.
+/// What the file says about that. Its lists are texts until [`Policy::to_core`] reads them: the deserialiser of a type of its own for each
+/// takes 10 KB of the program.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct Policy {
-    plugins: List<Name>,
-    plugin_sha256: List<Hash>,
-    tasks: List<TaskPattern>,
+pub(super) struct Policy {
+    plugins: Vec<String>,
+    plugin_sha256: Vec<String>,
+    tasks: Vec<String>,
     tasks_per_minute: Within<0, 1_000_000>,
 }
 
+/// Stands for anything.
+const ANY: &str = "*";
+
 impl Default for Policy {
     fn default() -> Self {
-        Self {
-            plugins: List::default(),
-            plugin_sha256: List::default(),
-            tasks: List::default(),
-            tasks_per_minute: Within::new(0),
-        }
+        let any = || vec![ANY.to_owned()];
+        Self { plugins: any(), plugin_sha256: any(), tasks: any(), tasks_per_minute: Within::new(0) }
     }
 }
 
 impl Policy {
     /// The same in the core's words.
-    pub(crate) fn to_core(&self) -> command::Policy {
-        command::Policy {
-            plugins: self.plugins.only(|Name(name)| name.clone()),
-            executables: self.plugin_sha256.only(|Hash(hash)| *hash),
-            tasks: self.tasks.only(|TaskPattern(task)| task.clone()),
+    ///
+    /// # Errors
+    /// The key whose list has something in it that makes no sense.
+    pub(super) fn to_core(&self) -> Result<command::Policy, (&'static str, BadValue)> {
+        Ok(command::Policy {
+            plugins: only(&self.plugins, |text| text.parse().ok(), BadValue::Plugin)
+                .map_err(|bad| ("policy.plugins", bad))?,
+            executables: only(&self.plugin_sha256, |text| text.parse().ok(), BadValue::Executable)
+                .map_err(|bad| ("policy.plugin_sha256", bad))?,
+            tasks: only(&self.tasks, task, BadValue::Task).map_err(|bad| ("policy.tasks", bad))?,
             tasks_per_minute: self.tasks_per_minute.value(),
-        }
+        })
     }
 }
 
-/// What is allowed, one by one, or anything if `*` is among it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[cfg_attr(test, derive(serde::Serialize))]
-#[serde(transparent, bound(deserialize = "Entry<T>: Deserialize<'de>"))]
-#[cfg_attr(test, serde(bound(serialize = "Entry<T>: serde::Serialize")))]
-struct List<T>(Vec<Entry<T>>);
-
-impl<T> List<T> {
-    fn only<U>(&self, each: impl Fn(&T) -> U) -> Option<Vec<U>> {
-        self.0.iter().map(|entry| entry.0.as_ref().map(&each)).collect()
-    }
+/// Reads a list. `None` if it allows anything.
+fn only<T>(
+    list: &[String],
+    read: impl Fn(&str) -> Option<T>,
+    bad: fn(String) -> BadValue,
+) -> Result<Option<Vec<T>>, BadValue> {
+    let words = list.iter().filter(|text| *text != ANY);
+    let read = words.map(|text| read(text).ok_or_else(|| bad(text.clone()))).collect::<Result<Vec<_>, _>>()?;
+    Ok((read.len() == list.len()).then_some(read))
 }
 
-impl<T> Default for List<T> {
-    fn default() -> Self {
-        Self(vec![Entry(None)])
-    }
-}
-
-/// One of a list; `None` for `*`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String", bound(deserialize = "T: TryFrom<String, Error = BadValue>"))]
-struct Entry<T>(Option<T>);
-
-impl<T: TryFrom<String, Error = BadValue>> TryFrom<String> for Entry<T> {
-    type Error = BadValue;
-
-    fn try_from(text: String) -> Result<Self, BadValue> {
-        if text == "*" { Ok(Self(None)) } else { T::try_from(text).map(|value| Self(Some(value))) }
-    }
-}
-
-/// A plugin's name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Name(PluginName);
-
-impl TryFrom<String> for Name {
-    type Error = BadValue;
-
-    fn try_from(text: String) -> Result<Self, BadValue> {
-        text.parse().map(Self).map_err(|_| BadValue::Plugin(text))
-    }
-}
-
-/// An executable's SHA-256.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Hash(Sha256);
-
-impl TryFrom<String> for Hash {
-    type Error = BadValue;
-
-    fn try_from(text: String) -> Result<Self, BadValue> {
-        text.parse().map(Self).map_err(|_| BadValue::Executable(text))
-    }
-}
-
-/// Tasks: `OBJECT` or `OBJECT/DATA_TYPE`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct TaskPattern(AllowedTask);
-
-impl TryFrom<String> for TaskPattern {
-    type Error = BadValue;
-
-    fn try_from(text: String) -> Result<Self, BadValue> {
-        let (object, data_type) = text.split_once('/').map_or((&*text, None), |(object, rest)| (object, Some(rest)));
-        let data_type = data_type.map(str::parse).transpose();
-        match (object.parse::<PluginName>(), data_type) {
-            (Ok(name), Ok(data_type)) => Ok(Self(AllowedTask { object_name: name.as_str().to_owned(), data_type })),
-            _ => Err(BadValue::Task(text)),
-        }
-    }
-}
-
-#[cfg(test)]
-impl<T: std::fmt::Debug> serde::Serialize for Entry<T> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{self:?}"))
-    }
+/// Reads `OBJECT` or `OBJECT/DATA_TYPE`.
+fn task(text: &str) -> Option<AllowedTask> {
+    let (object, data_type) = match text.split_once('/') {
+        Some((object, data_type)) => (object, Some(data_type.parse().ok()?)),
+        None => (text, None),
+    };
+    let object_name = object.parse::<PluginName>().ok()?.as_str().to_owned();
+    Some(AllowedTask { object_name, data_type })
 }
 
 #[cfg(test)]
@@ -124,7 +70,8 @@ mod tests {
     use super::*;
 
     fn policy(text: &str) -> Result<command::Policy, String> {
-        toml::from_str::<Policy>(text).map(|policy| policy.to_core()).map_err(|error| error.message().to_owned())
+        let policy: Policy = toml::from_str(text).expect("it has these keys");
+        policy.to_core().map_err(|(key, bad)| format!("{key}: {bad}"))
     }
 
     #[test]
@@ -142,8 +89,8 @@ mod tests {
         let found: Vec<_> = tasks.iter().map(|task| (&*task.object_name, task.data_type)).collect();
         assert_eq!(found, expected);
         for bad in ["", "a/", "a/b", "a b", "/1", "a/1/2"] {
-            let error = policy(&format!("tasks = [\"{bad}\"]")).expect_err(bad);
-            assert!(error.contains("is no task, expected"), "{error}");
+            let error = policy(&format!("tasks = [\"*\", \"{bad}\"]")).expect_err(bad);
+            assert!(error.starts_with(&format!("policy.tasks: {bad:?} is no task, expected")), "{error}");
         }
     }
 

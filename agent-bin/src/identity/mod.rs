@@ -10,9 +10,10 @@ use elklet_core::link::{pkcs10, x509};
 use elklet_proto::agent_uri;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
-use rustls::crypto::ring::default_provider;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
+
+use crate::net;
 
 pub(crate) use self::files::{NEXT, Pending, pending, settle};
 
@@ -116,7 +117,7 @@ impl NewKey {
         // TLS reads more of it than this does.
         let chain = vec![CertificateDer::from(certificate.clone())];
         let key = PrivatePkcs8KeyDer::from(self.pkcs8.clone()).into();
-        CertifiedKey::from_der(chain, key, &default_provider()).map_err(|_| BadCertificate::Damaged)?;
+        CertifiedKey::from_der(chain, key, &net::provider()).map_err(|_| BadCertificate::Damaged)?;
         Ok(Identity { pkcs8: self.pkcs8, certificate, authority: None })
     }
 }

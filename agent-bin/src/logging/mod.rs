@@ -41,7 +41,8 @@ const MAX_LINE_BYTES: usize = stderr::MAX_BYTES;
 /// True if lines go to standard error as well.
 static TO_STDERR: AtomicBool = AtomicBool::new(false);
 
-static LOGGER: OnceLock<Logger> = OnceLock::new();
+/// Behind a pointer, because its 10 KB would lie in the program's file otherwise.
+static LOGGER: OnceLock<Box<Logger>> = OnceLock::new();
 
 /// Lines that were lost since the start.
 #[derive(Debug)]
@@ -77,7 +78,8 @@ pub(crate) struct State {
 /// # Errors
 /// When there is a logger already.
 pub(crate) fn start(directory: &Path, settings: &config::Log) -> Result<(), SetLoggerError> {
-    let logger = LOGGER.get_or_init(|| Logger { clock: Clock::start(), sinks: Mutex::new(Sinks::new(directory)) });
+    let logger =
+        LOGGER.get_or_init(|| Box::new(Logger { clock: Clock::start(), sinks: Mutex::new(Sinks::new(directory)) }));
     log::set_logger(logger)?;
     configure(settings);
     Ok(())

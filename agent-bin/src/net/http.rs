@@ -20,6 +20,7 @@ use ureq::unversioned::transport::{
 use ureq::{Agent, Error};
 
 use super::dial::{DialError, connect_blocking};
+use super::provider::provider;
 use super::proxy::{self, ProxyError};
 use super::transport::TcpTransport;
 use crate::config::{Address, Proxies, Proxy, Scheme};
@@ -33,7 +34,7 @@ pub(crate) fn http_agent(
     // The client panics at the first https address unless it has a provider and authorities of its own.
     let tls = TlsConfig::builder()
         .provider(TlsProvider::Rustls)
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .unversioned_rustls_crypto_provider(Arc::new(provider()))
         .root_certs(RootCerts::Specific(Arc::new(authorities)))
         .build();
     let way = Way { proxies: proxies.clone() };

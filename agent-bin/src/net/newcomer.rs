@@ -9,7 +9,6 @@ use h2::client;
 use prost::Message;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::crypto::ring::default_provider;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
@@ -18,6 +17,7 @@ use tokio::time::timeout;
 
 use super::half_open::HalfOpen;
 use super::misbehaviour::CenterMisbehaved;
+use super::provider::provider;
 use super::tls::Tls;
 use super::transfer::{Connector, End};
 use super::trust::{KeyHash, Unpinned, key_hash};
@@ -101,7 +101,7 @@ struct PinnedAuthority {
 
 impl PinnedAuthority {
     fn new(pin: KeyHash) -> Self {
-        Self { pin, provider: Arc::new(default_provider()), found: Mutex::default() }
+        Self { pin, provider: Arc::new(provider()), found: Mutex::default() }
     }
 
     /// The authority's certificate, once a server was verified.

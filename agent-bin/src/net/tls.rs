@@ -11,11 +11,12 @@ use elklet_core::link::x509;
 use elklet_proto::agent_uri;
 use ring::digest;
 use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::crypto::ring::{default_provider, sign};
+use rustls::crypto::ring::sign;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::key;
+use super::provider::provider;
 use super::trust::{KeyHash, Verifier, key_hash};
 use crate::clock::WallClock;
 use crate::config::Server;
@@ -218,7 +219,7 @@ impl Files {
             Some((chain, private))
         };
 
-        let provider = Arc::new(default_provider());
+        let provider = Arc::new(provider());
         let own = client.as_ref().and_then(|(chain, _)| key_hash(chain.first()?));
         let web = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
         let web = web.map_err(|error| CertificateError::new(&ca_path, error))?;
