@@ -94,3 +94,6 @@ impl Drop for Forwarding {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
