@@ -29,13 +29,8 @@ const MAX_CERTIFICATE_BYTES: u64 = 1 << 20;
 /// changed then.
 pub(crate) fn run(flags: &Flags) -> Result<String, Failure> {
     let layout = Layout::find_at_any_rate(&Flags { certs: None, ..flags.clone() });
-    let head = match layout.file.symlink_metadata() {
-        Ok(_) => untouched_head(&layout.file).ok_or_else(|| {
-            let path = layout.file.display();
-            Failure::Settings(format!("{path} is there already, and stays as it is; elklet check reads it"))
-        })?,
-        Err(_) => String::new(),
-    };
+    let head = head(&layout.file)
+        .map_err(|set| Failure::Settings(format!("{set}, and stays as it is; elklet check reads it")))?;
     let settings = Settings::from_flags(flags).map_err(|error| Failure::Settings(error.to_string()))?;
     let from = flags.certs.as_ref().unwrap_or(&layout.certs);
     Certificates::load(from.clone(), &settings.server).map_err(|error| Failure::Settings(error.to_string()))?;
@@ -54,13 +49,30 @@ pub(crate) fn run(flags: &Flags) -> Result<String, Failure> {
             done.push_str(&format!("{} is copied from {}\n", to.display(), from.display()));
         }
     }
-    make_missing(layout.file.parent().unwrap_or(Path::new("/")), 0o755).map_err(system)?;
-    // A proxy's password may be written into it one day.
-    replace(&layout.file, (head + &file(&settings)).as_bytes(), 0o600)
-        .map_err(FileError::at(&layout.file))
-        .map_err(system)?;
-    done.push_str(&format!("{} names the servers, and has every other key as a comment\n", layout.file.display()));
+    done.push_str(&write(&layout.file, head, &settings).map_err(system)?);
     Ok(done)
+}
+
+/// Returns what a package has put before the example, or nothing if there is no file.
+///
+/// # Errors
+/// Something is set in the file. The text says so.
+pub(crate) fn head(file: &Path) -> Result<String, String> {
+    match file.symlink_metadata() {
+        Ok(_) => untouched_head(file).ok_or_else(|| format!("{} is there already", file.display())),
+        Err(_) => Ok(String::new()),
+    }
+}
+
+/// Writes the settings' file with these servers, and returns a line that says so.
+///
+/// # Errors
+/// It cannot be written.
+pub(crate) fn write(path: &Path, head: String, settings: &Settings) -> Result<String, FileError> {
+    make_missing(path.parent().unwrap_or(Path::new("/")), 0o755)?;
+    // A proxy's password may be written into it one day.
+    replace(path, (head + &file(settings)).as_bytes(), 0o600).map_err(FileError::at(path))?;
+    Ok(format!("{} names the servers, and has every other key as a comment\n", path.display()))
 }
 
 /// Returns what a package has put before the example, if nobody has set anything since. OpenWrt's package names the work

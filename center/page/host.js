@@ -3,6 +3,7 @@
 import { get, may, send } from "./api.js";
 import { chart } from "./chart.js";
 import { ago, ask, busy, bytes, fill, h, number, pairs, panel, percent, pill, segments, span, table, time, toast } from "./dom.js";
+import { certificatesPanel } from "./enrolment.js";
 import { changeGroup, shortId, state } from "./hosts.js";
 import { kindName } from "./kinds.js";
 import { taskState } from "./tasks.js";
@@ -36,7 +37,7 @@ export async function host(page) {
   const id = page.rest;
   const path = `/hosts/${encodeURIComponent(id)}`;
   let [shown, beats, seconds, tasks] = [await get(path), [], "3600", []];
-  const parts = Object.fromEntries(["head", "facts", "plugins", "charts", "counts", "timeline"].map((name) => [name, h("div")]));
+  const parts = Object.fromEntries(["head", "facts", "plugins", "charts", "certificates", "counts", "timeline"].map((name) => [name, h("div")]));
 
   let head = "";
   const drawHead = () => {
@@ -164,12 +165,13 @@ export async function host(page) {
     draw();
   };
 
-  fill(page.main, parts.head, parts.charts, h("div", { class: "two" }, parts.facts, parts.timeline), parts.plugins, parts.counts);
+  fill(page.main, parts.head, parts.charts, h("div", { class: "two" }, parts.facts, parts.timeline), parts.plugins, parts.certificates, parts.counts);
   draw();
   drawCharts();
   const report = (error) => toast(error.message, true);
   await Promise.all([
     loadBeats().catch(report),
+    may("admin") && certificatesPanel(id).then((panel) => fill(parts.certificates, panel)).catch(report),
     get("/tasks", { agent_id: id, limit: 20 }).then((answer) => {
       tasks = answer.tasks;
       drawTimeline();

@@ -73,8 +73,9 @@ export async function hosts(page) {
 
   const nobody = () => {
     if (filter.q || filter.group || filter.connected) return h("p", { class: "empty" }, "No host is like this.");
-    return h("p", { class: "empty" }, "No agent has come yet. Give one this center’s address: ",
-      h("code", {}, "elklet init --server HOST:6751 --certs DIR"));
+    return h("p", { class: "empty" }, "No agent has come yet. ", may("admin") && [
+      h("a", { href: "#/settings" }, "Enrol a host"), ", or give an agent that has certificates this center’s address: ",
+      h("code", {}, "elklet init --server HOST:6751 --certs DIR")]);
   };
 
   const search = h("input", { type: "search", placeholder: "Name or id", "aria-label": "Name or id", value: filter.q, oninput: () => {

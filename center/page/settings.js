@@ -2,13 +2,18 @@
 
 import { get, loadSession, may, send, session } from "./api.js";
 import { ago, ask, busy, bytes, field, fill, h, number, pairs, panel, pill, select, span, table, time, toast } from "./dom.js";
+import { enrolmentPanel } from "./enrolment.js";
 
 const ROLES = [["view", "view: looks at everything"], ["operate", "operate: gives tasks and pushes plugins"], ["admin", "admin: decides who may do what"]];
 
 export async function settings(page) {
-  const [store, users] = await Promise.all([get("/store").catch(() => null), may("admin") ? get("/users") : []]);
+  const [store, users, enrolment] = await Promise.all([
+    get("/store").catch(() => null),
+    may("admin") ? get("/users") : [],
+    may("admin") && enrolmentPanel().catch(() => null),
+  ]);
   fill(page.main, h("div", { class: "headline" }, h("h1", {}, "Settings")),
-    h("div", { class: "two" }, store && storePanel(store), self()), may("admin") && usersPanel(page, users));
+    h("div", { class: "two" }, store && storePanel(store), self()), enrolment, may("admin") && usersPanel(page, users));
 }
 
 function storePanel(store) {

@@ -87,6 +87,18 @@ pub struct Totals {
     pub bad_messages: u64,
     /// Connections ended for too many pings.
     pub too_many_pings: u64,
+    /// Certificates issued to hosts that came with a token.
+    pub enrolled: u64,
+    /// Certificates issued to agents in place of earlier ones.
+    pub renewed: u64,
+    /// Requests for a certificate that were refused.
+    pub refused_enrolments: u64,
+    /// Transfer streams refused because their agent's id was not that of its certificate.
+    pub id_mismatches: u64,
+    /// Calls refused because the certificate was revoked.
+    pub revoked_calls: u64,
+    /// Calls other than for a certificate from clients without one.
+    pub anonymous_calls: u64,
     /// Times that the sink has refused a message.
     pub sink_refusals: u64,
     /// Messages taken.

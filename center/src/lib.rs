@@ -4,11 +4,13 @@
 //!
 //! [`serve`] speaks with agents, [`fleet`] is what is known of them, [`desired`] is what they should run, [`rollout`] brings them there
 //! step by step with [`files`] that they fetch, [`sink`] is where their records go, [`store`] keeps them, and [`http`]
-//! is the port for those who ask and command. [`cli`] is the program.
+//! is the port for those who ask and command. `authority` and `enrolment` give hosts certificates. [`cli`] is the program.
 #![forbid(unsafe_code)]
 
+mod authority;
 pub mod cli;
 pub mod desired;
+mod enrolment;
 pub mod files;
 pub mod fleet;
 pub mod http;

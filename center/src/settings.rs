@@ -12,6 +12,12 @@ use std::time::Duration;
 /// Where the file is unless a flag says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/elklet/center.toml";
 
+/// Where certificates are looked for, unless the settings say otherwise.
+const DEFAULT_CERTS: &str = "/etc/elklet/center";
+
+/// The shortest and the longest life of a host's certificate. An agent renews it in its last third.
+const LIFETIMES: std::ops::RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(3653 * 86_400);
+
 /// The port at which agents fetch files, unless the settings say otherwise.
 const DOWNLOADS_PORT: u16 = 6753;
 
@@ -30,8 +36,10 @@ pub struct Settings {
     pub http: SocketAddr,
     /// True if the HTTP port speaks TLS.
     pub http_tls: bool,
-    /// The directory of `ca.crt`, `server.crt` and `server.key`.
-    pub certs: PathBuf,
+    /// The directory of `ca.crt`, `server.crt` and `server.key`, if it was named.
+    pub certs: Option<PathBuf>,
+    /// How long the certificates of hosts are valid that the center enrols.
+    pub certificate_lifetime: Duration,
     /// The directory of everything that is kept.
     pub data: PathBuf,
     /// The directory for uploads.
@@ -65,7 +73,8 @@ impl Default for Settings {
             listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 6751)),
             http: SocketAddr::from((Ipv4Addr::LOCALHOST, 6752)),
             http_tls: false,
-            certs: "/etc/elklet/center".into(),
+            certs: None,
+            certificate_lifetime: Duration::from_secs(90 * 86_400),
             data: "/var/lib/elklet-center".into(),
             upload_dir: "/var/lib/elklet-center/uploads".into(),
             max_uploads: 1 << 30,
@@ -103,6 +112,7 @@ struct FileSettings {
     http: Option<String>,
     http_tls: Option<bool>,
     certs: Option<PathBuf>,
+    certificate_lifetime: Option<String>,
     data: Option<PathBuf>,
     upload_dir: Option<PathBuf>,
     max_uploads: Option<String>,
@@ -165,6 +175,10 @@ impl Settings {
         if let Some(keep) = file.store.keep {
             settings.keep = humantime::parse_duration(&keep).map_err(|error| key("store.keep")(error.to_string()))?;
         }
+        if let Some(lifetime) = file.certificate_lifetime {
+            settings.certificate_lifetime =
+                humantime::parse_duration(&lifetime).map_err(|error| key("certificate_lifetime")(error.to_string()))?;
+        }
         if let Some(max) = file.max_uploads {
             settings.max_uploads = size(&max).map_err(key("max_uploads"))?;
         }
@@ -172,7 +186,7 @@ impl Settings {
             settings.max = size(&max).map_err(key("store.max"))?;
         }
         settings.http_tls = file.http_tls.unwrap_or(settings.http_tls);
-        settings.certs = file.certs.unwrap_or(settings.certs);
+        settings.certs = file.certs;
         settings.upload_dir = file.upload_dir.unwrap_or(settings.upload_dir);
         settings.allow_non_loopback = file.allow_non_loopback.unwrap_or(settings.allow_non_loopback);
         settings.conn_limit = file.conn_limit.unwrap_or(settings.conn_limit);
@@ -188,6 +202,13 @@ impl Settings {
             self.downloads = Some(beside(listen));
         }
         self.listen = listen;
+    }
+
+    /// Returns the directory of certificates: the one that was named, or the default one if it has any. Where there is neither, the center
+    /// is its own authority.
+    pub fn certs(&self) -> Option<PathBuf> {
+        let default = PathBuf::from(DEFAULT_CERTS);
+        self.certs.clone().or_else(|| default.join("ca.crt").exists().then_some(default))
     }
 
     /// Sets the directory of everything that is kept, and that for uploads in it.
@@ -224,6 +245,10 @@ impl Settings {
                 "max_hosts is {} and conn_limit {}, expected at least as many hosts as connections",
                 self.max_hosts, self.conn_limit
             ));
+        }
+        if !LIFETIMES.contains(&self.certificate_lifetime) {
+            let lifetime = self.certificate_lifetime.as_secs();
+            return wrong(format!("certificate_lifetime is {lifetime} s, expected 10 s to 10 years"));
         }
         if self.keep < Duration::from_secs(3600) {
             return wrong(format!("store.keep is {} s, expected an hour or more", self.keep.as_secs()));
@@ -340,10 +365,11 @@ mod tests {
         assert_eq!(keys(&shown), keys(&known));
         assert_eq!(keys(&shown["store"]), keys(&known["store"]));
         // These have no default that a file could say.
-        let free = ["access_key", "download_host", "plugins"];
+        let free = ["access_key", "certs", "download_host", "plugins"];
         let mut defaults = Settings::parse(&set).unwrap();
         let given = (defaults.access_key.take(), defaults.download_host.take(), defaults.plugins.take());
         assert!(given.0.is_some() && given.1.is_some() && given.2.is_some(), "{free:?}");
+        assert_eq!(defaults.certs.take().as_deref(), Some(Path::new(DEFAULT_CERTS)));
         assert_eq!(defaults, Settings::default());
     }
 
@@ -369,6 +395,7 @@ mod tests {
             ("[store]\nmax = \"20GB\"", "store.max: \"20GB\""),
             ("[store]\nmax = \"99999999999TiB\"", "store.max"),
             ("[store]\nkeep = \"long\"", "store.keep"),
+            ("certificate_lifetime = \"90\"", "certificate_lifetime"),
             ("access_key = \"a\"", "access_key: expected two keys"),
             ("conn_limit = -1", "conn_limit"),
             ("downloads = \"on\"", "or off"),
@@ -398,6 +425,7 @@ mod tests {
         assert!(check(|settings| settings.conn_limit = 0).contains("connection limit of 0"));
         assert!(check(|settings| settings.max_hosts = 5).contains("max_hosts is 5"));
         assert!(check(|settings| settings.keep = Duration::ZERO).contains("store.keep"));
+        assert!(check(|settings| settings.certificate_lifetime = Duration::ZERO).contains("certificate_lifetime"));
         assert!(check(|settings| settings.max_uploads = 1).contains("max_uploads"));
         assert!(check(|settings| settings.max = 1).contains("store.max"));
         assert_eq!(Settings::default().check(), Ok(()));

@@ -10,6 +10,7 @@
 
 extern crate alloc;
 
+pub mod agent_uri;
 pub mod data_type;
 
 /// The stream between an agent and AgentCenter, and the upload of files (`proto/transfer.proto`, `proto/file_ext.proto`).
@@ -21,3 +22,8 @@ pub mod grpc;
 #[rustfmt::skip]
 #[path = "generated/bridge.rs"]
 pub mod bridge;
+
+/// How a host gets a certificate from a center (`proto/enrollment.proto`).
+#[rustfmt::skip]
+#[path = "generated/elklet.rs"]
+pub mod enrollment;

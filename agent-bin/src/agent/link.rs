@@ -5,9 +5,12 @@ use elklet_core::agent::Agent;
 use elklet_core::command::Command;
 use elklet_core::link::session::{Abandoned, Action, Attempt, Target};
 use elklet_core::time::Millis;
+use elklet_proto::enrollment::EnrollRequest;
+use prost::Message;
 use tokio::sync::mpsc;
 
 use crate::config::{Address, Server, Settings};
+use crate::identity::{Identity, NewKey, NoKey};
 use crate::net::{self, BadCommand, Certificates, Connector, DiscoveryError, End, Ends, Event, HalfOpen, Transfer};
 use crate::sys::blocking;
 use crate::{clock, logging};
@@ -23,6 +26,8 @@ const CERTIFICATES_INTERVAL_MS: u64 = 24 * 60 * 60 * 1000;
 pub(super) struct Link {
     pub(super) connector: Connector,
     certificates: Certificates,
+    /// The key for which a certificate was asked.
+    new_key: Option<NewKey>,
     /// When the certificates are looked at again if nothing else asks for it.
     certificates_due: Millis,
     /// What service discovery named last.
@@ -49,6 +54,7 @@ impl Link {
         let link = Self {
             connector,
             certificates,
+            new_key: None,
             certificates_due: now + CERTIFICATES_INTERVAL_MS,
             discovered: Vec::new(),
             transfer: None,
@@ -142,6 +148,8 @@ impl Link {
                 log::warn!("the server sent {what}; it is passed over");
                 agent.handle_bad_command(bytes, token, &what.to_string());
             }
+            // The shell sees to these.
+            Event::Renewed(..) | Event::Installed(_) => {}
             Event::Pong(attempt) => agent.handle_pong(attempt, now),
             Event::Ended(attempt, end) => {
                 if self.is_current(attempt) {
@@ -238,6 +246,36 @@ impl Link {
                 false
             }
         }
+    }
+
+    /// Asks the server for the next certificate, with a new key.
+    ///
+    /// # Errors
+    /// There is no key.
+    pub(super) fn renew(&mut self, agent_id: &str) -> Result<(), NoKey> {
+        let key = NewKey::make()?;
+        let request =
+            EnrollRequest { token: String::new(), agent_id: agent_id.to_owned(), request: key.request().to_vec() };
+        self.new_key = Some(key);
+        self.transfer.iter().for_each(|transfer| transfer.renew(request.encode_to_vec()));
+        Ok(())
+    }
+
+    /// The server has given a certificate, which is written on a thread of its own if it is good. An [`Event::Installed`] says what came
+    /// of it.
+    ///
+    /// # Errors
+    /// What is wrong with it, or why it cannot be written.
+    pub(super) fn install(&mut self, certificate: Vec<u8>, agent_id: &str) -> Result<(), String> {
+        let Some(key) = self.new_key.take() else { return Err("nobody has asked for it".to_owned()) };
+        let identity =
+            key.certified(certificate, agent_id, clock::unix_seconds()).map_err(|error| error.to_string())?;
+        let (events, directory) = (self.connector.events.clone(), self.certificates.directory().to_owned());
+        let write = move |identity: Identity| {
+            // The loop is gone only when the process ends.
+            let _ = events.blocking_send(Event::Installed(identity.install(&directory)));
+        };
+        blocking::start(identity, write).map_err(|refused| refused.error.to_string())
     }
 
     /// Says in the log which certificates are near their end.

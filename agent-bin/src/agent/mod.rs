@@ -11,6 +11,7 @@ mod link;
 mod plugins;
 mod records;
 mod reload;
+mod renewal;
 mod shell;
 mod spool;
 mod tasks;

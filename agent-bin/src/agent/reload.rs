@@ -45,6 +45,9 @@ impl Shell {
         news.for_each(|warning| log::warn!("{warning}"));
         self.plugins.configure(&self.settings);
         self.agent.set_spool_bytes(self.settings.spool.bytes());
+        if self.settings.policy != old.policy {
+            self.agent.handle_policy(self.settings.policy.to_core(), self.clock.now());
+        }
         let has_new_certificates = self.link.refresh_certificates(&self.settings);
         let new = &self.settings;
         self.link.connector.proxies.clone_from(&new.proxies);
@@ -53,7 +56,8 @@ impl Shell {
             ("proxies", old.proxies != new.proxies),
             ("certificates", has_new_certificates),
             ("plugins", (&old.plugins, &old.plugin) != (&new.plugins, &new.plugin)),
-            ("upload", old.upload != new.upload),
+            ("upload", old.upload_rules() != new.upload_rules()),
+            ("policy", old.policy != new.policy),
             ("update", old.update != new.update),
             ("spool", old.spool != new.spool),
             ("log", old.log != new.log),

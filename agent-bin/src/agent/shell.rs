@@ -30,6 +30,8 @@ use crate::clock::Clock;
 use crate::config::{Environment, Flags, Settings};
 use crate::failure::Failure;
 use crate::host::{AgentId, HostRoot, agent_id};
+use crate::identity;
+
 use crate::logging::reports;
 use crate::logging::{Event, Kind};
 use crate::net::{self, Certificates};
@@ -108,6 +110,10 @@ impl Shell {
         if let Some(error) = not_stored {
             log::warn!("the id cannot be kept: {}/machine-id: {error}", settings.layout.workdir.display());
         }
+        // The last agent may have been killed while it put a new one in its place.
+        if let Err(error) = identity::settle(&settings.layout.certs) {
+            log::warn!("{error}; the new certificate is used where it lies");
+        }
         let certificates = Certificates::load(settings.layout.certs.clone(), &settings.server)
             .map_err(|error| Failure::Settings(settings.blame_certificates(error)))?;
 
@@ -164,6 +170,7 @@ impl Shell {
         let mut child = signal(SignalKind::child())?;
         inherited::take_signals();
         children::reap();
+        self.agent.handle_policy(self.settings.policy.to_core(), self.clock.now());
         self.agent.handle_start(kept_plugins(&self.settings.layout.workdir), self.clock.now());
         self.notifier.ready();
         loop {
@@ -211,10 +218,15 @@ impl Shell {
                 Action::Plugin(action) => self.carry_out_plugin(action, now),
                 Action::Delivery(action) => self.carry_out_delivery(action, now).await,
                 Action::Beat => self.beat(now),
+                Action::Renew => self.renew(now),
                 Action::Task(task) => self.carry_out_task(task, now),
                 Action::AbortUpload => self.uploads.abort(),
                 Action::Update(action) => self.carry_out_update(action),
                 Action::Answer(report) => self.report(&report),
+                Action::Forbid(plugin, why) => {
+                    log::warn!("plugin {plugin}: {why}");
+                    logging::audit(&Event::new(Kind::Refused, &format!("plugin {plugin}"), &why.to_string()));
+                }
                 Action::Complain(what) => log::warn!("{what}"),
                 Action::Exit(end) => return Some(self.leave(end)),
             }
@@ -292,6 +304,7 @@ impl Shell {
         self.updates.retry_put_back();
         self.sample_rates(now);
         self.link.look_after(&self.settings, now);
+        self.tell_certificate(now);
         self.records.set_sender(beat::sender(self.facts.agent_id()));
         let Self { agent, link, records, plugins, uploads, settings, facts, beat, .. } = self;
         let snapshot = facts.gather(Rooms { agent, link, records, plugins, uploads, settings }, now);
@@ -315,9 +328,15 @@ impl Shell {
     fn handle_net(&mut self, event: net::Event) {
         let configures = event.configures();
         let is_turn = matches!(event, net::Event::Opened(_) | net::Event::Ended(..));
+        let event = match event {
+            net::Event::Renewed(attempt, answer) => return self.handle_renewed(attempt, answer),
+            net::Event::Installed(written) => return self.handle_installed(written),
+            event => event,
+        };
         self.link.handle_event(event, &mut self.agent, self.clock.now());
         if is_turn {
             self.notifier.status(&self.link.describe(self.agent.is_streaming()));
+            self.tell_certificate(self.clock.now());
         }
         if configures {
             self.facts.warn_of_sections(&self.agent, &self.settings);

@@ -24,7 +24,7 @@ impl Shell {
     fn upload(&mut self, upload: Upload) {
         // The address and not the target: settings that were read meanwhile may have other lists.
         match self.link.address().parse() {
-            Ok(address) => self.uploads.start(upload, &self.link.connector, &address, &self.settings.upload),
+            Ok(address) => self.uploads.start(upload, &self.link.connector, &address, self.settings.upload_rules()),
             Err(error) => self.agent.handle_uploaded(Err(format!("{}: {error}", upload.path))),
         }
     }

@@ -31,6 +31,8 @@ pub struct Command {
     pub summary: &'static str,
     /// What it does, in sentences. An empty line ends a paragraph.
     pub details: &'static str,
+    /// What has to follow it, if anything: `HOST:PORT`.
+    pub operand: Option<&'static str>,
     /// Commands of its own, of which one has to follow.
     pub commands: &'static [Command],
     /// Its options.
@@ -63,7 +65,7 @@ pub struct Topic {
 
 impl Command {
     const fn new(name: &'static str, summary: &'static str, details: &'static str, flags: &'static [Flag]) -> Self {
-        Self { name, summary, details, commands: &[], flags, exits: &[] }
+        Self { name, summary, details, operand: None, commands: &[], flags, exits: &[] }
     }
 }
 
@@ -185,6 +187,33 @@ const INIT: Command = Command {
     )
 };
 
+/// Where the center is, to which [`ENROLL`] goes.
+pub(super) const CENTER: &str = "HOST:PORT";
+
+const ENROLL: Command = Command {
+    operand: Some(CENTER),
+    exits: &[
+        ("0, 1", "as `elklet doctor`, once the host is enrolled"),
+        ("1", "when the center does not enrol the host, or a file cannot be written"),
+        ("2", "for a wrong option, or when the host has certificates or settings already"),
+    ],
+    ..Command::new(
+        "enroll",
+        "get this host a certificate of its own from a center, then do what `doctor` does",
+        "Makes a key, which never leaves the host, has the center sign it, and writes ca.crt, client.crt, client.key and the \
+         settings. `elklet-center token` on the center prints the whole line. The token leaves the host only once the center has \
+         proved that its authority has the key of the pin.\n\n\
+         The agent renews such a certificate by itself. It changes nothing that is there without --force.",
+        &[
+            Flag::with("token", "TOKEN", "what lets this host in"),
+            Flag::with("ca-pin", "SHA256", "the SHA-256 of the key of the center's authority"),
+            Flag::plain("force", "replace certificates that are there; settings that are there stay"),
+            CONFIG,
+            WORKDIR,
+        ],
+    )
+};
+
 const ADOPT: Command = Command {
     exits: &[
         ("0", "when it is done, or has said what it would do"),
@@ -240,7 +269,7 @@ pub const ELKLET: Program = Program {
     details: "elklet holds one mutually authenticated gRPC stream to Elkeid's AgentCenter, runs the plugins that the server names, \
               sends their records up and carries the server's commands out. It keeps what the server has not taken yet, in memory and \
               on disk, through broken connections and restarts.",
-    commands: &[RUN, STATUS, DOCTOR, INIT, CHECK, SPOOL, ADOPT, CTL, VERSION, HELP],
+    commands: &[RUN, STATUS, DOCTOR, INIT, ENROLL, CHECK, SPOOL, ADOPT, CTL, VERSION, HELP],
     flags: &[],
     default: None,
     service: "elklet",

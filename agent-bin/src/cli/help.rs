@@ -35,8 +35,14 @@ pub(super) fn program(program: &Program, version: &str) -> String {
 pub(super) fn command(program: &Program, path: &[&'static Command]) -> String {
     let words: Vec<_> = path.iter().map(|command| command.name).collect();
     let words = format!("{} {}", program.name, words.join(" "));
-    let Some(&&Command { summary, details, commands, flags, exits, .. }) = path.last() else { return String::new() };
-    let below = if commands.is_empty() { "" } else { " COMMAND" };
+    let Some(&&Command { summary, details, operand, commands, flags, exits, .. }) = path.last() else {
+        return String::new();
+    };
+    let below = if commands.is_empty() {
+        operand.map(|operand| format!(" {operand}")).unwrap_or_default()
+    } else {
+        " COMMAND".to_owned()
+    };
     let mut text = String::new();
     wrap(&mut text, "", &format!("{words} - {summary}"), 0);
     text.push('\n');

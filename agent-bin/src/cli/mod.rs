@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use elklet_core::printable::{Printable, PrintablePage};
 
-use self::commands::{ELKEID_AGENT, ELKEIDCTL, ELKLET, Program};
+use self::commands::{CENTER, ELKEID_AGENT, ELKEIDCTL, ELKLET, Program};
 pub(crate) use self::parse::Words;
 use self::parse::{Asked, parse};
 use crate::adopt::{self, Adoption};
@@ -20,6 +20,7 @@ use crate::agent;
 use crate::config::{ELKEID, Environment, Flags, Layout, Settings};
 use crate::ctl;
 use crate::doctor;
+use crate::enroll::{self, Enrolment};
 use crate::failure::Failure;
 use crate::init;
 use crate::logging;
@@ -102,6 +103,10 @@ fn carry_out(words: &Words, flags: Flags) -> Result<ExitCode, Failure> {
             let Flags { config, workdir, .. } = flags;
             examine(&Flags { config, workdir, ..Flags::default() }, false)
         }
+        ["enroll"] => {
+            print(&enroll::run(&enrolment(words)?, &flags)?);
+            examine(&flags, false)
+        }
         ["adopt"] => {
             let (is_meant, is_undone) = (words.has("yes"), words.has("undo"));
             Ok(print(&adopt::run(&flags, &Adoption { from: words.path_of("from"), is_meant, is_undone })?))
@@ -130,6 +135,19 @@ fn carry_out(words: &Words, flags: Flags) -> Result<ExitCode, Failure> {
         }
         ref others => Err(settings(format!("{} is not a command of this version", others.join(" ")))),
     }
+}
+
+fn enrolment(words: &Words) -> Result<Enrolment, Failure> {
+    let given = |name: &str, shown: &str| {
+        let last = words.texts(name).map_err(settings)?.pop();
+        last.ok_or_else(|| settings(format!("{shown} is missing; `elklet-center token` prints the whole line")))
+    };
+    Ok(Enrolment {
+        address: given(CENTER, CENTER)?,
+        token: given("token", "--token")?,
+        pin: given("ca-pin", "--ca-pin")?,
+        is_forced: words.has("force"),
+    })
 }
 
 fn print(text: &str) -> ExitCode {

@@ -53,8 +53,11 @@ pub(super) fn parse(program: &Program, words: impl IntoIterator<Item = OsString>
                 match commands.iter().find(|command| *command.name == *word) {
                     Some(command) if command.name == "help" => asks_for_help = true,
                     Some(command) => path.push(command),
-                    None if commands.is_empty() => return Err(Value(word).unexpected()),
-                    None => return Err(unknown_command(&word, commands)),
+                    None => match operand_wanted(&path, &values) {
+                        Some(operand) => values.push((operand, word)),
+                        None if commands.is_empty() => return Err(Value(word).unexpected()),
+                        None => return Err(unknown_command(&word, commands)),
+                    },
                 }
             }
             other => return Err(other.unexpected()),
@@ -72,15 +75,24 @@ pub(super) fn parse(program: &Program, words: impl IntoIterator<Item = OsString>
             Err(format!("{} what? expected {}", command.name, one_of(command.commands)).into())
         }
         Some(command) => {
+            if let Some(operand) = operand_wanted(&path, &values) {
+                return Err(format!("{} what? expected {operand}", command.name).into());
+            }
             // An option of the default command may stand before another one.
-            if let Some((name, _)) =
-                values.iter().find(|(name, _)| !command.flags.iter().any(|flag| flag.name == *name))
+            if let Some((name, _)) = values
+                .iter()
+                .find(|(name, _)| command.operand != Some(name) && !command.flags.iter().any(|flag| flag.name == *name))
             {
                 return Err(unknown_flag(name, command.flags));
             }
             Ok(Asked::Command(Words { path, values }))
         }
     }
+}
+
+/// What has to follow the last command, and was not given yet.
+fn operand_wanted(path: &[&'static Command], values: &[(&'static str, OsString)]) -> Option<&'static str> {
+    path.last()?.operand.filter(|operand| !values.iter().any(|(name, _)| name == operand))
 }
 
 fn unknown_flag(name: &str, flags: &[Flag]) -> lexopt::Error {
@@ -180,6 +192,8 @@ mod tests {
             (&["spool", "lss"], "unknown command \"lss\", did you mean ls?"),
             (&["spool"], "spool what? expected ls or verify"),
             (&["ctl", "--id", "x", "set"], "invalid option '--id'"),
+            (&["enroll", "--token", "t"], "enroll what? expected HOST:PORT"),
+            (&["enroll", "a:1", "b:1"], "unexpected argument \"b:1\""),
         ] {
             assert_eq!(parsed(&ELKLET, words).expect_err("they are wrong"), says);
         }

@@ -9,6 +9,7 @@ mod file;
 mod layout;
 mod log;
 mod plugins;
+mod policy;
 mod proxy;
 mod rights;
 mod server;
@@ -31,12 +32,14 @@ pub(crate) use self::layout::{ELKEID, Layout};
 use self::layout::{Keys, LogKeys};
 pub(crate) use self::log::Log;
 pub(crate) use self::plugins::{Confinement, PluginSettings, Plugins};
+pub(crate) use self::policy::Policy;
 pub(crate) use self::proxy::{Proxies, Proxy, Scheme};
 pub(crate) use self::rights::{CAPABILITIES, Right, Rights};
-pub(crate) use self::server::{Address, Server};
+pub(crate) use self::server::{Address, Server, pin};
 use self::spool::SpoolSettings;
 pub(crate) use self::update::Update;
-pub(crate) use self::upload::Upload;
+use self::upload::Upload;
+pub(crate) use self::upload::UploadRules;
 use crate::specified::{Key, Specified};
 
 /// The default idc and region, which are the reference's.
@@ -111,7 +114,8 @@ pub(crate) struct Settings {
     /// The proxies of `[proxy]` and the environment.
     #[serde(skip)]
     pub(crate) proxies: Proxies,
-    pub(crate) upload: Upload,
+    upload: Upload,
+    pub(crate) policy: Policy,
     pub(crate) update: Update,
     /// What was skipped, for the log.
     #[serde(skip)]
@@ -144,6 +148,7 @@ impl Default for Settings {
             log: Log::default(),
             proxies: Proxies::default(),
             upload: Upload::default(),
+            policy: Policy::default(),
             update: Update::default(),
             warnings: Vec::new(),
             agent_id: None,
@@ -325,6 +330,8 @@ mod tests {
         let named = [&mut settings.certs, &mut settings.socket, &mut settings.log.directory].map(Option::take);
         let Layout { certs, socket, log, .. } = Layout::new(&Flags::default(), &settings.keys());
         assert_eq!(named, [certs, socket, log].map(Some));
+        assert_eq!(settings.upload_rules().allow, Settings::default().upload_rules().allow);
+        settings.upload = Upload::default();
         // Sections of which there may be several have one example each, with nothing but defaults in it.
         assert_eq!(settings.regions.remove("eu"), Some(Server::default()));
         let collector = settings.plugin.remove("collector");

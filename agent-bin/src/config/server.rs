@@ -104,6 +104,14 @@ impl TryFrom<String> for Name {
 #[serde(try_from = "String")]
 struct Pin([u8; 32]);
 
+/// Reads the SHA-256 of a key, as `server.pin_sha256` has it.
+///
+/// # Errors
+/// It is none.
+pub(crate) fn pin(text: &str) -> Result<[u8; 32], impl fmt::Display + use<>> {
+    Pin::try_from(text.to_owned()).map(|pin| pin.0)
+}
+
 impl TryFrom<String> for Pin {
     type Error = BadValue;
 

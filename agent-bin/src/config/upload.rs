@@ -1,31 +1,45 @@
 //! `[upload]`: which files the server may ask for.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::Settings;
 use super::value::BadValue;
 
-/// Which files the server may ask for (task 1050).
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+/// What the file says about the files that the server may ask for (task 1050).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Upload {
+    allow: Option<Vec<AbsolutePath>>,
+}
+
+/// Which files the server may have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct UploadRules {
     /// Files that may be sent, and directories below which everything may.
-    pub(crate) allow: Vec<AbsolutePath>,
+    pub(crate) allow: Vec<PathBuf>,
+    /// Files that stay on the host whatever is allowed.
+    pub(crate) secret: Vec<PathBuf>,
 }
 
-impl Default for Upload {
-    /// Allows any file, as the reference does: whoever can send plugins that run as root can read everything anyway.
-    fn default() -> Self {
-        Self { allow: vec![AbsolutePath(PathBuf::from("/"))] }
-    }
-}
-
-#[cfg(test)]
-impl Upload {
-    pub(crate) fn of(allow: &[&Path]) -> Self {
-        Self { allow: allow.iter().map(|path| AbsolutePath(path.to_path_buf())).collect() }
+impl Settings {
+    /// The files that the server may have.
+    ///
+    /// Unless the file says more, that is any file, as with the reference: whoever can send plugins that run as root can read
+    /// everything anyway. With `plugins.public_key` the server cannot, so that it is none.
+    pub(crate) fn upload_rules(&self) -> UploadRules {
+        let allow = match &self.upload.allow {
+            Some(allow) => allow.iter().map(|path| path.0.clone()).collect(),
+            None if self.plugins.public_key().is_some() => Vec::new(),
+            None => vec!["/".into()],
+        };
+        let mut secret = vec![self.layout.certs.join("client.key")];
+        if self.has_proxy_password() {
+            secret.push(self.layout.file.clone());
+        }
+        UploadRules { allow, secret }
     }
 }
 
@@ -33,13 +47,7 @@ impl Upload {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(try_from = "PathBuf")]
-pub(crate) struct AbsolutePath(PathBuf);
-
-impl AbsolutePath {
-    pub(crate) fn as_path(&self) -> &Path {
-        &self.0
-    }
-}
+struct AbsolutePath(PathBuf);
 
 impl TryFrom<PathBuf> for AbsolutePath {
     type Error = BadValue;
@@ -49,5 +57,29 @@ impl TryFrom<PathBuf> for AbsolutePath {
             true => Ok(Self(path)),
             false => Err(BadValue::RelativePath(path)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(text: &str) -> UploadRules {
+        toml::from_str::<Settings>(text).expect("valid").upload_rules()
+    }
+
+    #[test]
+    fn a_server_that_cannot_run_what_it_wants_may_not_read_what_it_wants_either() {
+        assert_eq!(rules("").allow, ["/"].map(PathBuf::from));
+        let key = format!("[plugins]\npublic_key = \"{}=\"\n", "A".repeat(43));
+        assert_eq!(rules(&key).allow, [""; 0].map(PathBuf::from));
+        assert_eq!(rules(&format!("{key}[upload]\nallow = [\"/var/log\"]")).allow, ["/var/log"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn a_file_with_a_password_is_a_secret() {
+        let count = |text: &str| rules(text).secret.len();
+        assert_eq!(count(""), 1, "the key");
+        assert_eq!(count("[proxy]\nurl = \"http://user:word@proxy:3128\""), 2);
     }
 }

@@ -50,6 +50,12 @@ pub(crate) enum BadValue {
     RelativePath(PathBuf),
     /// A text that is no right of a plugin.
     Right(String),
+    /// A text that is no plugin's name.
+    Plugin(String),
+    /// A text that is no hash of an executable.
+    Executable(String),
+    /// A text that names no tasks.
+    Task(String),
     /// A text, here without the login, that is no proxy for this reason.
     Proxy { url: String, why: &'static str },
 }
@@ -73,6 +79,14 @@ impl fmt::Display for BadValue {
             }
             Self::RelativePath(path) => {
                 write!(f, "{:?} is no absolute path, expected one as in /var/log", path.display().to_string())
+            }
+            Self::Plugin(text) => write!(f, "{text:?} is no plugin's name, expected one or \"*\""),
+            Self::Executable(text) => {
+                write!(f, "{text:?} is no SHA-256 of an executable, expected 64 hexadecimal digits or \"*\"")
+            }
+            Self::Task(text) => {
+                let expected = "a plugin's name or elkeid-agent, perhaps with /DATA_TYPE, or \"*\"";
+                write!(f, "{text:?} is no task, expected {expected}")
             }
             Self::Right(text) => {
                 write!(

@@ -18,7 +18,7 @@ pub(crate) enum CenterMisbehaved {
     Compression(String),
     /// A message that is no command.
     Command(NotACommand),
-    /// A message that does not answer an upload.
+    /// A message that does not answer a call.
     Answer(DecodeError),
     /// A message that ends early.
     Part,
@@ -26,7 +26,7 @@ pub(crate) enum CenterMisbehaved {
     EarlyAnswer,
     /// Word that it has not kept a file.
     NotKept,
-    /// No answer to an upload.
+    /// No answer to a call.
     Nothing,
 }
 
@@ -41,7 +41,7 @@ impl fmt::Display for CenterMisbehaved {
             Self::Part => f.write_str("a message that ends early"),
             Self::EarlyAnswer => f.write_str("its answer before the end of the file"),
             Self::NotKept => f.write_str("status FAILED: it has not kept the file"),
-            Self::Nothing => f.write_str("no answer to the upload"),
+            Self::Nothing => f.write_str("no answer to the call"),
         }
     }
 }

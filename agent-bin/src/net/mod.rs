@@ -11,6 +11,7 @@ mod incoming;
 mod key;
 mod misbehaviour;
 mod names;
+mod newcomer;
 mod observed;
 mod proxy;
 mod snappy;
@@ -18,18 +19,21 @@ mod tls;
 mod transfer;
 mod transport;
 mod trust;
+mod unary;
 mod upload;
 
 use elklet_core::command::Command;
 use elklet_core::link::session::Attempt;
 
 use crate::config::Address;
+use crate::files::FileError;
 
 pub(crate) use self::dial::{DialError, Ends};
 pub(crate) use self::discovery::{DiscoveryError, discover};
 pub(crate) use self::half_open::HalfOpen;
 pub(crate) use self::http::http_agent;
 pub(crate) use self::incoming::BadCommand;
+pub(crate) use self::newcomer::enroll;
 pub(crate) use self::snappy::Compressor;
 pub use self::snappy::decompress;
 pub(crate) use self::tls::{Certificates, Tls, WARNED_DAYS, reason as tls_reason};
@@ -60,6 +64,10 @@ pub(crate) enum Event {
     Credit,
     /// The server has answered a PING.
     Pong(Attempt),
+    /// The server was asked for the next certificate, which is this in DER.
+    Renewed(Attempt, Result<Vec<u8>, End>),
+    /// What it gave is written, or cannot be.
+    Installed(Result<(), FileError>),
     /// The attempt is over.
     Ended(Attempt, End),
 }

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use elklet_core::agent::Lifetime;
 use elklet_core::link::x509;
+use elklet_proto::agent_uri;
 use ring::digest;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::ring::{default_provider, sign};
@@ -18,6 +20,7 @@ use super::trust::{KeyHash, Verifier, key_hash};
 use crate::clock::WallClock;
 use crate::config::Server;
 use crate::files::read_bounded;
+use crate::identity::{self, Pending};
 use crate::pem;
 
 /// The settings of every connection.
@@ -42,6 +45,8 @@ pub(crate) struct Certificates {
     /// A hash of the files and of what is demanded of servers, as they were at the last look, good or not.
     seen: [u8; 32],
     client_until: Option<i64>,
+    /// The URI in the client's certificate that says for which agent a center has given it, and how long it is valid.
+    given: Option<(String, Lifetime)>,
     authority_until: Option<i64>,
     /// Useless sections of the authorities' file.
     passed_over: Vec<String>,
@@ -99,6 +104,11 @@ impl Certificates {
         &self.tls
     }
 
+    /// How long the client's certificate is valid, if a center has given it to this agent.
+    pub(crate) fn given_to(&self, agent_id: &str) -> Option<Lifetime> {
+        self.given.as_ref().filter(|(uri, _)| *uri == agent_uri::of(agent_id)).map(|(_, lifetime)| *lifetime)
+    }
+
     /// Expiry of the client's certificate and of the authorities, in seconds since 1970.
     pub(crate) fn ends(&self) -> [Option<i64>; 2] {
         [self.client_until, self.authority_until]
@@ -117,7 +127,13 @@ impl Certificates {
             let (path, until, days) = (self.directory.join(name), until?, days?);
             let at = UNIX_EPOCH + Duration::from_secs(u64::try_from(until).unwrap_or(0));
             let at = humantime::format_rfc3339_seconds(at);
-            (days < WARNED_DAYS).then(|| {
+            // What is renewed in its last third is no reason for a warning while there is time.
+            let is_to_be_renewed = name == "client.crt"
+                && self
+                    .given
+                    .as_ref()
+                    .is_some_and(|(_, Lifetime { from, until })| until - unix_seconds > (until - from) / 6);
+            (days < WARNED_DAYS && !is_to_be_renewed).then(|| {
                 if until < unix_seconds {
                     format!("{}: the certificate expired at {at}", path.display())
                 } else {
@@ -148,7 +164,15 @@ struct Files {
 
 impl Files {
     fn read(directory: PathBuf, server: &Server) -> Self {
-        let contents = FILES.map(|name| read(&directory.join(name)));
+        let mut contents = FILES.map(|name| read(&directory.join(name)));
+        // A new identity that is not in its place yet counts all the same.
+        if let Some(Pending { key, certificate, authorities }) = identity::pending(&directory) {
+            contents[1] = Ok(certificate);
+            contents[2] = Ok(key);
+            if let Some(authorities) = authorities {
+                contents[0] = Ok(authorities);
+            }
+        }
         Self { directory, contents, name: server.name(), pins: server.pins() }
     }
 
@@ -203,11 +227,16 @@ impl Files {
             .map_err(|error| CertificateError::new(&directory, error))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Verifier { web, own, pins }));
-        let mut client_until = None;
+        let (mut client_until, mut given) = (None, None);
         let mut config = match client {
             None => builder.with_no_client_auth(),
             Some((chain, private)) => {
                 client_until = chain.iter().filter_map(|certificate| x509::not_after(certificate)).min();
+                given = chain.first().and_then(|own| {
+                    let uri = x509::uri(own).filter(|uri| agent_uri::agent(uri).is_some())?;
+                    let (from, until) = x509::times(own)?;
+                    Some((uri.to_owned(), Lifetime { from, until }))
+                });
                 builder.with_client_auth_cert(chain, private).map_err(|error| match error {
                     rustls::Error::InconsistentKeys(_) => {
                         let why =
@@ -223,7 +252,7 @@ impl Files {
         // Connections last and need one handshake each, so remembered sessions would only take memory.
         config.resumption = Resumption::disabled();
         let tls = Tls { config: Arc::new(config), name };
-        Ok(Certificates { directory, tls, seen, client_until, authority_until, passed_over, other_ends })
+        Ok(Certificates { directory, tls, seen, client_until, given, authority_until, passed_over, other_ends })
     }
 }
 

@@ -3,8 +3,9 @@
 //! One task holds a connection and everything on it. It polls three things at once: the HTTP/2 connection itself, a
 //! writer that sends batches as far as flow control allows, and a reader of commands.
 
+use std::convert::Infallible;
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use rustix::net::sockopt;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -30,7 +32,7 @@ use super::incoming::Incoming;
 use super::misbehaviour::CenterMisbehaved;
 use super::observed::{Flow, Observed};
 use super::tls::{self, Tls};
-use super::{Event, snappy};
+use super::{Event, newcomer, snappy, unary};
 use crate::config::{Address, Proxies};
 use crate::version;
 
@@ -43,6 +45,9 @@ const RECEIVE_WINDOW_BYTES: u32 = 64 << 10;
 /// Budget for small DATA frames before h2 takes them for an attack. In h2's unit a frame costs 256 less its bytes. A
 /// burst of small commands is no attack; the receive window bounds it.
 const DATA_FRAME_BUDGET: usize = 256 * RECEIVE_WINDOW_BYTES as usize;
+
+/// How long a server may take over a certificate.
+const RENEWAL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Connects to servers with the settings that all attempts share.
 #[derive(Debug, Clone)]
@@ -94,12 +99,14 @@ pub(crate) struct Transfer {
     flow: Arc<Flow>,
     /// `None` after the half-close.
     batches: Option<mpsc::Sender<Bytes>>,
+    renewals: mpsc::Sender<Vec<u8>>,
 }
 
 impl Transfer {
     /// Starts the attempt, which sets up TCP and TLS to `address` and then waits for [`Transfer::open`].
     pub(crate) fn start(connector: &Connector, attempt: Attempt, address: Address) -> Self {
         let (sender, batches) = mpsc::channel(STREAM_AHEAD);
+        let (renewals, wanted) = mpsc::channel(1);
         let (go, ping, flow) = (Arc::<Notify>::default(), Arc::<Notify>::default(), Arc::<Flow>::default());
         let call = Call {
             attempt,
@@ -108,6 +115,7 @@ impl Transfer {
             ping: Arc::clone(&ping),
             flow: Arc::clone(&flow),
             batches,
+            renewals: wanted,
         };
         let task = tokio::spawn(async move {
             let events = call.connector.events.clone();
@@ -115,7 +123,7 @@ impl Transfer {
             // The receiver goes away only when the process ends.
             let _ = events.send(Event::Ended(attempt, end)).await;
         });
-        Self { task, go, ping, flow, batches: Some(sender) }
+        Self { task, go, ping, flow, batches: Some(sender), renewals }
     }
 
     /// Lets the attempt go on from TLS to HTTP/2 and the call.
@@ -142,6 +150,12 @@ impl Transfer {
     /// Sends a PING.
     pub(crate) fn ping(&self) {
         self.ping.notify_one();
+    }
+
+    /// Asks for a certificate beside the stream, with an encoded request. The answer is an [`Event::Renewed`].
+    pub(crate) fn renew(&self, request: Vec<u8>) {
+        // If there is no room the one before is under way, and its answer comes.
+        let _ = self.renewals.try_send(request);
     }
 
     /// Half-closes the stream once all batches are written.
@@ -258,6 +272,7 @@ struct Call {
     ping: Arc<Notify>,
     flow: Arc<Flow>,
     batches: mpsc::Receiver<Bytes>,
+    renewals: mpsc::Receiver<Vec<u8>>,
 }
 
 impl Call {
@@ -305,14 +320,15 @@ impl Call {
         let (response, stream) = requests.send_request(request("/grpc.Transfer/Transfer"), false)?;
         self.tell(Event::Opened(self.attempt)).await;
 
-        let Self { attempt, connector: Connector { events, .. }, ping, flow, batches, .. } = self;
+        let Self { attempt, connector: Connector { events, .. }, ping, flow, batches, renewals, .. } = self;
         // Known once the writer is done: whether it has half-closed the stream.
         let mut is_half_closed = None;
         let end = {
             let writing = write_batches(stream, batches, flow, events, *attempt);
             let reading = read_commands(response, events);
             let pinging = answer_pings(ping_pong, ping, events, *attempt);
-            tokio::pin!(writing, reading, pinging);
+            let renewing = renew(requests, renewals, events, *attempt);
+            tokio::pin!(writing, reading, pinging, renewing);
             loop {
                 tokio::select! {
                     biased;
@@ -323,6 +339,7 @@ impl Call {
                         Err(error) => return Err(reading.await.unwrap_or_else(|end| end).more_telling_than(error)),
                     },
                     result = &mut pinging => result?,
+                    never = &mut renewing => match never {},
                 }
             }
         };
@@ -430,6 +447,22 @@ async fn answer_pings(
         ping_pong.ping(Ping::opaque()).await?;
         let _ = events.send(Event::Pong(attempt)).await;
     }
+}
+
+/// Asks for certificates beside the stream, whenever that is wanted.
+async fn renew(
+    requests: SendRequest<Bytes>,
+    renewals: &mut mpsc::Receiver<Vec<u8>>,
+    events: &mpsc::Sender<Event>,
+    attempt: Attempt,
+) -> Infallible {
+    while let Some(request) = renewals.recv().await {
+        let call = unary::call(requests.clone(), newcomer::PATH, &request, newcomer::MAX_ANSWER_BYTES);
+        let answer = timeout(RENEWAL_PATIENCE, call).await.unwrap_or(Err(End::NoAnswer(RENEWAL_PATIENCE)));
+        let _ = events.send(Event::Renewed(attempt, answer.and_then(|answer| newcomer::certificate(&answer)))).await;
+    }
+    // The agent's end is gone, and with it soon the attempt.
+    pending().await
 }
 
 /// Reads commands until the server ends the call. An error ends the stream as well.

@@ -51,6 +51,27 @@ impl From<Refusal> for Error {
     }
 }
 
+/// None of the authorities that a server has shown has the key that was pinned. The hash is that of the last one's key.
+#[derive(Debug)]
+pub(super) struct Unpinned(pub(super) Option<KeyHash>);
+
+impl fmt::Display for Unpinned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(hash) = &self.0 else { return f.write_str("the server shows no authority, and so none with the pin") };
+        f.write_str("the server's authority has a key with the SHA-256 ")?;
+        hash.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        f.write_str(", which is not the pin")
+    }
+}
+
+impl std::error::Error for Unpinned {}
+
+impl From<Unpinned> for Error {
+    fn from(unpinned: Unpinned) -> Self {
+        Self::Other(OtherError(Arc::new(unpinned)))
+    }
+}
+
 /// Verifies servers by all of these rules.
 #[derive(Debug)]
 pub(super) struct Verifier {

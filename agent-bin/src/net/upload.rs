@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use elklet_core::link::grpc::MessageReader;
 use elklet_proto::grpc::{FileUploadRequest, FileUploadResponse, file_upload_response::StatusCode};
 use h2::SendStream;
 use h2::client::{self, ResponseFuture};
@@ -13,7 +12,8 @@ use tokio::time::timeout;
 
 use super::misbehaviour::CenterMisbehaved;
 use super::snappy::Compressor;
-use super::transfer::{Connector, End, content, next_data, request, status, write_message};
+use super::transfer::{Connector, End, request, write_message};
+use super::unary;
 use crate::config::Address;
 
 const PATH: &str = "/grpc.FileExt/Upload";
@@ -93,31 +93,14 @@ async fn patiently<T>(step: impl Future<Output = Result<T, End>>) -> Result<T, E
     }
 }
 
+/// Waits for word that the server has taken the file.
 async fn answer(response: &mut ResponseFuture) -> Result<(), End> {
-    let (head, mut body) = response.await?.into_parts();
-    if head.status != http::StatusCode::OK {
-        return Err(End::Http(head.status));
-    }
-    if let Some(status) = status(&head.headers) {
-        return Err(End::Status(status));
-    }
-    let encoding = head.headers.get("grpc-encoding").map(|value| value.as_bytes().to_vec());
-    let mut reader = MessageReader::new(MAX_ANSWER_BYTES);
-    let mut taken = None;
-    while let Some(data) = next_data(&mut body).await? {
-        let mut rest = &data[..];
-        while let Some(message) = reader.next(&mut rest)? {
-            let bytes = content(message, encoding.as_deref()).map_err(End::Center)?;
-            let answer =
-                FileUploadResponse::decode(&*bytes).map_err(|error| End::Center(CenterMisbehaved::Answer(error)))?;
-            taken = Some(answer.status() == StatusCode::Success);
-        }
-    }
-    let trailers = body.trailers().await?.unwrap_or_default();
-    match (status(&trailers).filter(|status| status.code != 0), taken) {
-        (Some(status), _) => Err(End::Status(status)),
-        (None, Some(true)) => Ok(()),
-        (None, Some(false)) => Err(End::Center(CenterMisbehaved::NotKept)),
-        (None, None) => Err(End::Center(CenterMisbehaved::Nothing)),
+    let Some(answer) = unary::answer(response, MAX_ANSWER_BYTES).await? else {
+        return Err(End::Center(CenterMisbehaved::Nothing));
+    };
+    let answer = FileUploadResponse::decode(&*answer).map_err(|error| End::Center(CenterMisbehaved::Answer(error)))?;
+    match answer.status() {
+        StatusCode::Success => Ok(()),
+        StatusCode::Failed => Err(End::Center(CenterMisbehaved::NotKept)),
     }
 }

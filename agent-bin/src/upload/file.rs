@@ -1,15 +1,17 @@
 //! The file to upload. It is found by its path and checked against the rules, and read through the descriptor that was checked.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC};
 
-use crate::config::Upload;
+use crate::config::UploadRules;
 
 /// Why a file is not uploaded, or not to its end.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub(crate) enum Refusal {
     NoFile(&'static str),
     /// The server's fault: the host's policy keeps this file to itself.
     NotAllowed(PathBuf),
+    /// The server's fault: this is the agent's key, or something else that no server may have.
+    Secret(PathBuf),
     /// The server's fault: it names a file of more bytes than it has time for.
     TooLong { bytes: u64, limit: u64 },
     /// The host's fault.
@@ -38,6 +42,7 @@ impl fmt::Display for Refusal {
             Self::NotAbsolute => f.write_str("not an absolute path"),
             Self::NoFile(kind) => write!(f, "{kind}, expected a regular file"),
             Self::NotAllowed(real) => write!(f, "{} is in no directory of upload.allow", real.display()),
+            Self::Secret(real) => write!(f, "{} never leaves this host", real.display()),
             Self::TooLong { bytes, limit } => write!(f, "size limit exceeded: ({bytes}/{limit})"),
             Self::Io(error) => error.fmt(f),
         }
@@ -64,7 +69,7 @@ impl UploadFile {
     ///
     /// # Errors
     /// Why the file may not or cannot be read.
-    pub(super) fn open(path: &Path, rules: &Upload, max_bytes: u64) -> Result<Self, Refusal> {
+    pub(super) fn open(path: &Path, rules: &UploadRules, max_bytes: u64) -> Result<Self, Refusal> {
         if !path.is_absolute() {
             return Err(Refusal::NotAbsolute);
         }
@@ -87,6 +92,9 @@ impl UploadFile {
         let real = fs::read_link(&by_descriptor)?;
         if !is_allowed(&real, &meta, rules) {
             return Err(Refusal::NotAllowed(real));
+        }
+        if is_secret(&found, &real, &meta, rules)? {
+            return Err(Refusal::Secret(real));
         }
         let size = meta.len();
         if size > max_bytes {
@@ -118,14 +126,33 @@ impl UploadFile {
 }
 
 /// Returns true when the rules allow the file with this real path.
-fn is_allowed(real: &Path, meta: &fs::Metadata, rules: &Upload) -> bool {
+fn is_allowed(real: &Path, meta: &fs::Metadata, rules: &UploadRules) -> bool {
     rules.allow.iter().any(|allowed| {
-        let allowed = allowed.as_path();
         // In another mount namespace, which /proc/PID/root leads to, the same path may be another file.
-        let is_ours = || fs::metadata(real).is_ok_and(|ours| (ours.dev(), ours.ino()) == (meta.dev(), meta.ino()));
+        let is_ours = || is_same(real, meta);
         let is_under = || fs::canonicalize(allowed).is_ok_and(|allowed| real.starts_with(allowed));
         allowed == Path::new("/") || (is_under() && is_ours())
     })
+}
+
+/// Returns true for what stays on the host whatever the rules allow: the secret files under any name, the memory of processes, and all
+/// that the kernel tells of this one, such as its environment, in which proxies have their passwords.
+fn is_secret(found: &File, real: &Path, meta: &fs::Metadata, rules: &UploadRules) -> io::Result<bool> {
+    if rules.secret.iter().any(|secret| is_same(secret, meta)) {
+        return Ok(true);
+    }
+    if rustix::fs::fstatfs(found)?.f_type != PROC_SUPER_MAGIC {
+        return Ok(false);
+    }
+    let is_thread_of_ours = |name: &OsStr| {
+        name.as_bytes().iter().all(u8::is_ascii_digit) && Path::new("/proc/self/task").join(name).exists()
+    };
+    Ok(real.file_name() == Some(OsStr::new("mem")) || real.iter().any(is_thread_of_ours))
+}
+
+/// Returns true when the file at the path is this one.
+fn is_same(path: &Path, meta: &fs::Metadata) -> bool {
+    fs::metadata(path).is_ok_and(|other| (other.dev(), other.ino()) == (meta.dev(), meta.ino()))
 }
 
 #[cfg(test)]
@@ -135,7 +162,8 @@ mod tests {
     use super::*;
 
     fn open(path: &Path, allow: &[&Path]) -> Result<UploadFile, Refusal> {
-        UploadFile::open(path, &Upload::of(allow), 1000)
+        let allow = allow.iter().map(|path| path.to_path_buf()).collect();
+        UploadFile::open(path, &UploadRules { allow, secret: Vec::new() }, 1000)
     }
 
     fn refusal(path: &Path, allow: &[&Path]) -> String {
@@ -218,7 +246,36 @@ mod tests {
         let error = source.read(600).expect_err("it is shorter now");
         assert_eq!(error.to_string(), "it has become shorter: 890 bytes are missing");
         // A file of /proc.
-        let mut status = open(Path::new("/proc/self/cmdline"), &[Path::new("/")]).expect("a regular file");
+        let mut status = open(Path::new("/proc/1/status"), &[Path::new("/")]).expect("a regular file");
         assert!(!status.read(600).expect("readable").is_empty());
+    }
+
+    #[test]
+    fn a_secret_stays_whatever_it_is_called() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("client.key"), "key").expect("writable");
+        fs::write(path("other"), "other").expect("writable");
+        symlink(path("client.key"), path("link")).expect("writable");
+        fs::hard_link(path("client.key"), path("hard")).expect("writable");
+        let rules = UploadRules { allow: vec!["/".into()], secret: vec![path("gone"), path("client.key")] };
+        let open = |path: &Path| UploadFile::open(path, &rules, 1000).map(drop).map_err(|why| why.to_string());
+        assert_eq!(open(&path("other")), Ok(()));
+        for name in ["client.key", "link", "hard"] {
+            let why = open(&path(name)).expect_err(name);
+            assert!(why.ends_with(" never leaves this host"), "{name}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_process_keeps_its_memory_and_this_one_keeps_everything() {
+        let pid = std::process::id();
+        let thread = rustix::thread::gettid().as_raw_nonzero();
+        let own =
+            ["/proc/self/environ".to_owned(), format!("/proc/{thread}/maps"), format!("/proc/{pid}/task/{thread}/mem")];
+        for path in own.iter().map(String::as_str).chain(["/proc/1/mem", "/proc/thread-self/status"]) {
+            let why = refusal(Path::new(path), &[Path::new("/")]);
+            assert!(why.ends_with(" never leaves this host"), "{path}: {why}");
+        }
     }
 }

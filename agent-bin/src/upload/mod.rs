@@ -20,7 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use self::error::Failure;
 pub(crate) use self::error::UploadError;
 use self::file::{Refusal, UploadFile};
-use crate::config::{Address, Upload as Rules};
+use crate::config::{Address, UploadRules};
 use crate::logging::{self, Event, Kind};
 use crate::net::{Connector, UploadCall};
 use crate::sys::atomic::AtomicU64;
@@ -38,11 +38,11 @@ pub(crate) struct Uploads {
 
 impl Uploads {
     /// Starts an upload. There has to be none under way.
-    pub(crate) fn start(&mut self, upload: Upload, connector: &Connector, address: &Address, rules: &Rules) {
+    pub(crate) fn start(&mut self, upload: Upload, connector: &Connector, address: &Address, rules: UploadRules) {
         let job = Job {
             connector: connector.clone(),
             address: address.clone(),
-            rules: rules.clone(),
+            rules,
             sent_bytes: Arc::clone(&self.sent_bytes),
         };
         self.running = Some(tokio::spawn(async move {
@@ -80,7 +80,7 @@ impl Uploads {
 struct Job {
     connector: Connector,
     address: Address,
-    rules: Rules,
+    rules: UploadRules,
     sent_bytes: Arc<AtomicU64>,
 }
 

@@ -14,6 +14,7 @@ mod status;
 mod task;
 mod terminal;
 mod text;
+mod token;
 mod user;
 
 use crate::settings::{Settings, Wrong};
@@ -31,6 +32,8 @@ usage: elklet-center COMMAND [OPTIONS]
 
   serve        serve agents, keep their records, and answer on the HTTP port
   check        read the settings, and say what is wrong with them
+  token        print the line that enrols a host; list and revoke tokens
+  revoke       revoke the certificates of an agent
   status       say how the center is, and what somebody should look into
   hosts        list hosts, also those that are gone
   records      search what hosts have sent, or follow it
@@ -41,8 +44,8 @@ usage: elklet-center COMMAND [OPTIONS]
   --help       this text; after a command, what it takes
   --version    the version
 
-All but serve and check talk to the center that runs on this host, with the key that it keeps in its data. Root may read that, and the user that
-the center runs as. From elsewhere, call them by ssh, or use the HTTP interface: GET /api/v1/openapi.json describes it.
+All but serve and check talk to the center that runs on this host, with the key that it keeps in its data. Root may read that, and the user
+that the center runs as. From elsewhere, call them by ssh, or use the HTTP interface: GET /api/v1/openapi.json describes it.
 ";
 
 /// Returns what `--help` says: of the program, and of each command, by its name. The manual and the completions are made of it.
@@ -50,6 +53,8 @@ pub fn helps() -> (&'static str, Vec<(&'static str, String)>) {
     let commands = vec![
         ("serve", serve::HELP.to_owned()),
         ("check", check::help()),
+        ("token", token::help()),
+        ("revoke", token::revoke_help()),
         ("status", status::help()),
         ("hosts", hosts::help()),
         ("records", records::help()),
@@ -127,6 +132,8 @@ fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
         Some(Value(command)) if command == "push" => push::run(parser)?,
         Some(Value(command)) if command == "task" => task::run(parser)?,
         Some(Value(command)) if command == "user" => user::run(parser)?,
+        Some(Value(command)) if command == "token" => token::run(parser)?,
+        Some(Value(command)) if command == "revoke" => token::revoke(parser)?,
         Some(Value(command)) if command == "link" => link::run(parser)?,
         Some(Value(command)) => return Err(Failure::Words(format!("there is no command {command:?}"))),
         Some(argument) => return Err(argument.unexpected().into()),

@@ -1,8 +1,9 @@
 //! `elklet-center serve`: the server itself.
 
 use super::Failure;
+use crate::authority::{Authority, own};
 use crate::desired;
-use crate::http::configs_from_file;
+use crate::http::{configs_from_file, now_ms};
 use crate::keep::Keeper;
 use crate::logger;
 use crate::serve::{Options, Server};
@@ -15,7 +16,7 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,7 +27,8 @@ elklet-center serve: serve agents, keep their records, and answer on the HTTP po
 usage: elklet-center serve [OPTIONS]
 
   --config FILE          the settings (default /etc/elklet/center.toml). The flags below win over it
-  --certs DIR            the directory of ca.crt, server.crt and server.key (certs, /etc/elklet/center)
+  --certs DIR            the directory of ca.crt, server.crt and server.key, and of ca.key if the center is to enrol hosts
+                         (certs, /etc/elklet/center). If neither is there, the center makes its own in DATA/authority
   --data DIR             the directory of everything that is kept (data, /var/lib/elklet-center)
   --listen HOST:PORT     the address that agents connect to (listen, [::]:6751; port 0: any)
   --http HOST:PORT       the port for commands, questions and service discovery (http, 127.0.0.1:6752; port 0: any)
@@ -46,7 +48,7 @@ usage: elklet-center serve [OPTIONS]
   --quiet                print nothing on standard error except the addresses, warnings and errors
   --help                 this text
 
-Only the file has max_hosts = 10000, max_uploads = \"1GiB\", and in [store] keep = \"14d\" and max = \"20GiB\".
+Only the file has certificate_lifetime = \"90d\", for hosts that the center enrols, max_hosts = 10000, max_uploads = \"1GiB\", and in [store] keep = \"14d\" and max = \"20GiB\".
 
 When it is ready it prints `listening grpc=HOST:PORT http=HOST:PORT` on standard error, and tells systemd. SIGINT and SIGTERM end
 it: its streams end in order, and what it has taken is stored.
@@ -78,7 +80,7 @@ impl Serve {
                 Long("allow-non-loopback") => flags.push(Box::new(|settings| settings.allow_non_loopback = true)),
                 Long("certs") => {
                     let certs = parser.value()?.into();
-                    flags.push(Box::new(|settings| settings.certs = certs));
+                    flags.push(Box::new(|settings| settings.certs = Some(certs)));
                 }
                 Long("data") => {
                     let data = parser.value()?.into();
@@ -141,7 +143,13 @@ impl Serve {
         let keep = store::Settings { keep: settings.keep, max_bytes: settings.max, ..Default::default() };
         let store = Arc::new(Store::open(&settings.data, keep)?);
         desired::take_over(&settings.data, store.site())?;
+        let (certs, renews_own) = match settings.certs() {
+            Some(certs) => (certs, false),
+            None => (own_authority(&settings.data, settings.certificate_lifetime)?, true),
+        };
         let options = Options {
+            certificate_lifetime: Some(settings.certificate_lifetime),
+            renews_own,
             listen: settings.listen,
             http: settings.http,
             http_tls: settings.http_tls,
@@ -158,7 +166,7 @@ impl Serve {
             upload_dir: Some(settings.upload_dir),
             upload_limit: settings.max_uploads.min(1 << 30),
             max_uploads: settings.max_uploads,
-            ..Options::new(settings.certs)
+            ..Options::new(certs)
         };
         let server = Server::start(options, Arc::new(Keeper::new(Arc::clone(&store))), Arc::new(()))?;
         eprintln!("listening grpc={} http={}", server.options().listen, server.options().http);
@@ -176,6 +184,24 @@ impl Serve {
         drop(store);
         Ok(())
     }
+}
+
+/// Returns the directory of the center's own authority, and makes it at the first start.
+fn own_authority(data: &Path, lifetime: Duration) -> Result<PathBuf, Box<dyn Error>> {
+    let (dir, is_new) = own::ensure(data, unix_seconds())?;
+    if is_new {
+        let pin = Authority::load(&dir, lifetime)?.pin();
+        log::warn!(
+            "there were no certificates: this center is its own authority now, in {}, with the pin {pin}",
+            dir.display()
+        );
+    }
+    own::renew_server(&dir, unix_seconds())?;
+    Ok(dir)
+}
+
+fn unix_seconds() -> i64 {
+    now_ms() / 1000
 }
 
 /// Asks for as many descriptors as there may be: each agent has one.

@@ -1,26 +1,29 @@
-//! How often somebody may try to sign in: by the name that is tried, and by the address it is tried from.
+//! How often somebody may try to get in: by the name that is tried, and by the address it is tried from.
 //!
 //! A name may be tried from everywhere together more often than from one address, so that one address alone cannot keep a user out.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-/// Tries at once, and then one for each so many milliseconds.
+/// Those for signing in.
 const ADDRESS: Rate = Rate { burst: 10, per_try_ms: 60_000 };
 const NAME: Rate = Rate { burst: 20, per_try_ms: 15_000 };
 
 /// Names and addresses that are remembered, of each. Those who have waited longest are forgotten first.
 const REMEMBERED: usize = 10_000;
 
+/// Tries at once, and then one for each so many milliseconds.
 #[derive(Debug, Clone, Copy)]
-struct Rate {
-    burst: i64,
-    per_try_ms: i64,
+pub(crate) struct Rate {
+    pub(crate) burst: i64,
+    pub(crate) per_try_ms: i64,
 }
 
-/// Tries to sign in.
-#[derive(Debug, Default)]
-pub(super) struct Limits {
+/// Tries to get in.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    address: Rate,
+    name: Rate,
     addresses: HashMap<String, Tries>,
     names: HashMap<String, Tries>,
 }
@@ -35,32 +38,44 @@ struct Tries {
 
 /// There were too many tries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TooMany {
+pub(crate) struct TooMany {
     /// Seconds until the next try.
-    pub(super) wait_s: i64,
+    pub(crate) wait_s: i64,
     /// True for the first refusal since the last try.
-    pub(super) first: bool,
+    pub(crate) first: bool,
+}
+
+impl Default for Limits {
+    /// Those for signing in.
+    fn default() -> Self {
+        Self::new(ADDRESS, NAME)
+    }
 }
 
 impl Limits {
+    /// Tries at these rates.
+    pub(crate) fn new(address: Rate, name: Rate) -> Self {
+        Self { address, name, addresses: HashMap::new(), names: HashMap::new() }
+    }
+
     /// Takes a try, of a name if there is one. A try counts from its beginning, so that many at once do not help.
-    pub(super) fn take(&mut self, name: Option<&str>, address: IpAddr, now_ms: i64) -> Result<(), TooMany> {
-        let address = site_of(address);
-        let address_wait = wait(&mut self.addresses, &address, ADDRESS, now_ms);
-        let name_wait = name.map_or(Ok(()), |name| wait(&mut self.names, name, NAME, now_ms));
+    pub(crate) fn take(&mut self, name: Option<&str>, address: IpAddr, now_ms: i64) -> Result<(), TooMany> {
+        let (address, of_addresses, of_names) = (site_of(address), self.address, self.name);
+        let address_wait = wait(&mut self.addresses, &address, of_addresses, now_ms);
+        let name_wait = name.map_or(Ok(()), |name| wait(&mut self.names, name, of_names, now_ms));
         address_wait.and(name_wait)?;
-        spend(&mut self.addresses, &address, ADDRESS, now_ms);
+        spend(&mut self.addresses, &address, of_addresses, now_ms);
         if let Some(name) = name {
-            spend(&mut self.names, name, NAME, now_ms);
+            spend(&mut self.names, name, of_names, now_ms);
         }
         Ok(())
     }
 
     /// Gives the address its try back: it was right. The name's is spent, or a user could fill the audit trail by signing in over and
     /// over.
-    pub(super) fn give_back(&mut self, address: IpAddr) {
+    pub(crate) fn give_back(&mut self, address: IpAddr) {
         if let Some(tries) = self.addresses.get_mut(&site_of(address)) {
-            tries.full_at_ms -= ADDRESS.per_try_ms;
+            tries.full_at_ms -= self.address.per_try_ms;
         }
     }
 }

@@ -42,6 +42,11 @@ impl LocalKey {
         replace(&dir.join(KEY_FILE), &self.key, 0o600)
     }
 
+    /// Returns the same for another certificate.
+    pub(crate) fn with_certificate(&self, certificate: &[u8]) -> Self {
+        Self { certificate: secret::fingerprint(certificate), ..self.clone() }
+    }
+
     /// Reads what the center wrote when it started.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Keys that whoever has them is let in by: of sessions, of links, and of the host's own commands.
+//! Keys that whoever has them is let in by: of sessions, of links, of newcomers, and of the host's own commands.
 //!
 //! The center remembers only their hashes. A key has 256 bits of chance, so that a plain hash does, and so does comparing hashes as
 //! texts: who can choose neither the key nor its hash learns nothing from how long that takes.
@@ -12,7 +12,7 @@ use std::io;
 ///
 /// # Errors
 /// The system gives no random numbers.
-pub(super) fn new_key() -> io::Result<String> {
+pub(crate) fn new_key() -> io::Result<String> {
     random::<32>().map(|bytes| hex(&bytes))
 }
 
@@ -20,7 +20,7 @@ pub(super) fn new_key() -> io::Result<String> {
 ///
 /// # Errors
 /// The system gives no random numbers.
-pub(super) fn random<const N: usize>() -> io::Result<[u8; N]>
+pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]>
 where
     [u8; N]: ring::rand::RandomlyConstructable,
 {
@@ -30,7 +30,7 @@ where
 }
 
 /// Returns the hash of a key.
-pub(super) fn hash(key: &str) -> String {
+pub(crate) fn hash(key: &str) -> String {
     hex(digest(&SHA256, key.as_bytes()).as_ref())
 }
 

@@ -15,8 +15,8 @@ pub(super) fn note(shared: &Shared, caller: &Caller, action: &str, object: &str,
     write(shared, &caller.name, &caller.origin, action, object, detail, outcome);
 }
 
-/// The same for whoever is no caller yet.
-pub(super) fn write(shared: &Shared, who: &str, origin: &str, action: &str, object: &str, detail: &str, outcome: &str) {
+/// The same for whoever is no caller.
+pub(crate) fn write(shared: &Shared, who: &str, origin: &str, action: &str, object: &str, detail: &str, outcome: &str) {
     let Some(store) = shared.options.store.as_deref() else { return };
     let cut = |text: &str| text[..text.floor_char_boundary(TEXT_LEN)].to_owned();
     let entry = AuditEntry {

@@ -5,13 +5,13 @@ use super::held::Unstored;
 use super::interpose::ConnectionStep;
 use super::ping::{Aside, PingWatch, TOO_MANY_PINGS};
 use super::shared::Shared;
-use super::{transfer, upload};
+use super::shown::{Shown, certificates};
+use super::{enroll, transfer, upload};
+use crate::authority::Peer;
 use bytes::Bytes;
 use h2::Reason;
 use h2::server::SendResponse;
 use http::{Method, Request, StatusCode};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 use std::io;
@@ -30,6 +30,15 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// The most calls at a time on a connection. An agent has one Transfer stream, and a few uploads.
 pub(super) const MAX_STREAMS: u32 = 16;
 
+/// The same for a client without a certificate, which makes one.
+const MAX_ANONYMOUS_STREAMS: u32 = 2;
+
+/// How long such a client may stay.
+const ANONYMOUS_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The window of its streams.
+const ANONYMOUS_WINDOW: u32 = 16 << 10;
+
 /// The longest list of a request's headers. An agent's has five short ones.
 const MAX_HEADERS: u32 = 16 << 10;
 
@@ -41,6 +50,8 @@ const STREAM_WINDOWS: u32 = 64;
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectionHandle {
     pub(crate) peer: SocketAddr,
+    /// Whom the client's certificate is for.
+    pub(crate) who: Peer,
     /// This server's address, as the agent reached it.
     pub(crate) local: IpAddr,
     /// Bytes of the connection's streams' windows.
@@ -67,48 +78,45 @@ impl ConnectionHandle {
     }
 }
 
-/// TLS as AgentCenter does it: it asks for a client certificate and verifies it.
-///
-/// `dir` holds `ca.crt`, `server.crt` and `server.key`. Without `client_auth`, as on the HTTP port, it does not read
-/// `ca.crt`.
-pub(crate) fn tls(
-    dir: &Path,
-    client_auth: bool,
+/// Which clients TLS lets in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Clients<'a> {
+    /// All, without asking for a certificate.
+    All,
+    /// Those with a certificate of an authority in `ca.crt` of this directory, as AgentCenter does it.
+    Certified(&'a Path),
+    /// The same, and those without a certificate, who have to be told apart later. A certificate that is shown has to be good.
+    CertifiedAndAnonymous(&'a Path),
+}
+
+/// TLS with the certificate that the server shows.
+pub(super) fn tls(
+    shown: Arc<Shown>,
+    clients: Clients<'_>,
     versions: &[&'static SupportedProtocolVersion],
     alpn: Vec<Vec<u8>>,
 ) -> io::Result<TlsAcceptor> {
-    let key_path = dir.join("server.key");
-    let key = PrivateKeyDer::from_pem_file(&key_path)
-        .map_err(|error| io::Error::other(format!("{}: {error}", key_path.display())))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(versions)
         .map_err(io::Error::other)?;
-    let config = if client_auth {
-        let mut roots = RootCertStore::empty();
-        for certificate in certificates(dir, "ca.crt")? {
-            roots.add(certificate).map_err(io::Error::other)?;
+    let config = match clients {
+        Clients::All => config.with_no_client_auth(),
+        Clients::Certified(dir) | Clients::CertifiedAndAnonymous(dir) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates(dir, "ca.crt")? {
+                roots.add(certificate).map_err(io::Error::other)?;
+            }
+            let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            if matches!(clients, Clients::CertifiedAndAnonymous(_)) {
+                verifier = verifier.allow_unauthenticated();
+            }
+            config.with_client_cert_verifier(verifier.build().map_err(io::Error::other)?)
         }
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-        config.with_client_cert_verifier(verifier.map_err(io::Error::other)?)
-    } else {
-        config.with_no_client_auth()
     };
-    let mut config = config.with_single_cert(certificates(dir, "server.crt")?, key).map_err(io::Error::other)?;
+    let mut config = config.with_cert_resolver(shown);
     config.alpn_protocols = alpn;
     Ok(TlsAcceptor::from(Arc::new(config)))
-}
-
-fn certificates(dir: &Path, name: &str) -> io::Result<Vec<CertificateDer<'static>>> {
-    let path = dir.join(name);
-    let read = CertificateDer::pem_file_iter(&path).and_then(Iterator::collect);
-    read.map_err(|error| io::Error::other(format!("{}: {error}", path.display())))
-}
-
-/// Returns the certificate that the server shows.
-pub(super) fn certificate(dir: &Path) -> io::Result<Vec<u8>> {
-    let first = certificates(dir, "server.crt")?.into_iter().next();
-    Ok(first.ok_or_else(|| io::Error::other("server.crt holds no certificate"))?.to_vec())
 }
 
 /// Accepts agents until the center ends.
@@ -138,8 +146,8 @@ async fn serve(tcp: TcpStream, peer: SocketAddr, tls: TlsAcceptor, shared: Arc<S
     // What the handshake needs is given back when it is over. Otherwise each connection would keep it to its end.
     let handshake = Box::pin(handshake(tcp, tls, window, watch));
     let handshaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
-    let connection = match handshaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-        Ok(connection) => connection,
+    let (who, connection) = match handshaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Ok(handshaken) => handshaken,
         Err(error) => {
             shared.note(format!("handshake with {peer}: {error}"));
             shared.change(|state| state.totals.failed_handshakes += 1);
@@ -148,8 +156,19 @@ async fn serve(tcp: TcpStream, peer: SocketAddr, tls: TlsAcceptor, shared: Arc<S
     };
     let (orders, receiver) = mpsc::unbounded_channel();
     let (_alive, closed) = watch::channel(());
-    let handle = ConnectionHandle { peer, local, window, unstored, orders, closed };
-    match drive(connection, receiver, handle, &aside, &shared).await {
+    let is_anonymous = who == Peer::Anonymous;
+    let window = if is_anonymous { ANONYMOUS_WINDOW } else { window };
+    let handle = ConnectionHandle { peer, who, local, window, unstored, orders, closed };
+    let driven = drive(connection, receiver, handle, &aside, &shared);
+    let driven = if is_anonymous {
+        let Ok(_room) = shared.enrolment.anonymous.try_acquire() else {
+            return shared.note(format!("connection from {peer} without a certificate: there are too many of these"));
+        };
+        tokio::time::timeout(ANONYMOUS_TIMEOUT, driven).await.unwrap_or(Ok(()))
+    } else {
+        driven.await
+    };
+    match driven {
         Ok(()) => shared.note(format!("connection from {peer} closed")),
         Err(error) => {
             if error.get_io().is_some_and(|error| error.to_string() == TOO_MANY_PINGS) {
@@ -167,21 +186,26 @@ async fn handshake(
     tls: TlsAcceptor,
     window: u32,
     watch: impl FnOnce(TlsStream<TcpStream>) -> PingWatch<TlsStream<TcpStream>>,
-) -> io::Result<Box<Connection>> {
+) -> io::Result<(Peer, Box<Connection>)> {
     tcp.set_nodelay(true)?;
     let tls = tls.accept(tcp).await?;
     if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
         return Err(io::Error::other("h2 was not agreed on by ALPN"));
     }
-    h2::server::Builder::new()
+    let who = Peer::of(tls.get_ref().1.peer_certificates().and_then(<[_]>::first));
+    let (window, streams) = match who {
+        Peer::Anonymous => (ANONYMOUS_WINDOW, MAX_ANONYMOUS_STREAMS),
+        Peer::Anyone | Peer::Agent(_) => (window, MAX_STREAMS),
+    };
+    let connection = h2::server::Builder::new()
         .initial_window_size(window)
         .initial_connection_window_size(window.saturating_mul(STREAM_WINDOWS))
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(streams)
         .max_header_list_size(MAX_HEADERS)
         .handshake(watch(tls))
         .await
-        .map(Box::new)
-        .map_err(io::Error::other)
+        .map_err(io::Error::other)?;
+    Ok((who, Box::new(connection)))
 }
 
 /// Runs the connection to its end and serves each call in a task of its own.
@@ -228,7 +252,15 @@ fn route(
         _ = outgoing.finish_as_proxy(StatusCode::UNSUPPORTED_MEDIA_TYPE);
         return;
     }
+    if let Err(status) = admit(&handle, request.uri().path(), shared) {
+        handle.closed(request.body().stream_id());
+        _ = Outgoing::new(respond, Encoding::Identity).finish(&status);
+        return;
+    }
     match request.uri().path() {
+        enroll::PATH if shared.enrolment.authority().is_ok() => {
+            tokio::spawn(enroll::serve(Arc::clone(shared), handle, request, respond));
+        }
         "/grpc.Transfer/Transfer" => {
             tokio::spawn(transfer::serve(Arc::clone(shared), handle, request, respond));
         }
@@ -241,4 +273,24 @@ fn route(
             _ = Outgoing::new(respond, Encoding::Identity).finish(&status);
         }
     }
+}
+
+/// Decides whether a client may make a call at all.
+fn admit(handle: &ConnectionHandle, path: &str, shared: &Shared) -> Result<(), Status> {
+    match &handle.who {
+        Peer::Anonymous if path != enroll::PATH => {
+            shared.change(|state| state.totals.anonymous_calls += 1);
+            shared.note(format!("call from {} without a certificate: {path:.64}", handle.peer));
+            Err(Status::new(Status::UNAUTHENTICATED, "this call takes a client certificate"))
+        }
+        Peer::Agent(bound) if shared.enrolment.is_revoked(bound) => Err(revoked(handle, &bound.agent_id, shared)),
+        Peer::Anonymous | Peer::Anyone | Peer::Agent(_) => Ok(()),
+    }
+}
+
+/// Notes a call with a certificate that is revoked, and returns how it ends.
+pub(super) fn revoked(handle: &ConnectionHandle, agent_id: &str, shared: &Shared) -> Status {
+    shared.change(|state| state.totals.revoked_calls += 1);
+    shared.note(format!("call from {}: the certificate of agent {agent_id} is revoked", handle.peer));
+    Status::new(Status::UNAUTHENTICATED, "the certificate of this agent is revoked")
 }

@@ -29,8 +29,14 @@ pub struct Status {
 
 impl Status {
     pub(crate) const UNKNOWN: u32 = 2;
+    pub(crate) const INVALID_ARGUMENT: u32 = 3;
+    pub(crate) const DEADLINE_EXCEEDED: u32 = 4;
+    pub(crate) const ALREADY_EXISTS: u32 = 6;
+    pub(crate) const PERMISSION_DENIED: u32 = 7;
+    pub(crate) const RESOURCE_EXHAUSTED: u32 = 8;
     pub(crate) const UNIMPLEMENTED: u32 = 12;
     pub(crate) const UNAVAILABLE: u32 = 14;
+    pub(crate) const UNAUTHENTICATED: u32 = 16;
 
     /// Success.
     pub fn ok() -> Self {

@@ -4,12 +4,14 @@
 //! agents is the [`Fleet`], and [`crate::http`] answers on its second port.
 
 mod connection;
+mod enroll;
 mod grpc;
 mod held;
 mod interpose;
 mod ping;
 mod rolling;
 mod shared;
+mod shown;
 mod site;
 mod telling;
 mod transfer;
@@ -29,8 +31,10 @@ use crate::fleet::Fleet;
 use crate::http::{self, AccessKey, LocalKey};
 use crate::sink::Sink;
 use crate::store::Store;
+use connection::Clients;
 use elklet_proto::grpc::{Command, Config};
 use rustls::SupportedProtocolVersion;
+use shown::Shown;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -51,8 +55,12 @@ pub struct Options {
     pub listen: SocketAddr,
     /// The address of the HTTP port. Port 0 takes any free port.
     pub http: SocketAddr,
-    /// The directory of `ca.crt`, `server.crt` and `server.key`.
+    /// The directory of `ca.crt`, `server.crt` and `server.key`, and of `ca.key` where the server enrols hosts.
     pub certs: PathBuf,
+    /// How long the certificates of hosts are valid that the server enrols. Without it, it enrols none.
+    pub certificate_lifetime: Option<Duration>,
+    /// True if `certs` is the server's own authority, whose certificate for the server is made anew before its end.
+    pub renews_own: bool,
     /// The protocols that the server offers by ALPN. AgentCenter offers h2, and without it no agent gets in.
     pub alpn: Vec<Vec<u8>>,
     /// The versions of TLS that the server offers.
@@ -108,6 +116,8 @@ impl Options {
             listen: any,
             http: any,
             certs: certs.into(),
+            certificate_lifetime: None,
+            renews_own: false,
             alpn: vec![b"h2".to_vec()],
             tls_versions: rustls::ALL_VERSIONS,
             http_tls: false,
@@ -150,11 +160,7 @@ impl Server {
     /// # Errors
     /// When a certificate cannot be read or an address cannot be bound.
     pub fn start(mut options: Options, sink: Arc<dyn Sink>, interpose: Arc<dyn Interpose>) -> io::Result<Self> {
-        let tls = connection::tls(&options.certs, true, options.tls_versions, options.alpn.clone())?;
-        let http_tls = match options.http_tls {
-            true => Some(connection::tls(&options.certs, false, rustls::DEFAULT_VERSIONS, vec![b"http/1.1".to_vec()])?),
-            false => None,
-        };
+        let shown = Shown::load(&options.certs)?;
         let grpc = std::net::TcpListener::bind(options.listen).map_err(|error| at(options.listen, &error))?;
         let http = std::net::TcpListener::bind(options.http).map_err(|error| at(options.http, &error))?;
         options.listen = grpc.local_addr()?;
@@ -171,7 +177,7 @@ impl Server {
         let handle = runtime.handle().clone();
         let local = match &options.local_dir {
             Some(dir) => {
-                let certificate = if options.http_tls { Some(connection::certificate(&options.certs)?) } else { None };
+                let certificate = if options.http_tls { Some(shown.certificate()?) } else { None };
                 let local = LocalKey::new(options.http, certificate.as_deref())?;
                 local.write(dir)?;
                 Some(local)
@@ -182,8 +188,28 @@ impl Server {
             upload::remove_unfinished(dir);
         }
         let shared = Arc::new(Shared::new(options, sink, interpose, local.as_ref())?);
+        let options = &shared.options;
+        let (shown, clients) = match shared.enrolment.authority() {
+            Ok(authority) => {
+                let shown = shown.with_authority(authority.certificate().clone())?;
+                (shown, Clients::CertifiedAndAnonymous(&options.certs))
+            }
+            Err(_) => (shown, Clients::Certified(&options.certs)),
+        };
+        let shown = Arc::new(shown);
+        let tls = connection::tls(Arc::clone(&shown), clients, options.tls_versions, options.alpn.clone())?;
+        let http_tls = match options.http_tls {
+            true => {
+                let alpn = vec![b"http/1.1".to_vec()];
+                Some(connection::tls(Arc::clone(&shown), Clients::All, rustls::DEFAULT_VERSIONS, alpn)?)
+            }
+            false => None,
+        };
         let accepting = {
             let _inside = runtime.enter();
+            if options.renews_own {
+                runtime.spawn(shown::keep_renewed(Arc::clone(&shared), shown, local));
+            }
             runtime.spawn(http::accept(listener(http)?, http_tls, Arc::clone(&shared)));
             if let Some(store) = shared.options.store.clone() {
                 runtime.spawn(site::keep_written(Arc::clone(&shared), store));

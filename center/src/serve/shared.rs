@@ -5,6 +5,7 @@ use super::rolling::Rolling;
 use super::transfer::{CommandError, Order};
 use super::{Instance, Options, site};
 use crate::desired::{Desired, Plugin};
+use crate::enrolment::Enrolment;
 use crate::files::Files;
 use crate::fleet::{Fleet, Progress, Task};
 pub(crate) use crate::http::now_ms as unix_millis;
@@ -62,6 +63,8 @@ pub(crate) struct Shared {
     desired: Mutex<Desired>,
     /// Who may use the HTTP port.
     pub(crate) access: Access,
+    /// Who gets a certificate.
+    pub(crate) enrolment: Enrolment,
     /// What changed, for those who look on.
     pub(crate) watched: Arc<Watched>,
     /// What would be in `center.db`, where there is no store.
@@ -90,6 +93,7 @@ impl Shared {
         let given = options.configs.clone().map(|configs| configs.into_iter().map(Plugin::from).collect());
         let desired = Desired::load(db, given)?;
         let rolling = Rolling::load(db, now_ms())?;
+        let enrolment = Enrolment::new(&options.certs, options.certificate_lifetime, db)?;
         let files = options.files_dir.clone().map(Files::open).transpose()?.map(Arc::new);
         let itself = [("hids_svr_grpc", options.listen), ("hids_svr_http", options.http)];
         let registry = itself.map(|(name, address)| (name.to_owned(), vec![Instance::new(name, address)]));
@@ -112,6 +116,7 @@ impl Shared {
             version: watch::Sender::new(()),
             desired: Mutex::new(desired),
             access,
+            enrolment,
             watched: Arc::default(),
             files,
             downloads: DownloadCounts::default(),
@@ -283,6 +288,12 @@ impl Shared {
     /// Has an agent's stream take a step. Returns false when the agent has none.
     pub(crate) fn step(&self, agent_id: &str, step: Step) -> bool {
         self.order(agent_id, Order::Step(step))
+    }
+
+    /// The same for a stream whose certificate is for this agent alone.
+    pub(crate) fn step_bound(&self, agent_id: &str, step: Step) -> bool {
+        let is_bound = self.read(|fleet| fleet.live.get(agent_id).is_some_and(|live| live.is_bound));
+        is_bound && self.step(agent_id, step)
     }
 
     pub(super) fn order(&self, agent_id: &str, order: Order) -> bool {

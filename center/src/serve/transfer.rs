@@ -3,10 +3,11 @@
 //! Both directions of a stream run concurrently, and the first that ends ends the stream. As with AgentCenter, the
 //! agent then sees status OK. It sees an error only for the connection limit and for an id that is taken.
 
-use super::connection::ConnectionHandle;
+use super::connection::{ConnectionHandle, revoked};
 use super::grpc::{Encoding, MessageReader, Outgoing, ReadError, Status};
 use super::interpose::{ConnectionStep, Step};
 use super::shared::{Shared, unix_seconds};
+use crate::authority::Peer;
 use crate::fleet::Progress;
 use crate::http::{Thing, now_ms};
 use crate::message::{AGENT_HEARTBEAT, Batch, PackagedData};
@@ -37,6 +38,8 @@ pub(crate) struct Live {
     pub(crate) orders: mpsc::UnboundedSender<Box<Order>>,
     /// This server's address, as the agent reached it.
     pub(crate) local: IpAddr,
+    /// True if the agent's certificate is for this agent alone.
+    pub(crate) is_bound: bool,
 }
 
 /// What other tasks can order an open stream to do.
@@ -167,10 +170,24 @@ impl Transfer<'_> {
             incoming.refuse(&format_args!("an agent's id of {} bytes, the limit is {MAX_AGENT_ID}", agent_id.len()));
             return Ending::Status(Status::ok());
         }
+        if let Peer::Agent(bound) = &self.connection.who
+            && bound.agent_id != agent_id
+        {
+            self.shared.change(|state| state.totals.id_mismatches += 1);
+            let said = format!("the certificate is for agent {}, and not for {agent_id}", bound.agent_id);
+            self.shared.note(format!("stream {} from {}: {said}", self.stream, self.connection.peer));
+            return Ending::Status(Status::new(Status::PERMISSION_DENIED, said));
+        }
         let Some((registration, mut orders)) = Registration::new(self, agent_id) else {
             self.shared.change(|state| state.totals.conflicts += 1);
             return Ending::Status(Status::new(Status::UNKNOWN, "agentID conflict"));
         };
+        // Whoever revokes a certificate ends the streams that are registered, and this one was not when it began.
+        if let Peer::Agent(bound) = &self.connection.who
+            && self.shared.enrolment.is_revoked(bound)
+        {
+            return Ending::Status(revoked(self.connection, &bound.agent_id, self.shared));
+        }
         tokio::select! {
             () = incoming.take_all(first, &registration) => Ending::Status(Status::ok()),
             ending = self.send_all(&mut orders, outgoing, &registration) => ending,
@@ -342,11 +359,12 @@ impl<'a> Registration<'a> {
     /// Takes the id. Returns `None` if it is taken already.
     fn new(transfer: &Transfer<'a>, agent_id: String) -> Option<(Self, mpsc::UnboundedReceiver<Box<Order>>)> {
         let (orders, receiver) = mpsc::unbounded_channel();
+        let is_bound = matches!(transfer.connection.who, Peer::Agent(_));
         transfer.shared.change(|state| {
             if state.live.contains_key(&agent_id) {
                 return None;
             }
-            state.live.insert(agent_id.clone(), Live { orders, local: transfer.connection.local });
+            state.live.insert(agent_id.clone(), Live { orders, local: transfer.connection.local, is_bound });
             state.connect(&agent_id, transfer.connection.peer, unix_seconds());
             Some(())
         })?;

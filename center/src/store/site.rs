@@ -1,9 +1,11 @@
-//! What the center knows beside records: hosts, tasks, uploads, desired configurations, positions, users and the audit trail, in `center.db`.
+//! What the center knows beside records: hosts, tasks, uploads, desired configurations, positions, tokens, certificates, users and the audit
+//! trail, in `center.db`.
 //!
 //! It is written seldom and little, so that every call is a transaction of its own, which is on the disk when the call returns. Calls
 //! block for as long as that takes.
 
 mod audit;
+mod certificates;
 mod configs;
 mod files;
 mod hosts;
@@ -11,10 +13,12 @@ mod positions;
 mod rollouts;
 mod sessions;
 mod tasks;
+mod tokens;
 mod uploads;
 mod users;
 
 pub use audit::{Audit, AuditEntry};
+pub use certificates::{Certificate, Certificates};
 pub use configs::{Config, Configs, NOTHING};
 pub use files::{File, Files};
 pub use hosts::{Host, Hosts};
@@ -22,6 +26,7 @@ pub use positions::Positions;
 pub use rollouts::{Rollout, Rollouts};
 pub use sessions::{Session, Sessions};
 pub use tasks::{Task, TaskState, Tasks};
+pub use tokens::{Token, Tokens, Unusable};
 pub use uploads::{Upload, Uploads};
 pub use users::{User, Users};
 
@@ -34,7 +39,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 /// Each step makes the next version of the tables of what the one before made. Steps are never changed, only added.
-const STEPS: [&str; 3] = [
+const STEPS: [&str; 4] = [
     "
 CREATE TABLE hosts (
   agent_id TEXT PRIMARY KEY, hostname TEXT NOT NULL, first_seen_ms INTEGER NOT NULL, last_seen_ms INTEGER NOT NULL,
@@ -75,6 +80,17 @@ CREATE TABLE files (
   sha256 TEXT PRIMARY KEY, name TEXT NOT NULL, bytes INTEGER NOT NULL, uploaded_ms INTEGER NOT NULL, uploaded_by TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE rollouts (id INTEGER PRIMARY KEY AUTOINCREMENT, active INTEGER NOT NULL, body TEXT NOT NULL);
+",
+    "
+CREATE TABLE tokens (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, hash TEXT NOT NULL UNIQUE, uses INTEGER NOT NULL, used INTEGER NOT NULL, in_group TEXT,
+  created_by TEXT NOT NULL, created_ms INTEGER NOT NULL, expires_ms INTEGER NOT NULL, revoked_ms INTEGER
+);
+CREATE TABLE certificates (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, serial TEXT NOT NULL UNIQUE, agent_id TEXT NOT NULL, token INTEGER, issued_ms INTEGER NOT NULL,
+  expires_ms INTEGER NOT NULL, revoked_ms INTEGER, revoked_by TEXT NOT NULL
+);
+CREATE INDEX certificates_of_agent ON certificates (agent_id, id);
 ",
 ];
 
@@ -163,6 +179,18 @@ impl Site {
     #[must_use]
     pub fn rollouts(&self) -> Rollouts<'_> {
         Rollouts(self)
+    }
+
+    /// What lets hosts in that have no certificate yet.
+    #[must_use]
+    pub fn tokens(&self) -> Tokens<'_> {
+        Tokens(self)
+    }
+
+    /// Certificates that the center has issued to hosts.
+    #[must_use]
+    pub fn certificates(&self) -> Certificates<'_> {
+        Certificates(self)
     }
 
     /// How far records were passed on.

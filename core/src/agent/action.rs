@@ -4,7 +4,7 @@ use alloc::string::String;
 
 #[cfg(doc)]
 use super::Agent;
-use crate::command::{AgentConfig, AgentTask};
+use crate::command::{AgentConfig, AgentTask, Forbidden, PluginName};
 #[cfg(doc)]
 use crate::delivery;
 use crate::delivery::feed;
@@ -23,6 +23,9 @@ pub enum Action<M> {
     /// Make heartbeats of the agent and of every running plugin, and give them to [`Agent::handle_batch`] as one batch of kind
     /// [`Heartbeat`](delivery::Kind::Heartbeat). It leaves ahead of everything else.
     Beat,
+    /// Ask the server for the next certificate, on the connection of the stream. Answer with [`Agent::handle_renewed`], unless the stream
+    /// ends before.
+    Renew,
     /// Carry out a task of the agent's own. Answer a failure with [`Agent::handle_task_failed`], the end of an upload, good or bad, with
     /// [`Agent::handle_uploaded`], and a shutdown with [`Agent::handle_shutdown`].
     Task(AgentTask),
@@ -32,6 +35,8 @@ pub enum Action<M> {
     Update(UpdateAction),
     /// Put the answer to a task that failed into the intake (data type 5100).
     Answer(TaskFailure),
+    /// Tell people, and note for the owner's eyes: the host's policy forbids a plugin.
+    Forbid(PluginName, Forbidden),
     /// Tell people: something is not as it should be.
     Complain(String),
     /// The end is over: leave, and become what this says.

@@ -6,6 +6,7 @@
 
 mod action;
 mod ending;
+mod renewal;
 #[cfg(test)]
 mod tests;
 mod uploads;
@@ -19,8 +20,10 @@ use alloc::vec::Vec;
 pub use self::action::{Action, After, Termination, UpdateAction};
 pub use self::ending::{END_OF_FLUSH_MS, END_OF_PLUGINS_MS, END_OF_SPOOL_MS};
 use self::ending::{Ending, Standing};
+use self::renewal::Renewal;
+pub use self::renewal::{Lifetime, Renewed};
 use self::uploads::Uploads;
-use crate::command::{AgentTask, Command, PluginConfig, PluginName, Upload};
+use crate::command::{AgentTask, Command, PluginConfig, PluginName, Policy, Upload};
 use crate::delivery::feed::Feed;
 use crate::delivery::losses::Cause;
 use crate::delivery::spool::{Done, Op};
@@ -91,6 +94,7 @@ pub struct Agent<M> {
     beat_at: Option<Millis>,
     /// Only while this version has not stood it.
     trial: Option<Trial>,
+    renewal: Renewal,
     ending: Ending,
     after: After,
     /// Processes of plugins whose pipes are not read to their ends.
@@ -114,6 +118,7 @@ impl<M: Clone> Agent<M> {
             uploads: Uploads::default(),
             beat_at: None,
             trial,
+            renewal: Renewal::new(seed, now),
             ending: Ending::No,
             after: After::Exit,
             open_pipes: 0,
@@ -218,7 +223,12 @@ impl<M: Clone> Agent<M> {
         match end {
             End::Ok if is_half_closed => self.feed.handle_completed(now),
             End::Ok | End::TooLarge | End::Unexplained if !is_half_closed => {
-                self.feed.handle_broken(end == End::TooLarge, now);
+                let set_aside = self.feed.handle_broken(end == End::TooLarge, now);
+                if set_aside > 0 {
+                    self.actions.push_back(Action::Complain(format!(
+                        "streams end again and again over {set_aside} records: newer ones go before them from now on"
+                    )));
+                }
             }
             End::TooManyPings => {
                 self.feed.handle_too_many_pings();
@@ -242,12 +252,31 @@ impl<M: Clone> Agent<M> {
                     }
                     self.feed.handle_ended(now);
                     self.trial.iter_mut().for_each(Trial::handle_ended);
+                    self.renewal.handle_ended();
                     self.beat_at = None;
                 }
                 session::Action::Resolve { .. } | session::Action::Connect { .. } | session::Action::Open { .. } => {}
             }
             self.actions.push_back(Action::Link(action));
         }
+    }
+}
+
+/// # The certificate
+impl<M: Clone> Agent<M> {
+    /// The certificate in use is valid for this time if it is one that its server renews, and `None` if not. Now is `unix_seconds` after
+    /// 1970. The shell tells it when there is another certificate, and once in a while, because the time of day may jump.
+    pub fn handle_certificate(&mut self, lifetime: Option<Lifetime>, unix_seconds: i64, now: Millis) {
+        self.renewal.handle_certificate(lifetime, unix_seconds, now);
+    }
+
+    /// The server was asked for the next certificate.
+    pub fn handle_renewed(&mut self, renewed: Renewed, now: Millis) {
+        self.renewal.handle_renewed(renewed, now);
+    }
+
+    fn renews(&self) -> bool {
+        self.is_streaming() && !self.session.is_half_closed() && self.ending == Ending::No
     }
 }
 
@@ -354,6 +383,11 @@ impl<M: Clone> Agent<M> {
         self.follow_session(now);
     }
 
+    /// The host's owner allows this from now on; see [`Dispatch::handle_policy`].
+    pub fn handle_policy(&mut self, policy: Policy, now: Millis) {
+        self.dispatch.handle_policy(policy, now);
+    }
+
     /// The spool may take another number of bytes from now on. Whether there is one stays as it is.
     pub fn set_spool_bytes(&mut self, bytes: u64) {
         self.feed.set_spool_bytes(bytes);
@@ -439,6 +473,9 @@ impl<M: Clone> Agent<M> {
                 self.beat_at = Some(now + HEARTBEAT_INTERVAL_MS);
                 return Some(Action::Beat);
             }
+            if self.renews() && self.renewal.begin(now) {
+                return Some(Action::Renew);
+            }
             if let Some(action) = self.feed.poll_action(level, self.ending.is_flushing(), now) {
                 return Some(Action::Delivery(action));
             }
@@ -467,6 +504,7 @@ impl<M: Clone> Agent<M> {
             self.beat_at.filter(|_| self.feed.has_stream_room()),
             self.feed.poll_timeout(level, now),
             self.ending.deadline(),
+            self.renewal.poll_timeout().filter(|_| self.renews()),
             self.trial.as_ref().filter(|_| self.ending == Ending::No).map(Trial::poll_timeout),
         ]
         .into_iter()
@@ -499,6 +537,7 @@ impl<M: Clone> Agent<M> {
                 self.counters.refused_tasks += 1;
                 Some(Action::Answer(report))
             }
+            dispatch::Action::Forbid(plugin, why) => Some(Action::Forbid(plugin, why)),
             dispatch::Action::Complain(what) => Some(Action::Complain(what)),
         }
     }

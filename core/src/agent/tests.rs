@@ -9,7 +9,7 @@ use alloc::vec;
 
 use super::*;
 use crate::delivery::{Kind, feed};
-use crate::limits::{LEDGER_BYTES, SPOOL_THREAD_RETRY_MS, STREAM_AHEAD};
+use crate::limits::{CAREFUL_GAP_MS, LEDGER_BYTES, REFUSALS, SPOOL_THREAD_RETRY_MS, STREAM_AHEAD};
 use crate::link::session::DRAIN_TIMEOUT_MS;
 use crate::record::intake::Due;
 use crate::record::manifest::Source;
@@ -125,6 +125,29 @@ fn a_broken_stream_gives_back_what_was_not_confirmed_and_the_next_begins_with_it
     connect(&mut agent, back);
     assert!(actions(&mut agent, EMPTY, back).ends_with(&[Action::Beat, send(0), send(1)]));
     assert_eq!(agent.link_counters().streams, 2);
+}
+
+#[test]
+fn records_that_others_overtake_are_told() {
+    let mut agent = agent_with(0, None);
+    let mut attempt = connected(&mut agent);
+    agent.handle_batch(batch(1));
+    let mut now = Millis(0);
+    let mut complaints = Vec::new();
+    for _ in 0..=REFUSALS {
+        let mut asked = actions(&mut agent, EMPTY, now);
+        agent.handle_written(attempt, now);
+        // The third stream is a careful one, which leaves a gap before the batch.
+        now = now + CAREFUL_GAP_MS;
+        asked.extend(actions(&mut agent, EMPTY, now));
+        assert!(asked.contains(&send(1)), "{asked:?}");
+        agent.handle_ended(attempt, End::Unexplained, now);
+        let told = actions(&mut agent, EMPTY, now);
+        complaints.push(told.iter().filter(|action| matches!(action, Action::Complain(_))).count());
+        now = agent.session().waits_until().expect("it waits for its turn");
+        attempt = connect(&mut agent, now);
+    }
+    assert_eq!(complaints, [0, 0, 1], "the first two streams may have ended for any reason");
 }
 
 #[test]
@@ -368,4 +391,23 @@ fn what_others_see_follows_the_stream_and_the_end() {
     assert_eq!(agent.unconfirmed(URGENT).memory_records, 9, "eight in memory, and one in the intake");
     let _ = agent.handle_terminate(Millis(2));
     assert!(agent.is_ending());
+}
+
+#[test]
+fn a_certificate_is_renewed_on_a_stream_and_not_while_the_agent_ends() {
+    let mut agent = agent_with(0, None);
+    let lifetime = Some(Lifetime { from: 0, until: 300 });
+    agent.handle_certificate(lifetime, 290, Millis(0));
+    agent.handle_start(Vec::new(), Millis(0));
+    assert!(!actions(&mut agent, EMPTY, Millis(0)).contains(&Action::Renew), "there is nobody to ask");
+    let mut agent = agent_with(0, None);
+    let attempt = connected(&mut agent);
+    agent.handle_certificate(lifetime, 100, Millis(0));
+    let due = agent.poll_timeout(EMPTY, Millis(0)).expect("keepalives are due");
+    assert!(due < Millis(100_000) && !actions(&mut agent, EMPTY, due).contains(&Action::Renew));
+    agent.handle_certificate(lifetime, 290, Millis(1));
+    assert_eq!(actions(&mut agent, EMPTY, Millis(1)), [Action::Renew]);
+    agent.handle_ended(attempt, End::Silent, Millis(2));
+    agent.handle_terminate(Millis(20_000));
+    assert!(!actions(&mut agent, EMPTY, Millis(20_000)).contains(&Action::Renew));
 }

@@ -2,11 +2,13 @@
 //!
 //! A `Command` is bytes from outside: names become path components, hashes decide what is executed, texts go into logs and
 //! answers. The parser refuses what does not pass entry by entry, with a reason that can be sent back. [`AgentTask`] stands in
-//! `task`, [`Configuration`] in `configuration`, and the small checked texts of both in `checked`.
+//! `task`, [`Configuration`] in `configuration`, the small checked texts of both in `checked`, and what a host's owner makes of them in
+//! `policy`.
 
 mod checked;
 mod configuration;
 pub mod oversized;
+mod policy;
 mod task;
 
 use alloc::borrow::ToOwned;
@@ -21,6 +23,8 @@ use self::configuration::Checking;
 pub use self::configuration::{
     AgentConfig, AgentEntry, BadPackage, Configuration, Packing, PluginConfig, RefusedConfig,
 };
+pub(crate) use self::policy::Rate;
+pub use self::policy::{AllowedTask, Forbidden, Policy};
 pub use self::task::{AgentTask, BadTask, RefusedTask, SetMetadata, Upload};
 use crate::limits::MAX_TOKEN_BYTES;
 use crate::record::wire::{Value, take_field};

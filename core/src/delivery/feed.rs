@@ -150,9 +150,9 @@ impl<M: Clone> Feed<M> {
     }
 
     /// The server has ended the stream, and perhaps itself, and gives no other reason than that a message was too large if it
-    /// `says_too_large`.
-    pub fn handle_broken(&mut self, says_too_large: bool, now: Millis) {
-        self.outbox.handle_broken(says_too_large, now);
+    /// `says_too_large`. Returns the number of records that others overtake from now on; see [`Outbox::handle_broken`].
+    pub fn handle_broken(&mut self, says_too_large: bool, now: Millis) -> u64 {
+        self.outbox.handle_broken(says_too_large, now)
     }
 
     /// The agent has announced the stream's end: it takes nothing more, while the server may still confirm what it was given.

@@ -15,7 +15,10 @@ use elklet_proto::grpc::Task;
 
 use self::plugin::Plugin;
 pub use self::plugin::{RESTART_BASE_MS, RESTART_CAP_MS, RESTART_FORGIVEN_MS, STAND_IN_MS, STOP_TIMEOUT_MS};
-use crate::command::{AgentConfig, AgentTask, Command, Configuration, PluginConfig, PluginName, RefusedTask};
+use crate::command::{
+    AGENT_NAME, AgentConfig, AgentTask, Command, Configuration, Forbidden, PluginConfig, PluginName, Policy, Rate,
+    RefusedTask,
+};
 use crate::limits::{MAX_PLUGINS_KNOWN, MAX_REPORT_CHARS, MAX_STATE_DETAILS};
 use crate::printable;
 use crate::time::Millis;
@@ -33,6 +36,8 @@ pub enum Action {
     KeepAgent,
     /// Tell the server that a task has failed (data type 5100).
     Answer(TaskFailure),
+    /// The host's owner does not allow a plugin that the server wants, or has wanted: tell people, and the owner.
+    Forbid(PluginName, Forbidden),
     /// Log a warning for people.
     Complain(String),
 }
@@ -108,6 +113,8 @@ pub struct PluginState<'a> {
 #[derive(Debug)]
 pub struct Dispatch {
     agent_version: String,
+    policy: Policy,
+    tasks: Rate,
     plugins: BTreeMap<PluginName, Plugin>,
     /// Plugins that are configured and find no room until others have ended.
     postponed: VecDeque<PluginConfig>,
@@ -125,6 +132,8 @@ impl Dispatch {
     pub fn new(agent_version: String) -> Self {
         Self {
             agent_version,
+            policy: Policy::default(),
+            tasks: Rate::default(),
             plugins: BTreeMap::new(),
             postponed: VecDeque::new(),
             next_preparation: 0,
@@ -135,8 +144,32 @@ impl Dispatch {
         }
     }
 
+    /// The host's owner allows this from now on. Plugins that it forbids end, and are removed as those that no server names any more.
+    pub fn handle_policy(&mut self, policy: Policy, now: Millis) {
+        self.policy = policy;
+        let wanted = self.plugins.values().filter_map(Plugin::wanted).chain(&self.postponed);
+        let (kept, forbidden): (Vec<_>, Vec<_>) =
+            wanted.cloned().partition(|config| self.policy.judge_plugin(config).is_ok());
+        if forbidden.is_empty() {
+            return;
+        }
+        let is_forbidden = |name: &PluginName| forbidden.iter().any(|config| config.name == *name);
+        self.postponed.retain(|config| !is_forbidden(&config.name));
+        for (name, plugin) in &mut self.plugins {
+            if is_forbidden(name) {
+                plugin.want_removed();
+            }
+        }
+        self.actions.push_back(PluginAction::Keep(kept).into());
+        self.forbid(&forbidden);
+        self.reconcile_all(now);
+        self.admit();
+        self.reconcile_all(now);
+    }
+
     /// Starts what should have run when the agent ended last, before any server has been heard of.
     pub fn handle_kept(&mut self, plugins: Vec<PluginConfig>, now: Millis) {
+        let plugins = self.allowed(plugins);
         self.postponed.extend(plugins);
         self.admit();
         self.reconcile_all(now);
@@ -146,8 +179,14 @@ impl Dispatch {
     pub fn handle_command(&mut self, command: Command, now: Millis) {
         match command {
             Command::Nothing => {}
-            Command::PluginTask(task) => self.forward(task),
-            Command::AgentTask(task) => self.actions.push_back(Action::Task(task)),
+            Command::PluginTask(task) => match self.judge_task(&task.object_name, task.data_type, now) {
+                Ok(()) => self.forward(task),
+                Err(forbidden) => self.report(task.token, &forbidden.to_string()),
+            },
+            Command::AgentTask(task) => match self.judge_task(AGENT_NAME, task.data_type(), now) {
+                Ok(()) => self.actions.push_back(Action::Task(task)),
+                Err(forbidden) => self.report(task.token().to_string(), &forbidden.to_string()),
+            },
             Command::RefusedTask(RefusedTask { token, reason }) => self.report(token, &reason.to_string()),
             Command::Configuration(configuration) if !self.shutting_down => self.configure(configuration, now),
             Command::Configuration(_) => {
@@ -251,6 +290,28 @@ impl Dispatch {
         plugins.chain(self.state_details.iter().map(String::as_str)).take(MAX_STATE_DETAILS).collect()
     }
 
+    fn judge_task(&mut self, object_name: &str, data_type: i32, now: Millis) -> Result<(), Forbidden> {
+        self.policy.judge_task(object_name, data_type)?;
+        self.tasks.take(self.policy.tasks_per_minute, now)
+    }
+
+    /// Takes out the plugins that the owner does not allow.
+    fn allowed(&mut self, plugins: Vec<PluginConfig>) -> Vec<PluginConfig> {
+        let (allowed, forbidden): (Vec<_>, Vec<_>) =
+            plugins.into_iter().partition(|config| self.policy.judge_plugin(config).is_ok());
+        self.forbid(&forbidden);
+        allowed
+    }
+
+    fn forbid(&mut self, plugins: &[PluginConfig]) {
+        for config in plugins {
+            if let Err(why) = self.policy.judge_plugin(config) {
+                self.note_detail(&format!("plugin {}: {why}", config.name));
+                self.actions.push_back(Action::Forbid(config.name.clone(), why));
+            }
+        }
+    }
+
     fn forward(&mut self, task: Task) {
         let name = task.object_name.parse::<PluginName>();
         let running = name.as_ref().ok().and_then(|name| self.plugins.get(name)).map(Plugin::is_running);
@@ -271,6 +332,7 @@ impl Dispatch {
             self.updating = update.is_some();
             self.actions.push_back(update.map_or(Action::KeepAgent, Action::UpdateAgent));
         }
+        let plugins = self.allowed(plugins);
         let mut changed = !self.postponed.is_empty();
         self.postponed.clear();
         for (name, plugin) in &mut self.plugins {
@@ -329,11 +391,15 @@ impl Dispatch {
     }
 
     fn degrade(&mut self, what: String) {
+        self.note_detail(&what);
+        self.complain(what);
+    }
+
+    fn note_detail(&mut self, what: &str) {
         if self.state_details.len() == MAX_STATE_DETAILS {
             self.state_details.pop_front();
         }
-        self.state_details.push_back(printable::cut(&what, MAX_REPORT_CHARS));
-        self.complain(what);
+        self.state_details.push_back(printable::cut(what, MAX_REPORT_CHARS));
     }
 
     fn complain_if(&mut self, what: Option<String>) {

@@ -159,10 +159,12 @@ impl Status {
         Self { code: code.unwrap_or(2), message: percent_decoded(message.unwrap_or_default()) }
     }
 
-    /// Returns true when AgentCenter refuses this agent altogether: its id is taken, or there are too many agents.
+    /// Returns true when a server refuses this agent altogether. AgentCenter does when its id is taken, or there are too many agents, and
+    /// Elklet's center when it may not have its id (PERMISSION_DENIED, 7) or its certificate is revoked (UNAUTHENTICATED, 16).
     #[must_use]
     pub fn is_about_the_agent(&self) -> bool {
-        self.code == 2 && ["agentID conflict", "out of max connection limit"].contains(&&*self.message)
+        matches!(self.code, 7 | 16)
+            || self.code == 2 && ["agentID conflict", "out of max connection limit"].contains(&&*self.message)
     }
 
     /// Returns true when the server says that a message was too large for it. grpc-go sends RESOURCE_EXHAUSTED (8) with
@@ -335,6 +337,7 @@ mod tests {
             assert!(!status(14, words).is_about_the_agent());
         }
         assert!(!status(2, "something else").is_about_the_agent());
+        assert!(status(7, "").is_about_the_agent() && status(16, "revoked").is_about_the_agent());
     }
 
     #[test]

@@ -2,10 +2,11 @@
 //!
 //! [`session`] is the state machine that decides all of that. [`backoff`] spreads the attempts of a fleet, [`race`]
 //! chooses among a name's addresses, [`proxy`] speaks to a proxy on the way, [`grpc`] frames the messages of a stream,
-//! and [`x509`] reads the agent's own certificates.
+//! [`x509`] reads the agent's own certificates, and [`pkcs10`] writes the request for one.
 
 pub mod backoff;
 pub mod grpc;
+pub mod pkcs10;
 pub mod proxy;
 pub mod race;
 pub mod session;

@@ -1,4 +1,4 @@
-//! Reads the few facts about certificates and keys that the agent needs: expiry, public key, key length. It verifies nothing.
+//! Reads the few facts about certificates and keys that the agent needs: validity, public key, a URI, key length. It verifies nothing.
 //! Source: RFC 5280, section 4.1.
 
 use core::str;
@@ -9,13 +9,59 @@ const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 const SEQUENCE: u8 = 0x30;
 const VERSION: u8 = 0xa0;
+const EXTENSIONS: u8 = 0xa3;
+const BOOLEAN: u8 = 0x01;
+const OBJECT_IDENTIFIER: u8 = 0x06;
+/// A GeneralName that is a URI.
+const URI: u8 = 0x86;
+
+/// The object identifier of alternative names, 2.5.29.17.
+const ALTERNATIVE_NAMES: [u8; 3] = [0x55, 0x1d, 0x11];
 
 /// Returns the `notAfter` of a certificate in DER, in seconds since 1970, or `None` if it cannot be found.
 #[must_use]
 pub fn not_after(certificate: &[u8]) -> Option<i64> {
+    times(certificate).map(|(_, not_after)| not_after)
+}
+
+/// Returns `notBefore` and `notAfter` of a certificate in DER, in seconds since 1970, or `None` if they cannot be found.
+#[must_use]
+pub fn times(certificate: &[u8]) -> Option<(i64, i64)> {
     let (validity, _) = element(validity(certificate)?, SEQUENCE)?;
-    let (_not_before, rest) = time(validity)?;
-    time(rest).map(|(not_after, _)| not_after)
+    let (not_before, rest) = time(validity)?;
+    time(rest).map(|(not_after, _)| (not_before, not_after))
+}
+
+/// Returns the first URI among the alternative names of a certificate in DER (RFC 5280, section 4.2.1.6), or `None` if it has none.
+#[must_use]
+pub fn uri(certificate: &[u8]) -> Option<&str> {
+    let (_validity, rest) = element(validity(certificate)?, SEQUENCE)?;
+    let (_subject, rest) = element(rest, SEQUENCE)?;
+    let (_key, rest) = element(rest, SEQUENCE)?;
+    let (extensions, _) = element(rest, EXTENSIONS)?;
+    let (mut extensions, _) = element(extensions, SEQUENCE)?;
+    while !extensions.is_empty() {
+        let (extension, rest) = element(extensions, SEQUENCE)?;
+        extensions = rest;
+        let (identifier, value) = element(extension, OBJECT_IDENTIFIER)?;
+        if identifier == ALTERNATIVE_NAMES {
+            let value = element(value, BOOLEAN).map_or(value, |(_critical, value)| value);
+            let (names, _) = element(value, OCTET_STRING)?;
+            return uri_of(element(names, SEQUENCE)?.0);
+        }
+    }
+    None
+}
+
+fn uri_of(mut names: &[u8]) -> Option<&str> {
+    while let Some(&tag) = names.first() {
+        let (name, rest) = element(names, tag)?;
+        if tag == URI {
+            return str::from_utf8(name).ok();
+        }
+        names = rest;
+    }
+    None
 }
 
 /// Returns the encoded `SubjectPublicKeyInfo` of a certificate in DER, or `None` if it cannot be found.
@@ -191,15 +237,48 @@ mod tests {
         assert_eq!(rsa_bits(&[SEQUENCE, 3, INTEGER, 1, 0]), None);
     }
 
+    #[test]
+    fn the_uri_is_found_among_other_names_and_extensions() {
+        let wrap =
+            |tag: u8, content: &[u8]| [&[tag, u8::try_from(content.len()).expect("short")][..], content].concat();
+        let extension = |identifier: &[u8], value: &[u8]| {
+            wrap(SEQUENCE, &[wrap(OBJECT_IDENTIFIER, identifier), wrap(OCTET_STRING, value)].concat())
+        };
+        let with = |extensions: &[u8]| {
+            let fields = [
+                wrap(INTEGER, &[9]),
+                wrap(SEQUENCE, &[]),
+                wrap(SEQUENCE, &[]),
+                wrap(SEQUENCE, &[]),
+                wrap(SEQUENCE, &[]),
+                wrap(SEQUENCE, &[]),
+                wrap(EXTENSIONS, &wrap(SEQUENCE, extensions)),
+            ];
+            wrap(SEQUENCE, &wrap(SEQUENCE, &fields.concat()))
+        };
+        let names = wrap(SEQUENCE, &[wrap(0x82, b"a.b"), wrap(URI, b"urn:a"), wrap(URI, b"urn:b")].concat());
+        let others = extension(&[0x55, 0x1d, 0x0f], &[3, 2, 7, 0x80]);
+        let certificate = with(&[others.clone(), extension(&ALTERNATIVE_NAMES, &names)].concat());
+        assert_eq!(uri(&certificate), Some("urn:a"));
+        let critical =
+            [wrap(OBJECT_IDENTIFIER, &ALTERNATIVE_NAMES), wrap(BOOLEAN, &[0xff]), wrap(OCTET_STRING, &names)];
+        assert_eq!(uri(&with(&wrap(SEQUENCE, &critical.concat()))), Some("urn:a"));
+        assert_eq!(uri(&with(&others)), None);
+        assert_eq!(uri(&with(&extension(&ALTERNATIVE_NAMES, &wrap(SEQUENCE, &wrap(0x82, b"a.b"))))), None);
+        for end in 0..certificate.len() {
+            assert_eq!(uri(&certificate[..end]), None);
+        }
+    }
+
     proptest! {
         #[test]
         fn no_bytes_are_too_odd(bytes: Vec<u8>, at in 0..160usize, value: u8) {
-            let _ = (not_after(&bytes), public_key_info(&bytes), rsa_bits(&bytes));
+            let _ = (not_after(&bytes), public_key_info(&bytes), rsa_bits(&bytes), uri(&bytes));
             let mut whole = certificate(Some(2), b"210101000000Z", b"310413000000Z");
             if let Some(byte) = whole.get_mut(at) {
                 *byte = value;
             }
-            let _ = (not_after(&whole), public_key_info(&whole), rsa_bits(&whole));
+            let _ = (not_after(&whole), public_key_info(&whole), rsa_bits(&whole), uri(&whole));
         }
     }
 

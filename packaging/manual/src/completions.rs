@@ -33,7 +33,12 @@ fn described(program: &Program) -> Command {
 
 fn command(command: &commands::Command) -> Command {
     let described = Command::new(command.name).about(command.summary).disable_help_subcommand(true);
-    described.args(command.flags.iter().map(argument)).subcommands(command.commands.iter().map(self::command))
+    let operand =
+        command.operand.map(|operand| Arg::new("operand").value_name(operand).value_hint(ValueHint::Hostname));
+    described
+        .args(operand)
+        .args(command.flags.iter().map(argument))
+        .subcommands(command.commands.iter().map(self::command))
 }
 
 fn argument(flag: &Flag) -> Arg {

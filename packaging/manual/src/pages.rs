@@ -124,6 +124,7 @@ fn synopsis(page: &mut Roff, program: &str, command: &Command) {
     if !command.commands.is_empty() {
         line.push(italic(" COMMAND"));
     }
+    line.extend(command.operand.map(|operand| italic(format!(" {operand}"))));
     for flag in own_flags(command) {
         line.push(roman(" ["));
         line.extend(option(flag));

@@ -17,8 +17,11 @@ use tempfile::TempDir;
 use super::wait_until;
 use crate::binaries::Binaries;
 
-/// Lines of the log that are shown when a test fails.
+/// The last lines of the log that are shown when a test fails.
 const LINES_SHOWN: usize = 80;
+
+/// The most lines before these that are shown because they say that something was wrong.
+const WRONG_SHOWN: usize = 200;
 
 /// Environment variables that mean something to the agent. The harness removes them, so that the values of whoever runs
 /// the tests do not matter.
@@ -460,9 +463,13 @@ impl Drop for Agent {
         if thread::panicking() && self.setup.is_some() {
             let (log, stderr) = (self.log(), self.stderr());
             let lines: Vec<_> = log.lines().collect();
-            let shown = lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n");
+            let (before, last) = lines.split_at(lines.len().saturating_sub(LINES_SHOWN));
+            let is_wrong = |line: &&str| ["WARN", "ERROR", "lost"].iter().any(|word| line.contains(word));
+            let wrong: Vec<_> = before.iter().copied().filter(is_wrong).take(WRONG_SHOWN).collect();
+            let (wrong, last) = (wrong.join("\n"), last.join("\n"));
             let ended = self.child.try_wait();
-            eprintln!("--- {} ({ended:?}), its log:\n{shown}\n--- its standard error:\n{stderr}", self.id());
+            eprintln!("--- {} ({ended:?}), what was wrong:\n{wrong}\n--- its last lines:\n{last}", self.id());
+            eprintln!("--- its standard error:\n{stderr}");
         }
         // If it has ended already both fail, which does no harm.
         _ = self.child.kill();

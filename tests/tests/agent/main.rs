@@ -22,6 +22,7 @@ mod outsized;
 mod plugin_faults;
 mod plugins;
 mod poison;
+mod policy;
 mod processes;
 mod proxies;
 mod python;

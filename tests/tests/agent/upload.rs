@@ -119,6 +119,9 @@ fn what_cannot_be_uploaded_is_answered() {
         (directory.join("fifo"), 1000, "a named pipe, expected a regular file"),
         (PathBuf::from("/dev/null"), 1000, "a device, expected a regular file"),
         (PathBuf::from("etc/passwd"), 1000, "not an absolute path"),
+        (site.certs().join("client.key"), 10_000, "client.key never leaves this host"),
+        (PathBuf::from("/proc/self/environ"), 10_000, "environ never leaves this host"),
+        (PathBuf::from("/proc/1/mem"), 10_000, "mem never leaves this host"),
         (file(&agent, "long", 6001), 10, "size limit exceeded: (6001/6000)"),
         // `buf_size` alone would allow it, but at the rate of the agent it would not arrive in time.
         (sparse, 10 * MOST_PER_SECOND, "size limit exceeded: (307200001/307200000)"),

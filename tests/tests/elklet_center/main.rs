@@ -7,6 +7,7 @@ mod browser;
 mod chromium;
 mod cli;
 mod delivery;
+mod enroll;
 mod page;
 mod plugins;
 mod program;

@@ -16,6 +16,8 @@ pub(crate) struct Program {
     pub(crate) child: Child,
     pub(crate) grpc: SocketAddr,
     pub(crate) http: SocketAddr,
+    /// What it said before it listened.
+    pub(crate) said: String,
 }
 
 impl Program {
@@ -32,11 +34,14 @@ impl Program {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        let (mut said, mut line) = (String::new(), String::new());
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        while stderr.read_line(&mut line).unwrap() > 0 && !line.starts_with("listening ") {
+            said.push_str(&std::mem::take(&mut line));
+        }
         let addresses = line.trim_end().strip_prefix("listening grpc=").and_then(|rest| rest.split_once(" http="));
-        let (grpc, http) = addresses.unwrap_or_else(|| panic!("{line}"));
-        Self { child, grpc: grpc.parse().unwrap(), http: http.parse().unwrap() }
+        let (grpc, http) = addresses.unwrap_or_else(|| panic!("{said}{line}"));
+        Self { said, child, grpc: grpc.parse().unwrap(), http: http.parse().unwrap() }
     }
 
     pub(crate) fn get(&self, path: &str) -> Value {

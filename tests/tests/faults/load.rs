@@ -88,6 +88,18 @@ impl Run {
         self.server.wait_records("records", within, |records| records.run("load").received >= count);
     }
 
+    /// Waits until all have arrived, in whatever order, and checks that the agent has told why some came late, if some did.
+    ///
+    /// The agent lets newer records go before a batch over which one stream after another has ended.
+    pub(crate) fn assert_none_lost(&self, what: &str) {
+        let within = SETTLE + Duration::from_secs(self.made / RATE);
+        self.server.wait_records("all records", within, |records| records.distinct("load") >= self.made);
+        let series = self.server.records(|records| records.run("load"));
+        eprintln!("{what}: {} records, {} late, {} twice", self.made, series.missing, series.repeated);
+        let told = self.agent.log_lines("newer ones go before them").len();
+        assert!(series.missing == 0 || told > 0, "{what}: {series:?}, and nobody has said why");
+    }
+
     /// Waits until all have arrived, and checks that they are whole.
     pub(crate) fn assert_whole(&self, what: &str, breaks: u64) {
         self.wait_received(self.made);

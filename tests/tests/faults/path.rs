@@ -18,7 +18,8 @@ fn through_a_proxy(seconds: u64) -> (Run, Proxy) {
     (run, proxy)
 }
 
-/// Resets every connection after each `pause`, for as long as `lasting` and at least four times.
+/// Resets every connection after each `pause`, for as long as `lasting` and at least four times. A machine that has no time for a server
+/// lets it take nothing between two of them, so that the agent suspects what it has sent; the order is then not what it was.
 fn reset_again_and_again(pause: Duration, lasting: Duration) {
     let (run, proxy) = through_a_proxy(lasting.as_secs() + 4);
     let end = Instant::now() + lasting;
@@ -31,7 +32,7 @@ fn reset_again_and_again(pause: Duration, lasting: Duration) {
         // A reset counts only if there is a connection.
         wait_until("next connection", || proxy.accepted() > before);
     }
-    run.assert_whole(&format!("{resets} resets, {pause:?} apart"), resets);
+    run.assert_none_lost(&format!("{resets} resets, {pause:?} apart"));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! An answer is the object or the list that was asked for. An error is `{"error": TEXT}` with a status of 400 or more.
 
 mod audit;
+mod enrolment;
 mod export;
 mod files;
 mod hosts;
@@ -114,6 +115,8 @@ async fn route(part: &str, ask: &Ask<'_>) -> Answer {
     ask.must(if [Method::GET, Method::HEAD].contains(ask.method) { Role::View } else { Role::Operate })?;
     match part {
         "audit" => audit::answer(ask),
+        "certificates" => enrolment::certificates(ask),
+        "tokens" => enrolment::tokens(ask),
         "hosts" => hosts::answer(ask).await,
         "groups" => hosts::groups(ask),
         "links" => users::links(ask),

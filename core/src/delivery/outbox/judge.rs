@@ -137,13 +137,27 @@ impl<M: Clone> Outbox<M> {
 
     /// The server has ended the stream or the connection, and gave no other reason than that a message was too large, if it
     /// `says_too_large`. Call this before [`Outbox::handle_ended`]. The module `suspects` says what follows.
-    pub fn handle_broken(&mut self, says_too_large: bool, now: Millis) {
+    ///
+    /// Returns the number of records that are suspected from now on, and that others therefore overtake.
+    pub fn handle_broken(&mut self, says_too_large: bool, now: Millis) -> u64 {
         self.is_judged = true;
         if says_too_large {
             self.suspects.handle_unrelated();
             self.handle_too_large();
-            return;
+            return 0;
         }
+        let suspected = self.suspected_in_flight();
+        self.judge(now);
+        self.suspected_in_flight().saturating_sub(suspected)
+    }
+
+    fn suspected_in_flight(&self) -> u64 {
+        let suspected = self.ledger.handed().filter(|batch| self.suspects.is_suspect(batch.identity()));
+        suspected.map(Batch::records).sum()
+    }
+
+    /// The server has ended the stream without a reason.
+    fn judge(&mut self, now: Millis) {
         let in_flight = self.ledger.handed().filter(|batch| batch.kind() != Kind::Heartbeat && !batch.is_gone());
         let in_flight = in_flight.map(|batch| (batch.identity(), batch.is_smallest));
         let Verdict::Guilty(who) = self.suspects.handle_broken(in_flight, self.ledger.is_writing(), now) else {

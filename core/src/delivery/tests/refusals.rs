@@ -98,7 +98,7 @@ fn offer(outbox: &mut Outbox<u32>, content_bytes: u32, end: Option<bool>) {
     outbox.hand_over(Millis(0));
     outbox.handle_written(Millis(0));
     match end {
-        Some(says_so) => outbox.handle_broken(says_so, Millis(0)),
+        Some(says_so) => _ = outbox.handle_broken(says_so, Millis(0)),
         None => outbox.handle_completed(Millis(0)),
     }
     outbox.handle_ended(Millis(0));

@@ -10,6 +10,7 @@ use crate::command::{Packing, Sha256};
 mod commands;
 mod model;
 mod plugin;
+mod policy;
 mod versions;
 
 fn config(name: &str, version: u8) -> PluginConfig {

@@ -38,8 +38,10 @@ struct Shell {
     running: BTreeMap<PluginName, PluginConfig>,
     stopping: BTreeSet<PluginName>,
     directories: BTreeSet<PluginName>,
-    /// What ran last of each, unless it could not be prepared again since.
+    /// What ran last of each, unless it could not be prepared again since, or kept dying until another one was wanted.
     ran: BTreeMap<PluginName, PluginConfig>,
+    /// How often each has died since another version of it was wanted.
+    deaths: BTreeMap<PluginName, u32>,
 }
 
 impl Shell {
@@ -75,8 +77,18 @@ impl Shell {
                     self.directories.remove(&name);
                     self.ran.remove(&name);
                 }
-                Action::Complain(_) | Action::Plugin(PluginAction::Keep(_)) => {}
+                Action::Complain(_) | Action::Forbid(..) | Action::Plugin(PluginAction::Keep(_)) => {}
                 other => panic!("nobody asked for {other:?}"),
+            }
+        }
+    }
+
+    /// These are wanted now. A version that died twice is no stand-in for its successor.
+    fn want(&mut self, wanted: &[PluginConfig], before: &[PluginConfig]) {
+        for config in wanted.iter().filter(|config| !before.contains(config)) {
+            let deaths = self.deaths.remove(&config.name).unwrap_or(0);
+            if deaths >= 2 && !self.running.contains_key(&config.name) {
+                self.ran.remove(&config.name);
             }
         }
     }
@@ -109,18 +121,21 @@ proptest! {
     fn whatever_happens_the_newest_configuration_is_what_runs_in_the_end(events in prop::collection::vec(event(), 0..60)) {
         let mut dispatch = Dispatch::new("1".into());
         let mut shell = Shell::default();
-        let mut wanted = Vec::new();
+        let mut wanted = Vec::<PluginConfig>::new();
         let mut now = Millis(0);
         for event in events {
             match event {
                 Event::Configure(plugins) => {
-                    wanted = plugins.into_iter().map(|(name, version)| config(&format!("p{name}"), version)).collect();
+                    let before = wanted;
+                    wanted = plugins.into_iter().map(|(name, version)| config(&format!("p{name}"), version)).collect::<Vec<_>>();
+                    shell.want(&wanted, &before);
                     configure(&mut dispatch, wanted.clone(), now);
                 }
                 Event::Answer { which, well } => shell.answer(&mut dispatch, which, well, now),
                 Event::Die(which) => {
                     if let Some(name) = which.checked_rem(shell.running.len()).and_then(|n| shell.running.keys().nth(n)).cloned() {
                         shell.running.remove(&name);
+                        *shell.deaths.entry(name.clone()).or_default() += 1;
                         dispatch.handle_exited(&name, "exited with code 1", "", now);
                     }
                 }

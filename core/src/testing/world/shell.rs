@@ -93,6 +93,7 @@ impl World {
             Action::Plugin(action) => self.carry_out_plugin(action),
             Action::Delivery(action) => self.carry_out_delivery(action),
             Action::Beat => self.beat(),
+            Action::Renew => unreachable!("nobody has told of a certificate"),
             Action::Task(task) => self.carry_out_task(task),
             Action::AbortUpload => {
                 if let Some(host) = &mut self.host {
@@ -104,6 +105,7 @@ impl World {
                 self.answer(&failure.token);
                 self.push_own(0, TASK_RESULT);
             }
+            Action::Forbid(plugin, why) => self.note(|| format!("the agent forbids plugin {plugin}: {why}")),
             Action::Complain(what) => self.note(|| format!("the agent complains: {what}")),
             Action::Exit(after) => self.handle_exit(after),
         }

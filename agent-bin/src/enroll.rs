@@ -1,0 +1,104 @@
+//! `elklet enroll`: has a center sign a key of this host, writes what an agent needs, and leaves nothing half-done.
+
+use std::fs;
+use std::path::Path;
+
+use elklet_proto::enrollment::EnrollRequest;
+
+use crate::clock;
+use crate::config::{self, Address, Environment, Flags, Settings};
+use crate::failure::Failure;
+use crate::files::{FileError, make_missing, replace};
+use crate::host::{HostRoot, agent_id};
+use crate::identity::{Identity, NEXT, NewKey};
+use crate::init;
+use crate::net;
+
+/// What a host is identified by.
+const FILES: [&str; 4] = ["ca.crt", "client.crt", "client.key", NEXT];
+
+/// What the command is told.
+#[derive(Debug)]
+pub(crate) struct Enrolment {
+    /// The center.
+    pub(crate) address: String,
+    pub(crate) token: String,
+    /// The SHA-256 of the authority's key.
+    pub(crate) pin: String,
+    /// True if an identity that is there is to be replaced.
+    pub(crate) is_forced: bool,
+}
+
+/// Enrols this host. Returns what was done, a line for each file.
+///
+/// # Errors
+/// When there is an identity or there are settings already, or the center does not enrol the host. Nothing that was there has changed then.
+pub(crate) fn run(enrolment: &Enrolment, flags: &Flags) -> Result<String, Failure> {
+    let wrong = |what: &dyn std::fmt::Display| Failure::Settings(what.to_string());
+    let system = |what: &dyn std::fmt::Display| Failure::System(what.to_string());
+    let address: Address = enrolment.address.parse().map_err(|error| wrong(&error))?;
+    let pin = config::pin(&enrolment.pin).map_err(|error| wrong(&format!("--ca-pin: {error}")))?;
+    let flags = Flags { servers: vec![enrolment.address.clone()], ..flags.clone() };
+    let settings = Settings::load(&flags, &Environment::current()).map_err(|error| wrong(&error))?;
+    let layout = &settings.layout;
+    let head = init::head(&layout.file);
+    if !enrolment.is_forced {
+        if let Some(name) = FILES.iter().find(|name| layout.certs.join(name).symlink_metadata().is_ok()) {
+            let path = layout.certs.join(name);
+            return Err(wrong(&format!(
+                "{} is there already, and stays as it is; --force replaces it",
+                path.display()
+            )));
+        }
+        if let Err(set) = &head {
+            return Err(wrong(&format!("{set}; --force enrols the host all the same, and leaves that file as it is")));
+        }
+    }
+    layout.make().map_err(|error| system(&error))?;
+    make_missing(&layout.certs, 0o700).map_err(|error| system(&error))?;
+    // A token that was used is gone, so that this is known before it is.
+    try_to_write(&layout.certs).map_err(|error| system(&error))?;
+    let id =
+        agent_id(&HostRoot::live(), &layout.workdir, settings.agent_id.as_deref()).map_err(|error| wrong(&error))?;
+    if let Some(error) = id.not_stored {
+        return Err(system(&format!("{}: the agent's id cannot be kept: {error}", layout.workdir.display())));
+    }
+
+    let (identity, authority) = ask(&settings, &address, pin, &enrolment.token, &id.id)?;
+    identity.with_authority(authority).install(&layout.certs).map_err(|error| system(&error))?;
+    let mut done = format!("agent {} is enrolled at {address}\n", id.id);
+    done.push_str(&format!("{} has its key and its certificate\n", layout.certs.display()));
+    match head {
+        Ok(head) => done.push_str(&init::write(&layout.file, head, &settings).map_err(|error| system(&error))?),
+        Err(_) => done.push_str(&format!("{} stays as it was\n", layout.file.display())),
+    }
+    Ok(done)
+}
+
+/// Has the center sign a new key. Returns the identity that this makes, and the authority in DER.
+fn ask(
+    settings: &Settings,
+    address: &Address,
+    pin: [u8; 32],
+    token: &str,
+    id: &str,
+) -> Result<(Identity, Vec<u8>), Failure> {
+    let system = |what: &dyn std::fmt::Display| Failure::System(what.to_string());
+    let key = NewKey::make().map_err(|error| system(&error))?;
+    let request = EnrollRequest { token: token.to_owned(), agent_id: id.to_owned(), request: key.request().to_vec() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    let runtime = runtime.map_err(|error| system(&error))?;
+    let trusted = (pin, settings.server.name());
+    let welcome = runtime.block_on(net::enroll(address, &settings.proxies, trusted, &request));
+    // Do not wait for a lookup that hangs.
+    runtime.shutdown_background();
+    let welcome = welcome.map_err(|end| system(&format!("{address} does not enrol this host: {end}")))?;
+    let identity = key.certified(welcome.certificate, id, clock::unix_seconds());
+    Ok((identity.map_err(|error| system(&format!("{address}: {error}")))?, welcome.authority))
+}
+
+/// Tries whether a file can be written in a directory.
+fn try_to_write(directory: &Path) -> Result<(), FileError> {
+    let path = directory.join("client.try");
+    replace(&path, b"", 0o600).and_then(|()| fs::remove_file(&path)).map_err(FileError::at(&path))
+}
