@@ -7,13 +7,15 @@ import { enrolmentPanel } from "./enrolment.js";
 const ROLES = [["view", "view: looks at everything"], ["operate", "operate: gives tasks and pushes plugins"], ["admin", "admin: decides who may do what"]];
 
 export async function settings(page) {
-  const [store, users, enrolment] = await Promise.all([
+  const [store, forward, users, enrolment] = await Promise.all([
     get("/store").catch(() => null),
+    get("/forward"),
     may("admin") ? get("/users") : [],
     may("admin") && enrolmentPanel().catch(() => null),
   ]);
   fill(page.main, h("div", { class: "headline" }, h("h1", {}, "Settings")),
-    h("div", { class: "two" }, store && storePanel(store), self()), enrolment, may("admin") && usersPanel(page, users));
+    h("div", { class: "two" }, store && storePanel(store), self()), forward.outputs.length > 0 && outputsPanel(forward.outputs),
+    enrolment, may("admin") && usersPanel(page, users));
 }
 
 function storePanel(store) {
@@ -28,6 +30,20 @@ function storePanel(store) {
     ["Dropped for age or size", `${number(store.dropped_files)} files`],
     ["Damaged", store.corrupt_files || store.damaged_blocks ? pill("bad", `${store.corrupt_files} files, ${store.damaged_blocks} blocks`) : "nothing"],
   ])));
+}
+
+function outputsPanel(outputs) {
+  const columns = [
+    { name: "Output", cell: (output) => `${output.name} (${output.kind})` },
+    { name: "State", cell: (output) => pill(output.state === "failing" ? "bad" : "good", output.state) },
+    { name: "Since", cell: (output) => ago(output.since_ms / 1000) },
+    { name: "Sent", num: true, cell: (output) => number(output.sent) },
+    { name: "Not sent yet", num: true, cell: (output) => number(output.lag_records) },
+    { name: "Waits for", cell: (output) => (output.lag_seconds ? span(output.lag_seconds) : "") },
+    { name: "Given up", num: true, cell: (output) => (output.refused || output.missed ? number(output.refused + output.missed) : "") },
+    { name: "Last error", what: true, cell: (output) => output.error && `${output.error}, ${ago(output.error_ms / 1000)}` },
+  ];
+  return panel("Passed on", null, table(columns, outputs));
 }
 
 function self() {

@@ -136,6 +136,8 @@ pub struct Agent {
     pub counts: BTreeMap<i32, Count>,
     /// The latest record 1000 of the latest stream.
     pub heartbeat: Option<Heartbeat>,
+    /// What a record 1000 of an earlier stream said of the host, until the latest stream has one.
+    pub former: Option<Host>,
     /// Seconds by which the host's clock is ahead of this one's, by that record.
     pub ahead_s: i64,
     /// The latest record 1001 of each plugin in the latest stream.
@@ -274,7 +276,9 @@ impl Fleet {
         agent.peer = Some(peer);
         agent.create_at = now;
         agent.last_seen = now;
-        agent.heartbeat = None;
+        if let Some(heartbeat) = agent.heartbeat.take() {
+            agent.former = Some(heartbeat.host);
+        }
         agent.plugins.clear();
         agent.remember(Event { at: now, connected: true, peer: Some(peer) });
         self.is_to_be_written(agent_id);
@@ -398,6 +402,11 @@ impl Agent {
         count.bytes += record.data.len() as u64;
     }
 
+    /// Returns what the latest record 1000 says of the host, be it of this stream or of an earlier one.
+    pub(crate) fn host(&self) -> Option<&Host> {
+        self.heartbeat.as_ref().map(|heartbeat| &heartbeat.host).or(self.former.as_ref())
+    }
+
     fn remember(&mut self, event: Event) {
         if self.history.len() == HISTORY {
             self.history.pop_front();
@@ -409,6 +418,7 @@ impl Agent {
         let Some(fields) = bounded_fields(record) else { return };
         if record.data_type == AGENT_HEARTBEAT {
             self.hostname.clone_from(&batch.data.hostname);
+            self.former = None;
             self.heartbeat = Some(Heartbeat::new(fields, batch.svr_time, Host::from(&batch.data)));
             self.ahead_s = record.timestamp.saturating_sub_unsigned(batch.svr_time);
         } else if let Some(name) = fields.get("name").cloned()

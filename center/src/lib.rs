@@ -3,8 +3,9 @@
 //! The binary `elklet-center` runs it. Tests embed it, and wrap faults around it.
 //!
 //! [`serve`] speaks with agents, [`fleet`] is what is known of them, [`desired`] is what they should run, [`rollout`] brings them there
-//! step by step with [`files`] that they fetch, [`sink`] is where their records go, [`store`] keeps them, and [`http`]
-//! is the port for those who ask and command. `authority` and `enrolment` give hosts certificates. [`cli`] is the program.
+//! step by step with [`files`] that they fetch, [`sink`] is where their records go, [`store`] keeps them, [`forward`] passes them
+//! on, and [`http`] is the port for those who ask and command. `authority` and `enrolment` give hosts certificates. [`cli`] is the
+//! program.
 #![forbid(unsafe_code)]
 
 mod authority;
@@ -13,6 +14,7 @@ pub mod desired;
 mod enrolment;
 pub mod files;
 pub mod fleet;
+pub mod forward;
 pub mod http;
 pub mod keep;
 pub mod kinds;

@@ -1,6 +1,7 @@
 //! The log: lines on standard error.
 
 use log::{LevelFilter, Log, Metadata, Record};
+use std::io::{self, Write};
 use std::sync::OnceLock;
 
 /// Has log lines written to standard error from now on, behind the program's name: warnings and errors, and unless it is to be quiet,
@@ -21,7 +22,9 @@ impl Log for Stderr {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            eprintln!("{}: {}", self.0, record.args());
+            let line = format!("{}: {}\n", self.0, record.args());
+            // Nobody may read it any more. That is no reason to end.
+            _ = io::stderr().write_all(line.as_bytes());
         }
     }
 

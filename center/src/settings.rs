@@ -1,5 +1,6 @@
 //! The settings of the program: the file `center.toml`, and the flags that win over it.
 
+use crate::forward::settings::Output;
 use crate::http::AccessKey;
 use serde::Deserialize;
 use std::fmt;
@@ -64,6 +65,8 @@ pub struct Settings {
     pub keep: Duration,
     /// Bytes that records may take on the disk.
     pub max: u64,
+    /// Where records are passed on to.
+    pub forward: Vec<Output>,
 }
 
 impl Default for Settings {
@@ -87,6 +90,7 @@ impl Default for Settings {
             plugins: None,
             keep: Duration::from_secs(14 * 86_400),
             max: 20 << 30,
+            forward: Vec::new(),
         }
     }
 }
@@ -124,6 +128,7 @@ struct FileSettings {
     max_hosts: Option<usize>,
     plugins: Option<PathBuf>,
     store: StoreSettings,
+    forward: Vec<toml::Table>,
 }
 
 #[derive(Deserialize)]
@@ -192,6 +197,7 @@ impl Settings {
         settings.conn_limit = file.conn_limit.unwrap_or(settings.conn_limit);
         settings.max_hosts = file.max_hosts.unwrap_or(settings.max_hosts);
         settings.plugins = file.plugins;
+        settings.forward = crate::forward::settings::parse(file.forward).map_err(key("forward"))?;
         Ok(settings)
     }
 
@@ -313,7 +319,10 @@ pub fn access_key(text: &str) -> Result<AccessKey, String> {
 }
 
 /// Reads a number of bytes: `20GiB`, `512 MiB`, `1000000`.
-fn size(text: &str) -> Result<u64, String> {
+///
+/// # Errors
+/// When it is none.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?}, expected a number of bytes, as in 20GiB");
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -365,10 +374,11 @@ mod tests {
         assert_eq!(keys(&shown), keys(&known));
         assert_eq!(keys(&shown["store"]), keys(&known["store"]));
         // These have no default that a file could say.
-        let free = ["access_key", "certs", "download_host", "plugins"];
+        let free = ["access_key", "certs", "download_host", "forward", "plugins"];
         let mut defaults = Settings::parse(&set).unwrap();
         let given = (defaults.access_key.take(), defaults.download_host.take(), defaults.plugins.take());
         assert!(given.0.is_some() && given.1.is_some() && given.2.is_some(), "{free:?}");
+        assert_eq!(std::mem::take(&mut defaults.forward).len(), 1);
         assert_eq!(defaults.certs.take().as_deref(), Some(Path::new(DEFAULT_CERTS)));
         assert_eq!(defaults, Settings::default());
     }
@@ -399,6 +409,7 @@ mod tests {
             ("access_key = \"a\"", "access_key: expected two keys"),
             ("conn_limit = -1", "conn_limit"),
             ("downloads = \"on\"", "or off"),
+            ("[[forward]]\nname = \"siem\"\nkind = \"file\"\npaht = \"/x\"", "forward: siem: unknown field `paht`"),
             ("download_host = \"a:1\"", "download_host: \"a:1\""),
         ] {
             let wrong = Settings::parse(text).unwrap_err().to_string();

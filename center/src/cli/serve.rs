@@ -48,7 +48,9 @@ usage: elklet-center serve [OPTIONS]
   --quiet                print nothing on standard error except the addresses, warnings and errors
   --help                 this text
 
-Only the file has certificate_lifetime = \"90d\", for hosts that the center enrols, max_hosts = 10000, max_uploads = \"1GiB\", and in [store] keep = \"14d\" and max = \"20GiB\".
+Only the file has certificate_lifetime = \"90d\", for hosts that the center enrols, max_hosts = 10000, max_uploads = \"1GiB\", in
+[store] keep = \"14d\" and max = \"20GiB\", and the tables [[forward]] of where records are passed on to: Kafka, syslog, HTTP, a
+file (docs/forwarding.md).
 
 When it is ready it prints `listening grpc=HOST:PORT http=HOST:PORT` on standard error, and tells systemd. SIGINT and SIGTERM end
 it: its streams end in order, and what it has taken is stored.
@@ -170,6 +172,7 @@ impl Serve {
         };
         let server = Server::start(options, Arc::new(Keeper::new(Arc::clone(&store))), Arc::new(()))?;
         eprintln!("listening grpc={} http={}", server.options().listen, server.options().http);
+        let forwarding = server.forward(settings.forward)?;
         notify("READY=1");
         waiting.block_on(async {
             tokio::select! {
@@ -179,6 +182,7 @@ impl Serve {
             notify("STOPPING=1");
             server.end(END_TIMEOUT).await;
         });
+        drop(forwarding);
         drop(server);
         // This writes what is still in its queue.
         drop(store);

@@ -54,6 +54,7 @@ struct Details {
     commands: u64,
     counts: Vec<(i32, u64, u64)>,
     heartbeat: Option<Beat>,
+    former: Option<Host>,
     plugins: BTreeMap<String, Beat>,
     create_at: u64,
     history: Vec<Event>,
@@ -72,6 +73,7 @@ impl Agent {
             commands: self.commands,
             counts,
             heartbeat: self.heartbeat.as_ref().map(Beat::from),
+            former: self.former.clone(),
             plugins: self.plugins.iter().map(|(name, beat)| (name.clone(), beat.into())).collect(),
             create_at: self.create_at,
             history: self.history.iter().copied().collect(),
@@ -103,6 +105,7 @@ impl Agent {
             commands: details.commands,
             counts: counts.map(|(kind, records, bytes)| (kind, Count { records, bytes })).collect(),
             heartbeat: details.heartbeat.map(Heartbeat::from),
+            former: details.former,
             ahead_s: 0,
             plugins: details.plugins.into_iter().map(|(name, beat)| (name, beat.into())).collect(),
             create_at: details.create_at,
@@ -138,6 +141,7 @@ mod tests {
             heartbeat: Some(Heartbeat::new(fields.clone().into(), 8, host)),
             plugins: [("driver".to_owned(), Heartbeat::new(fields.into(), 7, Host::default()))].into(),
             history: [Event { at: 5, connected: true, peer: None }].into(),
+            former: Some(Host { version: "1.6".into(), ..Default::default() }),
             ..Default::default()
         };
         let again = Agent::from_row(&agent.row("a"));

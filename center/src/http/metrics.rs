@@ -1,6 +1,7 @@
 //! `/metrics`, for Prometheus.
 
-use super::api::disk_free;
+use super::api::{disk_free, lag};
+use crate::forward::{Snapshot, State};
 use crate::serve::Shared;
 use crate::store::Store;
 use std::fmt::Write as _;
@@ -55,8 +56,35 @@ pub(super) async fn text(shared: &Shared) -> String {
             writeln!(text, "center_records_total{{data_type=\"{data_type}\"}} {records}").expect("strings grow");
         }
     });
+    of_outputs(&mut text, shared);
     of_the_port(&mut text, shared);
     text
+}
+
+/// Adds what is known of the outputs that records are passed on to.
+fn of_outputs(text: &mut String, shared: &Shared) {
+    let Some(outputs) = shared.forwards.get() else { return };
+    let next_seq = shared.options.store.as_ref().map_or(0, |store| *store.next_seq().borrow());
+    let all: Vec<_> = outputs.iter().map(|status| (&status.name, status.snapshot())).collect();
+    type Figure = fn(&Snapshot, u64) -> u64;
+    let figures: [(&str, &str, Figure); 9] = [
+        ("sent_total", "counter", |now, _| now.sent),
+        ("bytes_total", "counter", |now, _| now.bytes),
+        ("retries_total", "counter", |now, _| now.retries),
+        ("refused_total", "counter", |now, _| now.refused),
+        ("missed_total", "counter", |now, _| now.missed.records),
+        ("damaged_blocks_total", "counter", |now, _| now.missed.blocks),
+        ("failing", "gauge", |now, _| u64::from(now.state == State::Failing)),
+        ("lag_records", "gauge", |now, next_seq| lag(now, next_seq).0),
+        ("lag_seconds", "gauge", |now, next_seq| lag(now, next_seq).1),
+    ];
+    for (figure, kind, value) in figures {
+        writeln!(text, "# TYPE center_forward_{figure} {kind}").expect("strings grow");
+        for (name, now) in &all {
+            let value = value(now, next_seq);
+            writeln!(text, "center_forward_{figure}{{output=\"{name}\"}} {value}").expect("strings grow");
+        }
+    }
 }
 
 /// Adds what is counted of the HTTP port itself.

@@ -28,6 +28,8 @@ pub(crate) use upload::{remove as remove_upload, report as upload_report};
 
 use crate::desired::{Plugin, Target};
 use crate::fleet::Fleet;
+use crate::forward::settings::Output;
+use crate::forward::{Facts, Forwarding};
 use crate::http::{self, AccessKey, LocalKey};
 use crate::sink::Sink;
 use crate::store::Store;
@@ -250,6 +252,17 @@ impl Server {
         if let Some(store) = &self.shared.options.store {
             site::write(&self.shared, store, true).await;
         }
+    }
+
+    /// Starts to pass records on, and goes on with that until what it returns is dropped. It is called once.
+    ///
+    /// # Errors
+    /// There is no store, a certificate cannot be read, or the system gives no thread.
+    pub fn forward(&self, outputs: Vec<Output>) -> io::Result<Forwarding> {
+        let store = self.shared.options.store.as_ref().ok_or_else(|| io::Error::other("there is no store"))?;
+        let shared = Arc::clone(&self.shared);
+        let facts: Facts = Arc::new(move |id| shared.read(|fleet| fleet.agents.get(id)?.host().cloned()));
+        Forwarding::start(outputs, store, &self.shared.forwards, &facts)
     }
 
     /// Returns its settings, with the ports that it has.

@@ -8,6 +8,7 @@ use crate::desired::{Desired, Plugin};
 use crate::enrolment::Enrolment;
 use crate::files::Files;
 use crate::fleet::{Fleet, Progress, Task};
+use crate::forward::Status;
 pub(crate) use crate::http::now_ms as unix_millis;
 use crate::http::{Access, DownloadCounts, LocalKey, Thing, Watched, now_ms, page_url};
 use crate::message::Batch;
@@ -19,7 +20,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
 
@@ -72,6 +73,8 @@ pub(crate) struct Shared {
     pub(crate) files: Option<Arc<Files>>,
     pub(crate) downloads: DownloadCounts,
     pub(crate) rolling: Rolling,
+    /// What is known of each output, once they have started.
+    pub(crate) forwards: OnceLock<Vec<Arc<Status>>>,
     pub(crate) registry: Mutex<BTreeMap<String, Vec<Instance>>>,
 }
 
@@ -121,6 +124,7 @@ impl Shared {
             files,
             downloads: DownloadCounts::default(),
             rolling,
+            forwards: OnceLock::new(),
             registry: Mutex::new(registry.into()),
             sink,
             interpose,

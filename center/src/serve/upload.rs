@@ -7,7 +7,8 @@ use super::connection::ConnectionHandle;
 use super::grpc::{Encoding, MessageReader, Outgoing, ReadError, Status};
 use super::interpose::{UploadAt, UploadStep, UploadWatch};
 use super::shared::{Shared, unix_seconds};
-use crate::fleet::{Task, Upload};
+use crate::authority::Peer;
+use crate::fleet::{Fleet, Task, Upload};
 use crate::http::{Thing, now_ms};
 use crate::store::site;
 use bytes::Bytes;
@@ -72,7 +73,7 @@ async fn answer(
     let reader =
         MessageReader::new(request.into_body(), encoding, limit, connection.window, connection.unstored.clone());
     let pieces = Pieces { reader, limit };
-    let (upload, reset) = receive(shared, pieces, watch).await;
+    let (upload, reset) = receive(shared, &connection.who, pieces, watch).await;
     if reset {
         outgoing.reset(h2::Reason::INTERNAL_ERROR);
         shared.change(|fleet| fleet.add_upload(upload));
@@ -97,9 +98,9 @@ async fn answer(
 }
 
 /// Returns the upload, and whether it is to be reset instead of answered.
-async fn receive(shared: &Shared, mut pieces: Pieces, mut watch: UploadWatch) -> (Upload, bool) {
+async fn receive(shared: &Shared, who: &Peer, mut pieces: Pieces, mut watch: UploadWatch) -> (Upload, bool) {
     let mut upload = Upload { svr_time: unix_seconds(), ..Upload::default() };
-    let received = receive_into(shared, &mut upload, &mut pieces, &mut watch).await;
+    let received = receive_into(shared, who, &mut upload, &mut pieces, &mut watch).await;
     let outcome = match received {
         Ok(receiving) => place(shared, receiving, &mut upload).await.map_err(Failed::Because),
         Err(failed) => Err(failed),
@@ -173,13 +174,28 @@ impl<'a> Receiving<'a> {
     }
 }
 
+/// Checks that an agent whose certificate is for it alone sends no file in another's name.
+fn held_to_id(shared: &Shared, who: &Peer, token: &str) -> Result<(), Failed> {
+    let Peer::Agent(bound) = who else { return Ok(()) };
+    let is_anothers =
+        |fleet: &Fleet| fleet.tasks.iter().any(|task| task.token == token && task.agent_id != bound.agent_id);
+    if !shared.read(is_anothers) {
+        return Ok(());
+    }
+    shared.change(|fleet| fleet.totals.id_mismatches += 1);
+    Err(Failed::Because(format!("the certificate is for agent {}, and the task is another's", bound.agent_id)))
+}
+
 async fn receive_into<'a>(
     shared: &'a Shared,
+    who: &Peer,
     upload: &mut Upload,
     pieces: &mut Pieces,
     watch: &mut UploadWatch,
 ) -> Result<Receiving<'a>, Failed> {
     let first = pieces.next().await?.ok_or_else(|| "the stream ended before its first message".to_owned())?;
+    // Without the token, nobody takes this for the task's end.
+    held_to_id(shared, who, &first.token)?;
     upload.token = first.token;
     let (limit, most) = (shared.options.upload_limit, shared.options.max_uploads);
     let dir =

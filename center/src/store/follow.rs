@@ -2,7 +2,7 @@
 
 use super::Shared;
 use super::error::SearchError;
-use super::search::{Found, Limits, MAX_LIMIT, Order, Query, search};
+use super::search::{End, Found, Limits, MAX_LIMIT, Order, Query, search};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -17,7 +17,19 @@ pub struct Follower {
     position: u64,
     /// Read ahead, up to 10,000 records or 16 MiB.
     buffer: VecDeque<Found>,
-    missed: bool,
+    /// Where reading goes on once the buffer is empty: behind what was read, or passed over because of its data type.
+    read_to: u64,
+    data_types: Vec<i32>,
+    missed: Missed,
+}
+
+/// What could not be handed out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Missed {
+    /// Records in files that were dropped or set aside. It is an upper bound, because some numbers belong to no record.
+    pub records: u64,
+    /// Blocks that could not be read. Each had up to some thousand records.
+    pub blocks: u64,
 }
 
 impl Follower {
@@ -26,10 +38,24 @@ impl Follower {
         if position > next_seq {
             return Err(SearchError::Ahead(position, next_seq));
         }
-        Ok(Self { shared: Arc::clone(shared), position, buffer: VecDeque::new(), missed: false })
+        Ok(Self {
+            shared: Arc::clone(shared),
+            position,
+            buffer: VecDeque::new(),
+            read_to: position,
+            data_types: Vec::new(),
+            missed: Missed::default(),
+        })
     }
 
-    /// The sequence number at which reading goes on: all records before it were handed out.
+    /// Hands out only records of these data types, or all if there are none. Blocks without them are not opened.
+    #[must_use]
+    pub fn only(mut self, data_types: Vec<i32>) -> Self {
+        self.data_types = data_types;
+        self
+    }
+
+    /// The sequence number at which reading goes on: all records before it were handed out, or are of other data types.
     #[must_use]
     pub fn position(&self) -> u64 {
         self.position
@@ -41,9 +67,9 @@ impl Follower {
         self.shared.next_seq.borrow().saturating_sub(self.position)
     }
 
-    /// True if files were dropped or set aside before all of their records were handed out.
+    /// What was dropped, set aside or damaged before it was handed out, since the follower began.
     #[must_use]
-    pub fn missed(&self) -> bool {
+    pub fn missed(&self) -> Missed {
         self.missed
     }
 
@@ -57,21 +83,33 @@ impl Follower {
         }
         let count = max.min(self.buffer.len());
         let records: Vec<Found> = self.buffer.drain(..count).collect();
-        if let Some(last) = records.last() {
+        if self.buffer.is_empty() {
+            self.position = self.read_to;
+        } else if let Some(last) = records.last() {
             self.position = last.seq + 1;
         }
         Ok(records)
     }
 
     fn read(&mut self) -> Result<(), SearchError> {
+        let next_seq = *self.shared.next_seq.borrow();
         let oldest = self.shared.files.with_catalog(|catalog| {
             catalog.entries.iter().filter_map(|entry| entry.extent).map(|extent| extent.seq.0).min()
         });
-        self.missed |= self.position > 0 && oldest.is_some_and(|oldest| self.position < oldest);
+        // Where no file is left, what is not written yet has the next number.
+        let oldest = oldest.unwrap_or(next_seq);
+        if self.position > 0 && self.position < oldest {
+            self.missed.records += oldest - self.position;
+            self.position = oldest;
+        }
         let cursor = self.position.checked_sub(1);
-        let query = Query { order: Order::Oldest, limit: MAX_LIMIT, cursor, ..Query::default() };
+        let data_types = self.data_types.clone();
+        let query = Query { order: Order::Oldest, limit: MAX_LIMIT, cursor, data_types, ..Query::default() };
         let page = search(&self.shared, &query, &Limits::default())?;
-        self.missed |= page.damaged > 0;
+        self.missed.blocks += page.damaged;
+        let behind_last = page.records.last().map_or(self.position, |last| last.seq + 1);
+        // A search that ends because there is no more has seen all that was stored when it began.
+        self.read_to = if page.end == End::Limit { behind_last } else { behind_last.max(next_seq) };
         self.buffer.extend(page.records);
         Ok(())
     }

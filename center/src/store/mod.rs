@@ -25,7 +25,7 @@ pub mod site;
 mod writer;
 
 pub use error::{AppendError, FailureKind, SearchError, StoreError};
-pub use follow::Follower;
+pub use follow::{Follower, Missed};
 pub use payload::{Fields, fields};
 pub use queue::Ticket;
 pub use search::{Condition, End, Found, Limits, Order, Page, Query, Test};

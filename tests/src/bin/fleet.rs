@@ -38,6 +38,7 @@ usage: fleet --center PROGRAM [OPTIONS]
   --rate N           records a second, of all agents together (default 10000)
   --seconds N        for how long they send (default 30)
   --dir DIR          where the center's data is (default: a temporary directory)
+  --config FILE      the center's settings, which may pass records on; it is then told how far that is
 ";
 
 /// TLS handshakes at a time, as a fleet that spreads its reconnections has them.
@@ -48,7 +49,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut parser = lexopt::Parser::from_env();
-    let (mut center, mut dir) = (None, None);
+    let (mut center, mut dir, mut config) = (None, None, None);
     let (mut agents, mut rate, mut seconds) = (1000_usize, 10_000_u64, 30);
     while let Some(argument) = parser.next()? {
         match argument {
@@ -60,6 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             Long("agents") => agents = parser.value()?.parse()?,
             Long("rate") => rate = parser.value()?.parse()?,
             Long("seconds") => seconds = parser.value()?.parse()?,
+            Long("config") => config = Some(PathBuf::from(parser.value()?)),
             Long("dir") => dir = Some(PathBuf::from(parser.value()?)),
             _ => return Err(argument.unexpected().into()),
         }
@@ -68,7 +70,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let dir = dir.unwrap_or_else(|| temporary.path().to_owned());
     let certs = temporary.path().join("certs");
     Set::new().write(&certs)?;
-    let center = Center::start(&center.ok_or("--center PROGRAM is missing")?, &certs, &dir)?;
+    let center = Center::start(&center.ok_or("--center PROGRAM is missing")?, &certs, &dir, config.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(run(&center, &certs, agents, rate, Duration::from_secs(seconds)))
 }
@@ -113,11 +115,12 @@ async fn run(center: &Center, certs: &Path, agents: usize, rate: u64, length: Du
     while start.elapsed() < length {
         tokio::time::sleep(Duration::from_secs(5)).await;
         println!(
-            "{:>3.0} s: sent {}, stored {}; {}",
+            "{:>3.0} s: sent {}, stored {}; {}{}",
             start.elapsed().as_secs_f64(),
             fleet.sent.load(Relaxed),
             center.counted() - before,
-            center.figures()
+            center.figures(),
+            center.outputs()
         );
     }
     fleet.sending.store(false, Relaxed);
@@ -135,6 +138,10 @@ async fn run(center: &Center, certs: &Path, agents: usize, rate: u64, length: Du
     }
     let (sent, stored) = (fleet.sent.load(Relaxed), center.counted() - before);
     println!("sent {sent}, stored {stored} after {:.1} s more", end.elapsed().as_secs_f64());
+    while center.behind().any(|(_, lag)| lag != "0") && end.elapsed() < Duration::from_secs(60) {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    println!("after {:.1} s more{}", end.elapsed().as_secs_f64(), center.outputs());
     fleet.done.store(true, Relaxed);
     Ok(())
 }
@@ -276,13 +283,14 @@ struct Center {
 }
 
 impl Center {
-    fn start(program: &Path, certs: &Path, dir: &Path) -> Result<Self, Box<dyn Error>> {
+    fn start(program: &Path, certs: &Path, dir: &Path, config: Option<&Path>) -> Result<Self, Box<dyn Error>> {
         let mut child = Command::new(program)
             .args(["serve", "--quiet", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--conn-limit", "20000"])
             .arg("--certs")
             .arg(certs)
             .arg("--data")
             .arg(dir)
+            .args(config.iter().flat_map(|config| [Path::new("--config"), config]))
             .stderr(Stdio::piped())
             .spawn()?;
         let mut errors = BufReader::new(child.stderr.take().ok_or("it has a pipe")?);
@@ -301,6 +309,20 @@ impl Center {
         let metrics = self.metrics().unwrap_or_default();
         let of = metrics.lines().filter_map(|line| line.strip_prefix("center_records_total{data_type=\"59\"} "));
         of.filter_map(|count| count.parse::<u64>().ok()).sum()
+    }
+
+    /// Returns the outputs that records are passed on to, each with how many it lags behind.
+    fn behind(&self) -> impl Iterator<Item = (String, String)> + use<> {
+        let metrics = self.metrics().unwrap_or_default();
+        let of = |line: &str| {
+            let (name, lag) = line.strip_prefix("center_forward_lag_records{output=\"")?.split_once("\"} ")?;
+            Some((name.to_owned(), lag.to_owned()))
+        };
+        metrics.lines().filter_map(of).collect::<Vec<_>>().into_iter()
+    }
+
+    fn outputs(&self) -> String {
+        self.behind().map(|(name, lag)| format!("; {name} lags {lag} records behind")).collect()
     }
 
     fn metrics(&self) -> std::io::Result<String> {

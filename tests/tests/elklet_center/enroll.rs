@@ -4,12 +4,14 @@ mod hostile;
 
 use crate::chromium::{self, Browser};
 use crate::program::Program;
-use crate::support::client::{Client, TRANSFER};
+use crate::support::client::{Client, TRANSFER, UPLOAD};
 use crate::support::http;
 use crate::{batch, record};
 use elklet_proto::enrollment::EnrollRequest;
+use elklet_proto::grpc::{FileUploadRequest, FileUploadResponse};
 use elklet_tests::binaries::{Binaries, center_for_tests};
 use elklet_tests::harness::{skipped, wait_until};
+use prost::Message;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -369,6 +371,36 @@ fn an_agent_that_was_killed_between_two_files_goes_on_with_the_new_pair() {
     wait_until("stream", || site.host("a")["connected"] == true);
     assert_eq!((read(&host, "client.key"), read(&host, "client.crt")), (key, certificate));
     assert!(!host.certs().join("client.next").exists());
+}
+
+#[test]
+fn an_agent_sends_no_file_in_anothers_name() {
+    let site = Site::new();
+    let (host, other) = (Host::new("a"), Host::new("b"));
+    let line = site.line(&["--uses", "2"]);
+    host.enrolled(&line);
+    other.enrolled(&line);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut client = Client::connect(site.program.grpc, &host.certs()).await.unwrap();
+        let mut call = client.call(TRANSFER, None).await;
+        call.send(&batch("a", vec![record(59, &[])])).await;
+        wait_until("stream", || site.host("a")["connected"] == true);
+        let task = json!({ "agent_id": "a", "task": { "data_type": 1050, "name": "elkeid-agent", "token": "t1" } });
+        assert_eq!(http::post(site.program.http, "/api/v1/tasks", &task.to_string()).status, 201);
+        for (host, is_taken) in [(&other, false), (&host, true)] {
+            let mut client = Client::connect(site.program.grpc, &host.certs()).await.unwrap();
+            let mut upload = client.call(UPLOAD, None).await;
+            upload.send(&FileUploadRequest { token: "t1".to_owned(), data: b"file".to_vec() }).await;
+            upload.finish();
+            let answer = upload.message().await.unwrap().expect("an answer");
+            let answer = FileUploadResponse::decode(&*answer.body).unwrap();
+            assert_eq!(answer.status == 0, is_taken, "{}", host.id);
+        }
+    });
+    assert_eq!(site.total("refused_id_mismatches_total"), 1);
+    let answers = site.program.get("/api/v1/tasks?token=t1")["tasks"][0]["answers"].clone();
+    assert_eq!(answers.as_array().map(Vec::len), Some(1), "{answers}");
 }
 
 #[test]

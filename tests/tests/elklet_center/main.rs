@@ -8,9 +8,11 @@ mod chromium;
 mod cli;
 mod delivery;
 mod enroll;
+mod forward;
 mod page;
 mod plugins;
 mod program;
+mod receivers;
 mod site;
 #[path = "../support/mod.rs"]
 // Some of it is for the other tests of the center.

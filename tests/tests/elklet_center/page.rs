@@ -6,6 +6,8 @@ use crate::support::http;
 use elklet_tests::binaries::{Binaries, center_for_tests};
 use elklet_tests::harness::{Agent, Setup, skipped, wait_until};
 use serde_json::json;
+use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,7 +17,7 @@ const PASSWORD: &str = "correct horse battery";
 fn pictures() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "../target".into(), PathBuf::from);
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(target).join("page");
-    std::fs::create_dir_all(&dir).unwrap();
+    fs::create_dir_all(&dir).unwrap();
     dir
 }
 
@@ -27,10 +29,10 @@ fn agent(dir: &Path, center: &Program, id: &str) -> Agent {
 
 /// A procwatch of a version of its own. The version is the configuration's; the bytes after the program's end are nobody's.
 fn plugin(dir: &Path, version: &str) -> PathBuf {
-    let mut bytes = std::fs::read(&Binaries::for_tests().procwatch).unwrap();
+    let mut bytes = fs::read(&Binaries::for_tests().procwatch).unwrap();
     bytes.extend_from_slice(version.as_bytes());
     let path = dir.join(format!("procwatch-{version}"));
-    std::fs::write(&path, bytes).unwrap();
+    fs::write(&path, bytes).unwrap();
     path
 }
 
@@ -90,6 +92,9 @@ fn a_team_works_with_the_page() {
         return skipped("a_team_works_with_the_page", "there is no Chromium");
     };
     let dir = site();
+    let mut settings = fs::OpenOptions::new().append(true).open(dir.path().join("center.toml")).unwrap();
+    let path = dir.path().join("passed-on.ndjson");
+    writeln!(settings, "[[forward]]\nname = \"disk\"\nkind = \"file\"\npath = {path:?}").unwrap();
     let center = Program::start(dir.path());
     let gateway = agent(dir.path(), &center, "gateway-1");
     let other = agent(dir.path(), &center, "gateway-2");
@@ -140,7 +145,7 @@ fn a_team_works_with_the_page() {
 
     // A file is fetched.
     let file = dir.path().join("a file");
-    std::fs::write(&file, "what the team wanted to see").unwrap();
+    fs::write(&file, "what the team wanted to see").unwrap();
     both_are_there(&center);
     browser.go("#/tasks?agent_id=gateway-1");
     browser.choose("To", "gateway-1");
@@ -163,6 +168,7 @@ fn a_team_works_with_the_page() {
 
     // Somebody may look, and not command.
     browser.go("#/settings");
+    browser.wait("the output", "[...document.querySelectorAll('td')].some((cell) => cell.innerText === 'disk (file)')");
     for (name, role) in [("ann", "admin"), ("bob", "view")] {
         browser.click("Add a user");
         browser.write("Name", name);

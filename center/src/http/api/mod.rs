@@ -6,6 +6,7 @@ mod audit;
 mod enrolment;
 mod export;
 mod files;
+mod forward;
 mod hosts;
 mod plugins;
 mod records;
@@ -17,6 +18,7 @@ mod tasks;
 mod uploads;
 mod users;
 
+pub(super) use forward::lag;
 pub(super) use store::disk_free;
 
 use super::caller::{Caller, Role};
@@ -121,6 +123,7 @@ async fn route(part: &str, ask: &Ask<'_>) -> Answer {
         "groups" => hosts::groups(ask),
         "links" => users::links(ask),
         "tasks" => tasks::answer(ask).await,
+        "forward" => forward::answer(ask),
         "files" => files::answer(ask).await,
         "openapi.json" => ok(openapi::document()),
         "plugins" => plugins::answer(ask).await,

@@ -1,6 +1,7 @@
 //! Retention, clocks, corrupt files and full disks.
 
 use super::*;
+use crate::store::Missed;
 use std::fs;
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -23,7 +24,9 @@ fn old_files_are_dropped_by_age_once_the_clock_goes_evenly() {
     eventually("dropping", || store.stats().files == 3);
     let mut follower = store.follow(1).unwrap();
     assert_eq!(follower.next(10).unwrap().len(), 3);
-    assert!(follower.missed(), "three records were dropped before they were followed");
+    assert_eq!(follower.missed(), Missed { records: 3, blocks: 0 }, "they were dropped before they were followed");
+    assert!(follower.next(10).unwrap().is_empty());
+    assert_eq!(follower.missed().records, 3, "they are missed once");
 }
 
 #[test]
