@@ -374,10 +374,12 @@ mod tests {
         assert_eq!(keys(&shown), keys(&known));
         assert_eq!(keys(&shown["store"]), keys(&known["store"]));
         // These have no default that a file could say.
-        let free = ["access_key", "download_host", "plugins"];
+        let free = ["access_key", "certs", "download_host", "forward", "plugins"];
         let mut defaults = Settings::parse(&set).unwrap();
         let given = (defaults.access_key.take(), defaults.download_host.take(), defaults.plugins.take());
         assert!(given.0.is_some() && given.1.is_some() && given.2.is_some(), "{free:?}");
+        assert_eq!(std::mem::take(&mut defaults.forward).len(), 1);
+        assert_eq!(defaults.certs.take().as_deref(), Some(Path::new(DEFAULT_CERTS)));
         assert_eq!(defaults, Settings::default());
     }
 

@@ -21,5 +21,5 @@ advise() {
 }
 
 welcome() {
-	say "'$program status' says how it is, and '$program link' prints a link that opens its page"
+	say "'elklet-center token' prints the line that lets a host in, and 'elklet-center link' a link that opens the page"
 }

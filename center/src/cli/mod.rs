@@ -44,8 +44,8 @@ usage: elklet-center COMMAND [OPTIONS]
   --help       this text; after a command, what it takes
   --version    the version
 
-All but serve and check talk to the center that runs on this host, with the key that it keeps in its data. Root may read that, and the user that
-the center runs as. From elsewhere, call them by ssh, or use the HTTP interface: GET /api/v1/openapi.json describes it.
+All but serve and check talk to the center that runs on this host, with the key that it keeps in its data. Root may read that, and the user
+that the center runs as. From elsewhere, call them by ssh, or use the HTTP interface: GET /api/v1/openapi.json describes it.
 ";
 
 /// Returns what `--help` says: of the program, and of each command, by its name. The manual and the completions are made of it.
@@ -53,6 +53,8 @@ pub fn helps() -> (&'static str, Vec<(&'static str, String)>) {
     let commands = vec![
         ("serve", serve::HELP.to_owned()),
         ("check", check::help()),
+        ("token", token::help()),
+        ("revoke", token::revoke_help()),
         ("status", status::help()),
         ("hosts", hosts::help()),
         ("records", records::help()),

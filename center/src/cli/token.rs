@@ -40,9 +40,17 @@ enum Command {
     Revoke(i64),
 }
 
+pub(super) fn help() -> String {
+    format!("{HELP}{}{HELP_END}", Where::HELP)
+}
+
+pub(super) fn revoke_help() -> String {
+    format!("{REVOKE_HELP}{}{HELP_END}", Where::HELP)
+}
+
 pub(super) fn run(parser: lexopt::Parser) -> Result<(), Failure> {
     let Some((command, at)) = parse(parser)? else {
-        print!("{HELP}{}{HELP_END}", Where::HELP);
+        print!("{}", help());
         return Ok(());
     };
     let center = at.center()?;
@@ -71,7 +79,7 @@ pub(super) fn revoke(mut parser: lexopt::Parser) -> Result<(), Failure> {
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") | Short('h') => {
-                print!("{REVOKE_HELP}{}{HELP_END}", Where::HELP);
+                print!("{}", revoke_help());
                 return Ok(());
             }
             Long(flag) => {

@@ -12,8 +12,10 @@ use std::sync::LazyLock;
 const BASE: &str = include_str!("../../api/base.json");
 
 /// What is added to it.
-const AREAS: [&str; 6] = [
+const AREAS: [&str; 8] = [
     include_str!("../../api/center.json"),
+    include_str!("../../api/enrolment.json"),
+    include_str!("../../api/forward.json"),
     include_str!("../../api/hosts.json"),
     include_str!("../../api/plugins.json"),
     include_str!("../../api/records.json"),
