@@ -13,6 +13,7 @@ use crate::host::{HostRoot, agent_id};
 use crate::identity::{Identity, NEXT, NewKey};
 use crate::init;
 use crate::net;
+use crate::sys::waiting::block_on;
 
 /// What a host is identified by.
 const FILES: [&str; 4] = ["ca.crt", "client.crt", "client.key", NEXT];
@@ -86,12 +87,9 @@ fn ask(
     let system = |what: &dyn std::fmt::Display| Failure::System(what.to_string());
     let key = NewKey::make().map_err(|error| system(&error))?;
     let request = EnrollRequest { token: token.to_owned(), agent_id: id.to_owned(), request: key.request().to_vec() };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
-    let runtime = runtime.map_err(|error| system(&error))?;
     let trusted = (pin, settings.server.name());
-    let welcome = runtime.block_on(net::enroll(address, &settings.proxies, trusted, &request));
-    // Do not wait for a lookup that hangs.
-    runtime.shutdown_background();
+    let welcome =
+        block_on(net::enroll(address, &settings.proxies, trusted, &request)).map_err(|error| system(&error))?;
     let welcome = welcome.map_err(|end| system(&format!("{address} does not enrol this host: {end}")))?;
     let identity = key.certified(welcome.certificate, id, clock::unix_seconds());
     Ok((identity.map_err(|error| system(&format!("{address}: {error}")))?, welcome.authority))

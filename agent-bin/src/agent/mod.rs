@@ -20,12 +20,12 @@ use std::io;
 use std::time::Duration;
 
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-use tokio::runtime;
 
 use self::shell::Shell;
 use crate::config::{Environment, Flags, Settings};
 use crate::failure::Failure;
 use crate::pump::PumpHandle;
+use crate::sys::waiting::block_on;
 use crate::sys::{blocking, children};
 use crate::update::After;
 use crate::workdir::{self, WorkdirLock};
@@ -64,17 +64,11 @@ pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> 
     // The last end may have come too suddenly for it.
     plugin::end_earlier_lives(workdir);
     workdir::tighten(&layout);
-    let result = runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-        .map_err(system("the runtime cannot be started"))
-        .and_then(|runtime| {
-            runtime.block_on(async {
-                let shell = Shell::new(flags, environment, settings, is_on_trial)?;
-                shell.run().await.map_err(system("signals cannot be caught"))
-            })
-        });
+    let result = block_on(async {
+        let shell = Shell::new(flags, environment, settings, is_on_trial)?;
+        shell.run().await.map_err(system("signals cannot be caught"))
+    });
+    let result = result.map_err(system("the runtime cannot be started")).flatten();
     // What is still being resolved, fetched or deleted then is not waited for.
     blocking::wait_for_quiet(END_OF_THREADS);
     plugin::end_all(workdir);

@@ -26,6 +26,7 @@ use crate::host::{HostRoot, find_id, hostname};
 use crate::net::{Certificates, Compressor, Tls, discover};
 use crate::plugin;
 use crate::sys::blocking::blocking;
+use crate::sys::waiting::block_on;
 use crate::version;
 
 /// Bytes that should be free on the work directory's file system. The log takes 11 MB with its old files.
@@ -84,11 +85,7 @@ struct Report {
 /// When the runtime cannot be started or standard output is closed.
 pub(crate) fn run(flags: &Flags, json: bool) -> io::Result<bool> {
     let mut report = Report { as_text: !json, ..Report::default() };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-    let examined = runtime.block_on(examine(flags, &mut report));
-    // Do not wait for a lookup that hangs.
-    runtime.shutdown_background();
-    examined?;
+    block_on(examine(flags, &mut report))??;
     let failed_here = report.findings.iter().any(|found| found.server.is_none() && found.verdict == Verdict::Failed);
     let mut out = io::stdout();
     let warnings = report.findings.iter().filter(|found| found.verdict == Verdict::Warning).count();

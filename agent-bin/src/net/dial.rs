@@ -9,7 +9,6 @@ use std::time::Duration;
 use elklet_core::link::race::Race;
 use rustix::net::sockopt;
 use tokio::net::TcpStream;
-use tokio::runtime;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -18,6 +17,7 @@ use super::names::Lookup;
 use super::proxy::{self, ProxyError};
 use crate::clock::Clock;
 use crate::config::{Address, Proxies, Scheme};
+use crate::sys::waiting::block_on;
 
 /// Time limit for looking a name up and connecting to one of its addresses. A third of an attempt's time is left for TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -94,11 +94,11 @@ async fn reach(to: &Address, half_open: &HalfOpen) -> Result<TcpStream, DialErro
 /// # Errors
 /// When there is no connection within `limit`, or within the limit of every connection if that is shorter.
 pub(super) fn connect_blocking(to: &Address, limit: Duration) -> Result<std::net::TcpStream, DialError> {
-    let runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(DialError::Tcp)?;
-    let connected = runtime.block_on(async {
+    let connected = block_on(async {
         let stream = connect(to, limit.min(CONNECT_TIMEOUT)).await?;
         stream.into_std().map_err(DialError::Tcp)
-    })?;
+    });
+    let connected = connected.map_err(DialError::Tcp)??;
     connected.set_nonblocking(false).map_err(DialError::Tcp)?;
     Ok(connected)
 }

@@ -3,9 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use elklet_proto::enrollment::{EnrollRequest, EnrollResponse};
-use h2::client;
 use prost::Message;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
@@ -21,7 +19,7 @@ use super::provider::provider;
 use super::tls::Tls;
 use super::transfer::{Connector, End};
 use super::trust::{KeyHash, Unpinned, key_hash};
-use super::unary;
+use super::unary::{self, Calls};
 use crate::clock::WallClock;
 use crate::config::{Address, Proxies};
 
@@ -60,12 +58,8 @@ pub(crate) async fn enroll(
         // Nobody listens to what happens on the way.
         let (events, _) = mpsc::channel(1);
         let connector = Connector { tls, proxies: proxies.clone(), half_open: HalfOpen::default(), events };
-        let tls = connector.connect(address).await?;
-        let (requests, connection) = client::Builder::new().enable_push(false).handshake::<_, Bytes>(tls).await?;
-        // The call learns how the connection ends, so this need not.
-        let connection = tokio::spawn(async move { drop(connection.await) });
-        let answer = unary::call(requests, PATH, &request.encode_to_vec(), MAX_ANSWER_BYTES).await;
-        connection.abort();
+        let calls = Calls::open(&connector, address).await?;
+        let answer = unary::call(calls.requests.clone(), PATH, &request.encode_to_vec(), MAX_ANSWER_BYTES).await;
         let authority = verifier.found().ok_or(End::Center(CenterMisbehaved::Nothing))?;
         Ok(Welcome { certificate: certificate(&answer?)?, authority })
     };

@@ -2,10 +2,39 @@
 
 use bytes::Bytes;
 use elklet_core::link::grpc::{self, MessageReader};
-use h2::client::{ResponseFuture, SendRequest};
+use h2::client::{self, ResponseFuture, SendRequest};
+use tokio::task::JoinHandle;
 
 use super::misbehaviour::CenterMisbehaved;
-use super::transfer::{End, content, next_data, request, status, write_message};
+use super::transfer::{Connector, End, content, next_data, request, status, write_message};
+use crate::config::Address;
+
+/// A connection for calls, apart from the stream's. Dropping it closes it.
+#[derive(Debug)]
+pub(super) struct Calls {
+    pub(super) requests: SendRequest<Bytes>,
+    connection: JoinHandle<()>,
+}
+
+impl Calls {
+    /// Connects.
+    ///
+    /// # Errors
+    /// How the attempt ended instead.
+    pub(super) async fn open(connector: &Connector, address: &Address) -> Result<Self, End> {
+        let tls = connector.connect(address).await?;
+        let (requests, connection) = client::Builder::new().enable_push(false).handshake::<_, Bytes>(tls).await?;
+        // The call learns how the connection ends, so this need not.
+        let connection = tokio::spawn(async move { drop(connection.await) });
+        Ok(Self { requests, connection })
+    }
+}
+
+impl Drop for Calls {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
 
 /// Sends a message and returns the answer, of at most `limit` bytes.
 ///

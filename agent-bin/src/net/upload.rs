@@ -5,15 +5,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use elklet_proto::grpc::{FileUploadRequest, FileUploadResponse, file_upload_response::StatusCode};
 use h2::SendStream;
-use h2::client::{self, ResponseFuture};
+use h2::client::ResponseFuture;
 use prost::Message;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::misbehaviour::CenterMisbehaved;
 use super::snappy::Compressor;
 use super::transfer::{Connector, End, request, write_message};
-use super::unary;
+use super::unary::{self, Calls};
 use crate::config::Address;
 
 const PATH: &str = "/grpc.FileExt/Upload";
@@ -27,7 +26,7 @@ const MAX_ANSWER_BYTES: usize = 1024;
 /// An open call. Dropping it without [`UploadCall::finish`] aborts it, so that the server keeps nothing.
 #[derive(Debug)]
 pub(crate) struct UploadCall {
-    connection: JoinHandle<()>,
+    _calls: Calls,
     stream: SendStream<Bytes>,
     response: ResponseFuture,
     compressor: Compressor,
@@ -40,12 +39,9 @@ impl UploadCall {
     /// How the attempt ended instead.
     pub(crate) async fn open(connector: &Connector, address: &Address) -> Result<Self, End> {
         patiently(async {
-            let tls = connector.connect(address).await?;
-            let (requests, connection) = client::Builder::new().enable_push(false).handshake::<_, Bytes>(tls).await?;
-            // The call learns how the connection ends, so this need not.
-            let connection = tokio::spawn(async move { drop(connection.await) });
-            let (response, stream) = requests.ready().await?.send_request(request(PATH), false)?;
-            Ok(Self { connection, stream, response, compressor: Compressor::new() })
+            let calls = Calls::open(connector, address).await?;
+            let (response, stream) = calls.requests.clone().ready().await?.send_request(request(PATH), false)?;
+            Ok(Self { _calls: calls, stream, response, compressor: Compressor::new() })
         })
         .await
     }
@@ -77,12 +73,6 @@ impl UploadCall {
     pub(crate) async fn finish(mut self) -> Result<(), End> {
         self.stream.send_data(Bytes::new(), true)?;
         patiently(answer(&mut self.response)).await
-    }
-}
-
-impl Drop for UploadCall {
-    fn drop(&mut self) {
-        self.connection.abort();
     }
 }
 
