@@ -1,7 +1,7 @@
 //! Passing records on to other systems: each at least once, in the order of the store, from a position that survives restarts.
 //!
 //! Each output has a task of its own on a thread that all outputs share, so that none of them holds up storing, and what one waits for
-//! holds up no other. [`delivery`] decides, [`run`] carries out, and [`sender`] knows the kinds of outputs. What an output has in memory
+//! holds up no other. `delivery` decides, `run` carries out, and `sender` knows the kinds of outputs. What an output has in memory
 //! is bounded: a page that was read ahead (16 MiB of payloads) and its batches.
 
 mod connect;

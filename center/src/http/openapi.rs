@@ -1,7 +1,7 @@
 //! The description of `/api/v1`, as OpenAPI 3.1 has it, and what follows from it: which routes there are.
 //!
 //! It stands in `center/api`, a file for each area with its paths and schemas. A route that is not in one of them is not there: requests
-//! are looked up here before any code sees them. A new area is a file and a line in [`AREAS`].
+//! are looked up here before any code sees them. A new area is a file and a line in `AREAS`.
 
 use super::reply::{Reply, json_response};
 use http::header::{ALLOW, HeaderValue};
