@@ -280,6 +280,7 @@ impl Shell {
             }
             Action::KeepAgent => {}
             Action::UpdateAgent(agent) => assert_ne!(agent.version, AGENT_VERSION),
+            Action::Forbid(plugin, why) => panic!("nobody forbids {plugin}: {why}"),
             Action::Complain(what) => assert!(what.chars().count() <= MAX_COMPLAINT_CHARS, "a line for a log: {what}"),
         }
     }
