@@ -327,7 +327,9 @@ impl Call {
             let writing = write_batches(stream, batches, flow, events, *attempt);
             let reading = read_commands(response, events);
             let pinging = answer_pings(ping_pong, ping, events, *attempt);
-            let renewing = renew(requests, renewals, events, *attempt);
+            // HTTP/2 closes a connection that has no stream and on which nobody can open one. The last question to the server comes
+            // after the stream, so that `requests` stays here.
+            let renewing = renew(requests.clone(), renewals, events, *attempt);
             tokio::pin!(writing, reading, pinging, renewing);
             loop {
                 tokio::select! {
