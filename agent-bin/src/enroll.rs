@@ -39,7 +39,7 @@ pub(crate) fn run(enrolment: &Enrolment, flags: &Flags) -> Result<String, Failur
     let system = |what: &dyn std::fmt::Display| Failure::System(what.to_string());
     let address: Address = enrolment.address.parse().map_err(|error| wrong(&error))?;
     let pin = config::pin(&enrolment.pin).map_err(|error| wrong(&format!("--ca-pin: {error}")))?;
-    let flags = Flags { servers: vec![enrolment.address.clone()], ..flags.clone() };
+    let flags = Flags { servers: vec![enrolment.address.clone()], makes_config: true, ..flags.clone() };
     let settings = Settings::load(&flags, &Environment::current()).map_err(|error| wrong(&error))?;
     let layout = &settings.layout;
     let head = init::head(&layout.file);

@@ -148,6 +148,7 @@ impl Words {
     /// When an address is no UTF-8.
     pub(super) fn flags(&self, workdir: Option<PathBuf>) -> Result<Flags, lexopt::Error> {
         Ok(Flags {
+            makes_config: false,
             config: self.path_of("config"),
             workdir: self.path_of("workdir").or(workdir),
             servers: self.texts("server")?,

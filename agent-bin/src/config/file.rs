@@ -18,7 +18,7 @@ use crate::files::FileError;
 /// One line: file, line, key, what is wrong.
 pub(super) fn read(flags: &Flags) -> Result<Settings, ConfigError> {
     let path = path(flags);
-    if flags.config.is_none() && !path.exists() { Ok(Settings::default()) } else { read_from(&path) }
+    if is_optional(flags) && !path.exists() { Ok(Settings::default()) } else { read_from(&path) }
 }
 
 /// The path where the file lies, or would lie.
@@ -32,7 +32,12 @@ pub(super) fn path(flags: &Flags) -> PathBuf {
 /// As [`read`], but for keys that are no business of this.
 pub(super) fn keys(flags: &Flags) -> Result<Keys, ConfigError> {
     let path = path(flags);
-    if flags.config.is_none() && !path.exists() { Ok(Keys::default()) } else { read_from(&path) }
+    if is_optional(flags) && !path.exists() { Ok(Keys::default()) } else { read_from(&path) }
+}
+
+/// Returns true when the file need not exist.
+fn is_optional(flags: &Flags) -> bool {
+    flags.config.is_none() || flags.makes_config
 }
 
 /// Reads the text of the file, without the byte order mark that some editors put before it.

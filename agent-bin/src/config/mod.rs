@@ -50,6 +50,8 @@ const DEFAULT_NAME: &str = "default";
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Flags {
     pub(crate) config: Option<PathBuf>,
+    /// The command makes that file, so that it need not be there yet.
+    pub(crate) makes_config: bool,
     pub(crate) workdir: Option<PathBuf>,
     pub(crate) servers: Vec<String>,
     pub(crate) discovery: Vec<String>,
@@ -291,6 +293,20 @@ mod tests {
 
     fn addresses(texts: &[&str]) -> Vec<Address> {
         texts.iter().map(|text| text.parse().expect("an address")).collect()
+    }
+
+    #[test]
+    fn a_file_that_a_flag_names_is_there_unless_the_command_makes_it() {
+        let workdir = tempfile::tempdir().expect("a directory");
+        let named = Flags {
+            config: Some(workdir.path().join("new.toml")),
+            servers: vec!["a:1".to_owned()],
+            ..flags(workdir.path())
+        };
+        assert!(matches!(Settings::load(&named, &Environment::default()), Err(ConfigError::File(_))));
+        let made = Flags { makes_config: true, ..named };
+        let settings = Settings::load(&made, &Environment::default()).expect("it will be there");
+        assert_eq!(settings.layout.file, workdir.path().join("new.toml"));
     }
 
     #[test]
