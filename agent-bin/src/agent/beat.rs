@@ -46,6 +46,11 @@ impl Beat {
                 if !process.limits.is_empty() {
                     self.fields.put("limits", process.limits.join("; "));
                 }
+                if !process.refused.is_empty() {
+                    let refused: Vec<_> =
+                        process.refused.iter().map(|(call, count)| format!("{call} {count}")).collect();
+                    self.fields.put("refused", refused.join("; "));
+                }
                 lost.extend(records.push_heartbeat(PLUGIN_HEARTBEAT, timestamp, self.fields.iter()).err());
             }
         }

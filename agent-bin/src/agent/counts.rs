@@ -70,6 +70,11 @@ pub(super) fn stderr_left_out(bytes: u64) -> Count {
     count("stderr_bytes_left_out", bytes, "bytes of plugins' standard error that were not written")
 }
 
+/// What a plugin's sandbox has refused.
+pub(super) fn calls_refused(calls: u64) -> Count {
+    count("calls_refused", calls, "system calls that the plugin's sandbox has refused")
+}
+
 /// What is wrong with the frames of a plugin, or of all.
 pub(super) fn of_frames(tally: &Tally) -> [Count; 8] {
     [

@@ -185,6 +185,8 @@ fn plugin<'a>(state: &PluginState<'a>, plugins: &'a Plugins, host: &HostRoot, no
             let troubles = counters.len();
             counters.extend(counts::of_frames(&tally));
             counters.push(counts::stderr_left_out(process.stats.stderr_left_out()));
+            let refused = process.stats.refusals();
+            counters.push(counts::calls_refused(refused.iter().map(|(_, count)| count).sum()));
             Process {
                 pid: process.pid,
                 uptime_seconds: now.since(process.since) / 1000,
@@ -192,6 +194,7 @@ fn plugin<'a>(state: &PluginState<'a>, plugins: &'a Plugins, host: &HostRoot, no
                 records_per_second,
                 bytes_per_second,
                 limits: process.limits.iter().map(ToString::to_string).collect(),
+                refused,
                 counters,
                 troubles,
                 began: process.since,

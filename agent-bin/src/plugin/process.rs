@@ -59,6 +59,8 @@ pub(crate) struct Spawned {
     pub(crate) limits: Vec<Applied>,
     /// The groups to release when it has ended.
     pub(crate) groups: Vec<Group>,
+    /// What hears of calls that its sandbox refuses.
+    pub(crate) refusals: Option<OwnedFd>,
 }
 
 /// Occupies the descriptors that have a meaning in a plugin's process, so that the agent never uses them.
@@ -105,8 +107,8 @@ pub(crate) fn spawn(
     let confining = Arc::into_inner(confining).ok_or_else(|| io::Error::other("somebody holds its confinement"))?;
     match started {
         Ok(started) => {
-            let (limits, groups) = confining.finish(&config.name);
-            Ok(Spawned { limits, groups, ..started })
+            let (limits, groups, refusals) = confining.finish(&config.name);
+            Ok(Spawned { limits, groups, refusals, ..started })
         }
         Err(error) => {
             confiner.release(confining.abandon(), now);
@@ -181,7 +183,7 @@ fn start(
     let child = tokio::process::Command::from(command).spawn()?;
     let pid = child.id().ok_or_else(|| io::Error::other("it ended before it had begun"))?;
     let stderr = (stderr_read, stderr.into());
-    Ok(Spawned { child, pid, pipes, stderr, limits: Vec::new(), groups: Vec::new() })
+    Ok(Spawned { child, pid, pipes, stderr, limits: Vec::new(), groups: Vec::new(), refusals: None })
 }
 
 /// Duplicates a descriptor to above those that have a meaning in a plugin.

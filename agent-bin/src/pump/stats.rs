@@ -13,6 +13,8 @@ use crate::sys::atomic::AtomicU64;
 pub(crate) struct PluginStats {
     counts: Mutex<Counts>,
     stderr_left_out: AtomicU64,
+    /// How often its sandbox has refused which call. The calls are those of the filter, and so a few dozen.
+    refusals: Mutex<Vec<(&'static str, u64)>>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -50,6 +52,23 @@ impl PluginStats {
     /// The number of these bytes.
     pub(crate) fn stderr_left_out(&self) -> u64 {
         self.stderr_left_out.load(Ordering::Relaxed)
+    }
+
+    /// Counts a call that its sandbox has refused. Returns true if it is the first of its name, and how many names there are.
+    pub(crate) fn refuse(&self, call: &'static str) -> (bool, usize) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = refusals.iter_mut().find(|(name, _)| *name == call);
+        let is_first = known.is_none();
+        match known {
+            Some((_, count)) => *count += 1,
+            None => refusals.push((call, 1)),
+        }
+        (is_first, refusals.len())
+    }
+
+    /// The calls that were refused, and how often.
+    pub(crate) fn refusals(&self) -> Vec<(&'static str, u64)> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The counts of both lanes together.

@@ -193,6 +193,9 @@ pub(crate) struct Process {
     pub(crate) bytes_per_second: f64,
     /// Its limits, and how they are enforced.
     pub(crate) limits: Vec<String>,
+    /// Calls that its sandbox has refused, and how often.
+    #[serde(serialize_with = "refused_as_map")]
+    pub(crate) refused: Vec<(&'static str, u64)>,
     #[serde(serialize_with = "as_map")]
     pub(crate) counters: Vec<Count>,
     /// The index of the first of them that heartbeats tell under the same name; the ones before are in `traffic`.
@@ -207,6 +210,11 @@ pub(crate) struct Process {
     /// What went over its pipes; heartbeats tell its rates.
     #[serde(skip)]
     pub(crate) traffic: Traffic,
+}
+
+#[expect(clippy::ptr_arg, reason = "serde hands over a reference to the field")]
+fn refused_as_map<S: Serializer>(refused: &Vec<(&'static str, u64)>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(refused.iter().copied())
 }
 
 fn as_map<S: Serializer>(counts: &[Count], serializer: S) -> Result<S::Ok, S::Error> {

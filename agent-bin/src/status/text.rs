@@ -133,9 +133,11 @@ impl Page {
             let _ = writeln!(self.0, "{}", Printable(line.trim_end()));
         }
         for plugin in plugins {
-            if let Some(process) = plugin.process.as_ref().filter(|process| !process.limits.is_empty()) {
-                self.list(&format!("limits of {}", plugin.name), &process.limits);
-            }
+            let Some(process) = &plugin.process else { continue };
+            self.list(&format!("limits of {}", plugin.name), &process.limits);
+            let refused: Vec<_> =
+                process.refused.iter().map(|(call, count)| format!("{call} {}", number(*count))).collect();
+            self.list(&format!("refused to {}", plugin.name), &refused);
         }
     }
 }

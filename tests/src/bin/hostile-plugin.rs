@@ -5,6 +5,9 @@
 //! user). It sends one record of type 7010 for each attempt, with `attempt`, `outcome` and `errno`, and one of type 7011 at the end. An
 //! attempt that the host refuses has the outcome `no`. One that succeeds has `yes`, and so has one that only fails because it is made
 //! with arguments that do no harm: no attempt changes a host on which it is not refused.
+//!
+//! With the `DETAIL` `die` it runs into one wall and ends, and with `flood` it runs into one without end. Once the call fails in another
+//! way than by a refusal, because nobody answers it any more, it makes a file `alone` and ends.
 #![allow(unsafe_code, reason = "system calls that have no safe wrapper, with arguments that the kernel refuses")]
 #![allow(clippy::unwrap_used, reason = "a test's plugin that cannot go on may as well panic: the test sees it die")]
 
@@ -150,6 +153,18 @@ const ATTEMPTS: [Attempt; 58] = [
 fn main() {
     let (client, mut tasks) = elklet_plugin::connect().unwrap();
     let detail = elklet_plugin::detail().unwrap();
+    match &*detail {
+        "die" => {
+            let refused = socket(libc::AF_INET, libc::SOCK_STREAM).unwrap_err();
+            process::exit(i32::from(refused.raw_os_error() == Some(libc::EACCES)));
+        }
+        "flood" => {
+            while call!(libc::SYS_unshare, libc::CLONE_FS).unwrap_err().raw_os_error() == Some(libc::EPERM) {}
+            fs::write("alone", "").unwrap();
+            return;
+        }
+        _ => {}
+    }
     let place = |name: &str| detail.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).unwrap();
     let path = |name: &str| PathBuf::from(place(name));
     let places = Places {

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command};
+use std::time::Instant;
 
 use elklet_proto::grpc::Config;
 use elklet_tests::binaries::Binaries;
@@ -117,12 +118,76 @@ fn a_hostile_plugin_comes_as_far_as_its_profile_lets_it() {
     });
     assert_eq!(strays, [""; 3], "they inherit no descriptor but their own");
 
+    // Each refused call is counted, by name, for people and for programs, and the first ones stand in the log.
+    let shown = status(&agent, &[]);
+    for call in ["mount 1", "unshare 1", "clone(new namespaces) 1", "socket(AF_INET) 2", "socket(AF_PACKET) 1"] {
+        assert!(shown.contains(call), "{call}: {shown}");
+    }
+    let shown: serde_json::Value = serde_json::from_str(&status(&agent, &["--json"])).unwrap();
+    let plugins = shown["plugins"].as_array().unwrap();
+    let refused = |name: &str| &plugins.iter().find(|plugin| plugin["name"] == name).unwrap()["process"];
+    assert_eq!(refused("trusted")["refused"], serde_json::json!({}));
+    assert_eq!(refused("trusted")["counters"]["calls_refused"], 0);
+    for (name, netlink) in [("inspector", serde_json::Value::Null), ("confined", 1.into())] {
+        let process = refused(name);
+        assert_eq!(process["refused"]["socket(AF_NETLINK)"], netlink, "{process}");
+        let counts = process["refused"].as_object().unwrap().values().map(|count| count.as_u64().unwrap());
+        assert_eq!(process["counters"]["calls_refused"], counts.sum::<u64>(), "{process}");
+        assert_eq!(agent.log_lines(&format!("plugin {name}: the sandbox refused ")).len(), 8, "a few are told");
+    }
+    let beat = site.fresh_heartbeats(&agent).plugins["confined"].clone();
+    assert!(beat["refused"].contains("socket(AF_INET) 2; "), "{beat:?}");
+
     // What they have left behind ends with them.
     let escaped: Vec<u32> = site
         .records(&agent, |records| records.of_type(TRIED).map(|record| record["escaped"].parse().unwrap()).collect());
     assert!(escaped.iter().all(|pid| is_alive(*pid)));
     site.configure(&agent, &[beside]);
     wait_until("end of what escaped", || escaped.iter().all(|pid| !is_alive(*pid)));
+}
+
+fn status(agent: &Agent, more: &[&str]) -> String {
+    let mut command = Command::new(&Binaries::for_tests().elklet);
+    let output = command.args(["status", "--workdir"]).arg(agent.workdir().path()).args(more).output();
+    String::from_utf8(output.unwrap().stdout).unwrap()
+}
+
+#[test]
+fn a_plugin_that_dies_of_a_wall_is_told_with_it() {
+    let site = Site::new();
+    let setup = site.eager().setting("plugin.x", "profile = \"confined\"");
+    site.center().set_configs(Some(vec![setup.workdir().install("x", HOSTILE, "die")]));
+    let agent = setup.start();
+    agent.wait_for_log("plugin x: the sandbox refused socket(AF_INET); allow = [\"network\"] would let it");
+    agent.wait_for_log("plugin x exited with code 1 (its sandbox had refused socket(AF_INET) 1 times) unexpectedly");
+    let walls = agent.wait_for_log("plugin x had these limits: ");
+    assert!(walls.contains("system calls and sockets (seccomp)"), "{walls}");
+}
+
+#[test]
+fn a_flood_of_refused_calls_is_answered_slowly_and_hangs_nobody() {
+    let site = Site::new();
+    let setup = site.eager().setting("plugin.x", "profile = \"confined\"\nend_with_agent = false");
+    let flood = setup.workdir().install("x", HOSTILE, "flood");
+    site.center().set_configs(Some(vec![flood.clone()]));
+    let agent = setup.start();
+    let process = || {
+        let shown: serde_json::Value = serde_json::from_str(&status(&agent, &["--json"])).unwrap();
+        shown["plugins"][0]["process"].clone()
+    };
+    agent.wait_for_log("plugin x: the sandbox refused unshare");
+    wait_until("a second of flood", || process()["uptime_seconds"].as_u64() >= Some(2));
+    let began = Instant::now();
+    let before = process();
+    wait_until("more of it", || process()["refused"]["unshare"].as_u64() > before["refused"]["unshare"].as_u64());
+    let refused = process()["refused"]["unshare"].as_u64().unwrap();
+    // 32 answers, and then none for 100 ms. Both times leave out a part of a second.
+    let lived = before["uptime_seconds"].as_u64().unwrap() + 2 + began.elapsed().as_secs();
+    assert!(refused <= lived * 320 + 32, "{refused} in {lived} s");
+    // A plugin that outlives its agent goes on.
+    let directory = agent.workdir().plugin_dir("x");
+    let _setup = agent.kill();
+    wait_until("a plugin without an agent", || directory.join("alone").exists());
 }
 
 #[test]
@@ -144,9 +209,7 @@ fn a_plugin_loses_no_record_in_a_sandbox_and_its_status_names_the_walls() {
                 .is_some_and(|series| (series.received, series.missing, series.misplaced) == (3000, 0, 0))
         });
     }
-    let output =
-        Command::new(&Binaries::for_tests().elklet).args(["status", "--workdir"]).arg(agent.workdir().path()).output();
-    let status = String::from_utf8(output.unwrap().stdout).unwrap();
+    let status = status(&agent, &[]);
     assert!(status.contains("system calls and sockets (seccomp)"), "{status}");
     // The next heartbeat is a minute away. A new stream begins with one of each plugin.
     let _ = site.fresh_heartbeats(&agent);

@@ -22,7 +22,9 @@ use crate::clock::Clock;
 use crate::config::Settings;
 use crate::fetch::Cancel;
 use crate::logging::{self, Event, Kind};
-use crate::plugin::{self, Applied, Confiner, Group, Kin, Newest, PrepareError, Prepared, Preparer, Spawned, Stderr};
+use crate::plugin::{
+    self, Applied, Confiner, Group, Kin, Newest, PrepareError, Prepared, Preparer, Refusals, Spawned, Stderr,
+};
 use crate::pump::{PlugId, PluginStats, PumpHandle};
 use crate::status::Meter;
 use crate::sys::blocking::{self, Chores};
@@ -181,7 +183,7 @@ impl Plugins {
             logging::audit(&Event { sha256: &sha256, ..Event::new(Kind::Plugin, &what, &result) });
         }
         match spawned {
-            Ok(Spawned { mut child, pid, pipes, stderr, limits, groups }) => {
+            Ok(Spawned { mut child, pid, pipes, stderr, limits, groups, refusals }) => {
                 let own = Own::plugin(pid);
                 self.kin.join(mark, pid);
                 log::info!("plugin {} version {} started as process {pid}", config.name, config.version);
@@ -189,6 +191,7 @@ impl Plugins {
                 self.write_kept(now);
                 let stats = Arc::new(PluginStats::default());
                 let stderr = Stderr::new(stderr, config.name.clone(), Arc::clone(&stats), self.clock);
+                let refusals = Refusals::new(refusals, config.name.clone(), Arc::clone(&stats));
                 let plug = pump.plug(config.name.clone(), origin, pipes, Arc::clone(&stats));
                 self.open.insert(plug, Open::new(config.name.clone(), Arc::clone(&stats)));
                 let running = Running {
@@ -205,7 +208,7 @@ impl Plugins {
                 self.running.insert(config.name.clone(), running);
                 let (name, events) = (config.name.clone(), self.events.clone());
                 tokio::spawn(async move {
-                    let (ended, last_words) = stderr.follow(child.wait()).await;
+                    let (ended, last_words) = stderr.follow(refusals.answer_until(child.wait())).await;
                     let how = match ended {
                         Ok(status) => plugin::describe(status),
                         Err(error) => format!("was lost sight of ({error})"),
@@ -276,12 +279,20 @@ impl Plugins {
                 }
                 None
             }
-            PluginEvent::Exited(name, how, last_words) => {
+            PluginEvent::Exited(name, mut how, last_words) => {
                 if let Some(running) = self.running.remove(&name) {
+                    how += &refused(&running.stats.refusals());
                     // The agent complains of one that was not asked to end.
                     match running.stopping {
                         true => log::info!("plugin {name} (process {}) {how}", running.pid),
-                        false => self.deaths += 1,
+                        false => {
+                            self.deaths += 1;
+                            // The kernel tells nobody which file it has refused.
+                            let limits: Vec<_> = running.limits.iter().map(ToString::to_string).collect();
+                            if !limits.is_empty() {
+                                log::info!("plugin {name} had these limits: {}", limits.join("; "));
+                            }
+                        }
                     }
                     // What it may have started ends with it, so that nobody writes into its pipes any more.
                     kill_group(running.pid);
@@ -318,6 +329,19 @@ impl Plugins {
 
     pub(super) fn directory(&self, name: &PluginName) -> PathBuf {
         plugin::directory(&self.preparer.workdir, name)
+    }
+}
+
+/// Walls that the report of an end names.
+const MAX_WALLS: usize = 4;
+
+/// Adds to the report of an end what the sandbox had refused before.
+fn refused(refusals: &[(&'static str, u64)]) -> String {
+    let named: Vec<_> = refusals.iter().take(MAX_WALLS).map(|(call, count)| format!("{call} {count} times")).collect();
+    match refusals.len() {
+        0 => String::new(),
+        ..=MAX_WALLS => format!(" (its sandbox had refused {})", named.join(", ")),
+        more => format!(" (its sandbox had refused {} and {} others)", named.join(", "), more - MAX_WALLS),
     }
 }
 

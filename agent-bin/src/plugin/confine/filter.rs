@@ -9,6 +9,7 @@
 //! and is 19 KB of it.
 
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 use libc::sock_filter;
 
@@ -51,69 +52,69 @@ pub(super) const NEW: libc::c_long = if cfg!(target_arch = "mips") { 4000 } else
 /// Takes its flags from memory, which a filter cannot read. Programs go on with `clone` where a kernel lacks it.
 const CLONE3: libc::c_long = NEW + 435;
 
-/// What is refused, whatever its arguments are.
-const REFUSED: &[libc::c_long] = &[
+/// What is refused, whatever its arguments are, with the calls' names.
+const REFUSED: &[(libc::c_long, &str)] = &[
     // The kernel's code, and another kernel.
-    libc::SYS_init_module,
-    libc::SYS_finit_module,
-    libc::SYS_delete_module,
-    libc::SYS_kexec_load,
+    (libc::SYS_init_module, "init_module"),
+    (libc::SYS_finit_module, "finit_module"),
+    (libc::SYS_delete_module, "delete_module"),
+    (libc::SYS_kexec_load, "kexec_load"),
     #[cfg(any(target_arch = "x86_64", target_arch = "powerpc64", target_arch = "s390x"))]
-    libc::SYS_kexec_file_load,
+    (libc::SYS_kexec_file_load, "kexec_file_load"),
     #[cfg(target_arch = "aarch64")]
-    294,
-    libc::SYS_bpf,
-    libc::SYS_reboot,
+    (294, "kexec_file_load"),
+    (libc::SYS_bpf, "bpf"),
+    (libc::SYS_reboot, "reboot"),
     // Other processes. Their descriptors and memory would be a way around everything else.
-    libc::SYS_ptrace,
-    libc::SYS_process_vm_readv,
-    libc::SYS_process_vm_writev,
-    libc::SYS_kcmp,
-    NEW + 438, // pidfd_getfd
+    (libc::SYS_ptrace, "ptrace"),
+    (libc::SYS_process_vm_readv, "process_vm_readv"),
+    (libc::SYS_process_vm_writev, "process_vm_writev"),
+    (libc::SYS_kcmp, "kcmp"),
+    (NEW + 438, "pidfd_getfd"),
     // Mounts and namespaces.
-    libc::SYS_mount,
-    libc::SYS_umount2,
-    libc::SYS_pivot_root,
-    libc::SYS_chroot,
-    libc::SYS_setns,
-    libc::SYS_unshare,
-    NEW + 428, // open_tree
-    NEW + 429, // move_mount
-    NEW + 430, // fsopen
-    NEW + 431, // fsconfig
-    NEW + 432, // fsmount
-    NEW + 433, // fspick
-    NEW + 442, // mount_setattr
-    NEW + 467, // open_tree_attr
+    (libc::SYS_mount, "mount"),
+    (libc::SYS_umount2, "umount2"),
+    (libc::SYS_pivot_root, "pivot_root"),
+    (libc::SYS_chroot, "chroot"),
+    (libc::SYS_setns, "setns"),
+    (libc::SYS_unshare, "unshare"),
+    (NEW + 428, "open_tree"),
+    (NEW + 429, "move_mount"),
+    (NEW + 430, "fsopen"),
+    (NEW + 431, "fsconfig"),
+    (NEW + 432, "fsmount"),
+    (NEW + 433, "fspick"),
+    (NEW + 442, "mount_setattr"),
+    (NEW + 467, "open_tree_attr"),
     // It finds files without a path, and so without the directories that are closed.
-    libc::SYS_open_by_handle_at,
+    (libc::SYS_open_by_handle_at, "open_by_handle_at"),
     // What others see of the host.
-    libc::SYS_settimeofday,
-    libc::SYS_clock_settime,
-    libc::SYS_sethostname,
-    libc::SYS_setdomainname,
-    libc::SYS_swapon,
-    libc::SYS_swapoff,
-    libc::SYS_acct,
-    libc::SYS_quotactl,
-    NEW + 443, // quotactl_fd
-    libc::SYS_vhangup,
+    (libc::SYS_settimeofday, "settimeofday"),
+    (libc::SYS_clock_settime, "clock_settime"),
+    (libc::SYS_sethostname, "sethostname"),
+    (libc::SYS_setdomainname, "setdomainname"),
+    (libc::SYS_swapon, "swapon"),
+    (libc::SYS_swapoff, "swapoff"),
+    (libc::SYS_acct, "acct"),
+    (libc::SYS_quotactl, "quotactl"),
+    (NEW + 443, "quotactl_fd"),
+    (libc::SYS_vhangup, "vhangup"),
     // Keys of others.
-    libc::SYS_add_key,
-    libc::SYS_request_key,
-    libc::SYS_keyctl,
+    (libc::SYS_add_key, "add_key"),
+    (libc::SYS_request_key, "request_key"),
+    (libc::SYS_keyctl, "keyctl"),
     // What is hard to get right in the kernel. io_uring would also open sockets past this filter.
-    libc::SYS_perf_event_open,
-    libc::SYS_userfaultfd,
-    NEW + 425, // io_uring_setup
-    NEW + 426, // io_uring_enter
-    NEW + 427, // io_uring_register
+    (libc::SYS_perf_event_open, "perf_event_open"),
+    (libc::SYS_userfaultfd, "userfaultfd"),
+    (NEW + 425, "io_uring_setup"),
+    (NEW + 426, "io_uring_enter"),
+    (NEW + 427, "io_uring_register"),
     #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
-    libc::SYS_iopl,
+    (libc::SYS_iopl, "iopl"),
     #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
-    libc::SYS_ioperm,
+    (libc::SYS_ioperm, "ioperm"),
     #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
-    libc::SYS_modify_ldt,
+    (libc::SYS_modify_ldt, "modify_ldt"),
 ];
 
 /// Flags of `clone` that make namespaces.
@@ -139,13 +140,44 @@ const fn refuse(errno: i32) -> u32 {
     0x0005_0000 | errno.cast_unsigned()
 }
 
+/// The call waits until the listener has said what becomes of it.
+const ASK: u32 = 0x7fc0_0000;
+
 /// Where `struct seccomp_data` has the call's number and the architecture.
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
 
+/// Steps of the program that look at the architecture. A call of another one has a number that says nothing.
+const ARCH_STEPS: usize = 3;
+
 /// A filter, ready for the process that it is for.
 #[derive(Debug)]
-pub(super) struct Filter(Vec<sock_filter>);
+pub(super) struct Filter {
+    /// It refuses by itself.
+    program: Vec<sock_filter>,
+    /// It refuses the same, and leaves it to the listener to say so.
+    asking: Vec<sock_filter>,
+}
+
+/// Says which of the refused calls this is, and with which error it fails.
+pub(super) fn refusal(call: i32, argument_0: u64) -> (&'static str, i32) {
+    let call = libc::c_long::from(call);
+    if call == libc::SYS_socket {
+        // The kernel takes the lower half, whatever the rest is.
+        let family = (argument_0 & u64::from(u32::MAX)).try_into();
+        let name = match family.map(u32::cast_signed) {
+            Ok(libc::AF_UNIX) => "socket(AF_UNIX)",
+            Ok(libc::AF_INET) => "socket(AF_INET)",
+            Ok(libc::AF_INET6) => "socket(AF_INET6)",
+            Ok(libc::AF_NETLINK) => "socket(AF_NETLINK)",
+            Ok(libc::AF_PACKET) => "socket(AF_PACKET)",
+            _ => "socket(another family)",
+        };
+        return (name, libc::EACCES);
+    }
+    let known = REFUSED.iter().find(|(refused, _)| *refused == call);
+    (known.map_or("clone(new namespaces)", |(_, name)| *name), libc::EPERM)
+}
 
 impl Filter {
     /// A filter that leaves `families` of sockets, or all of them. `None` where the architecture is not known.
@@ -153,7 +185,7 @@ impl Filter {
         if ARCHITECTURE == 0 {
             return None;
         }
-        let mut filter = Self(Vec::with_capacity(2 * REFUSED.len() + 40));
+        let mut filter = Self { program: Vec::with_capacity(2 * REFUSED.len() + 40), asking: Vec::new() };
         // Calls of another architecture have other numbers.
         filter.step(LOAD, ARCH);
         filter.test(IF_EQUAL, ARCHITECTURE, 1, 0);
@@ -164,7 +196,7 @@ impl Filter {
             filter.unless_then(IF_AT_LEAST, 0x4000_0000, refuse(libc::ENOSYS));
         }
         filter.unless_then(IF_EQUAL, number(CLONE3), refuse(libc::ENOSYS));
-        for refused in REFUSED {
+        for (refused, _) in REFUSED {
             filter.unless_then(IF_EQUAL, number(*refused), refuse(libc::EPERM));
         }
         let flags = argument(if cfg!(target_arch = "s390x") { 1 } else { 0 });
@@ -185,6 +217,13 @@ impl Filter {
             filter.step(RETURN, refuse(libc::EACCES));
         }
         filter.step(RETURN, ALLOW);
+        filter.asking = filter.program.clone();
+        for step in filter.asking.iter_mut().skip(ARCH_STEPS) {
+            // `ENOSYS` is not a wall: programs go on with another call.
+            if step.code == RETURN && [refuse(libc::EPERM), refuse(libc::EACCES)].contains(&step.k) {
+                step.k = ASK;
+            }
+        }
         Some(filter)
     }
 
@@ -193,22 +232,27 @@ impl Filter {
     /// # Errors
     /// When the kernel cannot, or not for a process that may get new rights by exec.
     pub(super) fn install(&self) -> io::Result<()> {
-        let program = libc::sock_fprog {
-            len: u16::try_from(self.0.len()).unwrap_or(u16::MAX),
-            filter: self.0.as_ptr().cast_mut(),
-        };
-        // SAFETY: the kernel reads the program, and as many steps as there are.
-        let done = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
-        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        install(&self.program, 0).map(drop)
+    }
+
+    /// Does the same, but has each refused call wait for the listener, which this returns. Allocates nothing.
+    ///
+    /// # Errors
+    /// As with [`Filter::install`], before Linux 5.0, and below a filter that has a listener already.
+    pub(super) fn install_asking(&self) -> io::Result<OwnedFd> {
+        const NEW_LISTENER: libc::c_ulong = 1 << 3;
+        let listener = install(&self.asking, NEW_LISTENER)?;
+        // SAFETY: the kernel has made this descriptor for this call.
+        Ok(unsafe { OwnedFd::from_raw_fd(listener) })
     }
 
     fn step(&mut self, code: u16, k: u32) {
-        self.0.push(sock_filter { code, jt: 0, jf: 0, k });
+        self.program.push(sock_filter { code, jt: 0, jf: 0, k });
     }
 
     /// Skips `yes` steps if the test holds and `no` if it does not.
     fn test(&mut self, code: u16, k: u32, yes: u8, no: u8) {
-        self.0.push(sock_filter { code, jt: yes, jf: no, k });
+        self.program.push(sock_filter { code, jt: yes, jf: no, k });
     }
 
     /// Returns `result` if the test holds, and goes on if it does not.
@@ -216,6 +260,15 @@ impl Filter {
         self.test(code, k, 0, 1);
         self.step(RETURN, result);
     }
+}
+
+/// Returns what the kernel does: a descriptor, or 0.
+fn install(program: &[sock_filter], flags: libc::c_ulong) -> io::Result<i32> {
+    let program =
+        libc::sock_fprog { len: u16::try_from(program.len()).unwrap_or(u16::MAX), filter: program.as_ptr().cast_mut() };
+    // SAFETY: the kernel reads the program, and as many steps as there are.
+    let done = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    i32::try_from(done).ok().filter(|done| *done >= 0).ok_or_else(io::Error::last_os_error)
 }
 
 /// The number of a call, as the filter sees it.
@@ -233,14 +286,14 @@ mod tests {
     use super::*;
 
     /// What the kernel would do with a call.
-    fn judge(filter: &Filter, architecture: u32, call: libc::c_long, argument_0: u64) -> u32 {
+    fn judge(program: &[sock_filter], architecture: u32, call: libc::c_long, argument_0: u64) -> u32 {
         let mut data = [0_u8; 64];
         data[..4].copy_from_slice(&number(call).to_ne_bytes());
         data[4..8].copy_from_slice(&architecture.to_ne_bytes());
         data[16..24].copy_from_slice(&argument_0.to_ne_bytes());
         let (mut at, mut loaded) = (0, 0);
         loop {
-            let sock_filter { code, jt, jf, k } = filter.0[at];
+            let sock_filter { code, jt, jf, k } = program[at];
             let holds = match code {
                 RETURN => return k,
                 LOAD => {
@@ -262,12 +315,26 @@ mod tests {
     fn what_no_plugin_needs_is_refused_and_the_rest_is_not() {
         let filter = Filter::new(Some(&[libc::AF_UNIX])).expect("a known architecture");
         let free = Filter::new(None).expect("a known architecture");
-        assert_eq!(judge(&free, ARCHITECTURE, libc::SYS_socket, 2), ALLOW);
-        let judge = |call, argument: i32| judge(&filter, ARCHITECTURE, call, u64::from(argument.cast_unsigned()));
-        for refused in REFUSED {
-            assert_eq!(judge(*refused, 0), refuse(libc::EPERM), "{refused}");
+        assert_eq!(judge(&free.program, ARCHITECTURE, libc::SYS_socket, 2), ALLOW);
+        let judge = |call, argument: i32| {
+            let argument = u64::from(argument.cast_unsigned());
+            let (told, asked) = (
+                judge(&filter.program, ARCHITECTURE, call, argument),
+                judge(&filter.asking, ARCHITECTURE, call, argument),
+            );
+            // The listener refuses the same with the same error.
+            match asked {
+                ASK => assert_eq!(told, refuse(refusal(i32::try_from(call).expect("small"), argument).1), "{call}"),
+                asked => assert_eq!(told, asked, "{call}"),
+            }
+            told
+        };
+        for (refused, name) in REFUSED {
+            assert_eq!(judge(*refused, 0), refuse(libc::EPERM), "{name}");
         }
         assert_eq!(judge(CLONE3, 0), refuse(libc::ENOSYS));
+        assert_eq!(refusal(i32::try_from(REFUSED[0].0).expect("small"), 0), ("init_module", libc::EPERM));
+        assert_eq!(refusal(i32::try_from(libc::SYS_socket).expect("small"), 1 << 32 | 2).0, "socket(AF_INET)");
         for allowed in [libc::SYS_read, libc::SYS_execve, libc::SYS_execveat, libc::SYS_dup3, libc::SYS_connect] {
             assert_eq!(judge(allowed, 0), ALLOW, "{allowed}");
         }
@@ -281,8 +348,10 @@ mod tests {
     #[test]
     fn calls_of_another_architecture_are_refused() {
         let filter = Filter::new(None).expect("a known architecture");
-        assert_eq!(judge(&filter, ARCHITECTURE ^ 1, libc::SYS_read, 0), refuse(libc::EPERM));
+        for program in [&filter.program, &filter.asking] {
+            assert_eq!(judge(program, ARCHITECTURE ^ 1, libc::SYS_read, 0), refuse(libc::EPERM));
+        }
         #[cfg(target_arch = "x86_64")]
-        assert_eq!(judge(&filter, ARCHITECTURE, 0x4000_0000 + libc::SYS_read, 0), refuse(libc::ENOSYS));
+        assert_eq!(judge(&filter.asking, ARCHITECTURE, 0x4000_0000 + libc::SYS_read, 0), refuse(libc::ENOSYS));
     }
 }

@@ -8,20 +8,27 @@
 mod cgroup;
 mod filter;
 mod landlock;
+mod refusals;
 mod sandbox;
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process;
 
 use elklet_core::command::PluginName;
 use elklet_core::time::Millis;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
 
 pub(crate) use self::cgroup::Group;
 use self::cgroup::{Controller, Hierarchies};
+pub(crate) use self::refusals::Refusals;
 use super::process::raised;
 use crate::config::{Confinement, Rights, Settings};
 
@@ -84,8 +91,8 @@ pub(crate) struct Confining {
     groups: Vec<(File, usize)>,
     /// Resource, value, and the index of the limit that each is for.
     rlimits: Vec<(Resource, libc::rlim_t, usize)>,
-    /// A pipe for failures: the index of the limit, and the error's number.
-    complaints: (File, File),
+    /// Sockets for failures: the index of the limit, and the error's number. One message has the filter's listener, and no failure.
+    complaints: (OwnedFd, OwnedFd),
     applied: Vec<Applied>,
     made: Vec<Group>,
 }
@@ -119,12 +126,13 @@ impl Confiner {
     /// Prepares to confine a plugin that is about to start.
     ///
     /// # Errors
-    /// When no pipe can be made.
+    /// When no sockets can be made.
     pub(crate) fn confine(&mut self, name: &PluginName) -> io::Result<Confining> {
         let own = self.settings.plugin.get(name.as_str());
         let confinement = self.settings.plugins.confinement(own);
-        let (read, write) = pipe()?;
-        rustix::io::ioctl_fionbio(&read, true)?;
+        let (read, write) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        // They lie above the descriptors that have a meaning in a plugin.
+        let complaints = (raised(read)?, raised(write)?);
         let mut confining = Confining {
             confinement,
             rights: self.settings.plugins.rights(name.as_str(), own),
@@ -132,7 +140,7 @@ impl Confiner {
             agent: libc::pid_t::try_from(process::id()).map_err(io::Error::other)?,
             groups: Vec::new(),
             rlimits: Vec::new(),
-            complaints: (read, write),
+            complaints,
             applied: Vec::new(),
             made: Vec::new(),
         };
@@ -203,12 +211,6 @@ fn wanted(confinement: &Confinement) -> impl Iterator<Item = (Controller, u64, S
     .flatten()
 }
 
-/// Makes a pipe whose ends lie above the descriptors that have a meaning in a plugin.
-fn pipe() -> io::Result<(File, File)> {
-    let (read, write) = io::pipe()?;
-    Ok((raised(read)?.into(), raised(write)?.into()))
-}
-
 impl Confining {
     /// Prepares the sandbox, if the plugin is not trusted. Its executable is in place.
     pub(super) fn enclose(&mut self, name: &PluginName, executable: &Path) {
@@ -238,7 +240,7 @@ impl Confining {
             unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
         }
         for (step, limit) in &self.steps {
-            if let Err(error) = step.take() {
+            if let Err(error) = step.take(self, *limit) {
                 self.complain(*limit, &error);
             }
         }
@@ -266,11 +268,39 @@ impl Confining {
         unsafe { libc::write(self.complaints.1.as_raw_fd(), complaint.as_ptr().cast(), complaint.len()) };
     }
 
-    /// Returns, once the process has started, how each limit is enforced, and the groups to release when it has ended.
-    /// Logs limits that are not enforced.
-    pub(super) fn finish(mut self, name: &PluginName) -> (Vec<Applied>, Vec<Group>) {
-        let mut complaint = [0; 5];
-        while self.complaints.0.read_exact(&mut complaint).is_ok() {
+    /// Gives the parent a descriptor. Allocates nothing.
+    fn hand_over(&self, listener: BorrowedFd<'_>) -> io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let listener = [listener];
+        ancillary.push(SendAncillaryMessage::ScmRights(&listener));
+        sendmsg(&self.complaints.1, &[IoSlice::new(&[0; 5])], &mut ancillary, SendFlags::empty())?;
+        Ok(())
+    }
+
+    /// Receives a complaint, or the listener.
+    fn receive(&self) -> Option<([u8; 5], Option<OwnedFd>)> {
+        let (mut complaint, mut space) = ([0; 5], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))]);
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let received =
+            recvmsg(&self.complaints.0, &mut [IoSliceMut::new(&mut complaint)], &mut ancillary, flags).ok()?;
+        let listener = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+            _ => None,
+        });
+        (received.bytes == complaint.len()).then_some((complaint, listener))
+    }
+
+    /// Returns, once the process has started, how each limit is enforced, the groups to release when it has ended, and what
+    /// hears of refused calls. Logs limits that are not enforced.
+    pub(super) fn finish(mut self, name: &PluginName) -> (Vec<Applied>, Vec<Group>, Option<OwnedFd>) {
+        let mut listener = None;
+        while let Some((complaint, received)) = self.receive() {
+            if received.is_some() {
+                listener = received;
+                continue;
+            }
             let [limit, errno @ ..] = complaint;
             let error = io::Error::from_raw_os_error(i32::from_ne_bytes(errno));
             if let Some(applied) = self.applied.get_mut(usize::from(limit)) {
@@ -283,7 +313,7 @@ impl Confining {
                 By::Cgroup(_) | By::Rlimit | By::Kernel(_) => log::info!("plugin {name}: {applied}"),
             }
         }
-        (self.applied, self.made)
+        (self.applied, self.made, listener)
     }
 
     /// The process could not be started. Returns the groups to release.

@@ -11,6 +11,7 @@
 use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ use rustix::thread::{
 
 use super::filter::{Filter, NEW};
 use super::landlock::{self, Rules};
-use super::{Applied, By};
+use super::{Applied, By, Confining};
 use crate::config::{CAPABILITIES, Right, Rights};
 
 /// The users that plugins have: above those of people, packages and containers, and below the sign bit.
@@ -73,7 +74,7 @@ pub(super) enum Step {
     Capabilities(CapabilitySet),
     /// Rules for files.
     Files(Rules),
-    /// A filter of system calls.
+    /// A filter of system calls. What counts those that it refuses has the next index.
     Calls(Filter),
 }
 
@@ -122,6 +123,7 @@ pub(super) fn prepare(name: &PluginName, executable: &Path, rights: &Rights, app
     let filter = filter.ok_or_else(|| io::Error::other("it has no filter for this processor"));
     let what = if has_network { "system calls" } else { "system calls and sockets" };
     add(what.to_owned(), "seccomp", filter.map(Step::Calls));
+    applied.push(Applied { limit: "refused calls counted".to_owned(), by: By::Kernel("seccomp") });
     steps
 }
 
@@ -200,7 +202,7 @@ fn give(directory: &Path, executable: &Path, user: u32) -> io::Result<()> {
 
 impl Step {
     /// Takes the step in the calling process, which was just forked: makes only system calls and allocates no memory.
-    pub(super) fn take(&self) -> io::Result<()> {
+    pub(super) fn take(&self, confining: &Confining, limit: usize) -> io::Result<()> {
         match self {
             // SAFETY: nothing that this process has or does depends on its network.
             Self::NoNetwork => Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?),
@@ -214,7 +216,13 @@ impl Step {
             }
             Self::Capabilities(kept) => keep(*kept),
             Self::Files(rules) => rules.restrict_self(),
-            Self::Calls(filter) => filter.install(),
+            Self::Calls(filter) => {
+                let asks = filter.install_asking().and_then(|listener| confining.hand_over(listener.as_fd()));
+                let Err(error) = asks else { return Ok(()) };
+                confining.complain(limit + 1, &error);
+                // Where both are there, this one counts.
+                filter.install()
+            }
         }
     }
 }
