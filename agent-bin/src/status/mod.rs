@@ -212,8 +212,7 @@ pub(crate) struct Process {
     pub(crate) traffic: Traffic,
 }
 
-#[expect(clippy::ptr_arg, reason = "serde hands over a reference to the field")]
-fn refused_as_map<S: Serializer>(refused: &Vec<(&'static str, u64)>, serializer: S) -> Result<S::Ok, S::Error> {
+fn refused_as_map<S: Serializer>(refused: &[(&'static str, u64)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(refused.iter().copied())
 }
 

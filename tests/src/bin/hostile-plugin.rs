@@ -1,7 +1,7 @@
 //! A plugin that tries what no plugin should, and reports how far it came.
 //!
 //! `DETAIL` says where things are: lines `key=`, `outside=` (a directory of the agent's user with a file `file`), `open=` (a directory
-//! that everybody may write), `log=`, `socket=`, `beside=` (the directory of another plugin), and `victim=` (a process of the agent's
+//! that everybody may write), `tmp=` (a file in `/tmp`), `log=`, `socket=`, `beside=` (the directory of another plugin), and `victim=` (a process of the agent's
 //! user). It sends one record of type 7010 for each attempt, with `attempt`, `outcome` and `errno`, and one of type 7011 at the end. An
 //! attempt that the host refuses has the outcome `no`. One that succeeds has `yes`, and so has one that only fails because it is made
 //! with arguments that do no harm: no attempt changes a host on which it is not refused.
@@ -24,8 +24,9 @@ use std::ptr;
 
 use libc::c_long;
 
-/// What the host answers when it refuses. `EXDEV` is a link that would lead out of the own directory.
-const REFUSALS: [i32; 5] = [libc::EPERM, libc::EACCES, libc::EROFS, libc::EXDEV, libc::EAGAIN];
+/// What the host answers when it refuses. `EXDEV` is a link that would lead out of the own directory, `ENOSPC` the bound of a
+/// temporary directory.
+const REFUSALS: [i32; 6] = [libc::EPERM, libc::EACCES, libc::EROFS, libc::EXDEV, libc::EAGAIN, libc::ENOSPC];
 
 /// A call with these numbers as its arguments.
 macro_rules! call {
@@ -40,6 +41,7 @@ struct Places {
     key: PathBuf,
     outside: PathBuf,
     open: PathBuf,
+    tmp: PathBuf,
     log: PathBuf,
     socket: PathBuf,
     beside: PathBuf,
@@ -50,7 +52,7 @@ struct Places {
 type Attempt = (&'static str, fn(&Places) -> io::Result<()>);
 
 /// Every attempt, in the order of the table in docs/security.md.
-const ATTEMPTS: [Attempt; 58] = [
+const ATTEMPTS: [Attempt; 64] = [
     // Its own.
     ("write-own", |_| fs::write("made", "x")),
     ("read-passwd", |_| File::open("/etc/passwd").map(drop)),
@@ -62,12 +64,24 @@ const ATTEMPTS: [Attempt; 58] = [
     ("chmod-outside", |places| fs::set_permissions(places.outside.join("file"), fs::Permissions::from_mode(0o600))),
     ("delete-outside", |places| fs::remove_file(places.outside.join("made")).or_else(but_not(libc::ENOENT))),
     ("write-where-all-may", |places| fs::write(places.open.join(process::id().to_string()), "x")),
+    ("write-tmp", |_| in_tmp(b"x")),
+    ("fill-tmp", |_| in_tmp(&vec![b'x'; 17 << 20])),
+    ("run-from-tmp", |_| {
+        let program = format!("/tmp/{}-run", process::id());
+        let ran = fs::copy("/bin/true", &program).and_then(|_| Command::new(&program).status());
+        let _ = fs::remove_file(&program);
+        ran.map(drop)
+    }),
+    ("read-tmp", |places| read(&places.tmp).map_err(hidden)),
+    ("read-tmp-through-root", |places| {
+        read(Path::new(&format!("/proc/{}/root{}", places.victim, places.tmp.display()))).map_err(hidden)
+    }),
     ("write-etc", |_| OpenOptions::new().append(true).open("/etc/passwd").map(drop)),
     ("write-beside", |places| fs::write(places.beside.join("made"), "x")),
     ("make-beside", |places| fs::create_dir(places.beside.with_file_name(process::id().to_string()))),
     ("write-sysctl", |_| OpenOptions::new().write(true).open("/proc/sys/kernel/core_pattern").map(drop)),
     ("spare-other", |places| {
-        OpenOptions::new().write(true).open(format!("/proc/{}/oom_score_adj", places.victim)).map(drop)
+        OpenOptions::new().write(true).open(format!("/proc/{}/oom_score_adj", places.victim)).map(drop).map_err(hidden)
     }),
     ("make-device", |_| {
         let made = call!(libc::SYS_mknodat, libc::AT_FDCWD, c"device".as_ptr(), libc::S_IFCHR | 0o600, 0x0101);
@@ -87,14 +101,17 @@ const ATTEMPTS: [Attempt; 58] = [
     }),
     ("open-by-handle", |_| call!(libc::SYS_open_by_handle_at, libc::AT_FDCWD, ptr::null::<u8>(), 0).map(drop)),
     // Other processes.
+    ("see-process", |places| fs::metadata(format!("/proc/{}", places.victim)).map(drop).map_err(hidden)),
     ("ptrace", |places| {
         const SEIZE: i32 = 0x4206;
         const DETACH: i32 = 17;
         call!(libc::SYS_ptrace, SEIZE, places.victim, 0, 0)?;
         call!(libc::SYS_ptrace, DETACH, places.victim, 0, 0).map(drop).or_else(but_not(libc::ESRCH))
     }),
-    ("read-memory", |places| File::open(format!("/proc/{}/mem", places.victim)).map(drop)),
-    ("write-memory", |places| OpenOptions::new().write(true).open(format!("/proc/{}/mem", places.victim)).map(drop)),
+    ("read-memory", |places| File::open(format!("/proc/{}/mem", places.victim)).map(drop).map_err(hidden)),
+    ("write-memory", |places| {
+        OpenOptions::new().write(true).open(format!("/proc/{}/mem", places.victim)).map(drop).map_err(hidden)
+    }),
     ("read-memory-by-call", |places| call!(libc::SYS_process_vm_readv, places.victim, 0, 0, 0, 0, 0).map(drop)),
     ("write-memory-by-call", |places| call!(libc::SYS_process_vm_writev, places.victim, 0, 0, 0, 0, 0).map(drop)),
     ("take-descriptor", |places| {
@@ -104,13 +121,13 @@ const ATTEMPTS: [Attempt; 58] = [
         call!(libc::SYS_close, taken?).map(drop)
     }),
     ("compare-descriptors", |places| call!(libc::SYS_kcmp, places.agent, places.victim, 0, 0, 0).map(drop)),
-    ("read-environment", |places| read(Path::new(&format!("/proc/{}/environ", places.victim)))),
-    ("read-executable", |places| fs::read_link(format!("/proc/{}/exe", places.victim)).map(drop)),
-    ("list-descriptors", |places| fs::read_dir(format!("/proc/{}/fd", places.victim)).map(drop)),
+    ("read-environment", |places| read(Path::new(&format!("/proc/{}/environ", places.victim))).map_err(hidden)),
+    ("read-executable", |places| fs::read_link(format!("/proc/{}/exe", places.victim)).map(drop).map_err(hidden)),
+    ("list-descriptors", |places| fs::read_dir(format!("/proc/{}/fd", places.victim)).map(drop).map_err(hidden)),
     ("write-through-root", |places| {
         let outside = places.outside.join("file");
         let through = format!("/proc/{}/root{}", places.victim, outside.display());
-        OpenOptions::new().append(true).open(through).map(drop)
+        OpenOptions::new().append(true).open(through).map(drop).map_err(hidden)
     }),
     ("kill-agent", |places| call!(libc::SYS_kill, places.agent, 0).map(drop)),
     ("kill-other", |places| call!(libc::SYS_kill, places.victim, 0).map(drop)),
@@ -171,6 +188,7 @@ fn main() {
         key: path("key"),
         outside: path("outside"),
         open: path("open"),
+        tmp: path("tmp"),
         log: path("log"),
         socket: path("socket"),
         beside: path("beside"),
@@ -196,6 +214,18 @@ fn main() {
 
 fn but_not(errno: i32) -> impl Fn(io::Error) -> io::Result<()> {
     move |error| if error.raw_os_error() == Some(errno) { Ok(()) } else { Err(error) }
+}
+
+/// Who does not see something is refused it.
+fn hidden(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::NotFound { io::Error::from_raw_os_error(libc::EACCES) } else { error }
+}
+
+fn in_tmp(text: &[u8]) -> io::Result<()> {
+    let path = format!("/tmp/{}", process::id());
+    let written = fs::write(&path, text);
+    let _ = fs::remove_file(path);
+    written
 }
 
 fn read(path: &Path) -> io::Result<()> {

@@ -66,6 +66,15 @@ impl Workdir {
         Self { dir: tempfile::tempdir().expect("a temporary directory") }
     }
 
+    /// Creates an empty one in this directory, for what does not work below `/tmp`.
+    ///
+    /// # Panics
+    /// When it cannot be created.
+    #[must_use]
+    pub fn within(parent: &Path) -> Self {
+        Self { dir: tempfile::tempdir_in(parent).expect("a directory") }
+    }
+
     /// Returns its path.
     #[must_use]
     pub fn path(&self) -> &Path {

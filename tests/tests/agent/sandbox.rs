@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use elklet_proto::grpc::Config;
 use elklet_tests::binaries::Binaries;
-use elklet_tests::harness::{Agent, Setup, Site, is_alive, skipped, types, wait_until};
+use elklet_tests::harness::{Agent, Setup, Site, Workdir, is_alive, skipped, types, wait_until};
 use rustix::process::getuid;
 
 use crate::PLUGIN;
@@ -50,8 +50,15 @@ fn outcomes(site: &Site, agent: &Agent, plugin: &str) -> BTreeMap<String, (Strin
 }
 
 /// Prepares an agent with a hostile plugin in each profile, and something for them to attack.
-fn attacked(site: &Site, ground: &Path, victim: &Victim) -> (Setup, Config) {
-    let mut setup = site.eager();
+fn attacked(site: &Site, ground: &Path, tmp: &Path, victim: &Victim) -> (Setup, Config) {
+    // Nothing of this lies in /tmp, which plugins have for themselves.
+    let certs = ground.join("certs");
+    fs::create_dir(&certs).unwrap();
+    for file in ["ca.crt", "client.crt", "client.key"] {
+        fs::copy(site.certs().join(file), certs.join(file)).unwrap();
+    }
+    let mut setup = Setup::in_directory(Workdir::within(ground)).argument("--certs").argument(certs.to_str().unwrap());
+    setup = (0..8).fold(setup, |setup, _| setup.server(&site.address()));
     let outside = ground.join("outside");
     let open = ground.join("open");
     for (directory, mode) in [(&outside, 0o700), (&open, 0o1777)] {
@@ -69,9 +76,10 @@ fn attacked(site: &Site, ground: &Path, victim: &Victim) -> (Setup, Config) {
     for profile in PROFILES {
         let places = [
             ("profile", profile.to_owned()),
-            ("key", site.certs().join("client.key").display().to_string()),
+            ("key", certs.join("client.key").display().to_string()),
             ("outside", outside.display().to_string()),
             ("open", open.display().to_string()),
+            ("tmp", tmp.display().to_string()),
             ("log", workdir.path().join("log/elklet.log").display().to_string()),
             ("socket", workdir.path().join("elklet.sock").display().to_string()),
             ("beside", workdir.plugin_dir("beside").display().to_string()),
@@ -94,9 +102,10 @@ fn a_hostile_plugin_comes_as_far_as_its_profile_lets_it() {
     if !getuid().is_root() {
         return skipped(name, "profiles are whole only if the agent is root");
     }
-    let (site, ground) = (Site::new(), tempfile::tempdir().unwrap());
+    let (site, ground) = (Site::new(), tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap());
+    let tmp = tempfile::NamedTempFile::new_in("/tmp").unwrap();
     let victim = Victim(Command::new("sleep").arg("600").spawn().unwrap());
-    let (setup, beside) = attacked(&site, ground.path(), &victim);
+    let (setup, beside) = attacked(&site, ground.path(), tmp.path(), &victim);
     let agent = setup.start();
     wait_tried(&site, &agent);
 

@@ -340,7 +340,7 @@ fn refused(refusals: &[(&'static str, u64)]) -> String {
     let named: Vec<_> = refusals.iter().take(MAX_WALLS).map(|(call, count)| format!("{call} {count} times")).collect();
     match refusals.len() {
         0 => String::new(),
-        ..=MAX_WALLS => format!(" (its sandbox had refused {})", named.join(", ")),
+        1..=MAX_WALLS => format!(" (its sandbox had refused {})", named.join(", ")),
         more => format!(" (its sandbox had refused {} and {} others)", named.join(", "), more - MAX_WALLS),
     }
 }

@@ -18,6 +18,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process;
+use std::sync::atomic::AtomicBool;
 
 use elklet_core::command::PluginName;
 use elklet_core::time::Millis;
@@ -86,6 +87,8 @@ pub(crate) struct Confining {
     /// What it may do, unless it is trusted, and its steps to that.
     rights: Option<Rights>,
     steps: sandbox::Steps,
+    /// Set in the process that was forked, once nothing that it mounts is mounted for the host.
+    has_mounts: AtomicBool,
     agent: libc::pid_t,
     /// `cgroup.procs` of its groups, each with the index of the limit that it is for.
     groups: Vec<(File, usize)>,
@@ -137,6 +140,7 @@ impl Confiner {
             confinement,
             rights: self.settings.plugins.rights(name.as_str(), own),
             steps: Vec::new(),
+            has_mounts: AtomicBool::new(false),
             agent: libc::pid_t::try_from(process::id()).map_err(io::Error::other)?,
             groups: Vec::new(),
             rlimits: Vec::new(),

@@ -8,17 +8,21 @@
 //! All memory is allocated before the fork. Each step stands on its own: one that the kernel does not have is told, and the others
 //! are taken.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use elklet_core::command::PluginName;
 use rustix::fs::CWD;
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_change, move_mount, open_tree,
+};
 use rustix::process::geteuid;
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid, UnshareFlags};
 use rustix::thread::{
@@ -61,6 +65,13 @@ const READABLE: [&str; 20] = [
     "/dev/urandom",
 ];
 
+/// Directories that everybody may write. A plugin has its own in their place, so that it neither sees nor plants files there.
+const SHARED: [&CStr; 3] = [c"/tmp", c"/var/tmp", c"/dev/shm"];
+
+/// Bounds the memory that a plugin takes by files in each of them. Nothing is executed from there.
+const OWN_TMP: &CStr = c"size=16m,nr_inodes=4096,mode=1777";
+const OWN_TMP_NAME: &str = "16 MiB each";
+
 /// A step of the process on its way into the sandbox.
 #[derive(Debug)]
 pub(super) enum Step {
@@ -68,12 +79,16 @@ pub(super) enum Step {
     NoNetwork,
     /// Mounts of its own, which are read-only but for the working directory and these.
     ReadOnly(Vec<CString>),
+    /// Empty directories in the place of these, which the rules then let it write.
+    OwnTmp(Vec<&'static CStr>, Option<Arc<Rules>>),
+    /// A `/proc` that shows no process but those that it may trace, which the rules then let it read.
+    HiddenProcesses(Option<Arc<Rules>>),
     /// This user, and its group alone.
     User(u32),
     /// These capabilities and no others.
     Capabilities(CapabilitySet),
     /// Rules for files.
-    Files(Rules),
+    Files(Arc<Rules>),
     /// A filter of system calls. What counts those that it refuses has the next index.
     Calls(Filter),
 }
@@ -106,6 +121,17 @@ pub(super) fn prepare(name: &PluginName, executable: &Path, rights: &Rights, app
     // Configured paths contain no zero bytes.
     let paths = writable.iter().filter_map(|path| CString::new(path.as_os_str().as_bytes()).ok());
     add("read-only system".to_owned(), "mount namespace", for_root(Step::ReadOnly(paths.collect())));
+    let rules = rights.is_confined.then(|| rules(directory, &writable, has_network).map(Arc::new));
+    let for_mounts = || rules.as_ref().and_then(|rules| rules.as_ref().ok()).cloned();
+    let own: Vec<_> = SHARED.into_iter().filter(|place| is_apart(place, directory, &writable)).collect();
+    if !own.is_empty() {
+        let names: Vec<_> = own.iter().map(|place| place.to_string_lossy()).collect();
+        let what = format!("own {} of {OWN_TMP_NAME}", names.join(" "));
+        add(what, "tmpfs", for_root(Step::OwnTmp(own, for_mounts())));
+    }
+    if rights.is_confined {
+        add("other processes hidden".to_owned(), "hidepid", for_root(Step::HiddenProcesses(for_mounts())));
+    }
     if !rights.allow.contains(&Right::Root) {
         let user = user_of(name);
         let step = for_root(Step::User(user)).and_then(|step| give(directory, executable, user).map(|()| step));
@@ -113,8 +139,7 @@ pub(super) fn prepare(name: &PluginName, executable: &Path, rights: &Rights, app
     }
     let kept = capabilities(rights);
     add(format!("capabilities {}", in_words(kept)), "capability sets", Ok(Step::Capabilities(kept)));
-    if rights.is_confined {
-        let rules = rules(directory, &writable, has_network);
+    if let Some(rules) = rules {
         let covers = rules.as_ref().map_or("own files", |rules| rules.covers);
         add(covers.to_owned(), "landlock", rules.map(Step::Files));
     }
@@ -125,6 +150,19 @@ pub(super) fn prepare(name: &PluginName, executable: &Path, rights: &Rights, app
     add(what.to_owned(), "seccomp", filter.map(Step::Calls));
     applied.push(Applied { limit: "refused calls counted".to_owned(), by: By::Kernel("seccomp") });
     steps
+}
+
+/// Returns true if a directory is there, and nothing that the plugin writes lies in it or around it.
+fn is_apart(place: &CStr, directory: &Path, writable: &[&PathBuf]) -> bool {
+    let place = Path::new(OsStr::from_bytes(place.to_bytes()));
+    let overlaps = |path: &Path| {
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        path.starts_with(place) || place.starts_with(&path)
+    };
+    // A link leads to another of them.
+    place.canonicalize().is_ok_and(|real| real == place)
+        && !overlaps(directory)
+        && !writable.iter().any(|path| overlaps(path))
 }
 
 fn written(right: &Right) -> Option<&PathBuf> {
@@ -206,7 +244,25 @@ impl Step {
         match self {
             // SAFETY: nothing that this process has or does depends on its network.
             Self::NoNetwork => Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?),
-            Self::ReadOnly(writable) => read_only(writable),
+            Self::ReadOnly(writable) => read_only(writable, &confining.has_mounts),
+            // Without mounts of its own, it would do this to the host.
+            Self::OwnTmp(..) | Self::HiddenProcesses(_) if !confining.has_mounts.load(Ordering::Relaxed) => {
+                Err(io::Error::from_raw_os_error(libc::EPERM))
+            }
+            Self::OwnTmp(places, rules) => {
+                let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+                for place in places {
+                    mount(c"tmpfs", *place, c"tmpfs", flags, OWN_TMP)?;
+                    allow(rules.as_deref(), place, landlock::ALL)?;
+                }
+                Ok(())
+            }
+            Self::HiddenProcesses(rules) => {
+                let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
+                // The word is as old as a /proc for each mount (Linux 5.8). Before, the option would hold for the host's.
+                mount(c"proc", c"/proc", c"proc", flags, c"hidepid=ptraceable")?;
+                allow(rules.as_deref(), c"/proc", landlock::READ)
+            }
             Self::User(user) => {
                 let (uid, gid) = (Uid::from_raw(*user), Gid::from_raw(*user));
                 set_keep_capabilities(true)?;
@@ -227,8 +283,13 @@ impl Step {
     }
 }
 
+/// Adds a rule for what was just mounted. A short path is not copied to memory that would have to be allocated.
+fn allow(rules: Option<&Rules>, place: &CStr, rights: u64) -> io::Result<()> {
+    rules.map_or(Ok(()), |rules| rules.allow(Path::new(OsStr::from_bytes(place.to_bytes())), rights))
+}
+
 /// Makes every mount read-only for the calling process, but for its working directory and these paths.
-fn read_only(writable: &[CString]) -> io::Result<()> {
+fn read_only(writable: &[CString], has_mounts: &AtomicBool) -> io::Result<()> {
     /// `struct mount_attr`.
     #[repr(C)]
     #[derive(Default)]
@@ -245,6 +306,7 @@ fn read_only(writable: &[CString]) -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
     // What the host mounts from now on is seen here too, and nothing from here there.
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+    has_mounts.store(true, Ordering::Relaxed);
     let own = open_tree(CWD, c".", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     let exempt = |path: &CStr| -> io::Result<()> {
         let tree = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
