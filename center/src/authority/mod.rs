@@ -8,6 +8,7 @@ mod peer;
 
 pub(crate) use peer::{Bound, Peer};
 
+use crate::hex::hex;
 use elklet_proto::agent_uri;
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -181,10 +182,6 @@ fn after_1970(seconds: i64) -> Duration {
 /// Returns the `SubjectPublicKeyInfo` of a certificate.
 fn key_info<'a>(certificate: &'a CertificateDer<'_>) -> Option<&'a [u8]> {
     parse_x509_certificate(certificate).ok().map(|(_, certificate)| certificate.tbs_certificate.subject_pki.raw)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ pub use crate::http::Instance;
 pub use grpc::Status;
 pub use interpose::{ConnectionStep, Interpose, Step, UploadAt, UploadStep, UploadWatch};
 pub(crate) use rolling::RolloutError;
-pub(crate) use shared::{Shared, lock, unix_millis, unix_seconds};
+pub(crate) use shared::{Shared, lock};
 pub use transfer::CommandError;
 pub(crate) use transfer::Live;
 pub(crate) use upload::{remove as remove_upload, report as upload_report};

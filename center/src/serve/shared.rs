@@ -4,13 +4,13 @@ use super::interpose::{Interpose, Step};
 use super::rolling::Rolling;
 use super::transfer::{CommandError, Order};
 use super::{Instance, Options, site};
+use crate::clock::now_ms;
 use crate::desired::{Desired, Plugin};
 use crate::enrolment::Enrolment;
 use crate::files::Files;
 use crate::fleet::{Fleet, Progress, Task};
 use crate::forward::Status;
-pub(crate) use crate::http::now_ms as unix_millis;
-use crate::http::{Access, DownloadCounts, LocalKey, Thing, Watched, now_ms, page_url};
+use crate::http::{Access, DownloadCounts, LocalKey, Thing, Watched, page_url};
 use crate::message::Batch;
 use crate::sink::{Numbered, Refused, Sink};
 use crate::store::FailureKind;
@@ -21,7 +21,7 @@ use std::fmt;
 use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
 
 /// The smallest window of a stream: a full DATA frame.
@@ -347,8 +347,4 @@ impl fmt::Debug for Shared {
 /// What panics while it looks on fails alone. The server goes on.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-pub(crate) fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -1,7 +1,8 @@
 //! The certificate that the server shows. It can be replaced while the server runs.
 
-use super::shared::{Shared, unix_seconds};
+use super::shared::Shared;
 use crate::authority::own;
+use crate::clock::now_s;
 use crate::http::LocalKey;
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
@@ -85,7 +86,7 @@ pub(super) async fn keep_renewed(shared: Arc<Shared>, shown: Arc<Shown>, local: 
 }
 
 fn renew(shared: &Shared, shown: &Shown, local: Option<&LocalKey>) -> io::Result<bool> {
-    if !own::renew_server(&shown.dir, unix_seconds().cast_signed())? {
+    if !own::renew_server(&shown.dir, now_s().cast_signed())? {
         return Ok(false);
     }
     shown.reload()?;

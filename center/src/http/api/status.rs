@@ -1,8 +1,8 @@
 //! `/api/v1/status`: how the center is, in one answer, with what somebody should look into.
 
 use super::{Answer, Ask, no_route, ok, store};
+use crate::clock::now_ms;
 use crate::fleet::Fleet;
-use crate::http::trail::now_ms;
 use crate::rollout::{Progress, Rollout};
 use http::Method;
 use serde::Serialize;
