@@ -100,9 +100,23 @@ pub(super) async fn text(shared: &Shared) -> String {
             writeln!(text, "center_records_total{{data_type=\"{data_type}\"}} {records}").expect("strings grow");
         }
     });
+    of_certificates(&mut text, shared);
     of_outputs(&mut text, shared);
     of_the_port(&mut text, shared);
     text
+}
+
+/// Adds when the certificates end that agents and the center know each other by.
+fn of_certificates(text: &mut String, shared: &Shared) {
+    let ends = shared.ends();
+    for (name, help, end) in [
+        ("certificate_end_timestamp_seconds", "When the certificate that the center shows ends.", ends.server_s),
+        ("ca_end_timestamp_seconds", "When the last authority of agents' certificates ends.", ends.authorities_s),
+    ] {
+        if let Some(end) = end.and_then(|end| u64::try_from(end).ok()) {
+            figure(text, "", (name, "gauge", help, end));
+        }
+    }
 }
 
 /// Adds what is known of the outputs that records are passed on to.

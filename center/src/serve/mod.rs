@@ -36,6 +36,7 @@ use crate::store::Store;
 use connection::Clients;
 use elklet_proto::grpc::{Command, Config};
 use rustls::SupportedProtocolVersion;
+pub(crate) use shown::Ends;
 use shown::Shown;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -198,7 +199,7 @@ impl Server {
             }
             Err(_) => (shown, Clients::Certified(&options.certs)),
         };
-        let shown = Arc::new(shown);
+        let shown = Arc::clone(shared.shown.get_or_init(|| Arc::new(shown)));
         let tls = connection::tls(Arc::clone(&shown), clients, options.tls_versions, options.alpn.clone())?;
         let http_tls = match options.http_tls {
             true => {

@@ -2,6 +2,7 @@
 
 use super::interpose::{Interpose, Step};
 use super::rolling::Rolling;
+use super::shown::{Ends, Shown};
 use super::transfer::{CommandError, Order};
 use super::{Instance, Options, site};
 use crate::clock::now_ms;
@@ -75,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) rolling: Rolling,
     /// What is known of each output, once they have started.
     pub(crate) forwards: OnceLock<Vec<Arc<Status>>>,
+    /// The certificate that the server shows, once it does.
+    pub(super) shown: OnceLock<Arc<Shown>>,
     pub(crate) registry: Mutex<BTreeMap<String, Vec<Instance>>>,
 }
 
@@ -125,6 +128,7 @@ impl Shared {
             downloads: DownloadCounts::default(),
             rolling,
             forwards: OnceLock::new(),
+            shown: OnceLock::new(),
             registry: Mutex::new(registry.into()),
             sink,
             interpose,
@@ -192,6 +196,11 @@ impl Shared {
             log::error!("no records are stored, and agents keep theirs: {refused}");
             self.note(format!("no records are stored, and agents keep theirs: {refused}"));
         }
+    }
+
+    /// Returns when the certificates that agents and the server know each other by end.
+    pub(crate) fn ends(&self) -> Ends {
+        self.shown.get().map(|shown| shown.ends()).unwrap_or_default()
     }
 
     /// Makes a link that opens the page once, as an admin and without a password.
