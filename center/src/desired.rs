@@ -2,9 +2,9 @@
 //!
 //! It outlives the center in `center.db`, where each change is a version.
 
+use crate::clock::now_ms;
 use crate::files::Digest;
 use crate::http::ConfigJson;
-use crate::serve::unix_millis;
 use crate::store::site::{NOTHING, Site, SiteError};
 use elklet_proto::grpc::Config;
 use serde::{Deserialize, Serialize};
@@ -233,7 +233,7 @@ pub fn take_over(dir: &Path, site: &Site) -> io::Result<()> {
     };
     let old: DesiredJson = serde_json::from_str(&json).map_err(|error| at(&error))?;
     let old = Desired { default: old.default, groups: old.groups, hosts: old.hosts, members: old.members };
-    old.keep(&Desired::load(site, None)?, site, "desired.json", unix_millis()).map_err(|error| at(&error))?;
+    old.keep(&Desired::load(site, None)?, site, "desired.json", now_ms()).map_err(|error| at(&error))?;
     std::fs::rename(&path, dir.join("desired.json.taken-over")).map_err(|error| at(&error))
 }
 

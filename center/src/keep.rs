@@ -1,7 +1,7 @@
 //! The store as the sink of the server: it keeps every record, and the answers to tasks with their tasks as well.
 
+use crate::clock::now_ms;
 use crate::fleet::{Task, Upload, bounded_fields};
-use crate::http::now_ms;
 use crate::message::{Batch, TASK_REPORT};
 use crate::serve::upload_report;
 use crate::sink::{Numbered, Refused, Sink, Taking};

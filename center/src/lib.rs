@@ -10,11 +10,13 @@
 
 mod authority;
 pub mod cli;
+mod clock;
 pub mod desired;
 mod enrolment;
 pub mod files;
 pub mod fleet;
 pub mod forward;
+mod hex;
 pub mod http;
 pub mod keep;
 pub mod kinds;

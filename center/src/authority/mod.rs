@@ -8,6 +8,7 @@ mod peer;
 
 pub(crate) use peer::{Bound, Peer};
 
+use crate::hex::hex;
 use elklet_proto::agent_uri;
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -178,13 +179,14 @@ fn after_1970(seconds: i64) -> Duration {
     Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }
 
+/// Returns when a certificate ends, in seconds since 1970, if it can be read.
+pub(crate) fn end_s(certificate: &CertificateDer<'_>) -> Option<i64> {
+    parse_x509_certificate(certificate).ok().map(|(_, certificate)| certificate.validity().not_after.timestamp())
+}
+
 /// Returns the `SubjectPublicKeyInfo` of a certificate.
 fn key_info<'a>(certificate: &'a CertificateDer<'_>) -> Option<&'a [u8]> {
     parse_x509_certificate(certificate).ok().map(|(_, certificate)| certificate.tbs_certificate.subject_pki.raw)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What a client's certificate says about the client.
 
+use crate::hex::hex;
 use elklet_proto::agent_uri;
 use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
@@ -39,5 +40,5 @@ fn bound(certificate: &[u8]) -> Option<Bound> {
         GeneralName::URI(uri) => agent_uri::agent(uri),
         _ => None,
     })?;
-    Some(Bound { agent_id, serial: super::hex(certificate.raw_serial()) })
+    Some(Bound { agent_id, serial: hex(certificate.raw_serial()) })
 }

@@ -3,7 +3,7 @@
 use super::client::Client;
 use super::text::{count, cut, encoded, field, printable, printable_json, span, table, width};
 use super::{Failure, Where, print};
-use crate::http::now_ms;
+use crate::clock::now_ms;
 use lexopt::prelude::*;
 use serde_json::Value as Json;
 use std::io;

@@ -5,7 +5,7 @@ mod line;
 use super::client::Client;
 use super::text::{encoded, printable_json};
 use super::{Failure, Where, hosts, print};
-use crate::http::now_ms;
+use crate::clock::now_ms;
 use crate::kinds;
 use lexopt::prelude::*;
 use serde_json::Value as Json;

@@ -2,8 +2,9 @@
 
 use super::Failure;
 use crate::authority::{Authority, own};
+use crate::clock::now_s;
 use crate::desired;
-use crate::http::{configs_from_file, now_ms};
+use crate::http::configs_from_file;
 use crate::keep::Keeper;
 use crate::logger;
 use crate::serve::{Options, Server};
@@ -192,7 +193,7 @@ impl Serve {
 
 /// Returns the directory of the center's own authority, and makes it at the first start.
 fn own_authority(data: &Path, lifetime: Duration) -> Result<PathBuf, Box<dyn Error>> {
-    let (dir, is_new) = own::ensure(data, unix_seconds())?;
+    let (dir, is_new) = own::ensure(data, now_s().cast_signed())?;
     if is_new {
         let pin = Authority::load(&dir, lifetime)?.pin();
         log::warn!(
@@ -200,12 +201,8 @@ fn own_authority(data: &Path, lifetime: Duration) -> Result<PathBuf, Box<dyn Err
             dir.display()
         );
     }
-    own::renew_server(&dir, unix_seconds())?;
+    own::renew_server(&dir, now_s().cast_signed())?;
     Ok(dir)
-}
-
-fn unix_seconds() -> i64 {
-    now_ms() / 1000
 }
 
 /// Asks for as many descriptors as there may be: each agent has one.

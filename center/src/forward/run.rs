@@ -7,7 +7,7 @@ use super::delivery::{Action, BatchId, Delivery, Item, Millis};
 use super::sender::{Body, Encoder, Outcome, Sender};
 use super::settings::{From, Output};
 use super::status::{State, Status};
-use crate::serve::unix_millis;
+use crate::clock::now_ms;
 use crate::store::{Follower, Missed, SearchError, Store};
 use std::sync::Arc;
 use std::time::Duration;
@@ -152,7 +152,7 @@ impl<'a> Flow<'a> {
     fn new(runner: &'a mut Runner, follower: Follower, position: u64) -> Self {
         let limits = runner.sender.limits();
         // Outputs that lose the same receiver at the same time come back at different times.
-        let seed = unix_millis().cast_unsigned() ^ (runner as *const Runner as usize as u64).rotate_left(32);
+        let seed = now_ms().cast_unsigned() ^ (runner as *const Runner as usize as u64).rotate_left(32);
         Self {
             delivery: Delivery::new(limits, position, seed),
             encoder: runner.sender.encoder(),

@@ -2,7 +2,8 @@
 
 use super::delivery::Tally;
 use super::settings::Output;
-use crate::serve::{lock, unix_millis};
+use crate::clock::now_ms;
+use crate::serve::lock;
 use crate::store::Missed;
 use std::sync::Mutex;
 
@@ -62,7 +63,7 @@ impl Status {
     pub(super) fn new(output: &Output) -> Self {
         let inner = Snapshot {
             state: State::Idle,
-            since_ms: unix_millis(),
+            since_ms: now_ms(),
             position: 0,
             oldest_received_ms: None,
             sent: 0,
@@ -93,7 +94,7 @@ impl Status {
                 return;
             }
             let before = std::mem::replace(&mut inner.state, state);
-            inner.since_ms = unix_millis();
+            inner.since_ms = now_ms();
             (before, inner.error.clone())
         };
         let name = &self.name;
@@ -108,7 +109,7 @@ impl Status {
     }
 
     pub(super) fn error(&self, error: String) {
-        lock(&self.inner).error = Some((error, unix_millis()));
+        lock(&self.inner).error = Some((error, now_ms()));
     }
 
     pub(super) fn count(&self, tally: Tally) {

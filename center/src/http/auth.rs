@@ -1,5 +1,6 @@
 //! The signature that AgentCenter can require on every request to its HTTP port.
 
+use crate::hex::hex;
 use ring::{digest, hmac};
 
 /// Seconds by which a signature's timestamp may differ from the center's clock.
@@ -74,10 +75,6 @@ impl AccessKey {
         }
         Ok(())
     }
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -32,9 +32,11 @@ pub use local::LocalKey;
 pub(crate) use manager::ConfigJson;
 pub use manager::{configs_from_file, configs_from_json};
 pub(crate) use secret::fingerprint;
-pub(crate) use trail::{now_ms, write as audit};
+pub(crate) use trail::write as audit;
 
-use crate::serve::{Options, Shared, Status, Step, unix_seconds};
+use crate::clock::now_ms;
+use crate::clock::now_s;
+use crate::serve::{Options, Shared, Status, Step};
 use access::Asker;
 use bytes::Bytes;
 use elklet_proto::grpc::Command;
@@ -108,7 +110,7 @@ pub struct Instance {
 impl Instance {
     /// A healthy instance without connections.
     pub fn new(name: &str, address: SocketAddr) -> Self {
-        let now = unix_seconds();
+        let now = now_s();
         Self {
             name: name.to_owned(),
             ip: address.ip().to_string(),
@@ -258,7 +260,7 @@ fn authorize(key: &AccessKey, head: &Parts, body: &[u8]) -> Result<(), String> {
         query: head.uri.query().unwrap_or_default(),
         body,
     };
-    key.verify(&signed, unix_seconds())
+    key.verify(&signed, now_s())
 }
 
 /// Reads the body of a request, if it has no more than this many bytes and comes in time.

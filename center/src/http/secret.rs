@@ -3,7 +3,7 @@
 //! The center remembers only their hashes. A key has 256 bits of chance, so that a plain hash does, and so does comparing hashes as
 //! texts: who can choose neither the key nor its hash learns nothing from how long that takes.
 
-use super::auth::hex;
+use crate::hex::hex;
 use ring::digest::{SHA256, digest};
 use ring::rand::{Random, SystemRandom, generate};
 use std::io;

@@ -1,9 +1,9 @@
 //! The audit trail, as the HTTP port writes it: every change by anyone is one line.
 
 use super::caller::Caller;
+use crate::clock::now_ms;
 use crate::serve::Shared;
 use crate::store::site::AuditEntry;
-use std::time::SystemTime;
 
 /// The longest text in an entry, in bytes. What a change was made with may be megabytes.
 const TEXT_LEN: usize = 2048;
@@ -32,10 +32,4 @@ pub(crate) fn write(shared: &Shared, who: &str, origin: &str, action: &str, obje
     if let Err(error) = tokio::task::block_in_place(|| store.site().audit().append(&entry)) {
         log::error!("the audit trail lacks {entry:?}: {error}");
     }
-}
-
-/// Milliseconds since 1970.
-pub(crate) fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

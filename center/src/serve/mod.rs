@@ -21,7 +21,7 @@ pub use crate::http::Instance;
 pub use grpc::Status;
 pub use interpose::{ConnectionStep, Interpose, Step, UploadAt, UploadStep, UploadWatch};
 pub(crate) use rolling::RolloutError;
-pub(crate) use shared::{Shared, lock, unix_millis, unix_seconds};
+pub(crate) use shared::{Shared, lock};
 pub use transfer::CommandError;
 pub(crate) use transfer::Live;
 pub(crate) use upload::{remove as remove_upload, report as upload_report};
@@ -36,6 +36,7 @@ use crate::store::Store;
 use connection::Clients;
 use elklet_proto::grpc::{Command, Config};
 use rustls::SupportedProtocolVersion;
+pub(crate) use shown::Ends;
 use shown::Shown;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -198,7 +199,7 @@ impl Server {
             }
             Err(_) => (shown, Clients::Certified(&options.certs)),
         };
-        let shown = Arc::new(shown);
+        let shown = Arc::clone(shared.shown.get_or_init(|| Arc::new(shown)));
         let tls = connection::tls(Arc::clone(&shown), clients, options.tls_versions, options.alpn.clone())?;
         let http_tls = match options.http_tls {
             true => {

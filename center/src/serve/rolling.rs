@@ -2,7 +2,8 @@
 //!
 //! The locks of what is desired and of the fleet are taken within that of the rollouts, never the other way round.
 
-use super::shared::{Shared, lock, unix_millis};
+use super::shared::{Shared, lock};
+use crate::clock::now_ms;
 use crate::desired::{Desired, Plugin, Target, TooMuch};
 use crate::files::{Digest, Files};
 use crate::fleet::Agent;
@@ -139,7 +140,7 @@ impl Shared {
         if hosts.is_empty() {
             return Err(NotNow("it would reach no host".to_owned()).into());
         }
-        let mut rollout = Rollout::new(order, from, hosts, unix_millis())?;
+        let mut rollout = Rollout::new(order, from, hosts, now_ms())?;
         rollout.id = self.db().rollouts().add(&body_of(&rollout))?;
         let id = rollout.id;
         let written = (rollout.changed_ms, rollout.state);
@@ -154,11 +155,11 @@ impl Shared {
         let mut list = lock(&self.rolling.list);
         let Some(entry) = list.iter_mut().find(|entry| entry.rollout.id == id) else {
             return Err(match self.rollout_kept(id)? {
-                Some(mut ended) => ended.promote(unix_millis()).err().map_or(RolloutError::Unknown(id), Into::into),
+                Some(mut ended) => ended.promote(now_ms()).err().map_or(RolloutError::Unknown(id), Into::into),
                 None => RolloutError::Unknown(id),
             });
         };
-        entry.rollout.promote(unix_millis())?;
+        entry.rollout.promote(now_ms())?;
         self.carry_out(&mut list);
         Ok(())
     }
@@ -186,7 +187,7 @@ impl Shared {
 
     fn abort(&self, rollout: &mut Rollout, by: &str) -> Result<(), RolloutError> {
         // The state may not take it, which has to be known before anything is written.
-        rollout.clone().abort(String::new(), unix_millis())?;
+        rollout.clone().abort(String::new(), now_ms())?;
         if let Some(promoted) = rollout.promoted {
             let target = target_of(rollout.group.as_ref());
             let present = self.db().configs().get(&target.scope())?.map_or(0, |kept| kept.version);
@@ -201,7 +202,7 @@ impl Shared {
             let by = format!("{by}, rollout {}", rollout.id);
             self.change_desired(&by, |desired| desired.set(target, before))?.map_err(RolloutError::TooMuch)?;
         }
-        Ok(rollout.abort(format!("aborted by {by}"), unix_millis())?)
+        Ok(rollout.abort(format!("aborted by {by}"), now_ms())?)
     }
 
     /// Returns the number of the rollout that is under way for a target.
@@ -277,7 +278,7 @@ impl Shared {
         if versions.is_empty() && troubles.is_empty() {
             return;
         }
-        let (mut list, now) = (lock(&self.rolling.list), unix_millis());
+        let (mut list, now) = (lock(&self.rolling.list), now_ms());
         for Entry { rollout, .. } in list.iter_mut() {
             let name = rollout.plugin.config.name.clone();
             for (_, version) in versions.iter().filter(|(plugin, _)| *plugin == name) {
@@ -295,7 +296,7 @@ impl Shared {
     pub(super) fn handle_gone(&self, agent_id: &str) {
         if self.rolling.any.load(Ordering::Relaxed) {
             let mut list = lock(&self.rolling.list);
-            list.iter_mut().for_each(|entry| entry.rollout.handle_gone(agent_id, unix_millis()));
+            list.iter_mut().for_each(|entry| entry.rollout.handle_gone(agent_id, now_ms()));
             // The server may be ending, in which nothing can be waited for.
             self.rolling.wake.notify_one();
         }
@@ -327,7 +328,7 @@ impl Shared {
 
     /// Does what the rollouts have decided, and writes what has become of them.
     pub(super) fn carry_out(&self, list: &mut MutexGuard<'_, Vec<Entry>>) {
-        let now = unix_millis();
+        let now = now_ms();
         for at in 0..list.len() {
             if list[at].rollout.poll_timeout().is_some_and(|due| due <= now) {
                 list[at].rollout.handle_tick(now);
@@ -375,14 +376,14 @@ impl Shared {
             Ok(Ok(())) => self.db().configs().get(&target.scope()).map(|kept| kept.map_or(0, |kept| kept.version)),
             Ok(Err(too_much)) => {
                 // Nothing but another configuration would change that.
-                _ = list[at].rollout.abort(format!("it cannot be promoted: {too_much}"), unix_millis());
+                _ = list[at].rollout.abort(format!("it cannot be promoted: {too_much}"), now_ms());
                 return;
             }
             Err(error) => Err(error),
         };
         match version {
             Ok(version) => {
-                list[at].rollout.handle_promoted(version, unix_millis());
+                list[at].rollout.handle_promoted(version, now_ms());
                 self.others(&list[at].rollout).iter().for_each(|host| self.push(list, host, false));
             }
             Err(error) => {
@@ -413,7 +414,7 @@ impl Shared {
             self.note(format!("rollout {} of {name} {version} is {}: {}", rollout.id, rollout.state, rollout.reason));
             let entry = AuditEntry {
                 id: 0,
-                at_ms: unix_millis(),
+                at_ms: now_ms(),
                 who: "center".to_owned(),
                 origin: String::new(),
                 action: "rollout.state".to_owned(),
@@ -435,7 +436,7 @@ impl Shared {
         for entry in list.iter_mut().filter(|entry| entry.written.0 != entry.rollout.changed_ms) {
             self.write(entry);
         }
-        let now = unix_millis();
+        let now = now_ms();
         let due = list.iter().filter_map(|entry| entry.rollout.poll_timeout()).min();
         let unwritten = list.iter().any(|entry| entry.written != (entry.rollout.changed_ms, entry.rollout.state));
         let due = due.map(|due| Duration::from_millis(u64::try_from(due - now).unwrap_or(0)));

@@ -2,15 +2,16 @@
 
 use super::interpose::{Interpose, Step};
 use super::rolling::Rolling;
+use super::shown::{Ends, Shown};
 use super::transfer::{CommandError, Order};
 use super::{Instance, Options, site};
+use crate::clock::now_ms;
 use crate::desired::{Desired, Plugin};
 use crate::enrolment::Enrolment;
 use crate::files::Files;
 use crate::fleet::{Fleet, Progress, Task};
 use crate::forward::Status;
-pub(crate) use crate::http::now_ms as unix_millis;
-use crate::http::{Access, DownloadCounts, LocalKey, Thing, Watched, now_ms, page_url};
+use crate::http::{Access, DownloadCounts, LocalKey, Thing, Watched, page_url};
 use crate::message::Batch;
 use crate::sink::{Numbered, Refused, Sink};
 use crate::store::FailureKind;
@@ -21,7 +22,7 @@ use std::fmt;
 use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
 
 /// The smallest window of a stream: a full DATA frame.
@@ -75,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) rolling: Rolling,
     /// What is known of each output, once they have started.
     pub(crate) forwards: OnceLock<Vec<Arc<Status>>>,
+    /// The certificate that the server shows, once it does.
+    pub(super) shown: OnceLock<Arc<Shown>>,
     pub(crate) registry: Mutex<BTreeMap<String, Vec<Instance>>>,
 }
 
@@ -125,6 +128,7 @@ impl Shared {
             downloads: DownloadCounts::default(),
             rolling,
             forwards: OnceLock::new(),
+            shown: OnceLock::new(),
             registry: Mutex::new(registry.into()),
             sink,
             interpose,
@@ -192,6 +196,11 @@ impl Shared {
             log::error!("no records are stored, and agents keep theirs: {refused}");
             self.note(format!("no records are stored, and agents keep theirs: {refused}"));
         }
+    }
+
+    /// Returns when the certificates that agents and the server know each other by end.
+    pub(crate) fn ends(&self) -> Ends {
+        self.shown.get().map(|shown| shown.ends()).unwrap_or_default()
     }
 
     /// Makes a link that opens the page once, as an admin and without a password.
@@ -347,8 +356,4 @@ impl fmt::Debug for Shared {
 /// What panics while it looks on fails alone. The server goes on.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-pub(crate) fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -1,7 +1,8 @@
 //! The certificate that the server shows. It can be replaced while the server runs.
 
-use super::shared::{Shared, unix_seconds};
-use crate::authority::own;
+use super::shared::Shared;
+use crate::authority::{end_s, own};
+use crate::clock::now_s;
 use crate::http::LocalKey;
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
@@ -18,10 +19,12 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(86_400);
 
 /// The certificate in `server.crt`, with the key in `server.key`.
 #[derive(Debug)]
-pub(super) struct Shown {
+pub(crate) struct Shown {
     dir: PathBuf,
     /// Shown behind it, so that a newcomer that knows the authority's pin alone finds the authority.
     authority: Option<CertificateDer<'static>>,
+    /// When the last authority in `ca.crt` ends, whose certificates agents have.
+    authorities_end_s: Option<i64>,
     current: RwLock<Arc<CertifiedKey>>,
 }
 
@@ -31,7 +34,9 @@ impl Shown {
     /// # Errors
     /// A file cannot be read, or the key is not the certificate's.
     pub(super) fn load(dir: &Path) -> io::Result<Self> {
-        Ok(Self { dir: dir.to_owned(), authority: None, current: RwLock::new(Arc::new(read(dir, None)?)) })
+        let current = RwLock::new(Arc::new(read(dir, None)?));
+        let authorities_end_s = certificates(dir, "ca.crt")?.iter().filter_map(end_s).max();
+        Ok(Self { dir: dir.to_owned(), authority: None, authorities_end_s, current })
     }
 
     /// Shows the authority as well.
@@ -60,9 +65,23 @@ impl Shown {
         first.ok_or_else(|| io::Error::other("server.crt holds no certificate"))
     }
 
+    /// Returns when the server and its agents will no longer trust each other.
+    pub(crate) fn ends(&self) -> Ends {
+        Ends { server_s: self.current().cert.first().and_then(end_s), authorities_s: self.authorities_end_s }
+    }
+
     fn current(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// When certificates end, in seconds since 1970, as far as that can be read of them.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Ends {
+    /// The one that the server shows.
+    pub(crate) server_s: Option<i64>,
+    /// The last authority that agents' certificates may come from.
+    pub(crate) authorities_s: Option<i64>,
 }
 
 impl ResolvesServerCert for Shown {
@@ -85,7 +104,7 @@ pub(super) async fn keep_renewed(shared: Arc<Shared>, shown: Arc<Shown>, local: 
 }
 
 fn renew(shared: &Shared, shown: &Shown, local: Option<&LocalKey>) -> io::Result<bool> {
-    if !own::renew_server(&shown.dir, unix_seconds().cast_signed())? {
+    if !own::renew_server(&shown.dir, now_s().cast_signed())? {
         return Ok(false);
     }
     shown.reload()?;

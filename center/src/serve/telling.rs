@@ -3,8 +3,9 @@
 //! Whoever tells an agent holds the lock of the rollouts, so that agents hear of configurations in the order in which they were decided.
 
 use super::rolling::{Entry, put};
-use super::shared::{Shared, lock, unix_millis};
+use super::shared::{Shared, lock};
 use super::transfer::Order;
+use crate::clock::now_ms;
 use crate::desired::Plugin;
 use crate::files::Digest;
 use crate::rollout::AGENT;
@@ -50,7 +51,7 @@ impl Shared {
         if self.order(agent_id, Order::Command(Command { configs, ..Default::default() }, done)) {
             let reaches = |group: Option<&str>| self.desired(|desired| desired.reaches(group, agent_id));
             for entry in list.iter_mut().filter(|entry| reaches(entry.rollout.group.as_deref())) {
-                entry.rollout.handle_sent(agent_id, unix_millis());
+                entry.rollout.handle_sent(agent_id, now_ms());
             }
         }
     }

@@ -6,10 +6,12 @@
 use super::connection::{ConnectionHandle, revoked};
 use super::grpc::{Encoding, MessageReader, Outgoing, ReadError, Status};
 use super::interpose::{ConnectionStep, Step};
-use super::shared::{Shared, unix_seconds};
+use super::shared::Shared;
 use crate::authority::Peer;
+use crate::clock::now_ms;
+use crate::clock::now_s;
 use crate::fleet::Progress;
-use crate::http::{Thing, now_ms};
+use crate::http::Thing;
 use crate::message::{AGENT_HEARTBEAT, Batch, PackagedData};
 use crate::store::site::SiteError;
 use bytes::Bytes;
@@ -290,7 +292,7 @@ impl<'a> Incoming<'a> {
         let data = PackagedData::decode(body).map_err(|error| Unreadable::NoPackagedData(decoded_len, error))?;
         let index = self.taken;
         self.taken += 1;
-        let (stream, svr_time) = (self.stream, unix_seconds());
+        let (stream, svr_time) = (self.stream, now_s());
         let batch = Arc::new(Batch { stream, index, svr_time, wire_len, decoded_len, data });
         Ok(Some(Taken { batch, _room: room }))
     }
@@ -365,7 +367,7 @@ impl<'a> Registration<'a> {
                 return None;
             }
             state.live.insert(agent_id.clone(), Live { orders, local: transfer.connection.local, is_bound });
-            state.connect(&agent_id, transfer.connection.peer, unix_seconds());
+            state.connect(&agent_id, transfer.connection.peer, now_s());
             Some(())
         })?;
         transfer.shared.watched.changed(Thing::Host, &agent_id);
@@ -390,7 +392,7 @@ impl Drop for Registration<'_> {
     fn drop(&mut self) {
         let unsent = self.shared.change(|state| {
             state.live.remove(&self.agent_id);
-            state.disconnect(&self.agent_id, unix_seconds())
+            state.disconnect(&self.agent_id, now_s())
         });
         unsent.iter().for_each(|token| self.shared.watched.changed(Thing::Task, token));
         self.shared.watched.changed(Thing::Host, &self.agent_id);

@@ -6,10 +6,12 @@
 use super::connection::ConnectionHandle;
 use super::grpc::{Encoding, MessageReader, Outgoing, ReadError, Status};
 use super::interpose::{UploadAt, UploadStep, UploadWatch};
-use super::shared::{Shared, unix_seconds};
+use super::shared::Shared;
 use crate::authority::Peer;
+use crate::clock::now_ms;
+use crate::clock::now_s;
 use crate::fleet::{Fleet, Task, Upload};
-use crate::http::{Thing, now_ms};
+use crate::http::Thing;
 use crate::store::site;
 use bytes::Bytes;
 use elklet_proto::grpc::file_upload_response::StatusCode;
@@ -99,7 +101,7 @@ async fn answer(
 
 /// Returns the upload, and whether it is to be reset instead of answered.
 async fn receive(shared: &Shared, who: &Peer, mut pieces: Pieces, mut watch: UploadWatch) -> (Upload, bool) {
-    let mut upload = Upload { svr_time: unix_seconds(), ..Upload::default() };
+    let mut upload = Upload { svr_time: now_s(), ..Upload::default() };
     let received = receive_into(shared, who, &mut upload, &mut pieces, &mut watch).await;
     let outcome = match received {
         Ok(receiving) => place(shared, receiving, &mut upload).await.map_err(Failed::Because),

@@ -11,13 +11,14 @@ use super::merge::{Run, choose};
 use super::queue::{Merged, Pending, Work};
 use super::reserve::Reserve;
 use super::{Failure, Shared, lock};
+use crate::clock::now_ms;
 use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Retention is looked after so often, and whenever a file is begun.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -52,10 +53,6 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<Vec<JoinHandle<()>>> {
     let merger = thread::Builder::new().name("store-merger".into()).spawn(move || merger.run(&looks))?;
     let writer = thread::Builder::new().name("store-writer".into()).spawn(move || engine.run())?;
     Ok(vec![writer, merger])
-}
-
-fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// Why something was not written.

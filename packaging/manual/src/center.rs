@@ -1,10 +1,11 @@
 //! The center's page and completions, made of what its `--help` says: a line `  --flag VALUE   text` is an option, and the lines below it that
 //! are indented further go on with the text.
 
-use clap::{Arg, ArgAction, Command, ValueHint};
+use clap::{Arg, ArgAction, Command};
 use elklet_center::cli::helps;
 use roff::{Roff, bold, italic, roman};
 
+use crate::completions::hint;
 use crate::pages::{Edition, begin};
 
 /// The example of the settings, which a test of the center holds to have every key with its default.
@@ -130,14 +131,7 @@ fn argument((name, value, about): (&str, Option<&str>, &str)) -> Arg {
     let argument = Arg::new(name.to_owned()).long(name.to_owned()).help(about.to_owned());
     match value {
         None => argument.action(ArgAction::SetTrue),
-        Some(value) => {
-            let hint = match value {
-                "FILE" => ValueHint::FilePath,
-                "DIR" => ValueHint::DirPath,
-                _ => ValueHint::Other,
-            };
-            argument.value_name(value.to_owned()).value_hint(hint).action(ArgAction::Append)
-        }
+        Some(value) => argument.value_name(value.to_owned()).value_hint(hint(value)).action(ArgAction::Append),
     }
 }
 

@@ -46,14 +46,18 @@ fn argument(flag: &Flag) -> Arg {
     match flag.value {
         None => argument.action(ArgAction::SetTrue),
         Some(value) => {
-            let hint = match value {
-                "FILE" => ValueHint::FilePath,
-                "DIR" => ValueHint::DirPath,
-                _ => ValueHint::Other,
-            };
             let action = if flag.is_repeated { ArgAction::Append } else { ArgAction::Set };
-            argument.value_name(value).value_hint(hint).action(action)
+            argument.value_name(value).value_hint(hint(value)).action(action)
         }
+    }
+}
+
+/// What a shell offers in the place of a value, which help texts name by these words.
+pub(crate) fn hint(value: &str) -> ValueHint {
+    match value {
+        "FILE" => ValueHint::FilePath,
+        "DIR" => ValueHint::DirPath,
+        _ => ValueHint::Other,
     }
 }
 

@@ -1,11 +1,11 @@
 //! `/api/v1/tokens`: what lets hosts in that have no certificate yet. `/api/v1/certificates`: those that the center has issued.
 
 use super::{Answer, Ask, bad, no_route, ok, refuse, unkept};
+use crate::clock::now_ms;
 use crate::desired::Desired;
 use crate::enrolment::{NewToken, Refused};
 use crate::http::caller::Role;
 use crate::http::reply::json_response;
-use crate::http::trail::now_ms;
 use crate::serve::{Options, Status, Step};
 use crate::store::site::{Certificate, Token};
 use http::{Method, StatusCode};

@@ -2,11 +2,12 @@
 
 use super::plugins::{outcome, unusable};
 use super::{Answer, Ask, Refusal, bad, no_route, ok, refuse};
+use crate::clock::now_ms;
 use crate::desired::Plugin;
 use crate::files::{Digest, FileError, Files};
 use crate::http::Role;
 use crate::http::reply::json_response;
-use crate::serve::{Shared, unix_millis};
+use crate::serve::Shared;
 use crate::store::site::File;
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -84,7 +85,7 @@ where
         }
     }
     let (shared, placed, by) = (Arc::clone(ask.shared), Arc::clone(&files), ask.caller.name.clone());
-    let finished = tokio::task::spawn_blocking(move || placed.finish(&incoming, shared.db(), &by, unix_millis())).await;
+    let finished = tokio::task::spawn_blocking(move || placed.finish(&incoming, shared.db(), &by, now_ms())).await;
     match finished {
         Ok(finished) => finished.map_err(refusal),
         Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),

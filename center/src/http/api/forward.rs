@@ -1,8 +1,8 @@
 //! `/api/v1/forward`: where records are passed on to, and how far that is.
 
 use super::{Answer, Ask, no_route, ok};
+use crate::clock::now_ms;
 use crate::forward::{Snapshot, Status};
-use crate::http::now_ms;
 use http::Method;
 use serde_json::{Value, json};
 

@@ -1,9 +1,10 @@
 //! `/api/v1/status`: how the center is, in one answer, with what somebody should look into.
 
 use super::{Answer, Ask, no_route, ok, store};
+use crate::clock::now_ms;
 use crate::fleet::Fleet;
-use crate::http::trail::now_ms;
 use crate::rollout::{Progress, Rollout};
+use crate::serve::Ends;
 use http::Method;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -11,8 +12,10 @@ use serde_json::{Value, json};
 /// A host that is gone for so long is worth a look.
 const GONE_S: u64 = 86_400;
 
-/// Certificates of agents that end so soon are worth a look. Whoever makes them by hand needs weeks.
+/// Certificates that end so soon are worth a look. Whoever makes them by hand needs weeks.
 const CERTIFICATE_DAYS: i64 = 30;
+
+const DAY_S: i64 = 86_400;
 
 /// A disk with less than this may be full soon, unless the store is nearly as large as it may be.
 const LITTLE_ROOM: u64 = 1 << 30;
@@ -44,6 +47,7 @@ pub(super) async fn answer(ask: &Ask<'_>) -> Answer {
         {
             warnings.push(failure("store", format!("no records are stored: {reason}")));
         }
+        warnings.extend(of_certificates(ask.shared.ends(), at_ms / 1000));
         warnings.extend(of_hosts(fleet, u64::try_from(at_ms / 1000).unwrap_or_default()));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -99,6 +103,23 @@ fn of_store(store: &Value) -> Vec<Warning> {
     for (name, what) in [("corrupt_files", "files"), ("damaged_blocks", "blocks")] {
         if let Some(count) = number(name).filter(|count| *count > 0) {
             warnings.push(warning("store", format!("{count} {what} of records cannot be read")));
+        }
+    }
+    warnings
+}
+
+/// Returns what is wrong with the center's own certificates at this time, in seconds since 1970.
+fn of_certificates(ends: Ends, now: i64) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    for (end, whose) in [
+        (ends.server_s, "the center's certificate (server.crt)"),
+        (ends.authorities_s, "the last authority of agents' certificates (ca.crt)"),
+    ] {
+        let Some(left_s) = end.map(|end| end.saturating_sub(now)) else { continue };
+        if left_s <= 0 {
+            warnings.push(failure("certificates", format!("{whose} has ended: no agent can connect")));
+        } else if left_s < CERTIFICATE_DAYS * DAY_S {
+            warnings.push(warning("certificates", format!("{whose} ends in {} days", left_s / DAY_S)));
         }
     }
     warnings
@@ -185,6 +206,21 @@ mod tests {
         small["failure"] = Value::Null;
         small["max_bytes"] = json!(1 << 20);
         assert_eq!(of_store(&small).len(), 1, "a store that may grow by less than there is has room");
+    }
+
+    #[test]
+    fn certificates_of_the_center_that_end_are_told() {
+        let at = |server_s, authorities_s| of_certificates(Ends { server_s, authorities_s }, 1000);
+        let days = |days: i64| Some(1000 + days * DAY_S);
+        assert_eq!(at(None, None), []);
+        assert_eq!(at(days(30), days(30)), []);
+        assert_eq!(
+            about(&at(days(29), Some(1000))),
+            [
+                (false, "the center's certificate (server.crt) ends in 29 days"),
+                (true, "the last authority of agents' certificates (ca.crt) has ended: no agent can connect"),
+            ]
+        );
     }
 
     #[test]

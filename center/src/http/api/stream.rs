@@ -3,10 +3,10 @@
 //! Each event says how things are by then, so that whoever reads slowly misses states in between and nothing is queued.
 
 use super::{Answer, Ask, bad, hosts, no_route, records, refuse, tasks};
+use crate::clock::now_ms;
 use crate::http::caller::Caller;
 use crate::http::live::{Look, Shown, Tap, Thing};
 use crate::http::reply::streamed;
-use crate::http::trail::now_ms;
 use crate::serve::Shared;
 use bytes::Bytes;
 use http::{Method, StatusCode};

@@ -1,11 +1,12 @@
 //! `/api/v1/tasks`: what agents were told to do once, and what they answered.
 
 use super::{Answer, Ask, Refusal, bad, failed, no_route, ok, refuse, unkept};
+use crate::clock::now_ms;
 use crate::fleet::{Fleet, Task};
+use crate::hex::hex;
+use crate::http::COMMAND_TIMEOUT;
 use crate::http::manager::TaskJson;
 use crate::http::reply::json_response;
-use crate::http::trail::now_ms;
-use crate::http::{COMMAND_TIMEOUT, auth};
 use crate::serve::Shared;
 use elklet_proto::grpc::{self, Command};
 use http::{Method, StatusCode};
@@ -211,5 +212,5 @@ fn detail(task: &grpc::Task) -> String {
 fn new_token() -> Result<String, Refusal> {
     let random: ring::rand::Random<[u8; TOKEN_BYTES]> = ring::rand::generate(&ring::rand::SystemRandom::new())
         .or_else(|_| refuse(StatusCode::INTERNAL_SERVER_ERROR, "the system gives no random numbers"))?;
-    Ok(auth::hex(&random.expose()))
+    Ok(hex(&random.expose()))
 }

@@ -1,12 +1,12 @@
 //! `/api/v1/users`: who may sign in, and what they may do. `/api/v1/links`: links that need no password.
 
 use super::{Answer, Ask, Refusal, bad, failed, no_route, ok, refuse};
+use crate::clock::now_ms;
 use crate::http::access::{ACCESS_KEY, Access, LINK, LINK_MS, LOCAL, State};
 use crate::http::caller::{Proof, Role};
 use crate::http::password;
 use crate::http::reply::json_response;
 use crate::http::sign_in::MAX_NAME;
-use crate::http::trail::now_ms;
 use crate::store::site::{SiteError, User};
 use http::{Method, StatusCode};
 use serde::Deserialize;
