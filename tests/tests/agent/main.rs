@@ -15,6 +15,7 @@ mod heartbeat;
 mod hostile_server;
 mod layout;
 mod limits;
+mod local_user;
 mod logs;
 mod metadata;
 mod offline;
