@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 use crate::clock::Stopwatch;
@@ -30,9 +31,13 @@ const CLEARING: Duration = Duration::from_secs(5);
 /// Most entries of `tmp/` that are looked at. The next start looks at more.
 const MAX_LEFT: usize = 10_000;
 
+/// The file in it that is locked. Whoever may read a file may lock it, and the directory itself may be everybody's to read.
+const LOCK: &str = "lock";
+
 /// Returns true while an agent runs in the directory, as far as this user may look.
 pub(crate) fn is_taken(workdir: &Path) -> bool {
-    let locked = File::open(workdir).map(|directory| flock(&directory, FlockOperation::NonBlockingLockShared));
+    let file = File::open(workdir.join(LOCK)).or_else(|_| File::open(workdir));
+    let locked = file.map(|file| flock(&file, FlockOperation::NonBlockingLockShared));
     matches!(locked, Ok(Err(Errno::WOULDBLOCK)))
 }
 
@@ -59,7 +64,7 @@ impl std::error::Error for NotTaken {}
 /// The directory is this agent's own for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct WorkdirLock {
-    _directory: File,
+    _file: File,
 }
 
 impl WorkdirLock {
@@ -69,10 +74,16 @@ impl WorkdirLock {
     /// When another agent runs in it, or it is no directory.
     pub(crate) fn take(workdir: &Path) -> Result<Self, NotTaken> {
         let failed = |error| NotTaken::File(FileError::at(workdir)(error));
-        let directory = File::open(workdir).map_err(failed)?;
+        let mut options = File::options();
+        options.read(true).write(true).create(true).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+        let file = match options.open(workdir.join(LOCK)) {
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(workdir),
+            opened => opened,
+        };
+        let file = file.map_err(failed)?;
         for _ in 0..ATTEMPTS {
-            match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self { _directory: directory }),
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self { _file: file }),
                 Err(Errno::WOULDBLOCK) => thread::sleep(PAUSE),
                 Err(error) => return Err(failed(error.into())),
             }

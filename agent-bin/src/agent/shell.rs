@@ -41,9 +41,12 @@ use crate::status::Inquiry;
 use crate::sys::alarm::Alarm;
 use crate::sys::notify::Notifier;
 use crate::sys::{children, inherited};
-use crate::update::{After, Updated, Updates};
+use crate::update::{After, Refusal, Updated, Updates};
 use crate::upload::Uploads;
 use crate::{clock, logging, plugin, version, workdir};
+
+/// What the audit calls it when the server names another version of the agent.
+const AGENT_UPDATE: &str = "update of the agent";
 
 /// The plugins that ran last.
 fn kept_plugins(workdir: &Path) -> Vec<PluginConfig> {
@@ -385,8 +388,13 @@ impl Shell {
             UpdateAction::Install(config) => {
                 let (what, sha256) = (format!("version {}", config.version), config.sha256.to_string());
                 logging::audit(&Event { sha256: &sha256, ..Event::new(Kind::Update, &what, "asked for") });
-                if let Err(why) = self.updates.want(config, &self.settings) {
-                    self.agent.handle_update_refused(why.to_string());
+                if let Err(refusal) = self.updates.want(config, &self.settings) {
+                    let why = refusal.to_string();
+                    logging::audit(&Event::new(Kind::Refused, AGENT_UPDATE, &why));
+                    match refusal {
+                        Refusal::SwitchedOff(_) => log::info!("{why}"),
+                        _ => self.agent.handle_update_refused(why),
+                    }
                 }
             }
             UpdateAction::Keep => self.updates.keep(),
@@ -424,7 +432,7 @@ impl Shell {
             }
             Updated::Failed { version, why } => {
                 let why = format!("the update to version {version:.80} failed: {why}");
-                logging::audit(&Event::new(Kind::Refused, "update of the agent", &why));
+                logging::audit(&Event::new(Kind::Refused, AGENT_UPDATE, &why));
                 Err(why)
             }
         };

@@ -20,6 +20,8 @@ pub(crate) enum Refusal {
     NotTried(NotTried, Option<String>),
     /// Nobody whom this host trusts vouches for this version.
     NotVouched(String, NotVouched),
+    /// The host leaves its version to its package manager. That is no fault: servers name one version to a whole fleet.
+    SwitchedOff(String),
 }
 
 impl fmt::Display for Refusal {
@@ -28,6 +30,7 @@ impl fmt::Display for Refusal {
             Self::NotTried(why, Some(before)) => write!(f, "{why} ({before})"),
             Self::NotTried(why, None) => why.fmt(f),
             Self::NotVouched(version, why) => write!(f, "version {version:.80}: {why}"),
+            Self::SwitchedOff(version) => write!(f, "the server names version {version:.80}: update.enabled is off"),
         }
     }
 }

@@ -25,7 +25,8 @@ use elklet_core::update::{compare, may_try};
 use rustix::fs::OFlags;
 use tokio::task::JoinHandle;
 
-use self::error::{Refusal, Unsuitable, UpdateError};
+pub(crate) use self::error::Refusal;
+use self::error::{Unsuitable, UpdateError};
 use self::package::Kind;
 pub(crate) use self::start::{After, run};
 use self::state::{Failed, Store, Trial};
@@ -103,8 +104,7 @@ impl Updates {
         let cancelled = self.job.as_ref().map(|job| job.cancel.cancel());
         self.next = None;
         if !settings.update.enabled {
-            log::info!("the server names version {:.80}: update.enabled is off", config.version);
-            return Ok(());
+            return Err(Refusal::SwitchedOff(config.version));
         }
         let failed = self.store.failed();
         let tried = failed.as_ref().map(|failed| (&*failed.version, &*failed.sha256));

@@ -181,11 +181,11 @@ fn a_reload_in_the_first_moments_is_taken_when_the_agent_can() {
     for _ in 0..10 {
         let mut agent = setup.start();
         let begun = format!("/proc/{}/fd", agent.pid());
-        let workdir = agent.workdir().path().canonicalize().unwrap();
-        // Nobody can act before the program itself has begun. It has begun when it has its work directory open.
+        let lock = agent.workdir().path().canonicalize().unwrap().join("lock");
+        // Nobody can act before the program itself has begun. It has begun when it has its work directory's lock open.
         wait_until("beginning", || {
             let open = fs::read_dir(&begun).into_iter().flatten().flatten();
-            open.flat_map(|entry| fs::read_link(entry.path())).any(|target| target == workdir)
+            open.flat_map(|entry| fs::read_link(entry.path())).any(|target| target == lock)
         });
         agent.signal(Signal::HUP);
         agent.wait_for_log("SIGHUP");
