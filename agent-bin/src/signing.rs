@@ -1,55 +1,89 @@
-//! Checks signatures by the ed25519 key that the configuration names.
+//! Checks signatures of plugins and of the agent's own versions by the ed25519 keys that the configuration names.
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::UNIX_EPOCH;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use elklet_core::command::{AgentConfig, PluginConfig, Signature};
+use elklet_core::command::{Sha256, Signature, Statement};
+use ring::digest::{SHA256, digest};
 use ring::signature::{ED25519, UnparsedPublicKey};
+use serde::Deserialize;
+
+use crate::clock;
+
+/// Whose signatures count, and from when on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Signers {
+    /// The key.
+    pub(crate) first: PublicKey,
+    /// Another one that is as good, while keys change.
+    pub(crate) second: Option<PublicKey>,
+    /// Earlier signatures do not count.
+    pub(crate) signed_after: SignedAfter,
+}
 
 /// An ed25519 public key, written as Base64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PublicKey([u8; 32]);
 
-impl PublicKey {
-    /// Checks that the key's owner has signed what `config` says about the plugin; see [`PluginConfig::signed_text`].
+/// The earliest time of signing that counts, in seconds since 1970. The time is compared with what a signature says and never with
+/// the clock, so that a clock that jumps changes nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[cfg_attr(test, serde(into = "String"))]
+#[serde(try_from = "String")]
+pub(crate) struct SignedAfter(pub(crate) u64);
+
+impl Signers {
+    /// Checks that the owner of one of the keys has signed what an entry says; see [`Statement::signed_text`].
     ///
     /// # Errors
-    /// When the signature is missing or wrong.
-    pub(super) fn verify(&self, config: &PluginConfig) -> Result<(), NotVouched> {
-        self.verify_text(&config.signed_text(), config.signature.as_ref())
-    }
-
-    /// The same for a version of the agent; see [`AgentConfig::signed_text`].
-    ///
-    /// # Errors
-    /// When there is no signature, or a wrong one.
-    pub(crate) fn verify_agent(&self, config: &AgentConfig) -> Result<(), NotVouched> {
-        self.verify_text(&config.signed_text(), config.signature.as_ref())
-    }
-
-    fn verify_text(&self, text: &str, signature: Option<&Signature>) -> Result<(), NotVouched> {
+    /// When the signature is missing, wrong, or too old.
+    pub(crate) fn verify(&self, statement: &Statement<'_>, signature: Option<&Signature>) -> Result<(), NotVouched> {
         let signature = signature.ok_or(NotVouched::Unsigned)?;
-        let key = UnparsedPublicKey::new(&ED25519, &self.0);
-        key.verify(text.as_bytes(), &*signature.0).map_err(|_| NotVouched::Forged)
+        let mut detail = Sha256([0; 32]);
+        detail.0.copy_from_slice(digest(&SHA256, statement.detail.as_bytes()).as_ref());
+        let text = statement.signed_text(signature, &detail).ok_or(NotVouched::Lines)?;
+        let is_by = |PublicKey(key): &PublicKey| {
+            UnparsedPublicKey::new(&ED25519, key).verify(text.as_bytes(), &*signature.bytes).is_ok()
+        };
+        if ![Some(self.first), self.second].iter().flatten().any(is_by) {
+            return Err(NotVouched::Forged);
+        }
+        if signature.signed_s < self.signed_after.0 {
+            return Err(NotVouched::Old { signed_s: signature.signed_s, after_s: self.signed_after.0 });
+        }
+        Ok(())
     }
 }
 
-/// The key's owner does not vouch for a version that the server names; the server is at fault, or whoever speaks for it.
+/// Nobody who may vouches for a version that the server names; the server is at fault, or whoever speaks for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NotVouched {
     /// Nobody has signed it.
     Unsigned,
+    /// Its version has control characters, so that no text can be signed.
+    Lines,
     /// Somebody else has signed it, or something else was signed.
     Forged,
+    /// It was signed before the time from which on signatures count.
+    Old { signed_s: u64, after_s: u64 },
 }
 
 impl fmt::Display for NotVouched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unsigned => "it is not signed, and plugins.public_key demands it",
-            Self::Forged => "its signature is not one of plugins.public_key over its name, version and hashes",
+            Self::Lines => "its version has control characters, and plugins.public_key demands a version of one line",
+            Self::Forged => {
+                "its signature is not one of plugins.public_key over its name, version, hashes, detail and time of signing"
+            }
+            Self::Old { signed_s, after_s } => {
+                let [signed, after] = [signed_s, after_s].map(|seconds| clock::date(seconds.cast_signed()));
+                return write!(f, "it was signed at {signed}, and plugins.signed_after is {after}");
+            }
         })
     }
 }
@@ -82,3 +116,46 @@ impl fmt::Display for PublicKey {
         f.write_str(&BASE64.encode(self.0))
     }
 }
+
+impl FromStr for SignedAfter {
+    type Err = BadTime;
+
+    fn from_str(text: &str) -> Result<Self, BadTime> {
+        const DATE_BYTES: usize = "2026-01-31".len();
+        let moment = match text.len() {
+            0 => return Ok(Self(0)),
+            DATE_BYTES => humantime::parse_rfc3339(&format!("{text}T00:00:00Z")),
+            _ => humantime::parse_rfc3339(text),
+        };
+        let since_1970 = moment.ok().and_then(|moment| moment.duration_since(UNIX_EPOCH).ok());
+        since_1970.map(|duration| Self(duration.as_secs())).ok_or_else(|| BadTime(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for SignedAfter {
+    type Error = BadTime;
+
+    fn try_from(text: String) -> Result<Self, BadTime> {
+        text.parse()
+    }
+}
+
+#[cfg(test)]
+impl From<SignedAfter> for String {
+    fn from(SignedAfter(seconds): SignedAfter) -> Self {
+        if seconds == 0 { Self::new() } else { clock::date(seconds.cast_signed()) }
+    }
+}
+
+/// A text that is no time; whoever wrote the settings is at fault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BadTime(String);
+
+impl fmt::Display for BadTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let expected = "a date as in 2026-01-31, or with a time in UTC as in 2026-01-31T12:00:00Z";
+        write!(f, "{:.80?} is no time, expected {expected}", self.0)
+    }
+}
+
+impl std::error::Error for BadTime {}

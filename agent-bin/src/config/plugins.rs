@@ -1,17 +1,21 @@
 //! `[plugins]` and `[plugin.NAME]`: whose signature plugins need, and their limits.
 
+use std::fmt;
+
 use serde::Deserialize;
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 
 use super::rights::{Profile, Right, Rights};
 use super::value::Within;
-use crate::signing::{BadKey, PublicKey};
+use crate::signing::{PublicKey, SignedAfter, Signers};
 
 /// Settings for every plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Plugins {
-    public_key: Key,
+    public_key: Keys,
+    signed_after: SignedAfter,
     allow_downgrade: bool,
     memory_mib: MemoryMib,
     cpu_percent: CpuPercent,
@@ -58,33 +62,69 @@ type CpuPercent = Within<0, 100_000>;
 type Processes = Within<0, { 1 << 20 }>;
 type OpenFiles = Within<0, { 1 << 20 }>;
 
-/// A public key, or the empty text for none.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-struct Key(Option<PublicKey>);
+/// A public key, or a list of at most two. Empty texts stand for none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Keys {
+    first: Option<PublicKey>,
+    /// Only if there is a first.
+    second: Option<PublicKey>,
+}
 
-impl TryFrom<String> for Key {
-    type Error = BadKey;
-
-    fn try_from(text: String) -> Result<Self, BadKey> {
-        match &*text {
-            "" => Ok(Self(None)),
-            text => text.parse().map(|key| Self(Some(key))),
+impl Keys {
+    fn add<E: Error>(&mut self, text: &str) -> Result<(), E> {
+        if text.is_empty() {
+            return Ok(());
         }
+        let place = if self.first.is_none() { &mut self.first } else { &mut self.second };
+        if place.is_some() {
+            return Err(E::custom("more than two keys, expected a key or a list of at most two"));
+        }
+        *place = Some(text.parse().map_err(E::custom)?);
+        Ok(())
+    }
+}
+
+impl<'de> Deserialize<'de> for Keys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrTwo;
+
+        impl<'de> Visitor<'de> for OneOrTwo {
+            type Value = Keys;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key or a list of at most two")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Keys, E> {
+                let mut keys = Keys::default();
+                keys.add(text).map(|()| keys)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Keys, A::Error> {
+                let mut keys = Keys::default();
+                while let Some(text) = list.next_element::<String>()? {
+                    keys.add(&text)?;
+                }
+                Ok(keys)
+            }
+        }
+
+        deserializer.deserialize_any(OneOrTwo)
     }
 }
 
 #[cfg(test)]
-impl serde::Serialize for Key {
+impl serde::Serialize for Keys {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0.map(|key| key.to_string()).unwrap_or_default())
+        serializer.serialize_str(&self.first.map(|key| key.to_string()).unwrap_or_default())
     }
 }
 
 impl Default for Plugins {
     fn default() -> Self {
         Self {
-            public_key: Key::default(),
+            public_key: Keys::default(),
+            signed_after: SignedAfter::default(),
             allow_downgrade: false,
             memory_mib: MemoryMib::new(0),
             cpu_percent: CpuPercent::new(0),
@@ -118,8 +158,9 @@ pub(crate) struct Confinement {
 
 impl Plugins {
     /// Whose signature plugins need, if anybody's.
-    pub(crate) fn public_key(&self) -> Option<PublicKey> {
-        self.public_key.0
+    pub(crate) fn signers(&self) -> Option<Signers> {
+        let Keys { first, second } = self.public_key;
+        first.map(|first| Signers { first, second, signed_after: self.signed_after })
     }
 
     /// Returns true when a signed plugin may be an earlier version than one that has run.
@@ -171,7 +212,54 @@ mod tests {
         assert_eq!(all.confinement(None).memory, Some(100 << 20));
         let own: PluginSettings = toml::from_str("when_full = \"wait\"").expect("valid");
         assert!(all.may_drop(None) && !all.may_drop(Some(&own)));
-        let error = toml::from_str::<Plugins>("public_key = \"AAAA\"").expect_err("too short");
-        assert!(error.message().contains("\"AAAA\" is not the Base64 of an ed25519 key's 32 bytes"), "{error}");
+    }
+
+    #[test]
+    fn one_key_or_two_may_sign() {
+        let [one, two] =
+            ["11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=", "PUAXw+hDiVqStwqnTRt+vJyYLM8uxJaMwM1V8Sr0Zgw="];
+        let signers = |value: &str| -> Result<Option<(String, Option<String>)>, String> {
+            let plugins = toml::from_str::<Plugins>(&format!("public_key = {value}"));
+            let signers = plugins.map_err(|error| error.message().to_owned())?.signers();
+            Ok(signers.map(|signers| (signers.first.to_string(), signers.second.map(|key| key.to_string()))))
+        };
+        assert_eq!((signers("''"), signers("[]"), signers("['']")), (Ok(None), Ok(None), Ok(None)));
+        for alone in [format!("'{one}'"), format!("['{one}']"), format!("['', '{one}']"), format!("['{one}', '']")] {
+            assert_eq!(signers(&alone), Ok(Some((one.into(), None))), "{alone}");
+        }
+        assert_eq!(signers(&format!("['{one}', '{two}']")), Ok(Some((one.into(), Some(two.into())))));
+        for (wrong, why) in [
+            ("'AAAA'".to_owned(), "\"AAAA\" is not the Base64 of an ed25519 key's 32 bytes"),
+            (format!("['{one}', 'AAAA']"), "\"AAAA\" is not the Base64 of an ed25519 key's 32 bytes"),
+            (format!("['{one}', '{two}', '{one}']"), "more than two"),
+            ("7".to_owned(), "expected a key or a list of at most two"),
+            ("[7]".to_owned(), "expected a string"),
+        ] {
+            let error = signers(&wrong).expect_err(&wrong);
+            assert!(error.contains(why), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn signed_after_is_a_date_or_a_moment() {
+        let after = |text: &str| text.parse::<SignedAfter>().map(|SignedAfter(seconds)| seconds);
+        let sound = [
+            ("", 0),
+            ("1970-01-02", 86_400),
+            ("2026-01-31", 1_769_817_600),
+            ("2026-01-31T00:00:01Z", 1_769_817_601),
+            ("2026-01-31T00:00:01.9Z", 1_769_817_601),
+        ];
+        for (text, seconds) in sound {
+            assert_eq!(after(text), Ok(seconds), "{text}");
+        }
+        for wrong in
+            ["2026", "2026-02-30", "2026-13-01", "tomorrow", "2026-01-31T00:00:01", "2026-01-31T00:00:01+02:00", "ä"]
+        {
+            let error = after(wrong).expect_err(wrong).to_string();
+            assert!(error.contains("expected a date as in 2026-01-31"), "{error}");
+        }
+        let error = toml::from_str::<Plugins>("signed_after = 'soon'").expect_err("no date");
+        assert!(error.message().contains("\"soon\" is no time"), "{error}");
     }
 }

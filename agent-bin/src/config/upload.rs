@@ -32,7 +32,7 @@ impl Settings {
     pub(crate) fn upload_rules(&self) -> UploadRules {
         let allow = match &self.upload.allow {
             Some(allow) => allow.iter().map(|path| path.0.clone()).collect(),
-            None if self.plugins.public_key().is_some() => Vec::new(),
+            None if self.plugins.signers().is_some() => Vec::new(),
             None => vec!["/".into()],
         };
         let mut secret = vec![self.layout.certs.join("client.key")];

@@ -98,7 +98,10 @@ mod tests {
             urls: vec!["http://a/b".into()],
             detail: "a secret".into(),
         };
-        vec![plugin("a", None), plugin("b", Some(Signature(Box::new([3; 64]))))]
+        vec![
+            plugin("a", None),
+            plugin("b", Some(Signature { bytes: Box::new([3; 64]), signed_s: 4, has_open_detail: true })),
+        ]
     }
 
     #[test]

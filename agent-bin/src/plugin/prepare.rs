@@ -18,7 +18,7 @@ use super::newest::{Downgrade, Newest};
 use super::stage::{PLUGIN_MODE, Stage, Staged};
 use crate::fetch::{Cancel, FetchError, Fetcher, Request};
 use crate::files::{FileError, make_directory};
-use crate::signing::{NotVouched, PublicKey};
+use crate::signing::{NotVouched, Signers};
 
 /// A file in a plugin's directory with the SHA-256 of the archive that was unpacked there.
 const ORIGIN: &str = ".elklet-archive";
@@ -29,7 +29,7 @@ pub(crate) struct Preparer {
     pub(crate) workdir: PathBuf,
     pub(crate) fetcher: Fetcher,
     /// Whose signature a plugin needs, if anybody's.
-    pub(crate) public_key: Option<PublicKey>,
+    pub(crate) signers: Option<Signers>,
     /// True if a signed plugin may go back to an earlier version.
     pub(crate) allow_downgrade: bool,
     /// The newest versions that have run.
@@ -132,8 +132,8 @@ impl Preparer {
     }
 
     fn check_signature(&self, config: &PluginConfig) -> Result<(), PrepareError> {
-        let Some(key) = &self.public_key else { return Ok(()) };
-        key.verify(config).map_err(PrepareError::NotVouched)?;
+        let Some(signers) = &self.signers else { return Ok(()) };
+        signers.verify(&config.statement(), config.signature.as_ref()).map_err(PrepareError::NotVouched)?;
         if !self.allow_downgrade {
             self.newest.check(&config.name, &config.version).map_err(PrepareError::Downgrade)?;
         }
@@ -179,7 +179,7 @@ impl Preparer {
 
     /// Remembers that a version was started, if that matters. Returns true when the file has to be written.
     pub(crate) fn note_started(&self, config: &PluginConfig) -> bool {
-        self.public_key.is_some() && self.newest.note(&config.name, &config.version)
+        self.signers.is_some() && self.newest.note(&config.name, &config.version)
     }
 }
 
@@ -252,7 +252,7 @@ pub(super) mod tests {
         let fetcher = Fetcher::new(workdir.join("no-authority"), Proxies::default());
         let newest = Arc::new(Newest::read(workdir));
         let workdir = workdir.to_owned();
-        let preparer = Preparer { workdir, fetcher, public_key: None, allow_downgrade: false, newest };
+        let preparer = Preparer { workdir, fetcher, signers: None, allow_downgrade: false, newest };
         preparer.verify(config, &Cancel::default())
     }
 }

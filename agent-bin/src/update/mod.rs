@@ -113,8 +113,9 @@ impl Updates {
             Refusal::NotTried(why, before.map(|failed| failed.why.clone()))
         })?;
         self.store.forget_failed();
-        if let Some(key) = settings.plugins.public_key() {
-            key.verify_agent(&config).map_err(|why| Refusal::NotVouched(config.version.clone(), why))?;
+        if let Some(signers) = settings.plugins.signers() {
+            let vouched = signers.verify(&config.statement(), config.signature.as_ref());
+            vouched.map_err(|why| Refusal::NotVouched(config.version.clone(), why))?;
         }
         match cancelled {
             Some(()) => self.next = Some(config),

@@ -111,26 +111,54 @@ impl fmt::Display for BadDigest {
 
 impl core::error::Error for BadDigest {}
 
-/// An ed25519 signature, written as Base64.
+/// An ed25519 signature with what its maker says about it, written as `BASE64:SECONDS` or `BASE64:SECONDS:open`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Signature(pub Box<[u8; 64]>);
+pub struct Signature {
+    /// The signature itself.
+    pub bytes: Box<[u8; 64]>,
+    /// When it was made, in seconds since 1970.
+    pub signed_s: u64,
+    /// True if its maker leaves the plugin's detail to the server.
+    pub has_open_detail: bool,
+}
 
 impl FromStr for Signature {
     type Err = BadSignature;
 
     fn from_str(text: &str) -> Result<Self, BadSignature> {
-        let bytes = BASE64.decode(text).ok().and_then(|bytes| Box::try_from(bytes).ok());
-        bytes.map(Self).ok_or_else(|| BadSignature(shortened(text)))
+        // A text that is longer than all of this has a part that is too long.
+        const BASE64_BYTES: usize = 88;
+        const SECONDS_BYTES: usize = 12;
+        let parse = || {
+            let (base64, rest) = text.split_once(':')?;
+            let (seconds, has_open_detail) = match rest.strip_suffix(":open") {
+                Some(seconds) => (seconds, true),
+                None => (rest, false),
+            };
+            // A plus sign would parse as well.
+            let is_number = seconds.len() <= SECONDS_BYTES && seconds.bytes().all(|digit| digit.is_ascii_digit());
+            let signed_s = is_number.then(|| seconds.parse().ok())??;
+            let bytes = (base64.len() == BASE64_BYTES).then(|| BASE64.decode(base64).ok())??;
+            Some(Self { bytes: Box::try_from(bytes).ok()?, signed_s, has_open_detail })
+        };
+        parse().ok_or_else(|| BadSignature(shortened(text)))
     }
 }
 
-/// The beginning of a text that is not the Base64 of a signature.
+impl fmt::Display for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let open = if self.has_open_detail { ":open" } else { "" };
+        write!(f, "{}:{}{open}", BASE64.encode(*self.bytes), self.signed_s)
+    }
+}
+
+/// The beginning of a text that is no signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadSignature(String);
 
 impl fmt::Display for BadSignature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "signature {:?} is not the Base64 of 64 bytes", self.0)
+        write!(f, "signature {:?} is not the Base64 of 64 bytes, a colon and seconds since 1970", self.0)
     }
 }
 

@@ -6,8 +6,6 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use elklet_proto::grpc;
 use prost::{DecodeError, Message};
 
@@ -62,7 +60,7 @@ pub struct PluginConfig {
     pub download_sha256: Sha256,
     /// SHA-256 of the executable.
     pub executable_sha256: Sha256,
-    /// A signature over all of the above, if there is one.
+    /// A signature over all of this but the addresses, if there is one.
     pub signature: Option<Signature>,
     /// Addresses of the download, tried in order.
     pub urls: Vec<String>,
@@ -266,16 +264,11 @@ impl AgentConfig {
         Ok(Self { version: entry.version, sha256, signature, urls: entry.download_urls })
     }
 
-    /// The text that a signature of this version covers.
-    ///
-    /// ```text
-    /// elklet agent
-    /// VERSION
-    /// SHA-256 of the download in lower-case hexadecimal
-    /// ```
+    /// What a signature vouches for: both hashes are the package's, and the agent has no detail.
     #[must_use]
-    pub fn signed_text(&self) -> String {
-        format!("elklet agent\n{}\n{}\n", self.version, self.sha256)
+    pub fn statement(&self) -> Statement<'_> {
+        let Self { version, sha256, .. } = self;
+        Statement { kind: "agent", name: AGENT_NAME, version, download: sha256, executable: sha256, detail: "" }
     }
 }
 
@@ -322,8 +315,7 @@ impl PluginConfig {
         };
         let mut signature = self.executable_sha256.to_string();
         if let Some(vouched) = &self.signature {
-            signature.push(':');
-            signature.push_str(&BASE64.encode(*vouched.0));
+            signature = format!("{signature}:{vouched}");
         }
         grpc::Config {
             name: self.name.to_string(),
@@ -336,19 +328,50 @@ impl PluginConfig {
         }
     }
 
-    /// What a signature of this plugin signs: lines for its name, its version, and both its hashes.
+    /// What a signature vouches for.
+    #[must_use]
+    pub fn statement(&self) -> Statement<'_> {
+        let Self { name, version, download_sha256: download, executable_sha256: executable, detail, .. } = self;
+        Statement { kind: "plugin", name: name.as_str(), version, download, executable, detail }
+    }
+}
+
+/// What an entry says that a signature has to vouch for.
+#[derive(Debug, Clone, Copy)]
+pub struct Statement<'a> {
+    kind: &'static str,
+    name: &'a str,
+    version: &'a str,
+    download: &'a Sha256,
+    executable: &'a Sha256,
+    /// The detail, which may be long. The signed text has its hash.
+    pub detail: &'a str,
+}
+
+impl Statement<'_> {
+    /// The text that `signature` signs. `detail` is the SHA-256 of the detail. Returns `None` if the version contains control
+    /// characters: a line break in it could pass for the end of its line.
     ///
     /// ```text
-    /// elklet plugin
+    /// elklet signature 1
+    /// plugin, or agent for a version of the agent
     /// NAME
     /// VERSION
     /// SHA-256 of the download in lower-case hexadecimal
     /// SHA-256 of the executable, likewise
+    /// when it was signed, in seconds since 1970
+    /// SHA-256 of the detail, or open if the signature leaves the detail to the server
     /// ```
     #[must_use]
-    pub fn signed_text(&self) -> String {
-        let Self { name, version, download_sha256, executable_sha256, .. } = self;
-        format!("elklet plugin\n{name}\n{version}\n{download_sha256}\n{executable_sha256}\n")
+    pub fn signed_text(&self, signature: &Signature, detail: &Sha256) -> Option<String> {
+        let Self { kind, name, version, download, executable, .. } = self;
+        if version.contains(char::is_control) {
+            return None;
+        }
+        let signed = signature.signed_s;
+        let mut text = format!("elklet signature 1\n{kind}\n{name}\n{version}\n{download}\n{executable}\n{signed}\n");
+        text += &if signature.has_open_detail { "open\n".to_owned() } else { format!("{detail}\n") };
+        Some(text)
     }
 }
 

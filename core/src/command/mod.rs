@@ -21,7 +21,7 @@ use prost::Message;
 pub use self::checked::{BadDigest, BadName, BadSignature, PluginName, Sha256, Signature};
 use self::configuration::Checking;
 pub use self::configuration::{
-    AgentConfig, AgentEntry, BadPackage, Configuration, Packing, PluginConfig, RefusedConfig,
+    AgentConfig, AgentEntry, BadPackage, Configuration, Packing, PluginConfig, RefusedConfig, Statement,
 };
 pub(crate) use self::policy::Rate;
 pub use self::policy::{AllowedTask, Forbidden, Policy};
@@ -198,16 +198,21 @@ mod tests {
     fn an_entry_may_bring_a_signature_and_is_written_as_it_was_read() {
         let vouched = BASE64.encode([7; 64]);
         let mut packed = config("signed");
-        packed.signature = format!("{}:{vouched}", HASH.replace('0', "1"));
+        packed.signature = format!("{}:{vouched}:12:open", HASH.replace('0', "1"));
         (packed.r#type, packed.detail, packed.download_urls) = ("tar.gz".into(), "d".into(), vec!["http://x/".into()]);
-        let wrong = ["", "AAAA", "!", &vouched[..87]].map(|text| grpc::Config {
+        let wrong = ["", "AAAA:1", "!:1", &vouched, &vouched[2..]].map(str::to_owned).into_iter();
+        let tails =
+            [":", ":+1", ":-1", ":1s", ":1:shut", ":1:", ":1:open:", ":1:open:open", "::open", ":1000000000000"];
+        let wrong = wrong.chain(tails.iter().map(|tail| format!("{vouched}{tail}"))).enumerate();
+        let wrong = wrong.map(|(number, text)| grpc::Config {
             signature: format!("{HASH}:{text}"),
-            ..config(&format!("wrong{}", text.len()))
+            ..config(&format!("wrong{number}"))
         });
         let got = configured([packed.clone()].into_iter().chain(wrong).collect());
-        assert_eq!((got.plugins.len(), got.refused.len()), (1, 4));
+        assert_eq!((got.plugins.len(), got.refused.len()), (1, 15));
         assert!(got.refused[0].reason.contains("is not the Base64 of 64 bytes"), "{}", got.refused[0].reason);
-        assert_eq!(got.plugins[0].signature, Some(Signature(Box::new([7; 64]))));
+        let signature = Signature { bytes: Box::new([7; 64]), signed_s: 12, has_open_detail: true };
+        assert_eq!(got.plugins[0].signature.as_ref(), Some(&signature));
         let again = Command::decode(&Configuration::encode(&got.plugins));
         assert_eq!(
             again,
@@ -215,7 +220,15 @@ mod tests {
         );
         assert_eq!(got.plugins[0].to_entry(), packed);
         let executable = HASH.replace('0', "1");
-        assert_eq!(got.plugins[0].signed_text(), format!("elklet plugin\nsigned\n1\n{HASH}\n{executable}\n"));
+        let detail = Sha256([0x22; 32]);
+        let lines = format!("elklet signature 1\nplugin\nsigned\n1\n{HASH}\n{executable}\n");
+        let text = |plugin: &PluginConfig, signature| plugin.statement().signed_text(signature, &detail);
+        assert_eq!(text(&got.plugins[0], &signature), Some(format!("{lines}12\nopen\n")));
+        let closed = Signature { signed_s: 999_999_999_999, has_open_detail: false, ..signature.clone() };
+        assert_eq!(text(&got.plugins[0], &closed), Some(format!("{lines}999999999999\n{detail}\n")));
+        // A version that brings lines of its own has no signed text.
+        let version = format!("1\n{HASH}");
+        assert_eq!(text(&PluginConfig { version, ..got.plugins[0].clone() }, &closed), None);
     }
 
     #[test]
@@ -414,12 +427,16 @@ mod tests {
         let entry =
             |signature: String| grpc::Config { signature, download_urls: vec!["u".into()], ..config(AGENT_NAME) };
         let package = |signature| configured(vec![entry(signature)]).agent.expect("it is there").package;
-        let signed = package(format!("{HASH}:{vouched}")).expect("it is sound");
-        assert_eq!(signed.signature, Some(Signature(Box::new([9; 64]))));
-        assert_eq!((signed.signed_text(), signed.urls), (format!("elklet agent\n1\n{HASH}\n"), vec!["u".to_owned()]));
+        let signed = package(format!("{HASH}:{vouched}:5")).expect("it is sound");
+        let signature = Signature { bytes: Box::new([9; 64]), signed_s: 5, has_open_detail: false };
+        assert_eq!(signed.signature.as_ref(), Some(&signature));
+        let detail = Sha256([0x33; 32]);
+        let lines = format!("elklet signature 1\nagent\n{AGENT_NAME}\n1\n{HASH}\n{HASH}\n5\n{detail}\n");
+        assert_eq!(signed.statement().signed_text(&signature, &detail), Some(lines));
+        assert_eq!((signed.statement().detail, &*signed.urls), ("", &["u".to_owned()][..]));
         assert_eq!(package(String::new()).map(|package| package.signature), Ok(None));
         let why = package(format!("{HASH}:x")).expect_err("it is no signature").to_string();
-        assert_eq!(why, "agent update: signature \"x\" is not the Base64 of 64 bytes");
+        assert_eq!(why, "agent update: signature \"x\" is not the Base64 of 64 bytes, a colon and seconds since 1970");
     }
 
     #[test]

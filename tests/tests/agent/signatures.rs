@@ -4,15 +4,50 @@ use super::downloads::{plain, program};
 use elklet_proto::grpc::Config;
 use elklet_tests::files::{Files, How};
 use elklet_tests::harness::{Agent, Site, skipped, types, wait_until};
+use ring::digest::{SHA256, digest};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Returns the text that is signed, as `docs/plugins.md` has it.
-fn text(config: &Config) -> String {
+/// When the tests' signatures were made: 2026-01-31 at noon.
+const SIGNED_S: u64 = 1_769_860_800;
+
+/// Returns the text that is signed, as `docs/plugins.md` has it. `detail` is its last line.
+fn text(kind: &str, config: &Config, detail: &str) -> String {
     let Config { name, version, sha256, signature, .. } = config;
-    format!("elklet plugin\n{name}\n{version}\n{sha256}\n{signature}\n")
+    format!("elklet signature 1\n{kind}\n{name}\n{version}\n{sha256}\n{signature}\n{SIGNED_S}\n{detail}\n")
+}
+
+/// Returns the text of a plugin with its detail.
+fn closed(config: &Config) -> String {
+    text("plugin", config, &hash(&config.detail))
+}
+
+fn hash(detail: &str) -> String {
+    digest(&SHA256, detail.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Returns the entry with the signature of `text` by `key`.
+fn with(entry: Config, text: &str, key: &Ed25519KeyPair) -> Config {
+    let signature = base64(key.sign(text.as_bytes()).as_ref());
+    Config { signature: format!("{}:{signature}:{SIGNED_S}", entry.signature), ..entry }
+}
+
+/// Returns the key that is made of this seed.
+pub(super) fn key_of(seed: u8) -> Ed25519KeyPair {
+    Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap()
+}
+
+/// Returns a key as `plugins.public_key` has it.
+pub(super) fn public(key: &Ed25519KeyPair) -> String {
+    format!("\"{}\"", base64(key.public_key().as_ref()))
+}
+
+/// Returns a signed entry of the agent.
+pub(super) fn signed_agent(entry: Config, key: &Ed25519KeyPair) -> Config {
+    let text = text("agent", &entry, &hash(""));
+    with(entry, &text, key)
 }
 
 fn base64(bytes: &[u8]) -> String {
@@ -32,42 +67,116 @@ fn only_what_the_keys_owner_has_signed_is_started() {
     let site = Site::new();
     let files = Files::start();
     let url = files.serve("probe", program(), How::Right);
-    let owner = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
-    let stranger = Ed25519KeyPair::from_seed_unchecked(&[8; 32]).unwrap();
+    let (owner, stranger) = (key_of(7), key_of(8));
     let entry = |name: &str| plain(name, &program(), std::slice::from_ref(&url), "hello");
-    let signed = |entry: Config, text: &str, key: &Ed25519KeyPair| {
-        let signature = base64(key.sign(text.as_bytes()).as_ref());
-        Config { signature: format!("{}:{signature}", entry.signature), ..entry }
-    };
     let good = entry("good");
     let of_another = Config { version: "0.9".into(), ..entry("replayed") };
+    let lines = Config { version: format!("1.0\n{}", good.sha256), ..entry("lines") };
+    let moved = with(entry("moved"), &closed(&entry("moved")), &owner);
     let configs = vec![
-        signed(good.clone(), &text(&good), &owner),
+        with(good.clone(), &closed(&good), &owner),
         entry("unsigned"),
-        signed(entry("forged"), &text(&entry("forged")), &stranger),
-        // The signature is valid, but for another plugin or another version.
-        signed(entry("swapped"), &text(&good), &owner),
-        signed(entry("replayed"), &text(&of_another), &owner),
-        Config { signature: format!("{}:AAAA", entry("short").signature), ..entry("short") },
+        with(entry("forged"), &closed(&entry("forged")), &stranger),
+        // The signature is valid, but for another plugin, another version, another detail, another time, or for an agent.
+        with(entry("swapped"), &closed(&good), &owner),
+        with(entry("replayed"), &closed(&of_another), &owner),
+        with(entry("steered"), &text("plugin", &entry("steered"), &hash("hello deaf")), &owner),
+        Config { signature: moved.signature.replace(&SIGNED_S.to_string(), "1769860801"), ..moved },
+        with(entry("agent"), &text("agent", &entry("agent"), &hash("hello")), &owner),
+        // What is open, only its signer can say.
+        opened(with(entry("opened"), &closed(&entry("opened")), &owner)),
+        with(entry("closed"), &text("plugin", &entry("closed"), "open"), &owner),
+        with(lines.clone(), &closed(&lines), &owner),
+        Config { signature: format!("{}:AAAA:1", entry("short").signature), ..entry("short") },
     ];
     site.center().set_configs(Some(configs));
-    let key = base64(owner.public_key().as_ref());
-    let agent = site.eager().setting("plugins", &format!("public_key = \"{key}\"")).start();
+    let agent = site.eager().setting("plugins", &format!("public_key = {}", public(&owner))).start();
     site.wait_records("greeting", &agent, |records| records.of_type(types::HELLO).count() == 1);
     agent.wait_for_log("plugin unsigned cannot be started: it is not signed, and plugins.public_key demands it");
-    for name in ["forged", "swapped", "replayed"] {
+    for name in ["forged", "swapped", "replayed", "steered", "moved", "agent", "opened", "closed"] {
         agent.wait_for_log(&format!("plugin {name} cannot be started: its signature is not one of plugins.public_key"));
     }
-    agent.wait_for_log("plugin \"short\": signature \"AAAA\" is not the Base64 of 64 bytes");
+    agent.wait_for_log("plugin lines cannot be started: its version has control characters");
+    agent.wait_for_log("plugin \"short\": signature \"AAAA:1\" is not the Base64 of 64 bytes");
     assert_eq!(site.fresh_heartbeats(&agent).plugins.keys().collect::<Vec<_>>(), ["good"]);
     assert_eq!(files.requests("probe"), 1, "what is not signed is not even fetched");
 
     // At the next start the agent checks what it kept against the key again.
-    let other = base64(stranger.public_key().as_ref());
     let setup = agent.into_setup();
-    fs::write(setup.workdir().path().join("elklet.toml"), format!("[plugins]\npublic_key = \"{other}\"\n")).unwrap();
+    let settings = format!("[plugins]\npublic_key = {}\n", public(&stranger));
+    fs::write(setup.workdir().path().join("elklet.toml"), settings).unwrap();
     let agent = setup.start();
     agent.wait_for_log("plugin good cannot be started: its signature is not one of plugins.public_key");
+}
+
+/// Says that the server may choose the detail, whatever was signed.
+fn opened(entry: Config) -> Config {
+    Config { signature: format!("{}:open", entry.signature), ..entry }
+}
+
+#[test]
+fn a_server_changes_the_detail_only_where_its_signer_has_left_it_open() {
+    let site = Site::new();
+    let files = Files::start();
+    let url = files.serve("probe", program(), How::Right);
+    let owner = key_of(7);
+    let entry = |name: &str| plain(name, &program(), std::slice::from_ref(&url), "hello");
+    let fixed = with(entry("fixed"), &closed(&entry("fixed")), &owner);
+    let free = opened(with(entry("free"), &text("plugin", &entry("free"), "open"), &owner));
+    let agent = site.eager().setting("plugins", &format!("public_key = {}", public(&owner))).start();
+    site.wait_connected(&agent);
+    let hellos = |count| {
+        site.wait_records("greeting", &agent, |records| records.of_type(types::HELLO).count() == count);
+    };
+    site.configure(&agent, &[fixed.clone(), free.clone()]);
+    hellos(2);
+    let steered = |entry: Config| Config { detail: "hello deaf".into(), ..entry };
+    site.configure(&agent, &[steered(fixed), steered(free)]);
+    let refusal = "plugin fixed cannot be started: its signature is not one of plugins.public_key over its name, version, hashes, detail";
+    let line = agent.wait_for_log(refusal);
+    assert!(line.ends_with("version 1.0 runs on"), "{line}");
+    hellos(3);
+    let heartbeats = site.fresh_heartbeats(&agent);
+    assert_eq!(heartbeats.plugins.keys().collect::<Vec<_>>(), ["fixed", "free"]);
+    assert!(heartbeats.agent["state_detail"].contains("its signature is not one of plugins.public_key"));
+}
+
+#[test]
+fn keys_change_without_a_gap_and_older_signatures_are_cut_off() {
+    let site = Site::new();
+    let files = Files::start();
+    let url = files.serve("probe", program(), How::Right);
+    let (old, new) = (key_of(7), key_of(8));
+    let entry = |name: &str, key: &Ed25519KeyPair| {
+        let entry = plain(name, &program(), std::slice::from_ref(&url), "hello");
+        let text = closed(&entry);
+        with(entry, &text, key)
+    };
+    site.center().set_configs(Some(vec![entry("a", &old), entry("b", &new), entry("c", &key_of(9))]));
+    let both = format!("public_key = [{}, {}]", public(&old), public(&new));
+    // The time itself still counts.
+    let agent = site.eager().setting("plugins", &format!("{both}\nsigned_after = \"2026-01-31T12:00:00Z\"")).start();
+    site.wait_records("greeting", &agent, |records| records.of_type(types::HELLO).count() == 2);
+    agent.wait_for_log("plugin c cannot be started: its signature is not one of plugins.public_key");
+
+    let settings = agent.workdir().path().join("elklet.toml");
+    let restart = |agent: Agent, text: &str| {
+        let setup = agent.into_setup();
+        fs::write(&settings, format!("[plugins]\n{text}\n")).unwrap();
+        setup.start()
+    };
+    let agent = restart(agent, &format!("public_key = [{}]", public(&new)));
+    agent.wait_for_log("plugin a cannot be started: its signature is not one of plugins.public_key");
+    site.wait_connected(&agent);
+    wait_until("b", || site.fresh_heartbeats(&agent).plugins.keys().eq(["b"]));
+
+    let agent = restart(agent, &format!("{both}\nsigned_after = \"2026-02-01\""));
+    let old = "it was signed at 2026-01-31T12:00:00Z, and plugins.signed_after is 2026-02-01T00:00:00Z";
+    for name in ["a", "b"] {
+        agent.wait_for_log(&format!("plugin {name} cannot be started: {old}"));
+    }
+    site.wait_connected(&agent);
+    wait_until("refusal", || site.fresh_heartbeats(&agent).agent["state_detail"].contains(old));
 }
 
 #[test]
@@ -75,18 +184,18 @@ fn a_signed_plugin_does_not_go_back_unless_the_host_allows_it() {
     let site = Site::new();
     let files = Files::start();
     let url = files.serve("probe", program(), How::Right);
-    let owner = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
+    let owner = key_of(7);
     let signed = |version: &str| {
         let entry =
             Config { version: version.into(), ..plain("probe", &program(), std::slice::from_ref(&url), "hello") };
-        let signature = base64(owner.sign(text(&entry).as_bytes()).as_ref());
-        Config { signature: format!("{}:{signature}", entry.signature), ..entry }
+        let text = closed(&entry);
+        with(entry, &text, &owner)
     };
     let running = |agent: &Agent| site.fresh_heartbeats(agent).plugins["probe"]["pversion"].clone();
     let hellos = |agent: &Agent, count| {
         site.wait_records("greeting", agent, |records| records.of_type(types::HELLO).count() == count);
     };
-    let key = format!("public_key = \"{}\"", base64(owner.public_key().as_ref()));
+    let key = format!("public_key = {}", public(&owner));
     let agent = site.eager().setting("plugins", &key).start();
     site.wait_connected(&agent);
     site.configure(&agent, &[signed("1.9")]);
@@ -129,7 +238,7 @@ fn openssl_makes_signatures_as_the_page_says() {
         .filter_map(|line| line.strip_prefix("    "));
     let script: String = commands.map(|line| format!("{line}\n")).collect();
     let directory = tempfile::tempdir().unwrap();
-    let entry = plain("probe", &program(), &[], "");
+    let entry = plain("probe", &program(), &[], "hello");
     let run = Command::new("sh")
         .args(["-e", "-c", &script])
         .current_dir(directory.path())
@@ -137,6 +246,7 @@ fn openssl_makes_signatures_as_the_page_says() {
         .env("VERSION", &entry.version)
         .env("DOWNLOAD_SHA256", &entry.sha256)
         .env("EXECUTABLE_SHA256", &entry.signature)
+        .env("DETAIL", &entry.detail)
         .stderr(Stdio::inherit())
         .output()
         .unwrap();
@@ -150,7 +260,7 @@ fn openssl_makes_signatures_as_the_page_says() {
     let site = Site::new();
     let files = Files::start();
     let url = files.serve("probe", program(), How::Right);
-    let entry = Config { signature: value("signature: "), download_urls: vec![url], detail: "hello".into(), ..entry };
+    let entry = Config { signature: value("signature: "), download_urls: vec![url], ..entry };
     site.center().set_configs(Some(vec![entry]));
     let agent = site.eager().setting("plugins", &value("elklet.toml: ")).start();
     site.wait_records("greeting", &agent, |records| records.of_type(types::HELLO).count() == 1);

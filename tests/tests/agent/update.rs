@@ -2,6 +2,7 @@
 //! not, the previous version comes back.
 
 use crate::PLUGIN;
+use crate::signatures::{key_of, public, signed_agent};
 use elklet_proto::grpc::Config;
 use elklet_tests::binaries::Binaries;
 use elklet_tests::harness::{Agent, Setup, Signal, Site, config, types, wait_until};
@@ -496,10 +497,24 @@ fn a_host_may_refuse_updates_or_want_them_signed() {
     site.wait_connected(&agent);
     site.configure(&agent, slice::from_ref(&offer));
     agent.wait_for_log("version 9.9.9: it is not signed, and plugins.public_key demands it");
-    let forged = Config { signature: format!("{}:{}==", offer.sha256, "A".repeat(86)), ..offer.clone() };
+    let forged = Config { signature: format!("{}:{}==:1", offer.sha256, "A".repeat(86)), ..offer.clone() };
     site.configure(&agent, &[forged]);
     agent.wait_for_log("version 9.9.9: its signature is not one of plugins.public_key");
     assert_eq!(web.asked_for(&offer), 0);
+
+    let owner = key_of(7);
+    let key = format!("public_key = [{}, {}]", public(&key_of(8)), public(&owner));
+    let setup = elklet(&site).setting("plugins", &format!("{key}\nsigned_after = \"2026-02-01\""));
+    let agent = setup.start();
+    site.wait_connected(&agent);
+    site.configure(&agent, &[signed_agent(offer.clone(), &owner)]);
+    agent.wait_for_log("version 9.9.9: it was signed at 2026-01-31T12:00:00Z, and plugins.signed_after is 2026-02-01");
+    assert_eq!(web.asked_for(&offer), 0);
+
+    let agent = elklet(&site).setting("plugins", &key).start();
+    site.wait_connected(&agent);
+    site.configure(&agent, &[signed_agent(offer.clone(), &owner)]);
+    wait_for_version(&site, &agent, NEXT_VERSION);
 }
 
 #[test]

@@ -46,7 +46,7 @@ pub(super) fn preparer(settings: &Settings, newest: Arc<Newest>) -> Preparer {
     Preparer {
         workdir: settings.layout.workdir.clone(),
         fetcher: Fetcher::new(settings.layout.certs.join("ca.crt"), settings.proxies.clone()),
-        public_key: settings.plugins.public_key(),
+        signers: settings.plugins.signers(),
         allow_downgrade: settings.plugins.allow_downgrade(),
         newest,
     }
