@@ -57,8 +57,11 @@ impl std::error::Error for FileError {}
 /// # Errors
 /// When the file cannot be opened or read.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    File::open(path)?.take(limit).read_to_end(&mut content)?;
+    let file = File::open(path)?;
+    // A text that grows leaves parts of itself behind in memory, secret or not.
+    let size = file.metadata()?.len().min(limit);
+    let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
+    file.take(limit).read_to_end(&mut content)?;
     Ok(content)
 }
 

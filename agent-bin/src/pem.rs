@@ -6,6 +6,7 @@
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use zeroize::Zeroizing;
 
 /// Padding is optional here. It is missing at times, and says nothing that the length does not.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -42,17 +43,20 @@ pub(crate) fn sections(bytes: &[u8]) -> Result<Vec<Section>, &'static str> {
     }
     let text = bytes.strip_prefix(BOM).unwrap_or(bytes);
     let mut sections = Vec::new();
-    let mut open: Option<(Section, Vec<u8>)> = None;
+    // It may be a key's.
+    let mut open: Option<(Section, Zeroizing<Vec<u8>>)> = None;
     for (number, line) in lines(text) {
         let line = line.trim_ascii();
         if let Some(label) = line.strip_prefix(b"-----BEGIN ").and_then(|rest| rest.strip_suffix(b"-----")) {
             let label = String::from_utf8_lossy(label).into_owned();
             let section = Section { label, line: number, der: None, is_encrypted: false };
             // A section that has not ended has no content.
-            sections.extend(open.replace((section, Vec::new())).map(|(section, _)| section));
+            sections.extend(
+                open.replace((section, Zeroizing::new(Vec::with_capacity(text.len())))).map(|(section, _)| section),
+            );
         } else if line.starts_with(b"-----END ") {
             if let Some((section, body)) = open.take() {
-                sections.push(Section { der: BASE64.decode(body).ok(), ..section });
+                sections.push(Section { der: BASE64.decode(&*body).ok(), ..section });
             }
         } else if let Some((section, body)) = &mut open {
             // These headers are OpenSSL's own format: `Proc-Type: 4,ENCRYPTED` and `DEK-Info: ...`.

@@ -13,6 +13,7 @@ use super::plugins::Plugins;
 use super::records::Records;
 use crate::config::Settings;
 use crate::host::{Footprint, HostRoot, Traffic};
+use crate::plugin::Applied;
 use crate::status::{
     Certificate, Certificates, Connection, Count, Identity, Inquiry, LastError, Ledger, Logs, Meter, PluginView,
     Process, Rates, Server, Snapshot, SpoolFill,
@@ -25,6 +26,8 @@ use crate::{clock, logging, version};
 pub(super) struct Facts {
     agent_id: String,
     workdir: String,
+    /// What keeps its own threads from what only plugins need.
+    limits: String,
     /// Of records that plugins have sent, their bytes, and bytes that were handed to the stream.
     meter: Meter<3>,
     /// What was said last of sections that no plugin has.
@@ -47,7 +50,12 @@ pub(super) struct Rooms<'a, 'r> {
 
 impl Facts {
     /// Begins to answer. An agent that cannot be asked is an agent all the same.
-    pub(super) fn new(agent_id: String, settings: &Settings, now: Millis) -> (Self, mpsc::Receiver<Inquiry>) {
+    pub(super) fn new(
+        agent_id: String,
+        settings: &Settings,
+        own: Applied,
+        now: Millis,
+    ) -> (Self, mpsc::Receiver<Inquiry>) {
         let (server, inquiries) = match Server::start(&settings.layout.socket) {
             Ok((server, inquiries)) => (Some(server), inquiries),
             Err(error) => {
@@ -60,6 +68,7 @@ impl Facts {
             workdir: settings.layout.workdir.display().to_string(),
             meter: Meter::new(now),
             unknown_sections: Vec::new(),
+            limits: own.to_string(),
             _server: server,
         };
         (facts, inquiries)
@@ -107,6 +116,7 @@ impl Facts {
                 version: version(),
                 pid,
                 workdir: &self.workdir,
+                limits: &self.limits,
                 // The clock begins with the agent.
                 uptime_seconds: now.0 / 1000,
                 state: if details.is_empty() { "running" } else { "abnormal" },

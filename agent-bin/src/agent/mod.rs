@@ -24,9 +24,9 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use self::shell::Shell;
 use crate::config::{Environment, Flags, Settings};
 use crate::failure::Failure;
-use crate::pump::PumpHandle;
+use crate::plugin::Applied;
 use crate::sys::waiting::block_on;
-use crate::sys::{blocking, children};
+use crate::sys::{blocking, children, starter};
 use crate::update::After;
 use crate::workdir::{self, WorkdirLock};
 use crate::{logging, plugin};
@@ -34,8 +34,8 @@ use crate::{logging, plugin};
 /// At the end, threads that write or fetch something are waited for this long.
 const END_OF_THREADS: Duration = Duration::from_secs(2);
 
-/// A pump that cannot be started is tried again this often, a second apart: by then it is better that somebody looks.
-const PUMP_TRIES: u32 = 60;
+/// A thread without which there is no agent is tried again this often, a second apart: by then it is better that somebody looks.
+const THREAD_TRIES: u32 = 60;
 
 /// Runs the agent until it is told to end, or to become another version; one that is on trial has to hold a stream.
 ///
@@ -64,11 +64,17 @@ pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> 
     // The last end may have come too suddenly for it.
     plugin::end_earlier_lives(workdir);
     workdir::tighten(&layout);
-    let result = block_on(async {
-        let shell = Shell::new(flags, environment, settings, is_on_trial)?;
-        shell.run().await.map_err(system("signals cannot be caught"))
+    let mut work = Some(|| {
+        // What this thread starts are threads, which have the filter as well. Processes come from the first thread, which has none.
+        let own = Applied::by_kernel("system calls", "seccomp", plugin::restrict_thread());
+        log::info!("limits of the agent's own threads: {own}");
+        block_on(async {
+            let shell = Shell::new(flags, environment, settings, is_on_trial, own)?;
+            shell.run().await.map_err(system("signals cannot be caught"))
+        })
     });
-    let result = result.map_err(system("the runtime cannot be started")).flatten();
+    let result = insist("the net thread", || starter::beside(&mut work)).map_err(system("there is no net thread"));
+    let result = result.and_then(|result| result.map_err(system("the runtime cannot be started"))).flatten();
     // What is still being resolved, fetched or deleted then is not waited for.
     blocking::wait_for_quiet(END_OF_THREADS);
     plugin::end_all(workdir);
@@ -80,15 +86,15 @@ pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> 
     result
 }
 
-/// Starts the pump, and tries again where there is no thread for it just now.
-fn insist(start: impl Fn() -> io::Result<PumpHandle>) -> io::Result<PumpHandle> {
+/// Starts a thread, and tries again where there is none for it just now.
+fn insist<T>(what: &str, mut start: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut tries = 0;
     loop {
         tries += 1;
         match start() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && tries < PUMP_TRIES => {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && tries < THREAD_TRIES => {
                 if tries == 1 {
-                    log::warn!("the pump cannot be started: {error}; it is tried again every second");
+                    log::warn!("{what} cannot be started: {error}; it is tried again every second");
                 }
                 std::thread::sleep(Duration::from_secs(1));
             }

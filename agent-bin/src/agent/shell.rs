@@ -35,6 +35,7 @@ use crate::identity;
 use crate::logging::reports;
 use crate::logging::{Event, Kind};
 use crate::net::{self, Certificates};
+use crate::plugin::Applied;
 use crate::pump::intake::SharedIntake;
 use crate::pump::{PumpEvent, PumpHandle};
 use crate::status::Inquiry;
@@ -102,6 +103,7 @@ impl Shell {
         environment: Environment,
         settings: Settings,
         is_on_trial: bool,
+        own: Applied,
     ) -> Result<Self, Failure> {
         let clock = Clock::start();
         let now = clock.now();
@@ -123,15 +125,15 @@ impl Shell {
         let intake = SharedIntake::new(settings.buffer.arena_bytes());
         let (pump_sender, pump_events) = mpsc::unbounded_channel();
         let start_pump = || PumpHandle::start(intake.clone(), clock, pump_sender.clone());
-        let pump =
-            insist(start_pump).map_err(|error| Failure::System(format!("the pump cannot be started: {error}")))?;
+        let pump = insist("the pump", start_pump)
+            .map_err(|error| Failure::System(format!("the pump cannot be started: {error}")))?;
         let mut records = Records::new(intake, settings.buffer.arena_bytes());
         records.set_sender(beat::sender(&id));
         let spool_directory = settings.layout.workdir.join(crate::spool::DIRECTORY);
         let (spool, spool_events) = SpoolFiles::new(spool_directory, records.sources().clone());
         let (plugins, plugin_events) = Plugins::new(&settings, clock);
         let (link, net_events) = Link::new(certificates, &settings, now);
-        let (facts, inquiries) = Facts::new(id, &settings, now);
+        let (facts, inquiries) = Facts::new(id, &settings, own, now);
         let setup = Setup {
             version: version().to_owned(),
             endpoints: reload::endpoints(&settings.server),

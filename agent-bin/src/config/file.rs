@@ -54,7 +54,8 @@ fn read_text(path: &Path) -> io::Result<String> {
 }
 
 fn read_from<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
-    let text = read_text(path).map_err(FileError::at(path)).map_err(ConfigError::File)?;
+    // A proxy's password may stand in it.
+    let text = Zeroizing::new(read_text(path).map_err(FileError::at(path)).map_err(ConfigError::File)?);
     parse(&text).map_err(|(line, what)| ConfigError::Line { path: path.to_owned(), line, what })
 }
 

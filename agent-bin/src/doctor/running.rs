@@ -53,15 +53,22 @@ impl Running {
         let connection = &said["connection"];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let process = format!("it runs as process {}", said["agent"]["pid"]);
+        let limits = text(&said["agent"]["limits"]);
         if let Some(address) = self.connected_to() {
             let seconds = &connection["for_seconds"];
-            return (format!("{process}, connected to {address} for {seconds} s"), true);
+            return (format!("{process}, connected to {address} for {seconds} s; its own threads: {limits}"), true);
         }
         let error = match text(&connection["last_error"]["text"]) {
             error if error.is_empty() => String::new(),
             error => format!("; its last error: {error}"),
         };
-        (format!("{process} and is not connected ({}){error}", text(&connection["state"])), false)
+        (
+            format!(
+                "{process} and is not connected ({}){error}; its own threads: {limits}",
+                text(&connection["state"])
+            ),
+            false,
+        )
     }
 
     /// The names of the plugins that it has.

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use zeroize::Zeroizing;
 
 use super::Identity;
 use crate::files::{FileError, read_bounded, replace};
@@ -26,10 +27,10 @@ const LINE: usize = 64;
 /// What [`NEXT`] holds, as the files will have it.
 #[derive(Debug)]
 pub(crate) struct Pending {
-    pub(crate) key: Vec<u8>,
-    pub(crate) certificate: Vec<u8>,
+    pub(crate) key: Zeroizing<Vec<u8>>,
+    pub(crate) certificate: Zeroizing<Vec<u8>>,
     /// The authorities, if they change.
-    pub(crate) authorities: Option<Vec<u8>>,
+    pub(crate) authorities: Option<Zeroizing<Vec<u8>>>,
 }
 
 impl Identity {
@@ -39,23 +40,24 @@ impl Identity {
     /// A file cannot be written. Either nothing has changed then, or the new identity counts and is put in its place later.
     pub(crate) fn install(&self, directory: &Path) -> Result<(), FileError> {
         let authority = self.authority.iter().map(|authority| section("CERTIFICATE", authority));
-        let text: String = [section("PRIVATE KEY", &self.pkcs8), section("CERTIFICATE", &self.certificate)]
-            .into_iter()
-            .chain(authority)
-            .collect();
+        let own = [section("PRIVATE KEY", &self.pkcs8), section("CERTIFICATE", &self.certificate)];
+        let parts: Vec<_> = own.into_iter().chain(authority).collect();
+        let text = Zeroizing::new(parts.iter().map(|part| &***part).collect::<Vec<_>>().concat());
         let path = directory.join(NEXT);
-        replace(&path, text.as_bytes(), 0o600).map_err(FileError::at(&path))?;
+        replace(&path, &text, 0o600).map_err(FileError::at(&path))?;
         settle(directory).map(drop)
     }
 }
 
 /// Reads what is in a directory and not in its place yet, if there is anything.
 pub(crate) fn pending(directory: &Path) -> Option<Pending> {
-    let sections = pem::sections(&read_bounded(&directory.join(NEXT), MAX_BYTES).ok()?).ok()?;
+    let text = Zeroizing::new(read_bounded(&directory.join(NEXT), MAX_BYTES).ok()?);
+    let sections = pem::sections(&text).ok()?;
     let mut sections = sections.into_iter().filter_map(|section| Some((section.label, section.der?)));
     let mut next = |label: &str| {
         let (found, der) = sections.next()?;
-        (found == label).then(|| section(label, &der).into_bytes())
+        let der = Zeroizing::new(der);
+        (found == label).then(|| section(label, &der))
     };
     Some(Pending { key: next("PRIVATE KEY")?, certificate: next("CERTIFICATE")?, authorities: next("CERTIFICATE") })
 }
@@ -84,17 +86,19 @@ pub(crate) fn settle(directory: &Path) -> Result<bool, FileError> {
     }
 }
 
-/// A section of PEM.
-fn section(label: &str, der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let mut section = format!("-----BEGIN {label}-----\n");
-    let mut rest = &*text;
-    while !rest.is_empty() {
-        let (line, after) = rest.split_at(rest.len().min(LINE));
-        section.extend([line, "\n"]);
-        rest = after;
+/// A section of PEM. It may be a key's: it never grows, which would leave a part of it behind, and is wiped when it is dropped.
+fn section(label: &str, der: &[u8]) -> Zeroizing<Vec<u8>> {
+    let text = Zeroizing::new(STANDARD.encode(der));
+    let (begin, end) = (format!("-----BEGIN {label}-----\n"), format!("-----END {label}-----\n"));
+    let room = begin.len() + text.len() + text.len().div_ceil(LINE) + end.len();
+    let mut section = Zeroizing::new(Vec::with_capacity(room));
+    section.extend_from_slice(begin.as_bytes());
+    for line in text.as_bytes().chunks(LINE) {
+        section.extend_from_slice(line);
+        section.push(b'\n');
     }
-    section + &format!("-----END {label}-----\n")
+    section.extend_from_slice(end.as_bytes());
+    section
 }
 
 #[cfg(test)]
@@ -105,7 +109,7 @@ mod tests {
 
     fn identity(byte: u8, authority: Option<u8>) -> Identity {
         let der = |byte: u8| vec![byte; 100];
-        Identity { pkcs8: der(byte), certificate: der(byte + 1), authority: authority.map(der) }
+        Identity { pkcs8: der(byte).into(), certificate: der(byte + 1), authority: authority.map(der) }
     }
 
     #[test]

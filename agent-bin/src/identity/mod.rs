@@ -12,6 +12,7 @@ use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
+use zeroize::Zeroizing;
 
 use crate::net;
 
@@ -19,7 +20,7 @@ pub(crate) use self::files::{NEXT, Pending, pending, settle};
 
 /// A key for which there is no certificate yet.
 pub(crate) struct NewKey {
-    pkcs8: Vec<u8>,
+    pkcs8: Zeroizing<Vec<u8>>,
     point: [u8; 65],
     request: Vec<u8>,
 }
@@ -80,7 +81,8 @@ impl NewKey {
     /// The system gives no random numbers.
     pub(crate) fn make() -> Result<Self, NoKey> {
         let (random, algorithm) = (SystemRandom::new(), &ECDSA_P256_SHA256_ASN1_SIGNING);
-        let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).map_err(|_| NoKey)?.as_ref().to_vec();
+        let made = EcdsaKeyPair::generate_pkcs8(algorithm, &random).map_err(|_| NoKey)?;
+        let pkcs8 = Zeroizing::new(made.as_ref().to_vec());
         let pair = EcdsaKeyPair::from_pkcs8(algorithm, &pkcs8, &random).map_err(|_| NoKey)?;
         let point = pair.public_key().as_ref().try_into().map_err(|_| NoKey)?;
         let info = pkcs10::info(&point);
@@ -116,7 +118,7 @@ impl NewKey {
         }
         // TLS reads more of it than this does.
         let chain = vec![CertificateDer::from(certificate.clone())];
-        let key = PrivatePkcs8KeyDer::from(self.pkcs8.clone()).into();
+        let key = PrivatePkcs8KeyDer::from(self.pkcs8.to_vec()).into();
         CertifiedKey::from_der(chain, key, &net::provider()).map_err(|_| BadCertificate::Damaged)?;
         Ok(Identity { pkcs8: self.pkcs8, certificate, authority: None })
     }
@@ -124,7 +126,7 @@ impl NewKey {
 
 /// A key with its certificate.
 pub(crate) struct Identity {
-    pkcs8: Vec<u8>,
+    pkcs8: Zeroizing<Vec<u8>>,
     certificate: Vec<u8>,
     /// Whom the host is to trust from now on, if that changes.
     authority: Option<Vec<u8>>,

@@ -4,6 +4,7 @@ use std::io;
 
 use elklet_core::link::x509;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer};
+use zeroize::Zeroizing;
 
 use crate::pem::{self, Section};
 
@@ -33,23 +34,23 @@ const RSA: &[u8] = &[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1];
 ///
 /// # Errors
 /// What is there instead.
-pub(super) fn private_key(content: io::Result<Vec<u8>>) -> Result<PrivateKeyDer<'static>, String> {
+pub(super) fn private_key(content: io::Result<Zeroizing<Vec<u8>>>) -> Result<PrivateKeyDer<'static>, String> {
     let bytes = content.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => "no such file".to_owned(),
         _ => error.to_string(),
     })?;
-    let sections = pem::sections(&bytes).map_err(|what| format!("{what}, {EXPECTED} in PEM"))?;
-    let is_key = |section: &&Section| section.label.ends_with("PRIVATE KEY");
-    let Some(Section { label, der, is_encrypted, line }) = sections.iter().find(is_key) else {
+    let mut sections = pem::sections(&bytes).map_err(|what| format!("{what}, {EXPECTED} in PEM"))?;
+    let Some(at) = sections.iter().position(|section| section.label.ends_with("PRIVATE KEY")) else {
         return Err(match sections.first() {
             Some(other) => format!("holds a section {:?}, {EXPECTED}", other.label),
             None => format!("{EXPECTED} in PEM, found none"),
         });
     };
-    if *is_encrypted || label == "ENCRYPTED PRIVATE KEY" {
+    let Section { label, der, is_encrypted, line } = sections.swap_remove(at);
+    if is_encrypted || label == "ENCRYPTED PRIVATE KEY" {
         return Err(format!("the key is encrypted ({label}), {EXPECTED}"));
     }
-    let Some(der) = der.clone() else {
+    let Some(der) = der else {
         return Err(format!("the section {label:?} at line {line} is damaged, {EXPECTED}"));
     };
     match &**label {

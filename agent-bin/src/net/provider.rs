@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use ring::rand::SystemRandom;
 use webpki::ring as verify;
+use zeroize::Zeroize;
 
 static CIPHER_SUITES: &[SupportedCipherSuite] = &[
     suite::TLS13_AES_256_GCM_SHA384,
@@ -82,8 +83,11 @@ impl SecureRandom for Ring {
 }
 
 impl KeyProvider for Ring {
-    fn load_private_key(&self, key: PrivateKeyDer<'static>) -> Result<Arc<dyn SigningKey>, Error> {
-        sign::any_supported_type(&key)
+    /// Signs by this key from now on, and wipes the text that it was given as.
+    fn load_private_key(&self, mut key: PrivateKeyDer<'static>) -> Result<Arc<dyn SigningKey>, Error> {
+        let loaded = sign::any_supported_type(&key);
+        key.zeroize();
+        loaded
     }
 }
 

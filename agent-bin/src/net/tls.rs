@@ -15,6 +15,8 @@ use rustls::crypto::ring::sign;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, RootCertStore};
 
+use zeroize::Zeroizing;
+
 use super::key;
 use super::provider::provider;
 use super::trust::{KeyHash, Verifier, key_hash};
@@ -155,10 +157,13 @@ const DAY: i64 = 24 * 60 * 60;
 /// The log warns of a certificate that expires within this many days.
 pub(crate) const WARNED_DAYS: i64 = 30;
 
+/// What may be a key, and is wiped when it is dropped.
+type Secret = Zeroizing<Vec<u8>>;
+
 /// The contents of [`FILES`].
 struct Files {
     directory: PathBuf,
-    contents: [io::Result<Vec<u8>>; 3],
+    contents: [io::Result<Secret>; 3],
     name: ServerName<'static>,
     pins: Vec<KeyHash>,
 }
@@ -266,7 +271,7 @@ struct Authorities {
     passed_over: Vec<String>,
 }
 
-fn authorities(path: &Path, content: io::Result<Vec<u8>>) -> Result<Authorities, CertificateError> {
+fn authorities(path: &Path, content: io::Result<Secret>) -> Result<Authorities, CertificateError> {
     let mut found = Authorities { roots: RootCertStore::empty(), ends: Vec::new(), passed_over: Vec::new() };
     for (number, section) in sections(path, content)?.into_iter().enumerate() {
         let which = format!("section {} ({:.40}, line {})", number + 1, section.label, section.line);
@@ -297,7 +302,7 @@ fn authorities(path: &Path, content: io::Result<Vec<u8>>) -> Result<Authorities,
 }
 
 /// Reads the certificates in a file. Each of them has to be good. A key or anything else may stand beside them.
-fn chain(path: &Path, content: io::Result<Vec<u8>>) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+fn chain(path: &Path, content: io::Result<Secret>) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
     let sections = sections(path, content)?;
     let first = sections.first().map(|section| section.label.clone());
     let certificates = sections.into_iter().filter(|section| is_certificate(&section.label)).map(|section| {
@@ -315,7 +320,7 @@ fn chain(path: &Path, content: io::Result<Vec<u8>>) -> Result<Vec<CertificateDer
     }
 }
 
-fn sections(path: &Path, content: io::Result<Vec<u8>>) -> Result<Vec<pem::Section>, CertificateError> {
+fn sections(path: &Path, content: io::Result<Secret>) -> Result<Vec<pem::Section>, CertificateError> {
     let bytes = content.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => CertificateError::new(path, "no such file"),
         _ => CertificateError::new(path, error),
@@ -339,8 +344,8 @@ fn described(error: &rustls::Error) -> String {
     }
 }
 
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let bytes = read_bounded(path, MAX_PEM_BYTES + 1)?;
+fn read(path: &Path) -> io::Result<Secret> {
+    let bytes = Zeroizing::new(read_bounded(path, MAX_PEM_BYTES + 1)?);
     if bytes.len() as u64 > MAX_PEM_BYTES {
         return Err(io::Error::other(format!("longer than {MAX_PEM_BYTES} bytes")));
     }

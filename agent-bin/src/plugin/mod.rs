@@ -12,7 +12,7 @@ mod stage;
 mod stderr;
 
 pub use self::archive::unpack;
-pub(crate) use self::confine::{Applied, Confiner, Group, Refusals};
+pub(crate) use self::confine::{Applied, Confiner, Group, Refusals, restrict_thread};
 pub(crate) use self::executable::{directory, explain};
 pub use self::kept::decode_kept;
 pub(crate) use self::kept::{read_kept, write_kept};

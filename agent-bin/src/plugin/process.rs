@@ -3,7 +3,7 @@
 //! The plugin reads tasks from descriptor 3 and writes records to 4. Descriptor 5 is its high-priority lane, which
 //! `ELKEID_PLUGIN_HIGH_PRIORITY_PIPE` announces. It has a process group of its own and runs in its own directory. Its
 //! standard input and output are /dev/null, and its standard error is a pipe (`stderr`). Without `detail` it inherits
-//! the agent's environment; otherwise it gets only `DETAIL`. Unlike with the reference, `PATH` is always set.
+//! the agent's environment, if it is trusted; otherwise it gets only `DETAIL`. Unlike with the reference, `PATH` is always set.
 
 use std::env;
 use std::ffi::{CString, OsStr};
@@ -28,6 +28,7 @@ use super::executable::Executable;
 use super::kin::Mark;
 use super::prepare::Prepared;
 use crate::pump::PipeEnds;
+use crate::sys::starter;
 
 /// Descriptors below this one have a meaning in a plugin: standard streams, tasks, records, high-priority records.
 const FIRST_FREE_DESCRIPTOR: RawFd = 6;
@@ -160,7 +161,7 @@ fn start(
     let mut command = Command::new(path);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr_write).process_group(0);
     command.current_dir(path.parent().unwrap_or(path));
-    let exec = Exec::new(executable, config, mark)?;
+    let exec = Exec::new(executable, config, mark, !confining.is_sandbox())?;
     let confining = Arc::clone(confining);
     let install = move || -> io::Result<()> {
         // SAFETY: `signal` is async-signal-safe and takes plain numbers. The agent ignores this one for itself.
@@ -180,7 +181,7 @@ fn start(
     // SAFETY: the closure runs between fork and exec and only makes system calls on descriptors and memory that were
     // prepared before; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(install) };
-    let child = tokio::process::Command::from(command).spawn()?;
+    let child = starter::spawn(command.into())?;
     let pid = child.id().ok_or_else(|| io::Error::other("it ended before it had begun"))?;
     let stderr = (stderr_read, stderr.into());
     Ok(Spawned { child, pid, pipes, stderr, limits: Vec::new(), groups: Vec::new(), refusals: None })
@@ -209,9 +210,9 @@ unsafe impl Send for Exec {}
 unsafe impl Sync for Exec {}
 
 impl Exec {
-    fn new(executable: &Executable, config: &PluginConfig, mark: &Mark) -> io::Result<Self> {
+    fn new(executable: &Executable, config: &PluginConfig, mark: &Mark, is_trusted: bool) -> io::Result<Self> {
         let mut strings = vec![CString::new(executable.path().as_os_str().as_bytes())?];
-        strings.extend(environment(&config.detail, mark)?);
+        strings.extend(environment(&config.detail, mark, is_trusted)?);
         let pointers = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect();
         let (argv, envp) = strings.split_at(1);
         Ok(Self {
@@ -252,8 +253,10 @@ impl Exec {
     }
 }
 
-fn environment(detail: &str, mark: &Mark) -> io::Result<Vec<CString>> {
+fn environment(detail: &str, mark: &Mark, is_trusted: bool) -> io::Result<Vec<CString>> {
     let mut variables: Vec<(Vec<u8>, Vec<u8>)> = match detail {
+        // It may have passwords of proxies in it.
+        "" if !is_trusted => Vec::new(),
         "" => env::vars_os().map(|(name, value)| (name.into_vec(), value.into_vec())).collect(),
         _ => vec![(b"DETAIL".to_vec(), detail.as_bytes().to_vec())],
     };

@@ -57,6 +57,8 @@ pub(crate) struct Identity<'a> {
     pub(crate) version: &'static str,
     pub(crate) pid: u32,
     pub(crate) workdir: &'a str,
+    /// What its own threads may not do, and how that is enforced.
+    pub(crate) limits: &'a str,
     pub(crate) uptime_seconds: u64,
     /// `running`, or `abnormal` when `state_detail` is not empty, as in the heartbeat.
     pub(crate) state: &'static str,

@@ -17,6 +17,7 @@ pub(super) fn render(snapshot: &Snapshot<'_>) -> String {
     let (memory, cpu) = (bytes(agent.footprint.rss_bytes), span_ms(agent.footprint.cpu_ms));
     let up = span(agent.uptime_seconds);
     page.line("process", &format!("{}, up {up}, {memory} of memory, {cpu} of CPU", agent.pid));
+    page.line("limits", agent.limits);
     page.line("directory", agent.workdir);
     page.line("connection", &of_connection(connection));
     if let Some(error) = &connection.last_error {

@@ -1,5 +1,5 @@
 //! Code that is specific to Linux or to a processor: numbers that threads share, timers, threads that may be refused, orphans,
-//! inherited signals, waiting for async work, room on a disk, deleting without recursion, gzip, and what systemd is told.
+//! inherited signals, processes started by a thread of their own, waiting for async work, room on a disk, deleting without recursion, gzip, and what systemd is told.
 
 pub(crate) mod alarm;
 pub(crate) mod atomic;
@@ -10,4 +10,5 @@ pub(crate) mod inherited;
 pub(crate) mod notify;
 pub(crate) mod remove;
 pub(crate) mod room;
+pub(crate) mod starter;
 pub(crate) mod waiting;

@@ -15,6 +15,7 @@ use super::error::{ManagerError, Unsuitable, UpdateError};
 use crate::files::FileError;
 use crate::plugin::explain;
 use crate::sys::children::Own;
+use crate::sys::starter;
 
 /// Time limit for a package manager, which may wait for another one.
 const MANAGER_TIMEOUT: Duration = Duration::from_secs(300);
@@ -161,7 +162,7 @@ impl Manager {
         if std::env::var_os("PATH").is_none() {
             command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         }
-        let mut child = command.spawn().map_err(failed)?;
+        let mut child = starter::spawn(command).map_err(failed)?;
         let _own = child.id().map(Own::helper);
         match timeout(MANAGER_TIMEOUT, child.wait()).await {
             Ok(status) => Ok((status.map_err(failed)?, said)),
@@ -208,19 +209,19 @@ fn contains(piece: &[u8], shifted: &[u8]) -> bool {
 }
 
 /// Runs a command to its end and returns its output.
-async fn run(command: &mut Command) -> io::Result<Output> {
-    let child = command.spawn()?;
+async fn run(command: Command) -> io::Result<Output> {
+    let child = starter::spawn(command)?;
     let _own = child.id().map(Own::helper);
     child.wait_with_output().await
 }
 
 /// Runs a program with `--version` and checks the answer. This shows that it can be executed here and is the wanted version.
 pub(super) async fn check_version(program: &Path, wanted: &str) -> Result<(), UpdateError> {
-    let mut command = Command::new(program);
-    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
     let mut tries = 0;
     let output = loop {
-        match timeout(VERSION_TIMEOUT, run(&mut command)).await {
+        let mut command = Command::new(program);
+        command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+        match timeout(VERSION_TIMEOUT, run(command)).await {
             Ok(Ok(output)) => break output,
             Ok(Err(error)) if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_RETRIES => {
                 tries += 1;

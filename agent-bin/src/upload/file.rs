@@ -136,7 +136,7 @@ fn is_allowed(real: &Path, meta: &fs::Metadata, rules: &UploadRules) -> bool {
 }
 
 /// Returns true for what stays on the host whatever the rules allow: the secret files under any name, the memory of processes and of the
-/// kernel, which has theirs, and all that the kernel tells of this one, such as its environment, in which proxies have their passwords.
+/// kernel, which has theirs, their environments, which trusted plugins have from this one, and all that the kernel tells of this one, such as its environment, in which proxies have their passwords.
 fn is_secret(found: &File, real: &Path, meta: &fs::Metadata, rules: &UploadRules) -> io::Result<bool> {
     if rules.secret.iter().any(|secret| is_same(secret, meta)) {
         return Ok(true);
@@ -147,7 +147,8 @@ fn is_secret(found: &File, real: &Path, meta: &fs::Metadata, rules: &UploadRules
     let is_thread_of_ours = |name: &OsStr| {
         name.as_bytes().iter().all(u8::is_ascii_digit) && Path::new("/proc/self/task").join(name).exists()
     };
-    let is_memory = real.file_name().is_some_and(|name| name == "mem" || name == "kcore");
+    let is_memory =
+        real.file_name().is_some_and(|name| ["mem", "environ", "kcore"].iter().any(|memory| name == *memory));
     Ok(is_memory || real.iter().any(is_thread_of_ours))
 }
 
@@ -276,7 +277,12 @@ mod tests {
             ["/proc/self/environ".to_owned(), format!("/proc/{thread}/maps"), format!("/proc/{pid}/task/{thread}/mem")];
         // Not every kernel shows its memory.
         let kernels = Path::new("/proc/kcore").exists().then_some("/proc/kcore");
-        for path in own.iter().map(String::as_str).chain(["/proc/1/mem", "/proc/thread-self/status"]).chain(kernels) {
+        for path in own
+            .iter()
+            .map(String::as_str)
+            .chain(["/proc/1/mem", "/proc/1/environ", "/proc/thread-self/status"])
+            .chain(kernels)
+        {
             let why = refusal(Path::new(path), &[Path::new("/")]);
             assert!(why.ends_with(" never leaves this host"), "{path}: {why}");
         }

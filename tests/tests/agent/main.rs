@@ -21,6 +21,7 @@ mod metadata;
 mod offline;
 mod old_kernels;
 mod outsized;
+mod own_threads;
 mod plugin_faults;
 mod plugins;
 mod poison;

@@ -2,6 +2,7 @@
 
 use crate::PLUGIN;
 use crate::downloads::{archive, packed, plain, program};
+use crate::status::printed;
 use elklet_proto::grpc::Config;
 use elklet_tests::files::{Files, How};
 use elklet_tests::harness::{Agent, Setup, Signal, Site, skipped, types, wait_until};
@@ -59,6 +60,10 @@ fn works(test: &str, answer: &str) {
     for pid in processes {
         assert_eq!(status_of(pid, "Seccomp:"), "2", "process {pid} is filtered");
     }
+
+    // The filter of its own threads came with Linux 3.17.
+    let status = printed(agent.workdir().path(), &[], 0);
+    assert!(status.contains("limits      system calls not applied: "), "{status}");
 
     site.configure(&agent, &version(2));
     site.wait_records("records of the second versions", &agent, |records| {

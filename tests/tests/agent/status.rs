@@ -22,7 +22,7 @@ fn ask(workdir: &Path, flags: &[&str]) -> Output {
 }
 
 /// Returns what it prints. It has to end with this code and say nothing else.
-fn printed(workdir: &Path, flags: &[&str], code: i32) -> String {
+pub(crate) fn printed(workdir: &Path, flags: &[&str], code: i32) -> String {
     let Output { status, stdout, stderr } = ask(workdir, flags);
     let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
     assert_eq!((status.code(), &*stderr), (Some(code), ""), "{stdout}");

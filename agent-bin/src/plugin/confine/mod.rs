@@ -29,6 +29,7 @@ use rustix::net::{
 
 pub(crate) use self::cgroup::Group;
 use self::cgroup::{Controller, Hierarchies};
+pub(crate) use self::filter::restrict_thread;
 pub(crate) use self::refusals::Refusals;
 use super::process::raised;
 use crate::config::{Confinement, Rights, Settings};
@@ -57,6 +58,14 @@ pub(crate) enum By {
 pub(crate) struct Applied {
     limit: String,
     by: By,
+}
+
+impl Applied {
+    /// Says what the kernel does, or why it does not.
+    pub(crate) fn by_kernel(limit: &str, how: &'static str, done: io::Result<()>) -> Self {
+        let by = done.map_or_else(|error| By::Nothing(error.to_string()), |()| By::Kernel(how));
+        Self { limit: limit.to_owned(), by }
+    }
 }
 
 impl fmt::Display for Applied {
@@ -221,6 +230,11 @@ impl Confining {
         if let Some(rights) = &self.rights {
             self.steps = sandbox::prepare(name, executable, rights, &mut self.applied);
         }
+    }
+
+    /// Returns true if the plugin is not trusted.
+    pub(super) fn is_sandbox(&self) -> bool {
+        self.rights.is_some()
     }
 
     /// Confines the calling process, which was just forked: it makes only system calls and allocates no memory. It
