@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use elklet_core::similar::closest;
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
+use zeroize::Zeroizing;
 
 use super::layout::Keys;
 use super::{ConfigError, Flags, Layout, Settings};

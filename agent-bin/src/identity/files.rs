@@ -148,7 +148,7 @@ mod tests {
                 .iter()
                 .for_each(|name| fs::write(directory.path().join(name), of_new(name)).expect("writable"));
             let pending = pending(directory.path()).expect("something is");
-            assert_eq!((pending.key, pending.certificate), (of_new("client.key"), of_new("client.crt")));
+            assert_eq!((&*pending.key, &*pending.certificate), (&of_new("client.key"), &of_new("client.crt")));
             assert!(settle(directory.path()).expect("writable"));
             assert!(
                 names.iter().all(|name| fs::read(directory.path().join(name)).expect("readable") == of_new(name)),

@@ -53,7 +53,7 @@ pub(super) fn private_key(content: io::Result<Zeroizing<Vec<u8>>>) -> Result<Pri
     let Some(der) = der else {
         return Err(format!("the section {label:?} at line {line} is damaged, {EXPECTED}"));
     };
-    match &**label {
+    match &*label {
         "PRIVATE KEY" => Ok(PrivatePkcs8KeyDer::from(der).into()),
         "RSA PRIVATE KEY" => Ok(PrivatePkcs1KeyDer::from(der).into()),
         "EC PRIVATE KEY" => Ok(PrivateSec1KeyDer::from(der).into()),
