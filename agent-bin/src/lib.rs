@@ -1,8 +1,9 @@
 //! Elklet's shell: threads, sockets, files and processes around the decisions of `elklet-core`.
 //!
-//! Two threads run. The pump (`pump`) moves records from the plugins' pipes into the intake. The net thread (`agent`)
-//! holds the connection, the timers and the processes. This library is the inside of the binary and no interface for
-//! others; it makes public only what fuzz targets need, and the command line's tables, of which the man pages are made.
+//! Three threads run. The pump (`pump`) moves records from the plugins' pipes into the intake. The net thread (`agent`)
+//! holds the connection, the timers and the processes. The first thread starts processes for it (`sys::starter`). This library is
+//! the inside of the binary and no interface for others; it makes public only what fuzz targets need, and the command line's tables,
+//! of which the man pages are made.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "a test that cannot start a thread may as well fail"))]
 

@@ -1,5 +1,6 @@
 //! Code that is specific to Linux or to a processor: numbers that threads share, timers, threads that may be refused, orphans,
-//! inherited signals, processes started by a thread of their own, waiting for async work, room on a disk, deleting without recursion, gzip, and what systemd is told.
+//! inherited signals, processes started by a thread of their own, waiting for async work, room on a disk, deleting without recursion,
+//! gzip, and what systemd is told.
 
 pub(crate) mod alarm;
 pub(crate) mod atomic;

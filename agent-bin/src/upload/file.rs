@@ -135,8 +135,10 @@ fn is_allowed(real: &Path, meta: &fs::Metadata, rules: &UploadRules) -> bool {
     })
 }
 
-/// Returns true for what stays on the host whatever the rules allow: the secret files under any name, the memory of processes and of the
-/// kernel, which has theirs, their environments, which trusted plugins have from this one, and all that the kernel tells of this one, such as its environment, in which proxies have their passwords.
+/// Returns true for what stays on the host whatever the rules allow.
+///
+/// That is the secret files under any name, the memory of processes and of the kernel, which has theirs, and all that the kernel tells
+/// of this process, in whose environment proxies have their passwords. Trusted plugins inherit that, so no environment is sent.
 fn is_secret(found: &File, real: &Path, meta: &fs::Metadata, rules: &UploadRules) -> io::Result<bool> {
     if rules.secret.iter().any(|secret| is_same(secret, meta)) {
         return Ok(true);
