@@ -54,7 +54,7 @@ Only the file has certificate_lifetime = \"90d\", for hosts that the center enro
 file (docs/forwarding.md).
 
 When it is ready it prints `listening grpc=HOST:PORT http=HOST:PORT` on standard error, and tells systemd. SIGINT and SIGTERM end
-it: its streams end in order, and what it has taken is stored.
+it: its streams end in order, and what it has taken is stored. SIGHUP has it read ca.crt, server.crt and server.key again.
 ";
 
 /// How long the streams may take to end.
@@ -140,8 +140,10 @@ impl Serve {
         let settings = self.settings;
         let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         // This catches signals before it says that it listens. Whoever reads that may send one at once.
-        let (mut interrupt, mut terminate) = waiting.block_on(async {
-            Ok::<_, io::Error>((signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?))
+        let (mut interrupt, mut terminate, mut hang_up) = waiting.block_on(async {
+            let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+            let [interrupt, terminate, hang_up] = signals.map(signal);
+            Ok::<_, io::Error>((interrupt?, terminate?, hang_up?))
         })?;
         let keep = store::Settings { keep: settings.keep, max_bytes: settings.max, ..Default::default() };
         let store = Arc::new(Store::open(&settings.data, keep)?);
@@ -176,9 +178,16 @@ impl Serve {
         let forwarding = server.forward(settings.forward)?;
         notify("READY=1");
         waiting.block_on(async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => break,
+                    _ = terminate.recv() => break,
+                    _ = hang_up.recv() => match server.reload() {
+                        // A warning, as `--quiet` leaves nothing else: whoever sent the signal wants to know.
+                        Ok(()) => log::warn!("the certificates were read again"),
+                        Err(error) => log::error!("the certificates stay as they are: {error}"),
+                    }
+                }
             }
             notify("STOPPING=1");
             server.end(END_TIMEOUT).await;

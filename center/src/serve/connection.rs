@@ -5,19 +5,20 @@ use super::held::Unstored;
 use super::interpose::ConnectionStep;
 use super::ping::{Aside, PingWatch, TOO_MANY_PINGS};
 use super::shared::Shared;
-use super::shown::{Shown, certificates};
-use super::{enroll, transfer, upload};
+use super::shown::{Certificates, Shown};
+use super::{Options, enroll, transfer, upload};
 use crate::authority::Peer;
 use bytes::Bytes;
 use h2::Reason;
 use h2::server::SendResponse;
 use http::{Method, Request, StatusCode};
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -80,52 +81,94 @@ impl ConnectionHandle {
 
 /// Which clients TLS lets in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Clients<'a> {
-    /// All, without asking for a certificate.
-    All,
-    /// Those with a certificate of an authority in `ca.crt` of this directory, as AgentCenter does it.
-    Certified(&'a Path),
+pub(super) enum Clients {
+    /// Those with a certificate of an authority in `ca.crt`, as AgentCenter does it.
+    Certified,
     /// The same, and those without a certificate, who have to be told apart later. A certificate that is shown has to be good.
-    CertifiedAndAnonymous(&'a Path),
+    CertifiedAndAnonymous,
 }
 
-/// TLS with the certificate that the server shows.
-pub(super) fn tls(
+/// TLS for agents, with the certificate that the server shows. Whose certificates they may have can change while the server runs.
+#[derive(Debug)]
+pub(super) struct AgentTls {
     shown: Arc<Shown>,
-    clients: Clients<'_>,
+    clients: Clients,
+    versions: &'static [&'static SupportedProtocolVersion],
+    alpn: Vec<Vec<u8>>,
+    current: RwLock<Arc<ServerConfig>>,
+}
+
+impl AgentTls {
+    /// TLS for agents with certificates of the authorities that `shown` has read.
+    ///
+    /// # Errors
+    /// One of them is no authority, or there is none.
+    pub(super) fn new(shown: Arc<Shown>, clients: Clients, options: &Options) -> io::Result<Self> {
+        let (versions, alpn) = (options.tls_versions, options.alpn.clone());
+        let authorities = shown.current().authorities;
+        let current = RwLock::new(agents(clients, &authorities, &shown, versions, alpn.clone())?);
+        Ok(Self { shown, clients, versions, alpn, current })
+    }
+
+    /// Lets agents in that have certificates of these authorities, and no others, from their next connection on.
+    ///
+    /// # Errors
+    /// As [`AgentTls::new`]. Those of before stay then.
+    pub(super) fn set_authorities(&self, authorities: &[CertificateDer<'static>]) -> io::Result<()> {
+        // Sessions of before could be resumed without a look at the authority. A new configuration has none.
+        let new = agents(self.clients, authorities, &self.shown, self.versions, self.alpn.clone())?;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+fn agents(
+    clients: Clients,
+    authorities: &[CertificateDer<'static>],
+    shown: &Arc<Shown>,
     versions: &[&'static SupportedProtocolVersion],
     alpn: Vec<Vec<u8>>,
-) -> io::Result<TlsAcceptor> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_protocol_versions(versions)
-        .map_err(io::Error::other)?;
-    let config = match clients {
-        Clients::All => config.with_no_client_auth(),
-        Clients::Certified(dir) | Clients::CertifiedAndAnonymous(dir) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(dir, "ca.crt")? {
-                roots.add(certificate).map_err(io::Error::other)?;
-            }
-            let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-            if matches!(clients, Clients::CertifiedAndAnonymous(_)) {
-                verifier = verifier.allow_unauthenticated();
-            }
-            config.with_client_cert_verifier(verifier.build().map_err(io::Error::other)?)
-        }
-    };
-    let mut config = config.with_cert_resolver(shown);
+) -> io::Result<Arc<ServerConfig>> {
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        roots.add(authority.clone()).map_err(|error| io::Error::other(format!("ca.crt: {error}")))?;
+    }
+    let provider = Arc::new(default_provider());
+    let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+    if clients == Clients::CertifiedAndAnonymous {
+        verifier = verifier.allow_unauthenticated();
+    }
+    let verifier = verifier.build().map_err(|error| io::Error::other(format!("ca.crt: {error}")))?;
+    let config = ServerConfig::builder_with_provider(provider).with_protocol_versions(versions);
+    let config = config.map_err(io::Error::other)?.with_client_cert_verifier(verifier);
+    let mut config = config.with_cert_resolver(Arc::clone(shown) as _);
     config.alpn_protocols = alpn;
+    Ok(Arc::new(config))
+}
+
+/// TLS for HTTP, with the certificate that the server shows and none of the client.
+///
+/// # Errors
+/// The versions of TLS are none that the library has.
+pub(super) fn http_tls(shown: Arc<Shown>) -> io::Result<TlsAcceptor> {
+    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()));
+    let config = config.with_protocol_versions(rustls::DEFAULT_VERSIONS).map_err(io::Error::other)?;
+    let mut config = config.with_no_client_auth().with_cert_resolver(shown);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 /// Accepts agents until the center ends.
-pub(crate) async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>) {
+pub(super) async fn accept(listener: TcpListener, certificates: Arc<Certificates>, shared: Arc<Shared>) {
     loop {
         match listener.accept().await {
             Ok((tcp, peer)) => {
                 shared.change(|state| state.totals.connections += 1);
-                tokio::spawn(serve(tcp, peer, tls.clone(), Arc::clone(&shared)));
+                tokio::spawn(serve(tcp, peer, certificates.agents.acceptor(), Arc::clone(&shared)));
             }
             Err(error) => {
                 // The process has most likely run out of file descriptors. That passes when others close theirs.

@@ -33,11 +33,11 @@ use crate::forward::{Facts, Forwarding};
 use crate::http::{self, AccessKey, LocalKey};
 use crate::sink::Sink;
 use crate::store::Store;
-use connection::Clients;
+use connection::{AgentTls, Clients};
 use elklet_proto::grpc::{Command, Config};
 use rustls::SupportedProtocolVersion;
 pub(crate) use shown::Ends;
-use shown::Shown;
+use shown::{Certificates, Shown};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -150,6 +150,7 @@ impl Options {
 #[derive(Debug)]
 pub struct Server {
     shared: Arc<Shared>,
+    certificates: Arc<Certificates>,
     runtime: runtime::Handle,
     accepting: task::AbortHandle,
     /// Dropped to end the runtime.
@@ -195,23 +196,18 @@ impl Server {
         let (shown, clients) = match shared.enrolment.authority() {
             Ok(authority) => {
                 let shown = shown.with_authority(authority.certificate().clone())?;
-                (shown, Clients::CertifiedAndAnonymous(&options.certs))
+                (shown, Clients::CertifiedAndAnonymous)
             }
-            Err(_) => (shown, Clients::Certified(&options.certs)),
+            Err(_) => (shown, Clients::Certified),
         };
         let shown = Arc::clone(shared.shown.get_or_init(|| Arc::new(shown)));
-        let tls = connection::tls(Arc::clone(&shown), clients, options.tls_versions, options.alpn.clone())?;
-        let http_tls = match options.http_tls {
-            true => {
-                let alpn = vec![b"http/1.1".to_vec()];
-                Some(connection::tls(Arc::clone(&shown), Clients::All, rustls::DEFAULT_VERSIONS, alpn)?)
-            }
-            false => None,
-        };
+        let agents = AgentTls::new(Arc::clone(&shown), clients, options)?;
+        let http_tls = if options.http_tls { Some(connection::http_tls(Arc::clone(&shown))?) } else { None };
+        let certificates = Arc::new(Certificates { shown, agents, local });
         let accepting = {
             let _inside = runtime.enter();
             if options.renews_own {
-                runtime.spawn(shown::keep_renewed(Arc::clone(&shared), shown, local));
+                runtime.spawn(shown::keep_renewed(Arc::clone(&shared), Arc::clone(&certificates)));
             }
             runtime.spawn(http::accept(listener(http)?, http_tls, Arc::clone(&shared)));
             if let Some(store) = shared.options.store.clone() {
@@ -221,7 +217,8 @@ impl Server {
             if let Some(downloads) = downloads {
                 runtime.spawn(http::accept_downloads(listener(downloads)?, Arc::clone(&shared)));
             }
-            runtime.spawn(connection::accept(listener(grpc)?, tls, Arc::clone(&shared))).abort_handle()
+            let accepting = connection::accept(listener(grpc)?, Arc::clone(&certificates), Arc::clone(&shared));
+            runtime.spawn(accepting).abort_handle()
         };
         let (stop, stopped) = oneshot::channel::<()>();
         // Its owner may drop the server in async code, and a runtime must not be dropped there. The runtime therefore ends on a thread
@@ -230,7 +227,7 @@ impl Server {
             // This waits until the sender is dropped. Nothing is ever sent.
             _ = runtime.block_on(stopped);
         })?;
-        Ok(Self { shared, runtime: handle, accepting, stop: Some(stop), runner: Some(runner) })
+        Ok(Self { shared, certificates, runtime: handle, accepting, stop: Some(stop), runner: Some(runner) })
     }
 
     /// Takes no more agents, ends every stream in order, and waits until they have ended, at most `within`.
@@ -253,6 +250,14 @@ impl Server {
         if let Some(store) = &self.shared.options.store {
             site::write(&self.shared, store, true).await;
         }
+    }
+
+    /// Reads `server.crt`, `server.key` and `ca.crt` again, for connections that come from now on.
+    ///
+    /// # Errors
+    /// What is wrong with them. Those of before stay then.
+    pub fn reload(&self) -> io::Result<()> {
+        self.certificates.reload(&self.shared.options)
     }
 
     /// Starts to pass records on, and goes on with that until what it returns is dropped. It is called once.

@@ -1,5 +1,7 @@
 //! The certificate that the server shows. It can be replaced while the server runs.
 
+use super::Options;
+use super::connection::AgentTls;
 use super::shared::Shared;
 use crate::authority::{end_s, own};
 use crate::clock::now_s;
@@ -23,9 +25,15 @@ pub(crate) struct Shown {
     dir: PathBuf,
     /// Shown behind it, so that a newcomer that knows the authority's pin alone finds the authority.
     authority: Option<CertificateDer<'static>>,
-    /// When the last authority in `ca.crt` ends, whose certificates agents have.
-    authorities_end_s: Option<i64>,
-    current: RwLock<Arc<CertifiedKey>>,
+    current: RwLock<Current>,
+}
+
+/// What the files hold.
+#[derive(Debug, Clone)]
+pub(super) struct Current {
+    key: Arc<CertifiedKey>,
+    /// Agents have certificates of these, in `ca.crt`.
+    pub(super) authorities: Vec<CertificateDer<'static>>,
 }
 
 impl Shown {
@@ -34,9 +42,7 @@ impl Shown {
     /// # Errors
     /// A file cannot be read, or the key is not the certificate's.
     pub(super) fn load(dir: &Path) -> io::Result<Self> {
-        let current = RwLock::new(Arc::new(read(dir, None)?));
-        let authorities_end_s = certificates(dir, "ca.crt")?.iter().filter_map(end_s).max();
-        Ok(Self { dir: dir.to_owned(), authority: None, authorities_end_s, current })
+        Ok(Self { dir: dir.to_owned(), authority: None, current: RwLock::new(read(dir, None)?) })
     }
 
     /// Shows the authority as well.
@@ -45,33 +51,43 @@ impl Shown {
     /// As [`Shown::load`].
     pub(super) fn with_authority(mut self, authority: CertificateDer<'static>) -> io::Result<Self> {
         self.authority = Some(authority);
-        self.reload()?;
+        self.show(self.read()?);
         Ok(self)
     }
 
-    /// Reads it again.
+    /// Reads the files again, and changes nothing yet.
     ///
     /// # Errors
-    /// As [`Shown::load`]. The one of before stays then.
-    pub(super) fn reload(&self) -> io::Result<()> {
-        let new = Arc::new(read(&self.dir, self.authority.as_ref())?);
+    /// As [`Shown::load`]; or `ca.crt` lacks the authority that hosts are enrolled with, so that none of them would get in.
+    pub(super) fn read(&self) -> io::Result<Current> {
+        let new = read(&self.dir, self.authority.as_ref())?;
+        match &self.authority {
+            Some(authority) if !new.authorities.contains(authority) => {
+                Err(io::Error::other("ca.crt lacks the certificate of the authority that hosts are enrolled with"))
+            }
+            _ => Ok(new),
+        }
+    }
+
+    /// Shows this from now on.
+    pub(super) fn show(&self, new: Current) {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
-        Ok(())
     }
 
     /// Returns the certificate itself, without what is shown behind it.
     pub(super) fn certificate(&self) -> io::Result<Vec<u8>> {
-        let first = self.current().cert.first().map(|certificate| certificate.to_vec());
+        let first = self.current().key.cert.first().map(|certificate| certificate.to_vec());
         first.ok_or_else(|| io::Error::other("server.crt holds no certificate"))
     }
 
     /// Returns when the server and its agents will no longer trust each other.
     pub(crate) fn ends(&self) -> Ends {
-        Ends { server_s: self.current().cert.first().and_then(end_s), authorities_s: self.authorities_end_s }
+        let Current { key, authorities } = self.current();
+        Ends { server_s: key.cert.first().and_then(end_s), authorities_s: authorities.iter().filter_map(end_s).max() }
     }
 
-    fn current(&self) -> Arc<CertifiedKey> {
-        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    pub(super) fn current(&self) -> Current {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -86,16 +102,48 @@ pub(crate) struct Ends {
 
 impl ResolvesServerCert for Shown {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current())
+        Some(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).key))
     }
 }
 
-/// Makes the certificate anew before its end, for as long as the server runs. This host's own commands, which know an HTTP port with TLS
-/// by its certificate, are told of the new one.
-pub(super) async fn keep_renewed(shared: Arc<Shared>, shown: Arc<Shown>, local: Option<LocalKey>) {
+/// The certificates that agents and the server know each other by. They can be read again while the server runs.
+#[derive(Debug)]
+pub(super) struct Certificates {
+    pub(super) shown: Arc<Shown>,
+    pub(super) agents: AgentTls,
+    /// This host's own commands, which know an HTTP port with TLS by its certificate, are told of another one.
+    pub(super) local: Option<LocalKey>,
+}
+
+impl Certificates {
+    /// Reads the files again. Connections that are there stay as they are.
+    ///
+    /// # Errors
+    /// What is wrong with the files. All certificates of before stay then. Or this host's commands cannot be told.
+    pub(super) fn reload(&self, options: &Options) -> io::Result<()> {
+        let new = self.shown.read()?;
+        self.agents.set_authorities(&new.authorities)?;
+        self.shown.show(new);
+        if let (Some(local), Some(dir), true) = (&self.local, &options.local_dir, options.http_tls) {
+            local.with_certificate(&self.shown.certificate()?).write(dir)?;
+        }
+        Ok(())
+    }
+
+    fn renew(&self, options: &Options) -> io::Result<bool> {
+        let is_new = own::renew_server(&self.shown.dir, now_s().cast_signed())?;
+        if is_new {
+            self.reload(options)?;
+        }
+        Ok(is_new)
+    }
+}
+
+/// Makes the server's certificate anew before its end, for as long as the server runs.
+pub(super) async fn keep_renewed(shared: Arc<Shared>, certificates: Arc<Certificates>) {
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
-        match tokio::task::block_in_place(|| renew(&shared, &shown, local.as_ref())) {
+        match tokio::task::block_in_place(|| certificates.renew(&shared.options)) {
             Ok(true) => shared.note("the server has a new certificate".to_owned()),
             Ok(false) => {}
             Err(error) => log::error!("the server's certificate stays as it is: {error}"),
@@ -103,18 +151,7 @@ pub(super) async fn keep_renewed(shared: Arc<Shared>, shown: Arc<Shown>, local: 
     }
 }
 
-fn renew(shared: &Shared, shown: &Shown, local: Option<&LocalKey>) -> io::Result<bool> {
-    if !own::renew_server(&shown.dir, now_s().cast_signed())? {
-        return Ok(false);
-    }
-    shown.reload()?;
-    if let (Some(local), Some(dir), true) = (local, &shared.options.local_dir, shared.options.http_tls) {
-        local.with_certificate(&shown.certificate()?).write(dir)?;
-    }
-    Ok(true)
-}
-
-fn read(dir: &Path, authority: Option<&CertificateDer<'static>>) -> io::Result<CertifiedKey> {
+fn read(dir: &Path, authority: Option<&CertificateDer<'static>>) -> io::Result<Current> {
     let key_path = dir.join("server.key");
     let key = PrivateKeyDer::from_pem_file(&key_path)
         .map_err(|error| io::Error::other(format!("{}: {error}", key_path.display())))?;
@@ -122,14 +159,16 @@ fn read(dir: &Path, authority: Option<&CertificateDer<'static>>) -> io::Result<C
     if let Some(authority) = authority.filter(|authority| !chain.contains(authority)) {
         chain.push(authority.clone());
     }
-    CertifiedKey::from_der(chain, key, &default_provider()).map_err(io::Error::other)
+    let key = CertifiedKey::from_der(chain, key, &default_provider())
+        .map_err(|error| io::Error::other(format!("server.crt and server.key: {error}")))?;
+    Ok(Current { key: Arc::new(key), authorities: certificates(dir, "ca.crt")? })
 }
 
 /// Reads the certificates in a file.
 ///
 /// # Errors
 /// It cannot be read, or one of them is damaged.
-pub(super) fn certificates(dir: &Path, name: &str) -> io::Result<Vec<CertificateDer<'static>>> {
+fn certificates(dir: &Path, name: &str) -> io::Result<Vec<CertificateDer<'static>>> {
     let path = dir.join(name);
     let read = CertificateDer::pem_file_iter(&path).and_then(Iterator::collect);
     read.map_err(|error| io::Error::other(format!("{}: {error}", path.display())))

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 
 pub(crate) struct Program {
     pub(crate) child: Child,
@@ -28,6 +28,12 @@ impl Program {
 
     /// Starts it where agents are told to connect.
     pub(crate) fn start_at(dir: &Path, listen: SocketAddr) -> Self {
+        // Nobody reads on, so that it must not wait for a reader.
+        Self::start_heard(dir, listen).0
+    }
+
+    /// Also returns what it says from then on, which has to be read.
+    fn start_heard(dir: &Path, listen: SocketAddr) -> (Self, BufReader<ChildStderr>) {
         let mut child = Command::new(center_for_tests())
             .args(["serve", "--quiet", "--listen", &listen.to_string(), "--config"])
             .arg(dir.join("center.toml"))
@@ -41,7 +47,8 @@ impl Program {
         }
         let addresses = line.trim_end().strip_prefix("listening grpc=").and_then(|rest| rest.split_once(" http="));
         let (grpc, http) = addresses.unwrap_or_else(|| panic!("{said}{line}"));
-        Self { said, child, grpc: grpc.parse().unwrap(), http: http.parse().unwrap() }
+        let (grpc, http) = (grpc.parse().unwrap(), http.parse().unwrap());
+        (Self { child, grpc, http, said }, stderr)
     }
 
     pub(crate) fn get(&self, path: &str) -> Value {
@@ -64,6 +71,61 @@ pub(crate) fn site() -> tempfile::TempDir {
     let settings = format!("http = \"127.0.0.1:0\"\ncerts = {:?}\ndata = {:?}\n", at("certs"), at("data"));
     std::fs::write(dir.path().join("center.toml"), settings).unwrap();
     dir
+}
+
+#[test]
+fn certificates_are_read_again_at_a_sighup_and_streams_stay() {
+    let dir = site();
+    let certs = dir.path().join("certs");
+    let (old, new) = (Set::new(), Set::new());
+    old.write(&certs).unwrap();
+    // Where agents have theirs.
+    let hosts = |set: &Set, name: &str| {
+        let dir = dir.path().join(name);
+        set.write(&dir).unwrap();
+        dir
+    };
+    let (of_old, of_new) = (hosts(&old, "old"), hosts(&new, "new"));
+    let (mut program, mut stderr) = Program::start_heard(dir.path(), SocketAddr::from(([127, 0, 0, 1], 0)));
+    let center = rustix::process::Pid::from_child(&program.child);
+    let hang_up = || rustix::process::kill_process(center, rustix::process::Signal::HUP).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let connects = |certs: &Path| runtime.block_on(Client::connect(program.grpc, certs)).is_ok();
+    let mut before = runtime.block_on(Client::connect(program.grpc, &of_old)).unwrap();
+    assert!(!connects(&of_new));
+
+    // The key is not yet that of the certificate. Then the pair is whole, but the authority is none.
+    let said = |said: &mut BufReader<ChildStderr>, expected: &str| {
+        let mut line = String::new();
+        while !line.contains(expected) {
+            line.clear();
+            assert!(said.read_line(&mut line).unwrap() > 0, "it ends without {expected:?}");
+        }
+    };
+    std::fs::copy(of_new.join("server.crt"), certs.join("server.crt")).unwrap();
+    hang_up();
+    said(&mut stderr, "the certificates stay as they are: server.crt and server.key: ");
+    std::fs::copy(of_new.join("server.key"), certs.join("server.key")).unwrap();
+    std::fs::write(certs.join("ca.crt"), "").unwrap();
+    hang_up();
+    said(&mut stderr, "the certificates stay as they are: ca.crt: ");
+    assert!(connects(&of_old) && !connects(&of_new), "nothing has changed");
+
+    // While a fleet changes, both authorities count, and the server has the new certificate.
+    std::fs::write(certs.join("ca.crt"), [old.ca.certificate(), new.ca.certificate()].concat()).unwrap();
+    hang_up();
+    said(&mut stderr, "the certificates were read again");
+    assert!(connects(&of_new) && !connects(&of_old), "whoever knows the old authority alone knows no such server");
+    std::fs::write(of_old.join("ca.crt"), new.ca.certificate()).unwrap();
+    assert!(connects(&of_old));
+
+    // In the end only the new one does.
+    std::fs::write(certs.join("ca.crt"), new.ca.certificate()).unwrap();
+    hang_up();
+    said(&mut stderr, "the certificates were read again");
+    assert!(connects(&of_new) && !connects(&of_old));
+    runtime.block_on(before.ping()).expect("this connection has been there all the time");
+    assert_eq!(program.child.try_wait().unwrap(), None);
 }
 
 #[test]
