@@ -9,6 +9,7 @@ mod cli;
 mod delivery;
 mod enroll;
 mod forward;
+mod full_disk;
 mod page;
 mod plugins;
 mod program;

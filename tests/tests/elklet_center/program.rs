@@ -29,12 +29,19 @@ impl Program {
     /// Starts it where agents are told to connect.
     pub(crate) fn start_at(dir: &Path, listen: SocketAddr) -> Self {
         // Nobody reads on, so that it must not wait for a reader.
-        Self::start_heard(dir, listen).0
+        Self::start_by(&["env"], dir, listen)
+    }
+
+    /// Starts it with a command that becomes the program whose words it gets.
+    pub(crate) fn start_by(words: &[&str], dir: &Path, listen: SocketAddr) -> Self {
+        Self::start_heard(words, dir, listen).0
     }
 
     /// Also returns what it says from then on, which has to be read.
-    fn start_heard(dir: &Path, listen: SocketAddr) -> (Self, BufReader<ChildStderr>) {
-        let mut child = Command::new(center_for_tests())
+    fn start_heard(words: &[&str], dir: &Path, listen: SocketAddr) -> (Self, BufReader<ChildStderr>) {
+        let mut child = Command::new(words[0])
+            .args(&words[1..])
+            .arg(center_for_tests())
             .args(["serve", "--quiet", "--listen", &listen.to_string(), "--config"])
             .arg(dir.join("center.toml"))
             .stderr(Stdio::piped())
@@ -86,7 +93,7 @@ fn certificates_are_read_again_at_a_sighup_and_streams_stay() {
         dir
     };
     let (of_old, of_new) = (hosts(&old, "old"), hosts(&new, "new"));
-    let (mut program, mut stderr) = Program::start_heard(dir.path(), SocketAddr::from(([127, 0, 0, 1], 0)));
+    let (mut program, mut stderr) = Program::start_heard(&["env"], dir.path(), SocketAddr::from(([127, 0, 0, 1], 0)));
     let center = rustix::process::Pid::from_child(&program.child);
     let hang_up = || rustix::process::kill_process(center, rustix::process::Signal::HUP).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

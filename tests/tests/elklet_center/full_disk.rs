@@ -1,0 +1,94 @@
+//! A center whose disk another program has filled: it takes no records, says so everywhere, and goes on when there is room.
+
+use crate::program::{Program, site};
+use crate::support::http;
+use elklet_tests::binaries::center_for_tests;
+use elklet_tests::harness::{Setup, own_address, skipped, wait_until};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output};
+
+const PLUGIN: &str = env!("CARGO_BIN_EXE_scripted-plugin");
+
+/// Records that the plugin sends.
+const RECORDS: u64 = 40_000;
+
+/// Writes a file for as long as there is room. Returns when the disk is full.
+fn fill(path: &Path) {
+    let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
+    let chunk = vec![7; 64 << 10];
+    while file.write_all(&chunk).is_ok() {}
+}
+
+/// Runs a command of the center with its data.
+fn run(data: &Path, words: &[&str]) -> Output {
+    Command::new(center_for_tests()).args(words).arg("--data").arg(data).output().unwrap()
+}
+
+#[test]
+fn a_full_disk_takes_no_records_says_so_and_loses_none() {
+    let test = "a_full_disk_takes_no_records_says_so_and_loses_none";
+    if !Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success()) {
+        return skipped(test, "mounting takes root");
+    }
+    let dir = site();
+    // The reserve takes 16 MiB of it.
+    let mount = "mkdir -p \"$0\" && mount -t tmpfs -o size=64m,mode=700 none \"$0\" && exec \"$@\"";
+    let data = dir.path().join("data").display().to_string();
+    let program = Program::start_by(&["unshare", "--mount", "--", "sh", "-c", mount, &data], dir.path(), own_address());
+    // As others see what was mounted for the center alone.
+    let data = Path::new(&format!("/proc/{}/root", program.child.id())).join(&data[1..]);
+
+    let agent = Setup::new(&dir.path().join("certs")).server(&program.grpc.to_string()).start();
+    let path = format!("/api/v1/hosts/{}", agent.id());
+    wait_until("heartbeat", || program.get(&path)["hostname"].is_string());
+    let plugin = agent.install("load", PLUGIN, &format!("run=all rate=4000 n={RECORDS}"));
+    let desired = json!({ "plugins": [{
+        "name": plugin.name, "type": plugin.r#type, "version": plugin.version, "sha256": plugin.sha256,
+        "signature": plugin.signature, "download_url": [], "detail": plugin.detail,
+    }] });
+    let put = http::request(program.http, "PUT", "/api/v1/plugins", &[], desired.to_string());
+    assert_eq!(put.status, 200, "{}", put.body);
+    let stored = || {
+        let counts = &program.get(&path)["counts"];
+        let of_type = counts.as_array().unwrap().iter().find(|of| of["data_type"] == 7000);
+        of_type.map_or(0, |of| of["records"].as_u64().unwrap())
+    };
+    wait_until("first records", || stored() > 4_000);
+    let ready = || http::get(program.http, "/readyz");
+    assert_eq!(ready().status, 200);
+
+    let ballast = data.join("ballast");
+    wait_until("refusal", || {
+        // What the center gives up itself is taken as well.
+        fill(&ballast);
+        ready().status == 503
+    });
+    let says_so = |text: &str| text.contains("no records are stored: ") && text.contains("the disk is full");
+    assert!(says_so(&ready().body), "{}", ready().body);
+    let status = run(&data, &["status", "--json"]);
+    assert_eq!(status.status.code(), Some(3), "{status:?}");
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert!(says_so(&status["warnings"].to_string()), "{status}");
+    let metrics = http::get(program.http, "/metrics").body;
+    assert!(metrics.lines().any(|line| line == "center_store_failing 1"), "{metrics}");
+    let before = stored();
+    assert!(before < RECORDS, "the plugin was faster than this test");
+    assert_eq!(program.get(&path)["connected"], true, "agents stay, and keep what they have");
+
+    fs::remove_file(&ballast).unwrap();
+    wait_until("all records", || stored() >= RECORDS);
+    wait_until("a center that is well", || ready().status == 200);
+    let found =
+        http::get(program.http, &format!("/api/v1/records.ndjson?type=7000&order=oldest&limit={}", RECORDS * 2));
+    let numbers: BTreeSet<u64> = found
+        .body
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["fields"]["seq"].as_str().unwrap().parse().unwrap())
+        .collect();
+    assert_eq!((numbers.len() as u64, numbers.last()), (RECORDS, Some(&(RECORDS - 1))), "none is missing");
+    assert_eq!(run(&data, &["status"]).status.code(), Some(0));
+}
