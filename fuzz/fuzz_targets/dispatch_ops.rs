@@ -1,14 +1,15 @@
 //! Sequences of events on the dispatch, under a clock of their own: configurations, tasks, preparations and starts that
-//! fail, processes that die, results that come too late, orders that are carried out late, a shutdown. No order ever makes
-//! no sense, and in the end, with everything succeeding, the newest configuration is what runs.
+//! fail, processes that die, results that come too late, orders that are carried out late, an owner who changes what is allowed, a
+//! shutdown. No order ever makes no sense, nothing runs that is not allowed, and in the end, with everything succeeding, what is allowed
+//! of the newest configuration is what runs.
 #![no_main]
 
 use std::collections::BTreeMap;
 
 use arbitrary::Arbitrary;
 use elklet_core::command::{
-    AgentConfig, AgentEntry, AgentTask, BadTask, Command, Configuration, Packing, PluginConfig, PluginName,
-    RefusedConfig, RefusedTask, SetMetadata, Sha256,
+    AgentConfig, AgentEntry, AgentTask, AllowedTask, BadTask, Command, Configuration, Packing, PluginConfig,
+    PluginName, Policy, RefusedConfig, RefusedTask, SetMetadata, Sha256,
 };
 use elklet_fuzz::shell::Shell;
 use elklet_proto::grpc::Task;
@@ -25,6 +26,7 @@ enum Event {
     Exited { which: u8 },
     Wait { ms: u32 },
     TooLate { which: u8, well: bool },
+    Allow { plugins: Option<Vec<Name>>, only: Option<Version>, tasks: Option<Vec<Name>>, per_minute: u8 },
     ShutDown,
 }
 
@@ -68,6 +70,15 @@ fuzz_target!(|events: Vec<(Event, bool)>| {
             Event::Exited { which } => drop(shell.end_process(which)),
             Event::Wait { ms } => shell.wait(u64::from(ms % 400_000)),
             Event::TooLate { which, well } => shell.end_forgotten(which, well),
+            Event::Allow { plugins, only, tasks, per_minute } => shell.allow(Policy {
+                plugins: plugins.map(|names| names.into_iter().map(Name::plugin).collect()),
+                executables: only.map(|version| vec![Sha256([version.number(); 32])]),
+                tasks: tasks.map(|names| {
+                    let task = |name: Name| AllowedTask { object_name: name.plugin().to_string(), data_type: None };
+                    names.into_iter().map(task).collect()
+                }),
+                tasks_per_minute: per_minute.into(),
+            }),
             Event::ShutDown => shell.shut_down(),
         }
         if obeys {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
-use elklet_core::command::{AgentTask, Command, PluginConfig, PluginName, Upload};
+use elklet_core::command::{AgentTask, Command, PluginConfig, PluginName, Policy, Upload};
 use elklet_core::dispatch::{Action, Dispatch, PluginAction, Preparation, TaskFailure};
 use elklet_core::limits::{
     MAX_PLUGIN_NAME_BYTES, MAX_PLUGINS, MAX_PLUGINS_KNOWN, MAX_REPORT_CHARS, MAX_STATE_DETAILS, MAX_TASK_BYTES,
@@ -41,7 +41,9 @@ pub struct Shell {
     failed: BTreeSet<Preparation>,
     /// Tokens of tasks of which nothing was heard yet.
     unanswered: Vec<String>,
-    /// What should run by everything that was configured so far.
+    /// What the host's owner allows.
+    policy: Policy,
+    /// What should run by everything that was configured so far, and is allowed.
     wanted: BTreeMap<PluginName, PluginConfig>,
     /// Plugins whose configuration has changed since the last orders were taken.
     changed: BTreeSet<PluginName>,
@@ -69,6 +71,7 @@ impl Default for Shell {
             gone: BTreeSet::new(),
             failed: BTreeSet::new(),
             unanswered: Vec::new(),
+            policy: Policy::default(),
             wanted: BTreeMap::new(),
             changed: BTreeSet::new(),
             kept: BTreeMap::new(),
@@ -94,12 +97,21 @@ impl Shell {
                     .into_iter()
                     .filter(|(name, _)| configuration.refused.iter().any(|entry| entry.name.as_ref() == Some(name)))
                     .collect();
-                self.wanted.extend(configuration.plugins.iter().map(|config| (config.name.clone(), config.clone())));
+                let allowed = configuration.plugins.iter().filter(|config| self.policy.judge_plugin(config).is_ok());
+                self.wanted.extend(allowed.map(|config| (config.name.clone(), config.clone())));
                 let changed = self.wanted.iter().filter(|(name, config)| before.get(*name) != Some(*config));
                 self.changed.extend(changed.map(|(name, _)| name.clone()));
             }
         }
         self.dispatch.handle_command(command, self.now);
+    }
+
+    /// The host's owner allows this from now on.
+    pub fn allow(&mut self, policy: Policy) {
+        self.policy = policy.clone();
+        self.wanted.retain(|_, config| policy.judge_plugin(config).is_ok());
+        self.changed.retain(|name| self.wanted.contains_key(name));
+        self.dispatch.handle_policy(policy, self.now);
     }
 
     /// Lets the next start of a process fail.
@@ -280,7 +292,7 @@ impl Shell {
             }
             Action::KeepAgent => {}
             Action::UpdateAgent(agent) => assert_ne!(agent.version, AGENT_VERSION),
-            Action::Forbid(plugin, why) => panic!("nobody forbids {plugin}: {why}"),
+            Action::Forbid(..) => {}
             Action::Complain(what) => assert!(what.chars().count() <= MAX_COMPLAINT_CHARS, "a line for a log: {what}"),
         }
     }
@@ -294,6 +306,15 @@ impl Shell {
             Process::Stopping => None,
         });
         assert_eq!(shown, running.collect());
+        for (name, process) in &self.processes {
+            if let Process::Running(config) = process {
+                assert_eq!(
+                    self.policy.judge_plugin(config),
+                    Ok(()),
+                    "{name} runs although its owner does not allow it"
+                );
+            }
+        }
         for name in self.changed.difference(&self.gone) {
             let Some(config) = self.wanted.get(name) else { continue };
             let ordered = self.preparing.values().chain(self.prepared.values()).any(|order| order == config);

@@ -144,23 +144,27 @@ impl Dispatch {
         }
     }
 
-    /// The host's owner allows this from now on. Plugins that it forbids end, and are removed as those that no server names any more.
+    /// The host's owner allows this from now on. Plugins that it forbids end, and are removed as those that no server names any more. A
+    /// version that it forbids ends at once, although the one that is to follow may not be there yet.
     pub fn handle_policy(&mut self, policy: Policy, now: Millis) {
         self.policy = policy;
         let wanted = self.plugins.values().filter_map(Plugin::wanted).chain(&self.postponed);
-        let (kept, forbidden): (Vec<_>, Vec<_>) =
+        let (kept, mut forbidden): (Vec<_>, Vec<_>) =
             wanted.cloned().partition(|config| self.policy.judge_plugin(config).is_ok());
-        if forbidden.is_empty() {
-            return;
-        }
         let is_forbidden = |name: &PluginName| forbidden.iter().any(|config| config.name == *name);
         self.postponed.retain(|config| !is_forbidden(&config.name));
+        let mut ended = Vec::new();
         for (name, plugin) in &mut self.plugins {
             if is_forbidden(name) {
                 plugin.want_removed();
+            } else {
+                ended.extend(plugin.end_forbidden(name, &self.policy, now, &mut self.actions));
             }
         }
-        self.actions.push_back(PluginAction::Keep(kept).into());
+        if !forbidden.is_empty() {
+            self.actions.push_back(PluginAction::Keep(kept).into());
+        }
+        forbidden.append(&mut ended);
         self.forbid(&forbidden);
         self.reconcile_all(now);
         self.admit();

@@ -15,7 +15,7 @@ use alloc::string::String;
 use core::mem;
 
 use super::{Action, PluginAction, Preparation};
-use crate::command::{PluginConfig, PluginName};
+use crate::command::{PluginConfig, PluginName, Policy};
 use crate::limits::{MAX_LAST_WORDS_CHARS, MAX_REPORT_CHARS};
 use crate::printable;
 use crate::time::Millis;
@@ -126,6 +126,30 @@ impl Plugin {
     /// Wants the plugin gone, and returns true when that is something new.
     pub(super) fn want_removed(&mut self) -> bool {
         !matches!(mem::replace(&mut self.wanted, Wanted::Remove), Wanted::Remove)
+    }
+
+    /// Gives up all versions that may not run any more, except for the wanted one, which may. Returns the one that has run, which is asked to
+    /// end.
+    pub(super) fn end_forbidden(
+        &mut self,
+        name: &PluginName,
+        policy: &Policy,
+        now: Millis,
+        actions: &mut VecDeque<Action>,
+    ) -> Option<PluginConfig> {
+        let is_forbidden = |config: &PluginConfig| policy.judge_plugin(config).is_err();
+        self.stand_in.take_if(|(config, _)| is_forbidden(config));
+        if let Prepared::UnderWay(_, config) | Prepared::Ready(_, config) = &self.preparation
+            && is_forbidden(config)
+        {
+            self.drop_preparation(actions);
+        }
+        let running = self.running().filter(|config| is_forbidden(config)).cloned();
+        if running.is_some() {
+            self.stop(name, now, actions);
+        }
+        self.previous.take_if(|config| is_forbidden(config));
+        running
     }
 
     /// Returns the configuration that it should run by.

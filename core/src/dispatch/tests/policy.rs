@@ -68,6 +68,54 @@ fn a_new_policy_ends_what_it_forbids_and_keeps_the_rest() {
 }
 
 #[test]
+fn a_version_that_is_forbidden_neither_runs_on_nor_stands_in() {
+    let only_the_second = || Policy { executables: Some(vec![Sha256([2; 32])]), ..Policy::default() };
+    // The first version runs until the second one has been fetched.
+    let mut dispatch = Dispatch::new("1".into());
+    configure(&mut dispatch, vec![config("a", 1)], Millis(0));
+    settle(&mut dispatch, Millis(0));
+    configure(&mut dispatch, vec![config("a", 2)], Millis(1));
+    let begun: Vec<_> = core::iter::from_fn(|| dispatch.poll_action()).collect();
+    let Some(Action::Plugin(PluginAction::Prepare(id, _))) = begun.last() else { panic!("{begun:?}") };
+    dispatch.handle_policy(only_the_second(), Millis(2));
+    let name = config("a", 1).name;
+    let actions: Vec<_> = core::iter::from_fn(|| dispatch.poll_action()).collect();
+    assert_eq!(
+        actions,
+        [PluginAction::Stop(name.clone()).into(), Action::Forbid(name.clone(), Forbidden::Executable)],
+        "it ends at once"
+    );
+    dispatch.handle_exited(&name, "", "", Millis(3));
+    assert_eq!(dispatch.poll_action(), None, "it does not stand in for the second");
+    dispatch.handle_prepared(&name, *id, Millis(4));
+    settle(&mut dispatch, Millis(4));
+    assert_eq!(running(&dispatch), [config("a", 2)]);
+
+    // The second version could not be started, and the first has been prepared in its place.
+    let mut dispatch = Dispatch::new("1".into());
+    configure(&mut dispatch, vec![config("a", 1)], Millis(0));
+    settle(&mut dispatch, Millis(0));
+    configure(&mut dispatch, vec![config("a", 2)], Millis(1));
+    settle(&mut dispatch, Millis(1));
+    dispatch.handle_spawn_failed(&name, "out of memory", Millis(2));
+    let begun: Vec<_> = core::iter::from_fn(|| dispatch.poll_action()).collect();
+    let [Action::Plugin(PluginAction::Prepare(first, _)), Action::Complain(_)] = &begun[..] else {
+        panic!("{begun:?}")
+    };
+    dispatch.handle_policy(only_the_second(), Millis(3));
+    let actions: Vec<_> = core::iter::from_fn(|| dispatch.poll_action()).collect();
+    let [Action::Plugin(PluginAction::Forget(given_up)), Action::Plugin(PluginAction::Prepare(id, next))] =
+        &actions[..]
+    else {
+        panic!("{actions:?}")
+    };
+    assert_eq!((given_up, next), (first, &config("a", 2)));
+    dispatch.handle_prepared(&name, *id, Millis(3));
+    settle(&mut dispatch, Millis(3));
+    assert_eq!(running(&dispatch), [config("a", 2)]);
+}
+
+#[test]
 fn a_policy_at_the_end_leaves_files_as_they_are() {
     let mut dispatch = Dispatch::new("1".into());
     configure(&mut dispatch, vec![config("a", 1)], Millis(0));
