@@ -149,23 +149,24 @@ impl Dispatch {
     pub fn handle_policy(&mut self, policy: Policy, now: Millis) {
         self.policy = policy;
         let wanted = self.plugins.values().filter_map(Plugin::wanted).chain(&self.postponed);
-        let (kept, mut forbidden): (Vec<_>, Vec<_>) =
+        let (kept, forbidden): (Vec<_>, Vec<_>) =
             wanted.cloned().partition(|config| self.policy.judge_plugin(config).is_ok());
-        let is_forbidden = |name: &PluginName| forbidden.iter().any(|config| config.name == *name);
-        self.postponed.retain(|config| !is_forbidden(&config.name));
-        let mut ended = Vec::new();
-        for (name, plugin) in &mut self.plugins {
-            if is_forbidden(name) {
-                plugin.want_removed();
-            } else {
-                ended.extend(plugin.end_forbidden(name, &self.policy, now, &mut self.actions));
-            }
-        }
         if !forbidden.is_empty() {
             self.actions.push_back(PluginAction::Keep(kept).into());
         }
-        forbidden.append(&mut ended);
+        let running = self.plugins.values().filter_map(Plugin::running).filter(|config| !forbidden.contains(config));
+        let running: Vec<_> = running.cloned().collect();
+        // This takes no notice of those that are allowed.
         self.forbid(&forbidden);
+        self.forbid(&running);
+        let is_forbidden = |name: &PluginName| forbidden.iter().any(|config| config.name == *name);
+        self.postponed.retain(|config| !is_forbidden(&config.name));
+        for (name, plugin) in &mut self.plugins {
+            if is_forbidden(name) {
+                plugin.want_removed();
+            }
+            plugin.end_forbidden(name, &self.policy, now, &mut self.actions);
+        }
         self.reconcile_all(now);
         self.admit();
         self.reconcile_all(now);

@@ -128,15 +128,14 @@ impl Plugin {
         !matches!(mem::replace(&mut self.wanted, Wanted::Remove), Wanted::Remove)
     }
 
-    /// Gives up all versions that may not run any more, except for the wanted one, which may. Returns the one that has run, which is asked to
-    /// end.
+    /// Gives up all versions that may not run any more, but for the wanted one, and asks the one that runs to end.
     pub(super) fn end_forbidden(
         &mut self,
         name: &PluginName,
         policy: &Policy,
         now: Millis,
         actions: &mut VecDeque<Action>,
-    ) -> Option<PluginConfig> {
+    ) {
         let is_forbidden = |config: &PluginConfig| policy.judge_plugin(config).is_err();
         self.stand_in.take_if(|(config, _)| is_forbidden(config));
         if let Prepared::UnderWay(_, config) | Prepared::Ready(_, config) = &self.preparation
@@ -144,12 +143,11 @@ impl Plugin {
         {
             self.drop_preparation(actions);
         }
-        let running = self.running().filter(|config| is_forbidden(config)).cloned();
-        if running.is_some() {
+        if self.running().is_some_and(is_forbidden) {
             self.stop(name, now, actions);
         }
+        // The one that was stopped is among these.
         self.previous.take_if(|config| is_forbidden(config));
-        running
     }
 
     /// Returns the configuration that it should run by.

@@ -82,7 +82,7 @@ fn a_version_that_is_forbidden_neither_runs_on_nor_stands_in() {
     let actions: Vec<_> = core::iter::from_fn(|| dispatch.poll_action()).collect();
     assert_eq!(
         actions,
-        [PluginAction::Stop(name.clone()).into(), Action::Forbid(name.clone(), Forbidden::Executable)],
+        [Action::Forbid(name.clone(), Forbidden::Executable), PluginAction::Stop(name.clone()).into()],
         "it ends at once"
     );
     dispatch.handle_exited(&name, "", "", Millis(3));
@@ -90,6 +90,20 @@ fn a_version_that_is_forbidden_neither_runs_on_nor_stands_in() {
     dispatch.handle_prepared(&name, *id, Millis(4));
     settle(&mut dispatch, Millis(4));
     assert_eq!(running(&dispatch), [config("a", 2)]);
+
+    // The first version is still about to end when the second is named.
+    let mut dispatch = Dispatch::new("1".into());
+    configure(&mut dispatch, vec![config("a", 1)], Millis(0));
+    settle(&mut dispatch, Millis(0));
+    dispatch.handle_policy(only_the_second(), Millis(1));
+    configure(&mut dispatch, vec![config("a", 2)], Millis(2));
+    dispatch.handle_exited(&name, "", "", Millis(3));
+    let done = settle(&mut dispatch, Millis(3));
+    let prepared = done.iter().filter_map(|action| match action {
+        Action::Plugin(PluginAction::Prepare(_, config)) => Some(config),
+        _ => None,
+    });
+    assert_eq!(prepared.collect::<Vec<_>>(), [&config("a", 2)]);
 
     // The second version could not be started, and the first has been prepared in its place.
     let mut dispatch = Dispatch::new("1".into());
