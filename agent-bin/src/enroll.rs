@@ -12,11 +12,14 @@ use crate::files::{FileError, make_missing, replace};
 use crate::host::{HostRoot, agent_id};
 use crate::identity::{Identity, NEXT, NewKey};
 use crate::init;
-use crate::net;
+use crate::net::{self, End};
 use crate::sys::waiting::block_on;
 
 /// What a host is identified by.
 const FILES: [&str; 4] = ["ca.crt", "client.crt", "client.key", NEXT];
+
+/// How often the center is asked if the connection breaks.
+const TRIES: u32 = 3;
 
 /// What the command is told.
 #[derive(Debug)]
@@ -87,10 +90,19 @@ fn ask(
     let system = |what: &dyn std::fmt::Display| Failure::System(what.to_string());
     let key = NewKey::make().map_err(|error| system(&error))?;
     let request = EnrollRequest { token: token.to_owned(), agent_id: id.to_owned(), request: key.request().to_vec() };
-    let trusted = (pin, settings.server.name());
-    let welcome =
-        block_on(net::enroll(address, &settings.proxies, trusted, &request)).map_err(|error| system(&error))?;
-    let welcome = welcome.map_err(|end| system(&format!("{address} does not enrol this host: {end}")))?;
+    let mut tries = 0;
+    let welcome = loop {
+        tries += 1;
+        let trusted = (pin, settings.server.name());
+        let asked =
+            block_on(net::enroll(address, &settings.proxies, trusted, &request)).map_err(|error| system(&error))?;
+        match asked {
+            Ok(welcome) => break welcome,
+            // Perhaps the token is used up and only the answer was lost. A center gives it once more to the same request.
+            Err(End::Http2(_) | End::NoAnswer(_)) if tries < TRIES => {}
+            Err(end) => return Err(system(&format!("{address} does not enrol this host: {end}"))),
+        }
+    };
     let identity = key.certified(welcome.certificate, id, clock::unix_seconds());
     Ok((identity.map_err(|error| system(&format!("{address}: {error}")))?, welcome.authority))
 }

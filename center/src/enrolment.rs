@@ -8,7 +8,7 @@ use crate::http::limit::{Limits, Rate};
 use crate::http::secret;
 use crate::serve::lock;
 use crate::store::site::{Certificate, Site, SiteError, Token, Unusable};
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -36,6 +36,12 @@ const ANONYMOUS: usize = 64;
 
 /// The longest id of an agent in bytes, as agents have it themselves.
 const MAX_AGENT_ID: usize = 256;
+
+/// For so long, who asks once more with the same token and the same request gets the same certificate: the answer may have been lost.
+const REPEATED_MS: i64 = 600_000;
+
+/// So many certificates are remembered for that, the latest.
+const REPEATED: usize = 256;
 
 /// Why a host gets no certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +94,26 @@ pub(crate) struct NewToken {
     pub(crate) secret: String,
 }
 
+/// What a host gets for a token.
+#[derive(Debug, Clone)]
+pub(crate) struct Enrolled {
+    /// The certificate, in DER.
+    pub(crate) certificate: Vec<u8>,
+    /// The token as it is then.
+    pub(crate) token: Token,
+    /// True if the host has been given it before.
+    pub(crate) is_repeated: bool,
+}
+
+/// An answer that may have been lost.
+#[derive(Debug)]
+struct Given {
+    agent_id: String,
+    request: Vec<u8>,
+    at_ms: i64,
+    answer: Enrolled,
+}
+
 /// Certificates for hosts.
 #[derive(Debug)]
 pub(crate) struct Enrolment {
@@ -97,6 +123,8 @@ pub(crate) struct Enrolment {
     told: Mutex<Limits>,
     /// Serial numbers of certificates that are revoked.
     revoked: Mutex<HashSet<String>>,
+    /// The latest last.
+    given: Mutex<VecDeque<Given>>,
     pub(crate) anonymous: Semaphore,
 }
 
@@ -117,6 +145,7 @@ impl Enrolment {
             renewals: Mutex::new(Limits::new(ANY, PER_AGENT)),
             told: Mutex::new(Limits::new(ANY, TOLD)),
             revoked: Mutex::new(revoked.into_iter().collect()),
+            given: Mutex::default(),
             anonymous: Semaphore::new(ANONYMOUS),
         })
     }
@@ -141,7 +170,7 @@ impl Enrolment {
         Ok(NewToken { token, secret })
     }
 
-    /// Signs the key of a host that comes with a token. Returns the certificate in DER, and the token as it is then.
+    /// Signs the key of a host that comes with a token.
     ///
     /// A wrong token takes the same work as a right one until it is known to be wrong: the request is read and its signature checked
     /// first, and a token is looked up by its hash.
@@ -154,17 +183,38 @@ impl Enrolment {
         (secret, agent_id, request): (&str, &str, &[u8]),
         address: IpAddr,
         now_ms: i64,
-    ) -> Result<(Vec<u8>, Token), Refused> {
+    ) -> Result<Enrolled, Refused> {
         let authority = self.authority()?;
         let taken = lock(&self.newcomers).take(Some(""), address, now_ms);
         taken.map_err(|too_many| Refused::TooMany(too_many.wait_s))?;
         check_id(agent_id)?;
         let key = HostKey::of(request).map_err(Refused::Request)?;
+        let hash = secret::hash(secret);
+        if let Some(answer) = self.given(&hash, agent_id, request, now_ms) {
+            lock(&self.newcomers).give_back(address);
+            return Ok(Enrolled { is_repeated: true, ..answer });
+        }
         let (terms, certificate) = self.terms(authority, agent_id, now_ms)?;
-        let token = site.tokens().redeem(&secret::hash(secret), &certificate, now_ms)?.map_err(Refused::Token)?;
-        let signed = authority.issue(&key, agent_id, &terms).map_err(Refused::Broken)?;
+        let token = site.tokens().redeem(&hash, &certificate, now_ms)?.map_err(Refused::Token)?;
+        let certificate = authority.issue(&key, agent_id, &terms).map_err(Refused::Broken)?;
         lock(&self.newcomers).give_back(address);
-        Ok((signed, token))
+        let answer = Enrolled { certificate, token, is_repeated: false };
+        let mut given = lock(&self.given);
+        if given.len() == REPEATED {
+            given.pop_front();
+        }
+        let (agent_id, request) = (agent_id.to_owned(), request.to_owned());
+        given.push_back(Given { agent_id, request, at_ms: now_ms, answer: answer.clone() });
+        Ok(answer)
+    }
+
+    /// Returns what the same host was given for the same request a short time ago.
+    fn given(&self, hash: &str, agent_id: &str, request: &[u8], now_ms: i64) -> Option<Enrolled> {
+        let mut given = lock(&self.given);
+        given.retain(|given| (0..REPEATED_MS).contains(&now_ms.saturating_sub(given.at_ms)));
+        let is_it =
+            |given: &&Given| given.answer.token.hash == hash && given.agent_id == agent_id && given.request == request;
+        given.iter().find(is_it).map(|given| given.answer.clone())
     }
 
     /// Signs the next key of an agent, whose connection has a certificate that is not revoked.
@@ -223,6 +273,7 @@ impl Enrolment {
     /// The database cannot be written. Nothing is revoked then.
     pub(crate) fn revoke(&self, site: &Site, agent_id: &str, by: &str, now_ms: i64) -> Result<Vec<String>, SiteError> {
         let serials = site.certificates().revoke(agent_id, by, now_ms)?;
+        lock(&self.given).retain(|given| given.agent_id != agent_id);
         lock(&self.revoked).extend(serials.iter().cloned());
         Ok(serials)
     }
@@ -290,8 +341,8 @@ mod tests {
         }
 
         fn enrol(&self, secret: &str, agent_id: &str) -> Result<Bound, Refused> {
-            let (signed, _) = self.enrolment.enrol(&self.site, (secret, agent_id, &request()), HERE, NOW_MS)?;
-            Ok(bound(signed))
+            let enrolled = self.enrolment.enrol(&self.site, (secret, agent_id, &request()), HERE, NOW_MS)?;
+            Ok(bound(enrolled.certificate))
         }
     }
 
@@ -314,6 +365,29 @@ mod tests {
         assert_eq!(world.enrol(&secret, "b"), Err(Refused::Token(Unusable::UsedUp(1))));
         assert!(matches!(world.enrol(&secret, ""), Err(Refused::Request(_))));
         assert!(matches!(world.enrol(&secret, &"x".repeat(257)), Err(Refused::Request(_))));
+    }
+
+    #[test]
+    fn a_lost_answer_is_given_again_to_the_same_request_alone() {
+        let world = World::new();
+        let (secret, request) = (world.token(1), request());
+        let enrol = |secret: &str, id: &str, request: &[u8], now_ms: i64| {
+            world.enrolment.enrol(&world.site, (secret, id, request), HERE, now_ms)
+        };
+        let first = enrol(&secret, "a", &request, NOW_MS).unwrap();
+        assert_eq!(enrol(&secret, "b", &request, NOW_MS).unwrap_err(), Refused::Token(Unusable::UsedUp(1)));
+        assert_eq!(enrol("guess", "a", &request, NOW_MS).unwrap_err(), Refused::Token(Unusable::Unknown));
+        let other = self::request();
+        assert_eq!(enrol(&secret, "a", &other, NOW_MS).unwrap_err(), Refused::Token(Unusable::UsedUp(1)));
+        let another = world.token(1);
+        enrol(&another, "c", &request, NOW_MS).unwrap();
+        world.enrolment.revoke(&world.site, "c", "ann", NOW_MS).unwrap();
+        assert!(enrol(&another, "c", &request, NOW_MS).is_err(), "what was revoked is not given again");
+        let again = enrol(&secret, "a", &request, NOW_MS + REPEATED_MS - 1).unwrap();
+        assert_eq!((first.is_repeated, again.is_repeated), (false, true));
+        assert_eq!((&first.certificate, first.token.used), (&again.certificate, again.token.used));
+        let late = enrol(&secret, "a", &request, NOW_MS + REPEATED_MS).unwrap_err();
+        assert!(matches!(late, Refused::Token(_)), "{late}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::grpc::{Encoding, MessageReader, Outgoing, Status};
 use super::shared::Shared;
 use crate::authority::Peer;
 use crate::clock::now_ms;
-use crate::enrolment::Refused;
+use crate::enrolment::{Enrolled, Refused};
 use crate::http::audit;
 use crate::store::site::Unusable;
 use bytes::Bytes;
@@ -89,8 +89,12 @@ fn decide(shared: &Shared, connection: &ConnectionHandle, request: &EnrollReques
         }
         (Peer::Anonymous | Peer::Anyone, "") => Err(Refused::Nothing),
         (_, token) => {
-            let signed = enrolment.enrol(shared.db(), (token, agent_id, request), peer.ip(), now_ms);
-            signed.map(|(signed, token)| (signed, Some(token)))
+            let enrolled = enrolment.enrol(shared.db(), (token, agent_id, request), peer.ip(), now_ms);
+            if let Ok(Enrolled { certificate, is_repeated: true, .. }) = enrolled {
+                shared.note(format!("agent {agent_id} at {peer} asks for its first certificate once more"));
+                return Ok(certificate);
+            }
+            enrolled.map(|enrolled| (enrolled.certificate, Some(enrolled.token)))
         }
     };
     let origin = peer.to_string();

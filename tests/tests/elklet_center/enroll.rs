@@ -15,9 +15,12 @@ use prost::Message;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
 
 const ENROLL: &str = "/elklet.Enrollment/Enroll";
@@ -193,6 +196,51 @@ fn two_commands_bring_a_host_from_nothing_to_an_agent_whose_records_arrive() {
     assert_eq!(again.said, "");
     let certificates = again.get("/api/v1/certificates")["certificates"].clone();
     assert_eq!((&certificates[0]["agent_id"], &certificates[0]["token"]), (&json!("newcomer 1"), &json!(1)));
+}
+
+/// Passes connections on to the center, and breaks each one in which the answer comes that makes `is_answer` true for the first time.
+fn breaks_once(center: SocketAddr, is_answer: impl Fn() -> bool + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let broken = AtomicBool::new(false);
+    std::thread::spawn(move || {
+        for down in listener.incoming() {
+            let (Ok(mut down), Ok(mut up)) = (down, TcpStream::connect(center)) else { return };
+            let (mut from, mut to) = (down.try_clone().unwrap(), up.try_clone().unwrap());
+            std::thread::spawn(move || {
+                _ = std::io::copy(&mut from, &mut to);
+                _ = to.shutdown(Shutdown::Write);
+            });
+            let mut piece = [0; 4096];
+            while let Ok(read @ 1..) = up.read(&mut piece) {
+                if !broken.load(Ordering::Relaxed) && is_answer() {
+                    broken.store(true, Ordering::Relaxed);
+                    break;
+                }
+                if down.write_all(&piece[..read]).is_err() {
+                    break;
+                }
+            }
+            _ = (down.shutdown(Shutdown::Both), up.shutdown(Shutdown::Both));
+        }
+    });
+    address
+}
+
+#[test]
+fn an_answer_that_was_lost_is_given_again_and_the_token_is_used_once() {
+    let site = Site::new();
+    let mut line = site.line(&[]);
+    let http = site.program.http;
+    let enrolled = move || http::get(http, "/metrics").body.contains("center_enrolled_total 1\n");
+    line[1] = breaks_once(site.program.grpc, enrolled).to_string();
+    let host = Host::new("a");
+    host.enrolled(&line);
+    assert_eq!((site.total("enrolled_total"), site.total("refused_enrolments_total")), (1, 0));
+    let token = &site.program.get("/api/v1/tokens")[0];
+    assert_eq!((&token["used"], &token["usable"]), (&json!(1), &json!(false)), "{token}");
+    let _agent = host.start();
+    wait_until("host", || site.host("a")["connected"] == true);
 }
 
 #[test]
