@@ -40,7 +40,9 @@ impl Site {
     fn with(settings: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
-        let settings = format!("http = \"127.0.0.1:0\"\ndata = {:?}\n{settings}", data.display().to_string());
+        // A restart is to find its port free, whatever else runs on this machine.
+        let off = "http = \"127.0.0.1:0\"\ndownloads = \"off\"";
+        let settings = format!("{off}\ndata = {:?}\n{settings}", data.display().to_string());
         fs::write(dir.path().join("center.toml"), settings).unwrap();
         let program = Program::start(dir.path());
         Self { dir, program }
