@@ -6,6 +6,7 @@ use elklet_tests::files::{Files, How};
 use elklet_tests::harness::{Agent, Site, skipped, types, wait_until};
 use ring::digest::{SHA256, digest};
 use ring::signature::{Ed25519KeyPair, KeyPair};
+use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -62,6 +63,19 @@ fn base64(bytes: &[u8]) -> String {
     text
 }
 
+/// Waits until `audit.log` says that a plugin was refused for this reason.
+fn wait_refused(agent: &Agent, plugin: &str, reason: &str) {
+    let file = agent.workdir().path().join("log/audit.log");
+    let is_it = |line: &str| {
+        let event: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        let result = event["result"].as_str().unwrap_or_default();
+        event["kind"] == "refused" && event["what"] == format!("plugin {plugin}") && result.contains(reason)
+    };
+    wait_until(&format!("refusal of {plugin} in the audit"), || {
+        fs::read_to_string(&file).is_ok_and(|text| text.lines().any(is_it))
+    });
+}
+
 #[test]
 fn only_what_the_keys_owner_has_signed_is_started() {
     let site = Site::new();
@@ -98,6 +112,13 @@ fn only_what_the_keys_owner_has_signed_is_started() {
     }
     agent.wait_for_log("plugin lines cannot be started: its version has control characters");
     agent.wait_for_log("plugin \"short\": signature \"AAAA:1\" is not the Base64 of 64 bytes");
+    for (name, reason) in [
+        ("unsigned", "it is not signed, and plugins.public_key demands it"),
+        ("forged", "its signature is not one of plugins.public_key"),
+        ("lines", "its version has control characters"),
+    ] {
+        wait_refused(&agent, name, reason);
+    }
     assert_eq!(site.fresh_heartbeats(&agent).plugins.keys().collect::<Vec<_>>(), ["good"]);
     assert_eq!(files.requests("probe"), 1, "what is not signed is not even fetched");
 
@@ -174,6 +195,7 @@ fn keys_change_without_a_gap_and_older_signatures_are_cut_off() {
     let old = "it was signed at 2026-01-31T12:00:00Z, and plugins.signed_after is 2026-02-01T00:00:00Z";
     for name in ["a", "b"] {
         agent.wait_for_log(&format!("plugin {name} cannot be started: {old}"));
+        wait_refused(&agent, name, old);
     }
     site.wait_connected(&agent);
     wait_until("refusal", || site.fresh_heartbeats(&agent).agent["state_detail"].contains(old));
@@ -207,6 +229,7 @@ fn a_signed_plugin_does_not_go_back_unless_the_host_allows_it() {
     let line = agent.wait_for_log(&format!("plugin probe cannot be started: {refusal}"));
     assert!(line.ends_with("version 1.10 runs on"), "{line}");
     assert_eq!(running(&agent), "1.10");
+    wait_refused(&agent, "probe", refusal);
     // Neither removing it from the configuration nor a restart helps.
     site.configure(&agent, &[plain("another", b"", &[], "")]);
     agent.wait_for_log("plugin probe is removed");
@@ -222,6 +245,59 @@ fn a_signed_plugin_does_not_go_back_unless_the_host_allows_it() {
     site.configure(&agent, &[signed("1.9")]);
     hellos(&agent, 3);
     assert_eq!(running(&agent), "1.9");
+}
+
+#[test]
+fn a_plugin_of_the_kept_list_does_not_go_back_although_the_file_of_versions_is_lost() {
+    let site = Site::new();
+    let files = Files::start();
+    let url = files.serve("probe", program(), How::Right);
+    let owner = key_of(7);
+    let signed = |version: &str| {
+        let entry =
+            Config { version: version.into(), ..plain("probe", &program(), std::slice::from_ref(&url), "hello") };
+        let text = closed(&entry);
+        with(entry, &text, &owner)
+    };
+    let hellos = |agent: &Agent, count| {
+        site.wait_records("greeting", agent, |records| records.of_type(types::HELLO).count() == count);
+    };
+    let mut agent = site.eager().setting("plugins", &format!("public_key = {}", public(&owner))).start();
+    site.wait_connected(&agent);
+    site.configure(&agent, &[signed("1.10")]);
+    hellos(&agent, 1);
+    let refusal = "version 1.9 is earlier than 1.10, which has run here";
+    let file = agent.workdir().path().join("plugins.newest");
+    let damages: [(&str, Option<&[u8]>); 4] = [
+        ("deleted", None),
+        ("empty", Some(b"")),
+        ("cut", Some(b"{\"probe\": \"1.1")),
+        ("not of texts", Some(b"{\"probe\": 1}")),
+    ];
+    for (round, (damage, content)) in damages.into_iter().enumerate() {
+        wait_until("the version on the disk", || fs::read_to_string(&file).is_ok_and(|text| text.contains("1.10")));
+        let setup = agent.into_setup();
+        match content {
+            None => fs::remove_file(&file).unwrap(),
+            Some(content) => fs::write(&file, content).unwrap(),
+        }
+        agent = setup.start();
+        // The plugin that was kept starts, and so its version is known again, before a server can name another one.
+        hellos(&agent, 2 + round);
+        site.wait_connected(&agent);
+        let unread = agent.log_lines("which versions have run here is not known any more").len();
+        assert_eq!(unread, round, "{damage}: {}", agent.log());
+        let told = agent.log_lines(refusal).len();
+        site.configure(&agent, &[signed("1.9")]);
+        wait_until("refusal", || agent.log_lines(refusal).len() > told);
+        wait_refused(&agent, "probe", refusal);
+        assert_eq!(site.fresh_heartbeats(&agent).plugins["probe"]["pversion"], "1.10", "{damage}");
+        // What runs is asked for again, so that the next round begins with it.
+        site.configure(&agent, &[signed("1.10")]);
+        let kept = agent.workdir().path().join("plugins.kept");
+        let has_it = |list: Vec<u8>| list.windows(4).any(|bytes| bytes == b"1.10");
+        wait_until("the list on the disk", || fs::read(&kept).is_ok_and(has_it));
+    }
 }
 
 #[test]
