@@ -159,3 +159,93 @@ impl fmt::Display for BadTime {
 }
 
 impl std::error::Error for BadTime {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use elklet_core::command::Command;
+    use elklet_proto::grpc;
+    use prost::Message;
+
+    /// A case of `tests/vectors/signatures.json`, which docs/plugins.md explains.
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Vector {
+        case: String,
+        #[serde(rename = "why")]
+        _why: String,
+        public_key: Vec<String>,
+        signed_after: SignedAfter,
+        entry: Entry,
+        signed_text: Option<String>,
+        refused: Option<String>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Entry {
+        name: String,
+        version: String,
+        sha256: String,
+        signature: String,
+        detail: String,
+    }
+
+    impl Vector {
+        /// Returns the text that was signed, or in one word why the entry is refused, on the way that an entry of a server takes.
+        fn verify(self) -> Result<String, &'static str> {
+            let Entry { name, version, sha256, signature, detail } = self.entry;
+            let entry = grpc::Config { name, version, sha256, signature, detail, ..grpc::Config::default() };
+            let command = grpc::Command { configs: vec![entry], ..grpc::Command::default() };
+            let Ok(Command::Configuration(configuration)) = Command::decode(&command.encode_to_vec()) else {
+                panic!("{}: no configuration", self.case)
+            };
+            let keys: Vec<PublicKey> = self.public_key.iter().map(|key| key.parse().expect("a key")).collect();
+            let signers = Signers { first: keys[0], second: keys.get(1).copied(), signed_after: self.signed_after };
+            let package = configuration.agent.map(|agent| agent.package);
+            let (statement, signature) = match (configuration.plugins.first(), &package) {
+                (Some(plugin), None) => (plugin.statement(), &plugin.signature),
+                (None, Some(Ok(agent))) => (agent.statement(), &agent.signature),
+                // The hashes of all cases are right, so that only the signature can be malformed.
+                (None, _) => return Err("malformed"),
+                (Some(_), Some(_)) => panic!("{}: one entry became two", self.case),
+            };
+            match signers.verify(&statement, signature.as_ref()) {
+                Ok(()) => {
+                    let signature = signature.as_ref().expect("it counts");
+                    let mut detail = Sha256([0; 32]);
+                    let signed_detail = if package.is_some() { "" } else { &*configuration.plugins[0].detail };
+                    detail.0.copy_from_slice(digest(&SHA256, signed_detail.as_bytes()).as_ref());
+                    Ok(statement.signed_text(signature, &detail).expect("it counts"))
+                }
+                Err(NotVouched::Unsigned) => Err("unsigned"),
+                Err(NotVouched::Lines) => Err("lines"),
+                Err(NotVouched::Forged) => Err("forged"),
+                Err(NotVouched::Old { .. }) => Err("old"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_published_vectors_are_accepted_and_refused_as_they_say() {
+        #[derive(Deserialize)]
+        struct File {
+            vectors: Vec<Vector>,
+        }
+        let file = include_str!("../../tests/vectors/signatures.json");
+        let File { vectors } = serde_json::from_str(file).expect("the vectors");
+        let mut reasons = std::collections::BTreeSet::new();
+        for vector in vectors {
+            let case = vector.case.clone();
+            let expected = match (&vector.signed_text, &vector.refused) {
+                (Some(text), None) => Ok(text.clone()),
+                (None, Some(reason)) => Err(reason.clone()),
+                _ => panic!("{case}: expected either a text or a reason"),
+            };
+            reasons.insert(expected.clone().err());
+            assert_eq!(vector.verify().map_err(str::to_owned), expected, "{case}");
+        }
+        let all = ["forged", "lines", "malformed", "old", "unsigned"].map(|reason| Some(reason.to_owned()));
+        assert!(reasons.into_iter().eq([None].into_iter().chain(all)), "each outcome has a case");
+    }
+}
