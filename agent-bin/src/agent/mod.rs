@@ -42,6 +42,8 @@ const THREAD_TRIES: u32 = 60;
 /// # Errors
 /// When it cannot begin. Once it runs, it goes on.
 pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> Result<After, Failure> {
+    // No core file gets a key or a password, and no other process of this user traces the agent. What it executes is free of this.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     let settings = Settings::load(&flags, &environment).map_err(|error| Failure::Settings(error.to_string()))?;
     settings.layout.make().map_err(|error| Failure::System(error.to_string()))?;
     let layout = settings.layout.clone();
@@ -52,8 +54,6 @@ pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> 
     };
     // Before anything is written there.
     let _lock = WorkdirLock::take(workdir).map_err(|error| Failure::System(error.to_string()))?;
-    // No core file gets the key, and no other process of this user traces the agent. What it executes is free of this.
-    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     plugin::reserve_descriptors().map_err(system("/dev/null"))?;
     let adopting = children::adopt_orphans();
     logging::start(&layout.log, &settings.log).map_err(|error| Failure::Settings(error.to_string()))?;

@@ -50,3 +50,62 @@ fn every_thread_is_filtered_but_the_one_that_starts_plugins() {
     let status = printed(agent.workdir().path(), &[], 0);
     assert!(status.contains("limits      system calls (seccomp)\n"), "{status}");
 }
+
+#[test]
+fn a_sandboxed_plugin_gets_nothing_of_the_agents_environment() {
+    let site = Site::new();
+    let foreign = [
+        ("LD_LIBRARY_PATH", "/no/such/libraries"),
+        ("HTTPS_PROXY", "http://host:correct-horse@127.0.0.1:9"),
+        ("NO_PROXY", "*"),
+        ("SPECIFIED_IDC", "cellar"),
+    ];
+    let setup = foreign.iter().fold(site.eager(), |setup, (name, value)| setup.variable(name, value));
+    let setup = setup.setting("plugin.confined", "profile = \"confined\"");
+    let plugins = ["confined", "trusted"].map(|name| {
+        let config = setup.workdir().install(name, PLUGIN, "");
+        fs::write(setup.workdir().plugin_dir(name).join("script"), "hello").unwrap();
+        config
+    });
+    site.center().set_configs(Some(plugins.into()));
+    let agent = setup.start();
+    wait_hellos(&site, &agent, 2);
+    for hello in site.records(&agent, |records| records.of_type(types::HELLO).collect::<Vec<_>>()) {
+        let mut names: Vec<_> = hello["environment"].lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
+        names.sort_unstable();
+        if hello["cwd"].ends_with("/confined") {
+            assert_eq!(names, ["ELKEID_PLUGIN_HIGH_PRIORITY_PIPE", "ELKLET_PLUGIN", "PATH"]);
+        } else {
+            // As with Elkeid's agent, a plugin without a detail has it whole.
+            assert!(foreign.iter().all(|(name, _)| names.contains(name)), "{names:?}");
+        }
+    }
+}
+
+#[test]
+fn the_agent_listens_on_no_port() {
+    let site = Site::new();
+    let agent = site.agent();
+    site.wait_connected(&agent);
+    let own: Vec<_> = fs::read_dir(format!("/proc/{}/fd", agent.pid()))
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| {
+            fs::read_link(entry.path()).ok()?.to_str()?.strip_prefix("socket:[")?.strip_suffix(']').map(str::to_owned)
+        })
+        .collect();
+    let mut streams = 0;
+    for table in ["tcp", "tcp6", "udp", "udp6", "raw", "raw6"] {
+        // A host without IPv6 lacks some.
+        let text = fs::read_to_string(format!("/proc/{}/net/{table}", agent.pid())).unwrap_or_default();
+        for line in text.lines().skip(1) {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            if own.iter().any(|inode| inode == fields[9]) {
+                // 01 is a connection.
+                assert_eq!((fields[3], table.starts_with("tcp")), ("01", true), "{table}: {line}");
+                streams += 1;
+            }
+        }
+    }
+    assert!(streams > 0, "its stream is among them");
+}
