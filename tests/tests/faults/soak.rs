@@ -70,7 +70,8 @@ impl Soak {
     fn start(seed: u64) -> Self {
         let mut server = Server::new(CENTER);
         let proxy = Proxy::start(server.address());
-        let setup = server.setup().server(&proxy.address());
+        // Some orders leave the agent hardly a connection for minutes. What it then drops for want of room is told, but here nothing may be.
+        let setup = server.setup().server(&proxy.address()).setting("spool", "mib = 1024");
         // Without a detail the plugin does what the script in its directory says, which changes from life to life.
         server.configure(&[setup.workdir().install("load", PLUGIN, "")]);
         server.start();
@@ -167,7 +168,7 @@ impl Soak {
         self.wait_for_goodbyes(self.lives - 1);
         let last = format!("life-{}", self.lives - 1);
         self.server.wait_records("the last life", SETTLE, |records| records.run(&last).received == LAST_LOAD);
-        drop(self.end_agent());
+        let setup = self.end_agent();
         self.wait_for_goodbyes(self.lives);
         let (mut made, mut twice, mut wrong) = (0, 0, Vec::new());
         self.server.records(|records| {
@@ -187,6 +188,13 @@ impl Soak {
         eprintln!("| records made | {made} |\n| lost or out of order | {} |", wrong.len());
         eprintln!("| twice | {twice} ({:.2} %) |", 100.0 * twice as f64 / made as f64);
         eprintln!("| most memory of the agent | {:.1} MB |", self.peak_rss as f64 / 1e6);
+        if !wrong.is_empty() {
+            // What the agent said of it goes with its directory.
+            for entry in fs::read_dir(setup.workdir().path().join("log")).unwrap().flatten() {
+                let text = fs::read_to_string(entry.path()).unwrap_or_default();
+                eprintln!("--- {}\n{text}", entry.path().display());
+            }
+        }
         assert_eq!(wrong, [""; 0]);
     }
 }
