@@ -79,8 +79,8 @@ const IDLE_RSS: f64 = 3.2e6;
 /// Times a second that an idle agent may wake up.
 const IDLE_WAKEUPS: f64 = 1.0;
 
-/// Threads of an agent that has come to rest.
-const IDLE_THREADS: f64 = 2.0;
+/// Threads of an agent that has come to rest: the net thread, the pump, and the first one, which starts processes.
+const IDLE_THREADS: f64 = 3.0;
 
 /// From exec to the open stream. Ten milliseconds are promised, and the table shows them; but a machine that has other work
 /// takes its time, so what is held here is only that a start waits for nothing.
