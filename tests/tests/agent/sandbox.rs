@@ -111,12 +111,16 @@ fn a_hostile_plugin_comes_as_far_as_its_profile_lets_it() {
 
     let expected = expected();
     assert!(expected.len() >= 50, "{expected:?}");
+    let unlimited = !agent.log_lines(" processes not applied: ").is_empty();
+    if unlimited {
+        skipped("fork-without-end", &agent.log_lines(" processes not applied: ").join("; "));
+    }
     let mut wrong = Vec::new();
     for (at, profile) in PROFILES.into_iter().enumerate() {
         let found = outcomes(&site, &agent, profile);
         assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{profile}");
         for (attempt, (outcome, errno)) in found {
-            if outcome != expected[&attempt][at] {
+            if outcome != expected[&attempt][at] && !(unlimited && attempt == "fork-without-end") {
                 wrong.push(format!("{profile}: {attempt}: {outcome} ({errno})"));
             }
         }

@@ -128,9 +128,9 @@ impl Confiner {
     pub(crate) fn configure(&mut self, settings: &Settings) {
         self.settings = settings.clone();
         let mut sections = [None].into_iter().chain(settings.plugin.values().map(Some));
-        if self.hierarchies.is_empty()
-            && sections.any(|own| wanted(&settings.plugins.confinement(own)).next().is_some())
-        {
+        let limited =
+            |own| wanted(&settings.plugins.confinement(own, settings.plugins.may_have_sandbox(own))).next().is_some();
+        if self.hierarchies.is_empty() && sections.any(limited) {
             self.hierarchies = Hierarchies::discover();
         }
     }
@@ -141,13 +141,14 @@ impl Confiner {
     /// When no sockets can be made.
     pub(crate) fn confine(&mut self, name: &PluginName) -> io::Result<Confining> {
         let own = self.settings.plugin.get(name.as_str());
-        let confinement = self.settings.plugins.confinement(own);
+        let rights = self.settings.plugins.rights(name.as_str(), own);
+        let confinement = self.settings.plugins.confinement(own, rights.is_some());
         let (read, write) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         // They lie above the descriptors that have a meaning in a plugin.
         let complaints = (raised(read)?, raised(write)?);
         let mut confining = Confining {
             confinement,
-            rights: self.settings.plugins.rights(name.as_str(), own),
+            rights,
             steps: Vec::new(),
             has_mounts: AtomicBool::new(false),
             agent: libc::pid_t::try_from(process::id()).map_err(io::Error::other)?,
@@ -167,7 +168,7 @@ impl Confiner {
                     }
                     By::Cgroup(version)
                 }
-                Err(_) if controller == Controller::Memory => {
+                Err(_) if controller == Controller::Memory && confinement.memory_by_rlimit => {
                     confining.rlimits.push((libc::RLIMIT_DATA, value, confining.applied.len()));
                     By::Rlimit
                 }
