@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use elklet_core::command::{Sha256, Signature, Statement};
 use ring::digest::{SHA256, digest};
-use ring::signature::{ED25519, UnparsedPublicKey};
+use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use serde::Deserialize;
 
 use crate::clock;
@@ -43,9 +43,7 @@ impl Signers {
     /// When the signature is missing, wrong, or too old.
     pub(crate) fn verify(&self, statement: &Statement<'_>, signature: Option<&Signature>) -> Result<(), NotVouched> {
         let signature = signature.ok_or(NotVouched::Unsigned)?;
-        let mut detail = Sha256([0; 32]);
-        detail.0.copy_from_slice(digest(&SHA256, statement.detail.as_bytes()).as_ref());
-        let text = statement.signed_text(signature, &detail).ok_or(NotVouched::Lines)?;
+        let text = signed_text(statement, signature)?;
         let is_by = |PublicKey(key): &PublicKey| {
             UnparsedPublicKey::new(&ED25519, key).verify(text.as_bytes(), &*signature.bytes).is_ok()
         };
@@ -57,6 +55,16 @@ impl Signers {
         }
         Ok(())
     }
+}
+
+/// Returns the text that `signature` signs; see [`Statement::signed_text`].
+///
+/// # Errors
+/// When there is none, because the version contains control characters.
+pub(crate) fn signed_text(statement: &Statement<'_>, signature: &Signature) -> Result<String, NotVouched> {
+    let mut detail = Sha256([0; 32]);
+    detail.0.copy_from_slice(digest(&SHA256, statement.detail.as_bytes()).as_ref());
+    statement.signed_text(signature, &detail).ok_or(NotVouched::Lines)
 }
 
 /// Nobody who may vouches for a version that the server names; the server is at fault, or whoever speaks for it.
@@ -89,6 +97,15 @@ impl fmt::Display for NotVouched {
 }
 
 impl std::error::Error for NotVouched {}
+
+impl PublicKey {
+    /// The public half of a key.
+    pub(crate) fn of(pair: &Ed25519KeyPair) -> Self {
+        let mut key = [0; 32];
+        key.copy_from_slice(pair.public_key().as_ref());
+        Self(key)
+    }
+}
 
 impl FromStr for PublicKey {
     type Err = BadKey;
@@ -213,10 +230,7 @@ mod tests {
             match signers.verify(&statement, signature.as_ref()) {
                 Ok(()) => {
                     let signature = signature.as_ref().expect("it counts");
-                    let mut detail = Sha256([0; 32]);
-                    let signed_detail = if package.is_some() { "" } else { &*configuration.plugins[0].detail };
-                    detail.0.copy_from_slice(digest(&SHA256, signed_detail.as_bytes()).as_ref());
-                    Ok(statement.signed_text(signature, &detail).expect("it counts"))
+                    Ok(signed_text(&statement, signature).expect("it counts"))
                 }
                 Err(NotVouched::Unsigned) => Err("unsigned"),
                 Err(NotVouched::Lines) => Err("lines"),

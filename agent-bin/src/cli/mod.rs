@@ -25,6 +25,7 @@ use crate::failure::Failure;
 use crate::init;
 use crate::logging;
 use crate::net::Certificates;
+use crate::signer;
 use crate::spool::{self, Look};
 use crate::status::{self, Page};
 use crate::sys::inherited;
@@ -125,6 +126,9 @@ fn carry_out(words: &Words, flags: Flags) -> Result<ExitCode, Failure> {
             let what = if what == "verify" { Look::Verify } else { Look::List };
             look(&Layout::find(&flags).map_err(settings)?.workdir, what)
         }
+        ["keygen"] => Ok(print(&signer::keygen(words)?)),
+        ["sign"] => Ok(print(&signer::sign(words)?)),
+        ["verify"] => Ok(print(&signer::verify(words, &flags)?)),
         ["version"] => Ok(print(&version_page(words.has("json")))),
         ["run"] => {
             inherited::shed();

@@ -7,22 +7,17 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use super::Identity;
 use crate::files::{FileError, read_bounded, replace};
-use crate::pem;
+use crate::pem::{self, section};
 
 /// The file of an identity that is not in its place yet, beside `client.crt` and `client.key`.
 pub(crate) const NEXT: &str = "client.next";
 
 /// The largest of these files, in bytes. A key and two certificates have a tenth of it.
 const MAX_BYTES: u64 = 64 << 10;
-
-/// Characters in a line of PEM (RFC 7468, section 2).
-const LINE: usize = 64;
 
 /// What [`NEXT`] holds, as the files will have it.
 #[derive(Debug)]
@@ -84,21 +79,6 @@ pub(crate) fn settle(directory: &Path) -> Result<bool, FileError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::at(&path)(error)),
         _ => Ok(true),
     }
-}
-
-/// A section of PEM. It may be a key's: it never grows, which would leave a part of it behind, and is wiped when it is dropped.
-fn section(label: &str, der: &[u8]) -> Zeroizing<Vec<u8>> {
-    let text = Zeroizing::new(STANDARD.encode(der));
-    let (begin, end) = (format!("-----BEGIN {label}-----\n"), format!("-----END {label}-----\n"));
-    let room = begin.len() + text.len() + text.len().div_ceil(LINE) + end.len();
-    let mut section = Zeroizing::new(Vec::with_capacity(room));
-    section.extend_from_slice(begin.as_bytes());
-    for line in text.as_bytes().chunks(LINE) {
-        section.extend_from_slice(line);
-        section.push(b'\n');
-    }
-    section.extend_from_slice(end.as_bytes());
-    section
 }
 
 #[cfg(test)]
