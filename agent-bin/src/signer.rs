@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use crate::cli::Words;
 use crate::clock;
-use crate::config::{Environment, Flags, Settings};
+use crate::config::{Flags, Settings};
 use crate::failure::Failure;
 use crate::files::{FileError, read_bounded};
 use crate::pem;
@@ -167,7 +167,7 @@ pub(crate) fn verify(words: &Words, flags: &Flags) -> Result<String, Failure> {
     let entry = read_entry(&path)?;
     let what = format!("{} {}", entry.name, entry.version);
     let refused = |why: &dyn fmt::Display| system(format!("{what} is refused: {why}"));
-    let vouched = Vouched::read(entry).map_err(|why| refused(&why))?;
+    let vouched = Vouched::read(entry).map_err(|why| system(format!("{} is refused: {why}", path.display())))?;
     signers.verify(&vouched.statement(), vouched.signature()).map_err(|why| refused(&why))?;
     for (flag, expected) in vouched.hashes() {
         let Some(path) = words.path_of(flag) else { continue };
@@ -186,15 +186,9 @@ pub(crate) fn verify(words: &Words, flags: &Flags) -> Result<String, Failure> {
 fn signers(words: &Words, flags: &Flags) -> Result<Signers, Failure> {
     let parse = |key: &String| key.parse::<PublicKey>().map_err(|error| settings(format!("--public-key: {error}")));
     let mut signers = match &words.texts("public-key").map_err(settings)?[..] {
-        [] => {
-            let found = Settings::load(flags, &Environment::current()).map_err(settings)?;
-            found.plugins.signers().ok_or_else(|| {
-                let file = found.layout.file.display();
-                settings(format!(
-                    "{file} has no plugins.public_key: its agent asks for no signature; --public-key names a key"
-                ))
-            })?
-        }
+        [] => Settings::signers(flags).map_err(settings)?.ok_or_else(|| {
+            settings("the settings have no plugins.public_key, so that the agent asks for no signature; --public-key names a key")
+        })?,
         [first, rest @ ..] if rest.len() < 2 => Signers {
             first: parse(first)?,
             second: rest.first().map(parse).transpose()?,

@@ -100,6 +100,7 @@ mod tests {
             (&ELKLET, "elklet st", &["status"][..]),
             (&ELKLET, "elklet spool ", &["ls", "verify"]),
             (&ELKLET, "elklet adopt --u", &["--undo"]),
+            (&ELKLET, "elklet sign --v", &["--version"]),
             (&ELKLET, "elklet ctl un", &["unset"]),
             (&ELKEIDCTL, "elkeidctl set --re", &["--region"]),
         ] {

@@ -36,6 +36,7 @@ mod sandbox;
 mod server_faults;
 mod service;
 mod signatures;
+mod signer;
 mod spool;
 mod status;
 mod tables;
