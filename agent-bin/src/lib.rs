@@ -32,6 +32,7 @@ mod net;
 mod pem;
 mod plugin;
 mod pump;
+mod signer;
 mod signing;
 mod specified;
 mod spool;

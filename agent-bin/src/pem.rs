@@ -1,10 +1,11 @@
 //! Reads files of certificates and keys as people and their tools leave them: with a byte order mark, with any line
-//! ends, with text around, with several sections of which some are useless. Writes sections as well.
+//! ends, with text around, with several sections of which some are useless. What it writes has none of that.
 //!
 //! Source: RFC 7468, and RFC 1421 for the headers of encrypted keys.
 
 use base64::Engine;
 use base64::alphabet::STANDARD;
+use base64::engine::general_purpose;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use zeroize::Zeroizing;
 
@@ -73,6 +74,21 @@ pub(crate) fn sections(bytes: &[u8]) -> Result<Vec<Section>, &'static str> {
     Ok(sections)
 }
 
+/// Writes a section. It may be a key's: it never grows, which would leave a part of it behind, and is wiped when it is dropped.
+pub(crate) fn section(label: &str, der: &[u8]) -> Zeroizing<Vec<u8>> {
+    let text = Zeroizing::new(general_purpose::STANDARD.encode(der));
+    let (begin, end) = (format!("-----BEGIN {label}-----\n"), format!("-----END {label}-----\n"));
+    let room = begin.len() + text.len() + text.len().div_ceil(LINE) + end.len();
+    let mut section = Zeroizing::new(Vec::with_capacity(room));
+    section.extend_from_slice(begin.as_bytes());
+    for line in text.as_bytes().chunks(LINE) {
+        section.extend_from_slice(line);
+        section.push(b'\n');
+    }
+    section.extend_from_slice(end.as_bytes());
+    section
+}
+
 /// Splits into lines that end with LF, CR LF or, as on old Macs, CR alone. Lines are numbered from 1.
 fn lines(text: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let mut number = 1;
@@ -84,21 +100,6 @@ fn lines(text: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
         number += usize::from(!is_rest);
         Some((this, line))
     })
-}
-
-/// A section of PEM. It may be a key's: it never grows, which would leave a part of it behind, and is wiped when it is dropped.
-pub(crate) fn section(label: &str, der: &[u8]) -> Zeroizing<Vec<u8>> {
-    let text = Zeroizing::new(BASE64.encode(der));
-    let (begin, end) = (format!("-----BEGIN {label}-----\n"), format!("-----END {label}-----\n"));
-    let room = begin.len() + text.len() + text.len().div_ceil(LINE) + end.len();
-    let mut section = Zeroizing::new(Vec::with_capacity(room));
-    section.extend_from_slice(begin.as_bytes());
-    for line in text.as_bytes().chunks(LINE) {
-        section.extend_from_slice(line);
-        section.push(b'\n');
-    }
-    section.extend_from_slice(end.as_bytes());
-    section
 }
 
 #[cfg(test)]

@@ -253,82 +253,72 @@ const SPOOL: Command = Command {
     )
 };
 
-const CTL: Command = Command {
-    commands: CTL_COMMANDS,
-    exits: CTL_EXITS,
-    ..Command::new("ctl", "what Elkeid's elkeidctl does: set, unset, start, stop and others", CTL_DETAILS, PLACE_FLAGS)
-};
-
-/// What [`KEYGEN`] writes and [`SIGN`] reads.
-pub(super) const FILE: &str = "FILE";
-/// What [`VERIFY`] looks at.
-pub(super) const SIGNATURE: &str = "SIGNATURE";
-
-const PLUGIN: Flag = Flag::with("plugin", "NAME", "the plugin's name, or elkeid-agent for a version of the agent");
-const PLUGIN_VERSION: Flag = Flag::with("plugin-version", "VERSION", "its version, as the server's entry has it");
-const DOWNLOAD: Flag =
-    Flag::with("download", "FILE", "what servers offer, if it is an archive with the executable in it");
-
 const KEYGEN: Command = Command {
-    operand: Some(FILE),
-    exits: &[("0", "when it is done"), ("1", "when the file cannot be written"), ("2", "when it is there already")],
+    operand: Some("FILE"),
+    exits: &[
+        ("0", "when there is a new key, or with --show when there is one"),
+        ("1", "when it cannot be written"),
+        ("2", "for a wrong option, or when there is a file already"),
+    ],
     ..Command::new(
         "keygen",
-        "make a key to sign plugins and versions of the agent with",
-        "Writes an ed25519 key into FILE, which only its owner can read and no agent needs, and prints the line by which hosts know \
-         signatures of this key.",
-        &[],
+        "make a key that signs plugins",
+        "Writes a new ed25519 key to FILE, which only its owner may read, and prints the line public_key for [plugins] in the agents' \
+         settings. It replaces no file. The key is as `openssl genpkey -algorithm ed25519` makes it: either program takes the other's. \
+         Keep it where no agent and no server is.",
+        &[Flag::plain("show", "make nothing, and print the line for the key that FILE has")],
     )
 };
 
 const SIGN: Command = Command {
-    operand: Some(FILE),
-    exits: &[("0", "when it is done"), ("2", "when a file is of no use, or agents would refuse such an entry")],
+    operand: Some("FILE"),
+    exits: &[("0", "when it is signed"), ("2", "for a wrong option, key or file")],
     ..Command::new(
         "sign",
-        "sign a plugin's executable, or a package of the agent",
-        "Prints the fields that the entry on the server has to have, besides type, addresses and detail. docs/plugins.md has the format.",
+        "sign a plugin, or a version of the agent",
+        "Prints what the server's entry for FILE is to have as signature. FILE is a plugin's program, its tar.gz, or with --name \
+         elkeid-agent a package of the agent. --key, --name and --version are needed.\n\n\
+         The signature covers name, version, both hashes, the time of signing, and the detail unless it is open.",
         &[
-            Flag::with("key", "FILE", "the key that `elklet keygen` or OpenSSL has made"),
-            PLUGIN,
-            PLUGIN_VERSION,
-            DOWNLOAD,
-            Flag::with(
-                "detail",
-                "TEXT",
-                "the only detail that the server may give the plugin; none without this option",
-            ),
+            Flag::with("key", "FILE", "the key, which `elklet keygen` or openssl has made"),
+            Flag::with("name", "NAME", "the plugin's name, or elkeid-agent"),
+            Flag::with("version", "VERSION", "the version that the entry says"),
+            Flag::with("executable", "FILE", "the program that is in a tar.gz, which is needed for one"),
+            Flag::with("detail", "TEXT", "the detail that the entry has; without this it has none"),
             Flag::plain("open", "leave the detail to the server"),
-            Flag::with(
-                "signed",
-                "TIME",
-                "the time of signing, as in 2026-01-31 or 2026-01-31T12:00:00Z, instead of now",
-            ),
+            Flag::with("signed", "TIME", "a date, or a time as in 2026-01-31T12:00:00Z, instead of now"),
+            Flag::plain("json", "print the whole entry as JSON, which `elklet verify` reads"),
         ],
     )
 };
 
 const VERIFY: Command = Command {
-    operand: Some(SIGNATURE),
-    exits: &[("0", "when a host accepts it"), ("1", "when not, with the reason"), ("2", "for a wrong option or file")],
+    operand: Some("ENTRY"),
+    exits: &[
+        ("0", "when the agent would take it"),
+        ("1", "when it would refuse it, with a line that says why"),
+        ("2", "for a wrong option or file, or without a key"),
+    ],
     ..Command::new(
         "verify",
-        "check a signature as a host does",
-        "SIGNATURE is the entry's field of that name. The keys are those of this host's settings, or those of --public-key. It does \
-         not look at what has run on this host before.",
+        "say whether this agent would accept a signature",
+        "Judges an entry as the agent does, by the keys in its settings or by those that are named. ENTRY is a file with one entry in \
+         JSON, as `elklet sign --json` prints it. The agent also looks at which versions have run; this does not.",
         &[
-            PLUGIN,
-            PLUGIN_VERSION,
-            Flag::with("sha256", "HASH", "the entry's sha256, if it is not that of the executable"),
-            Flag::with("detail", "TEXT", "the entry's detail"),
-            Flag::with("file", "FILE", "the executable, or the agent's package, to compare it too"),
-            DOWNLOAD,
-            Flag::repeated("public-key", "KEY", "whose signatures count; may be repeated once"),
-            Flag::with("signed-after", "TIME", "refuse what was signed before; for the keys of --public-key"),
+            Flag::repeated("public-key", "KEY", "a key, or two, instead of those in the settings"),
+            Flag::with("signed-after", "TIME", "the time from which on signatures count"),
+            Flag::with("file", "FILE", "a download, which has to have the entry's hash"),
+            Flag::with("executable", "FILE", "the program in it, likewise"),
             CONFIG,
             WORKDIR,
         ],
     )
+};
+
+const CTL: Command = Command {
+    commands: CTL_COMMANDS,
+    exits: CTL_EXITS,
+    ..Command::new("ctl", "what Elkeid's elkeidctl does: set, unset, start, stop and others", CTL_DETAILS, PLACE_FLAGS)
 };
 
 const HELP: Command = Command::new("help", "the same as --help, also as `elklet help COMMAND`", "", &[]);
@@ -341,7 +331,7 @@ pub const ELKLET: Program = Program {
     details: "elklet holds one mutually authenticated gRPC stream to Elkeid's AgentCenter, runs the plugins that the server names, \
               sends their records up and carries the server's commands out. It keeps what the server has not taken yet, in memory and \
               on disk, through broken connections and restarts.",
-    commands: &[RUN, STATUS, DOCTOR, INIT, ENROLL, CHECK, SPOOL, ADOPT, CTL, KEYGEN, SIGN, VERIFY, VERSION, HELP],
+    commands: &[RUN, STATUS, DOCTOR, INIT, ENROLL, CHECK, SPOOL, KEYGEN, SIGN, VERIFY, ADOPT, CTL, VERSION, HELP],
     flags: &[],
     default: None,
     service: "elklet",

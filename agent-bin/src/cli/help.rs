@@ -14,7 +14,7 @@ pub(super) fn program(program: &Program, version: &str) -> String {
     paragraphs(&mut text, details);
     table(&mut text, "\nCommands", commands.iter().map(|command| (command.name.to_owned(), command.summary)));
     text.push_str(&format!("\n`{name} COMMAND --help` describes a command and its options.\n"));
-    table(&mut text, "\nOptions", flags.iter().map(|flag| (flag.usage(), flag.help)).chain(common()));
+    table(&mut text, "\nOptions", flags.iter().map(|flag| (flag.usage(), flag.help)).chain(common(flags)));
     text.push_str("\nWhere things lie, for every command:\n");
     let [place, default, directory, key] = ["", "by default", "with --workdir", "key of the file"];
     for [place, default, directory, key] in [[place, default, directory, key]].into_iter().chain(PLACES) {
@@ -54,7 +54,7 @@ pub(super) fn command(program: &Program, path: &[&'static Command]) -> String {
         paragraphs(&mut text, details);
     }
     table(&mut text, "\nCommands", commands.iter().map(|command| (command.name.to_owned(), command.summary)));
-    table(&mut text, "\nOptions", flags.iter().map(|flag| (flag.usage(), flag.help)).chain(common()));
+    table(&mut text, "\nOptions", flags.iter().map(|flag| (flag.usage(), flag.help)).chain(common(flags)));
     // A command of a command has the exit codes of that.
     let exits = path.iter().rev().map(|command| command.exits).find(|exits| !exits.is_empty()).unwrap_or(exits);
     table(&mut text, "\nExit codes", exits.iter().map(|(code, meaning)| ((*code).to_owned(), *meaning)));
@@ -65,11 +65,10 @@ fn usage(flags: &[Flag]) -> String {
     flags.iter().map(|flag| format!(" [{}]{}", flag.usage(), if flag.is_repeated { "..." } else { "" })).collect()
 }
 
-/// The options that every command has.
-fn common() -> impl Iterator<Item = (String, &'static str)> {
-    [("-h, --help", "this text"), ("-V, --version", "the version")]
-        .map(|(name, help)| (name.to_owned(), help))
-        .into_iter()
+/// The options that every command has, beside `flags`.
+fn common(flags: &[Flag]) -> impl Iterator<Item = (String, &'static str)> {
+    let version = if flags.iter().any(|flag| flag.name == "version") { "-V" } else { "-V, --version" };
+    [("-h, --help", "this text"), (version, "the version")].map(|(name, help)| (name.to_owned(), help)).into_iter()
 }
 
 fn paragraphs(text: &mut String, details: &str) {

@@ -40,10 +40,14 @@ pub(super) fn parse(program: &Program, words: impl IntoIterator<Item = OsString>
     while let Some(argument) = parser.next()? {
         match argument {
             Short('h') | Long("help") => asks_for_help = true,
-            Short('V') | Long("version") => return Ok(Asked::Version),
+            Short('V') => return Ok(Asked::Version),
             Long(name) => {
                 let flags = path.last().copied().or(program.default).map_or(program.flags, |command| command.flags);
                 let Some(flag) = flags.iter().find(|flag| flag.name == name) else {
+                    // `sign` has an option of this name.
+                    if name == "version" {
+                        return Ok(Asked::Version);
+                    }
                     return Err(unknown_flag(name, flags));
                 };
                 values.push((flag.name, if flag.value.is_some() { parser.value()? } else { OsString::new() }));
@@ -130,7 +134,7 @@ impl Words {
     }
 
     /// The option's value; if it was given twice, the later one.
-    pub(super) fn path_of(&self, name: &str) -> Option<PathBuf> {
+    pub(crate) fn path_of(&self, name: &str) -> Option<PathBuf> {
         self.values.iter().rfind(|(given, _)| *given == name).map(|(_, value)| PathBuf::from(value))
     }
 

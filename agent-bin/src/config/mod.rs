@@ -41,6 +41,7 @@ use self::spool::SpoolSettings;
 pub(crate) use self::update::Update;
 use self::upload::Upload;
 pub(crate) use self::upload::UploadRules;
+use crate::signing::Signers;
 use crate::specified::{Key, Specified};
 
 /// The default idc and region, which are the reference's.
@@ -204,6 +205,14 @@ impl Settings {
         settings.proxies = Proxies::new(&settings.proxy, &environment.proxy, &mut settings.warnings);
         settings.choose_servers(flags)?;
         Ok(settings)
+    }
+
+    /// Whose signatures the file asks for, if anybody's. It needs no servers.
+    ///
+    /// # Errors
+    /// One line that says what is wrong with the file.
+    pub(crate) fn signers(flags: &Flags) -> Result<Option<Signers>, ConfigError> {
+        Ok(file::read(flags)?.plugins.signers())
     }
 
     /// The settings of an agent that has flags and no file.

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::Identity;
 use crate::files::{FileError, read_bounded, replace};
-use crate::pem;
+use crate::pem::{self, section};
 
 /// The file of an identity that is not in its place yet, beside `client.crt` and `client.key`.
 pub(crate) const NEXT: &str = "client.next";
@@ -34,8 +34,8 @@ impl Identity {
     /// # Errors
     /// A file cannot be written. Either nothing has changed then, or the new identity counts and is put in its place later.
     pub(crate) fn install(&self, directory: &Path) -> Result<(), FileError> {
-        let authority = self.authority.iter().map(|authority| pem::section("CERTIFICATE", authority));
-        let own = [pem::section("PRIVATE KEY", &self.pkcs8), pem::section("CERTIFICATE", &self.certificate)];
+        let authority = self.authority.iter().map(|authority| section("CERTIFICATE", authority));
+        let own = [section("PRIVATE KEY", &self.pkcs8), section("CERTIFICATE", &self.certificate)];
         let parts: Vec<_> = own.into_iter().chain(authority).collect();
         let text = Zeroizing::new(parts.iter().map(|part| &***part).collect::<Vec<_>>().concat());
         let path = directory.join(NEXT);
@@ -52,7 +52,7 @@ pub(crate) fn pending(directory: &Path) -> Option<Pending> {
     let mut next = |label: &str| {
         let (found, der) = sections.next()?;
         let der = Zeroizing::new(der);
-        (found == label).then(|| pem::section(label, &der))
+        (found == label).then(|| section(label, &der))
     };
     Some(Pending { key: next("PRIVATE KEY")?, certificate: next("CERTIFICATE")?, authorities: next("CERTIFICATE") })
 }

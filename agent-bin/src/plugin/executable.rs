@@ -53,11 +53,7 @@ pub(crate) fn directory(workdir: &Path, name: &PluginName) -> PathBuf {
 /// When the file is missing, has another hash, or the preparation was cancelled.
 pub(super) fn verify(path: &Path, expected: Sha256, cancel: &Cancel) -> Result<Executable, PrepareError> {
     let failed = |what| FileError::because(path, what);
-    let mut file = File::options()
-        .read(true)
-        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
-        .open(path)
-        .map_err(failed("cannot be opened"))?;
+    let mut file = open(path, OFlags::NOFOLLOW).map_err(failed("cannot be opened"))?;
     let metadata = file.metadata().map_err(failed("cannot be looked at"))?;
     if !metadata.is_file() {
         return Err(PrepareError::NoFile(path.to_owned()));
@@ -70,6 +66,24 @@ pub(super) fn verify(path: &Path, expected: Sha256, cancel: &Cancel) -> Result<E
     make_executable(&file, &metadata).map_err(failed("cannot be made executable"))?;
     let file = raised(&file).map_err(failed("cannot be kept open"))?;
     Ok(Executable { file, path: path.to_owned(), is_script })
+}
+
+/// Returns the hash of a file that somebody on this host names.
+///
+/// # Errors
+/// When it cannot be read, is no regular file, or is larger than the agent downloads.
+pub(crate) fn sha256_of(path: &Path) -> io::Result<Sha256> {
+    let mut file = open(path, OFlags::empty())?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let digest = digest(&mut file, &Cancel::default())?;
+    digest.map(|(sha256, _)| sha256).ok_or_else(|| io::ErrorKind::Interrupted.into())
+}
+
+/// Opens a file, and waits for nobody if it is a pipe.
+fn open(path: &Path, flags: OFlags) -> io::Result<File> {
+    File::options().read(true).custom_flags((flags | OFlags::NONBLOCK).bits().cast_signed()).open(path)
 }
 
 /// Sets a file's mode to 0700. On a read-only file system (or one that has become so, as after an error) another mode
@@ -98,15 +112,6 @@ pub(crate) fn explain(error: &io::Error, program: &Path) -> String {
         }
         _ => error.to_string(),
     }
-}
-
-/// The hash of a file that somebody wants to sign, or to check.
-///
-/// # Errors
-/// When it cannot be read, or is longer than a download may be.
-pub(crate) fn sha256_of(path: &Path) -> io::Result<Sha256> {
-    let digest = digest(&mut File::open(path)?, &Cancel::default())?;
-    digest.map(|(hash, _)| hash).ok_or_else(|| io::ErrorKind::Interrupted.into())
 }
 
 /// Returns the hash, and whether it is a script; `None` if this was cancelled.

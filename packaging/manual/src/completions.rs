@@ -33,8 +33,7 @@ fn described(program: &Program) -> Command {
 
 fn command(command: &commands::Command) -> Command {
     let described = Command::new(command.name).about(command.summary).disable_help_subcommand(true);
-    let operand =
-        command.operand.map(|operand| Arg::new("operand").value_name(operand).value_hint(ValueHint::Hostname));
+    let operand = command.operand.map(|operand| Arg::new("operand").value_name(operand).value_hint(hint(operand)));
     described
         .args(operand)
         .args(command.flags.iter().map(argument))
@@ -55,8 +54,9 @@ fn argument(flag: &Flag) -> Arg {
 /// What a shell offers in the place of a value, which help texts name by these words.
 pub(crate) fn hint(value: &str) -> ValueHint {
     match value {
-        "FILE" => ValueHint::FilePath,
+        "FILE" | "ENTRY" => ValueHint::FilePath,
         "DIR" => ValueHint::DirPath,
+        "HOST:PORT" => ValueHint::Hostname,
         _ => ValueHint::Other,
     }
 }
@@ -100,6 +100,7 @@ mod tests {
             (&ELKLET, "elklet st", &["status"][..]),
             (&ELKLET, "elklet spool ", &["ls", "verify"]),
             (&ELKLET, "elklet adopt --u", &["--undo"]),
+            (&ELKLET, "elklet sign --v", &["--version"]),
             (&ELKLET, "elklet ctl un", &["unset"]),
             (&ELKEIDCTL, "elkeidctl set --re", &["--region"]),
         ] {

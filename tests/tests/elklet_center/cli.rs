@@ -6,8 +6,8 @@ use crate::program::{Program, site};
 use crate::support::client::{Client, TRANSFER};
 use crate::{batch, record};
 use elklet_proto::grpc::EncodedRecord;
-use elklet_tests::binaries::center_for_tests;
-use elklet_tests::harness::wait_until;
+use elklet_tests::binaries::{Binaries, center_for_tests};
+use elklet_tests::harness::{Agent, wait_until};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -166,6 +166,50 @@ fn records_are_followed_as_they_come() {
     assert_eq!(next(), "fourth");
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+#[test]
+fn a_pushed_plugin_runs_where_it_is_signed_and_shows_as_refused_where_the_signature_is_wrong() {
+    let desk = tempfile::tempdir().unwrap();
+    let elklet = |words: &[&str]| {
+        let ran = Command::new(&Binaries::for_tests().elklet).args(words).current_dir(desk.path()).output().unwrap();
+        assert!(ran.status.success(), "{words:?}: {}", told(&ran));
+        String::from_utf8(ran.stdout).unwrap().trim_end().to_owned()
+    };
+    let line = elklet(&["keygen", "key"]);
+    elklet(&["keygen", "strangers"]);
+    fs::write(desk.path().join("probe"), program("1")).unwrap();
+    let fleet = Fleet::with(|setup| setup.setting("plugins", &line));
+    let dir = fleet.dir.path();
+    let file = desk.path().join("probe").display().to_string();
+    let push = |key: &str, version: &str| {
+        let detail = ["--detail", "hello"];
+        let of = ["sign", "probe", "--key", key, "--name", "probe", "--version", version];
+        let signature = elklet(&[&of[..], &detail].concat());
+        let words = ["push", &file, "--name", "probe", "--version", version, "--group", "edge", "--wait", "1s"];
+        let mut child = begin(dir, &[&words[..], &detail, &["--signature", &signature, "--json"]].concat());
+        fleet.wait("end of the command", || child.try_wait().unwrap().is_some());
+        let output = child.wait_with_output().unwrap();
+        (code(&output), told(&output), lines(&String::from_utf8_lossy(&output.stdout)).pop().unwrap())
+    };
+    let (status, said, rollout) = push("key", "1");
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("probe 1 for edge: done, 2 of 2 hosts run it"), "{said}");
+    assert_eq!(rollout["state"], "done");
+
+    let (status, said, rollout) = push("strangers", "2");
+    assert_eq!(status, Some(3), "{said}");
+    assert_eq!(rollout["state"], "aborted", "{rollout}");
+    let host = rollout["hosts"].as_array().unwrap().iter().find(|host| host["state"] == "wrong");
+    let host = host.unwrap_or_else(|| panic!("no host is wrong: {rollout}")).to_string();
+    for shown in [&said, &host] {
+        assert!(shown.contains("its signature is not one of plugins.public_key"), "{shown}");
+    }
+    let running = |agent: &Agent| {
+        let host = fleet.program.get(&format!("/api/v1/hosts/{}", agent.id()));
+        host["plugins_info"][0]["pversion"].clone()
+    };
+    fleet.wait("what is signed", || fleet.agents.iter().all(|agent| running(agent) == "1"));
 }
 
 #[test]

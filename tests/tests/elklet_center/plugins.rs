@@ -24,13 +24,18 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     pub(crate) fn new() -> Self {
+        Self::with(|setup| setup)
+    }
+
+    /// The same with other settings of the agents.
+    pub(crate) fn with(change: impl Fn(Setup) -> Setup) -> Self {
         let dir = site();
         let program = Program::start_at(dir.path(), own_address());
         let server = program.grpc.to_string();
         let start = || {
             // It comes back at once when its stream is ended, which it is to be asked for heartbeats.
             let setup = Setup::new(&dir.path().join("certs"));
-            (0..8).fold(setup, |setup, _| setup.server(&server)).start()
+            change((0..8).fold(setup, |setup, _| setup.server(&server))).start()
         };
         let mut agents = [start(), start()];
         agents.sort_by(|a, b| a.id().cmp(b.id()));
