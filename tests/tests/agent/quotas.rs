@@ -143,7 +143,8 @@ fn whichever_way_a_hostile_plugin_fills_its_directory_the_agent_finds_it_or_the_
     wait_until("the last one", || starts(&site, &agent, "late") == 1);
     site.tell(&agent, "late", "fill=40");
     wait_until("its end", || is_killed("late"));
-    assert!(of_each(false, &|way| !is_killed(way) && agent.log_lines(&format!("plugin {way} started as")).len() == 1));
+    assert!(of_each(false, &|way| !is_killed(way)
+        && agent.log_lines(&format!("plugin {way} version 1.0 started as")).len() == 1));
     let ends = expected.values().filter(|ends| **ends).count() as u64 + 1;
     assert_eq!(status(&agent)["counters"]["plugin_quota_kills"], ends, "nobody was started again to be killed again");
 }
