@@ -1,5 +1,5 @@
 //! Reads files of certificates and keys as people and their tools leave them: with a byte order mark, with any line
-//! ends, with text around, with several sections of which some are useless.
+//! ends, with text around, with several sections of which some are useless. Writes sections as well.
 //!
 //! Source: RFC 7468, and RFC 1421 for the headers of encrypted keys.
 
@@ -13,6 +13,9 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
+
+/// Characters in a line (RFC 7468, section 2).
+const LINE: usize = 64;
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
@@ -81,6 +84,21 @@ fn lines(text: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
         number += usize::from(!is_rest);
         Some((this, line))
     })
+}
+
+/// A section of PEM. It may be a key's: it never grows, which would leave a part of it behind, and is wiped when it is dropped.
+pub(crate) fn section(label: &str, der: &[u8]) -> Zeroizing<Vec<u8>> {
+    let text = Zeroizing::new(BASE64.encode(der));
+    let (begin, end) = (format!("-----BEGIN {label}-----\n"), format!("-----END {label}-----\n"));
+    let room = begin.len() + text.len() + text.len().div_ceil(LINE) + end.len();
+    let mut section = Zeroizing::new(Vec::with_capacity(room));
+    section.extend_from_slice(begin.as_bytes());
+    for line in text.as_bytes().chunks(LINE) {
+        section.extend_from_slice(line);
+        section.push(b'\n');
+    }
+    section.extend_from_slice(end.as_bytes());
+    section
 }
 
 #[cfg(test)]

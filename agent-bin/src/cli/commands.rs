@@ -259,6 +259,78 @@ const CTL: Command = Command {
     ..Command::new("ctl", "what Elkeid's elkeidctl does: set, unset, start, stop and others", CTL_DETAILS, PLACE_FLAGS)
 };
 
+/// What [`KEYGEN`] writes and [`SIGN`] reads.
+pub(super) const FILE: &str = "FILE";
+/// What [`VERIFY`] looks at.
+pub(super) const SIGNATURE: &str = "SIGNATURE";
+
+const PLUGIN: Flag = Flag::with("plugin", "NAME", "the plugin's name, or elkeid-agent for a version of the agent");
+const PLUGIN_VERSION: Flag = Flag::with("plugin-version", "VERSION", "its version, as the server's entry has it");
+const DOWNLOAD: Flag =
+    Flag::with("download", "FILE", "what servers offer, if it is an archive with the executable in it");
+
+const KEYGEN: Command = Command {
+    operand: Some(FILE),
+    exits: &[("0", "when it is done"), ("1", "when the file cannot be written"), ("2", "when it is there already")],
+    ..Command::new(
+        "keygen",
+        "make a key to sign plugins and versions of the agent with",
+        "Writes an ed25519 key into FILE, which only its owner can read and no agent needs, and prints the line by which hosts know \
+         signatures of this key.",
+        &[],
+    )
+};
+
+const SIGN: Command = Command {
+    operand: Some(FILE),
+    exits: &[("0", "when it is done"), ("2", "when a file is of no use, or agents would refuse such an entry")],
+    ..Command::new(
+        "sign",
+        "sign a plugin's executable, or a package of the agent",
+        "Prints the fields that the entry on the server has to have, besides type, addresses and detail. docs/plugins.md has the format.",
+        &[
+            Flag::with("key", "FILE", "the key that `elklet keygen` or OpenSSL has made"),
+            PLUGIN,
+            PLUGIN_VERSION,
+            DOWNLOAD,
+            Flag::with(
+                "detail",
+                "TEXT",
+                "the only detail that the server may give the plugin; none without this option",
+            ),
+            Flag::plain("open", "leave the detail to the server"),
+            Flag::with(
+                "signed",
+                "TIME",
+                "the time of signing, as in 2026-01-31 or 2026-01-31T12:00:00Z, instead of now",
+            ),
+        ],
+    )
+};
+
+const VERIFY: Command = Command {
+    operand: Some(SIGNATURE),
+    exits: &[("0", "when a host accepts it"), ("1", "when not, with the reason"), ("2", "for a wrong option or file")],
+    ..Command::new(
+        "verify",
+        "check a signature as a host does",
+        "SIGNATURE is the entry's field of that name. The keys are those of this host's settings, or those of --public-key. It does \
+         not look at what has run on this host before.",
+        &[
+            PLUGIN,
+            PLUGIN_VERSION,
+            Flag::with("sha256", "HASH", "the entry's sha256, if it is not that of the executable"),
+            Flag::with("detail", "TEXT", "the entry's detail"),
+            Flag::with("file", "FILE", "the executable, or the agent's package, to compare it too"),
+            DOWNLOAD,
+            Flag::repeated("public-key", "KEY", "whose signatures count; may be repeated once"),
+            Flag::with("signed-after", "TIME", "refuse what was signed before; for the keys of --public-key"),
+            CONFIG,
+            WORKDIR,
+        ],
+    )
+};
+
 const HELP: Command = Command::new("help", "the same as --help, also as `elklet help COMMAND`", "", &[]);
 const VERSION: Command = Command::new("version", "print the version", "", &[JSON]);
 
@@ -269,7 +341,7 @@ pub const ELKLET: Program = Program {
     details: "elklet holds one mutually authenticated gRPC stream to Elkeid's AgentCenter, runs the plugins that the server names, \
               sends their records up and carries the server's commands out. It keeps what the server has not taken yet, in memory and \
               on disk, through broken connections and restarts.",
-    commands: &[RUN, STATUS, DOCTOR, INIT, ENROLL, CHECK, SPOOL, ADOPT, CTL, VERSION, HELP],
+    commands: &[RUN, STATUS, DOCTOR, INIT, ENROLL, CHECK, SPOOL, ADOPT, CTL, KEYGEN, SIGN, VERIFY, VERSION, HELP],
     flags: &[],
     default: None,
     service: "elklet",

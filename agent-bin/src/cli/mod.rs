@@ -12,11 +12,12 @@ use std::process::ExitCode;
 
 use elklet_core::printable::{Printable, PrintablePage};
 
-use self::commands::{CENTER, ELKEID_AGENT, ELKEIDCTL, ELKLET, Program};
+use self::commands::{CENTER, ELKEID_AGENT, ELKEIDCTL, ELKLET, FILE, Program, SIGNATURE};
 pub(crate) use self::parse::Words;
 use self::parse::{Asked, parse};
 use crate::adopt::{self, Adoption};
 use crate::agent;
+use crate::clock;
 use crate::config::{ELKEID, Environment, Flags, Layout, Settings};
 use crate::ctl;
 use crate::doctor;
@@ -25,6 +26,8 @@ use crate::failure::Failure;
 use crate::init;
 use crate::logging;
 use crate::net::Certificates;
+use crate::signing::owner::{self, Claim, Order};
+use crate::signing::{SignedAfter, Signers};
 use crate::spool::{self, Look};
 use crate::status::{self, Page};
 use crate::sys::inherited;
@@ -125,6 +128,9 @@ fn carry_out(words: &Words, flags: Flags) -> Result<ExitCode, Failure> {
             let what = if what == "verify" { Look::Verify } else { Look::List };
             look(&Layout::find(&flags).map_err(settings)?.workdir, what)
         }
+        ["keygen"] => Ok(print(&owner::make_key(&words.path_of(FILE).unwrap_or_default())?)),
+        ["sign"] => Ok(print(&owner::sign(order(words)?)?)),
+        ["verify"] => Ok(print(&owner::verify(claim(words)?, &signers(words, &flags)?)?)),
         ["version"] => Ok(print(&version_page(words.has("json")))),
         ["run"] => {
             inherited::shed();
@@ -148,6 +154,69 @@ fn enrolment(words: &Words) -> Result<Enrolment, Failure> {
         pin: given("ca-pin", "--ca-pin")?,
         is_forced: words.has("force"),
     })
+}
+
+/// The text that was given with an option, if it was.
+fn given(words: &Words, name: &str) -> Result<Option<String>, Failure> {
+    words.texts(name).map_err(settings).map(|mut texts| texts.pop())
+}
+
+fn needed(words: &Words, name: &str) -> Result<String, Failure> {
+    given(words, name)?.ok_or_else(|| settings(format!("--{name} is missing")))
+}
+
+fn order(words: &Words) -> Result<Order, Failure> {
+    let detail = match (given(words, "detail")?, words.has("open")) {
+        (Some(_), true) => return Err(settings("--detail and --open exclude each other")),
+        (detail, false) => Some(detail.unwrap_or_default()),
+        (None, true) => None,
+    };
+    let signed = given(words, "signed")?.map(|time| time.parse::<SignedAfter>()).transpose().map_err(settings)?;
+    Ok(Order {
+        key: words.path_of("key").ok_or_else(|| settings("--key is missing"))?,
+        name: needed(words, "plugin")?,
+        version: needed(words, "plugin-version")?,
+        file: words.path_of(FILE).unwrap_or_default(),
+        download: words.path_of("download"),
+        detail,
+        signed_s: signed.map_or_else(|| clock::unix_seconds().cast_unsigned(), |SignedAfter(seconds)| seconds),
+    })
+}
+
+fn claim(words: &Words) -> Result<Claim, Failure> {
+    Ok(Claim {
+        name: needed(words, "plugin")?,
+        version: needed(words, "plugin-version")?,
+        sha256: given(words, "sha256")?.unwrap_or_default(),
+        signature: given(words, SIGNATURE)?.unwrap_or_default(),
+        detail: given(words, "detail")?.unwrap_or_default(),
+        file: words.path_of("file"),
+        download: words.path_of("download"),
+    })
+}
+
+/// Whose signatures count, by the command line, or else by the settings of this host.
+fn signers(words: &Words, flags: &Flags) -> Result<Signers, Failure> {
+    let after = given(words, "signed-after")?;
+    let keys = words.texts("public-key").map_err(settings)?;
+    let mut keys = keys.iter().map(|key| key.parse().map_err(settings));
+    let Some(first) = keys.next().transpose()? else {
+        if after.is_some() {
+            return Err(settings("--signed-after is for the keys of --public-key"));
+        }
+        let found = Settings::load(flags, &Environment::current()).map_err(|error| {
+            settings(format!("{error}; without settings, --public-key says whose signatures count"))
+        })?;
+        return found.plugins.signers().ok_or_else(|| {
+            settings(format!("{} names no plugins.public_key; --public-key does", found.layout.file.display()))
+        });
+    };
+    let second = keys.next().transpose()?;
+    if keys.next().is_some() {
+        return Err(settings("more than two keys, expected a key or two"));
+    }
+    let signed_after = after.map(|time| time.parse()).transpose().map_err(settings)?.unwrap_or_default();
+    Ok(Signers { first, second, signed_after })
 }
 
 fn print(text: &str) -> ExitCode {

@@ -365,7 +365,8 @@ mod tests {
         // Sections of which there may be several have one example each, with nothing but defaults in it.
         assert_eq!(settings.regions.remove("eu"), Some(Server::default()));
         let collector = settings.plugin.remove("collector");
-        assert_eq!(settings.plugins.confinement(collector.as_ref()), settings.plugins.confinement(None));
+        let confinement = |own| settings.plugins.confinement(own, false);
+        assert_eq!(confinement(collector.as_ref()), confinement(None));
         assert_eq!(settings, Settings::default());
 
         settings.regions.insert("eu".to_owned(), Server::default());

@@ -59,16 +59,22 @@ enum WhenFull {
     Wait,
 }
 
-/// 0 means no limit, as with the others.
+/// 0 means no limit for a trusted plugin, and that of [`SANDBOX`] for one in a sandbox, as with the next two.
 type MemoryMib = Within<0, { 1 << 20 }>;
 type CpuPercent = Within<0, 100_000>;
 type Processes = Within<0, { 1 << 20 }>;
+/// 0 means no limit.
 type OpenFiles = Within<0, { 1 << 20 }>;
+/// 0 means no limit, for a plugin in a sandbox too. That is not the same as to say nothing.
 pub(super) type DiskMib = Within<0, { 1 << 20 }>;
 
 /// What the directory of a plugin in a sandbox may hold unless somebody says otherwise. The known plugins have some ten MiB,
 /// and the agent keeps two of each one's standard error there. A trusted plugin may keep whatever it likes, as in Elkeid.
 pub(super) const SANDBOX_DISK_MIB: u32 = 256;
+
+/// What a plugin in a sandbox may have of memory (MiB), of the processor (hundredths), and of processes, where its owner names no
+/// limit. Elkeid's service leaves half of the memory, and a tenth of one processor, to its agent and all plugins together.
+const SANDBOX: (u64, u64, u64) = (512, 100, 256);
 
 /// A public key, or a list of at most two. Empty texts stand for none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -153,6 +159,9 @@ impl Default for Plugins {
 pub(crate) struct Confinement {
     /// Bytes of memory.
     pub(crate) memory: Option<u64>,
+    /// True if a resource limit may take the place of a control group. It counts memory that a process has asked for and never used,
+    /// which an owner's limit allows for, and that of [`SANDBOX`] does not.
+    pub(crate) memory_by_rlimit: bool,
     /// Hundredths of one processor.
     pub(crate) cpu_percent: Option<u64>,
     /// Processes and threads.
@@ -198,15 +207,23 @@ impl Plugins {
         (mib != 0).then(|| u64::from(mib) << 20)
     }
 
-    /// The limits of a plugin with the section `own`, if any, but for that of its directory.
-    pub(crate) fn confinement(&self, own: Option<&PluginSettings>) -> Confinement {
+    /// Returns true when a plugin with the section `own`, if any, may be in a sandbox. Its name decides, if the profile is `by_name`.
+    pub(crate) fn may_have_sandbox(&self, own: Option<&PluginSettings>) -> bool {
+        own.and_then(|own| own.profile).unwrap_or(self.profile) != Profile::Trusted
+    }
+
+    /// The limits of a plugin with the section `own`, if any, in a sandbox or not, but for that of its directory.
+    pub(crate) fn confinement(&self, own: Option<&PluginSettings>, in_sandbox: bool) -> Confinement {
         let none = PluginSettings::default();
         let own = own.unwrap_or(&none);
         let limit = |value: u32| (value != 0).then_some(u64::from(value));
+        let sandbox = |value: u64| in_sandbox.then_some(value);
+        let memory = limit(own.memory_mib.unwrap_or(self.memory_mib).value());
         Confinement {
-            memory: limit(own.memory_mib.unwrap_or(self.memory_mib).value()).map(|mib| mib << 20),
-            cpu_percent: limit(own.cpu_percent.unwrap_or(self.cpu_percent).value()),
-            processes: limit(own.processes.unwrap_or(self.processes).value()),
+            memory: memory.or(sandbox(SANDBOX.0)).map(|mib| mib << 20),
+            memory_by_rlimit: memory.is_some(),
+            cpu_percent: limit(own.cpu_percent.unwrap_or(self.cpu_percent).value()).or(sandbox(SANDBOX.1)),
+            processes: limit(own.processes.unwrap_or(self.processes).value()).or(sandbox(SANDBOX.2)),
             open_files: limit(own.open_files.unwrap_or(self.open_files).value()),
             no_new_privs: own.no_new_privs.unwrap_or(self.no_new_privs),
             end_with_agent: own.end_with_agent.unwrap_or(self.end_with_agent),
@@ -224,10 +241,10 @@ mod tests {
         let own: PluginSettings =
             toml::from_str("memory_mib = 200\ncpu_percent = 0\nend_with_agent = false").expect("valid");
         let Confinement { memory, cpu_percent, processes, no_new_privs, end_with_agent, .. } =
-            all.confinement(Some(&own));
+            all.confinement(Some(&own), false);
         assert_eq!((memory, cpu_percent, processes), (Some(200 << 20), None, None));
         assert!(!no_new_privs && !end_with_agent);
-        assert_eq!(all.confinement(None).memory, Some(100 << 20));
+        assert_eq!(all.confinement(None, false).memory, Some(100 << 20));
         let own: PluginSettings = toml::from_str("when_full = \"wait\"").expect("valid");
         assert!(all.may_drop(None) && !all.may_drop(Some(&own)));
     }
@@ -250,6 +267,20 @@ mod tests {
         assert_eq!(all("disk_mib = 0").disk_bytes("x", Some(&own("disk_mib = 1048576"))), Some(1 << 40));
         let error = toml::from_str::<Plugins>("disk_mib = -1").expect_err("no quota").to_string();
         assert!(error.contains("-1 is out of bounds, expected 0 to 1048576"), "{error}");
+    }
+
+    #[test]
+    fn a_sandbox_has_limits_without_being_told_any() {
+        let all: Plugins = toml::from_str("profile = \"by_name\"\nprocesses = 30").expect("valid");
+        let trusted: PluginSettings = toml::from_str("profile = \"trusted\"").expect("valid");
+        assert!(all.may_have_sandbox(None) && !all.may_have_sandbox(Some(&trusted)));
+        let Confinement { memory, memory_by_rlimit, cpu_percent, processes, open_files, .. } =
+            all.confinement(None, true);
+        assert_eq!((memory, cpu_percent, processes, open_files), (Some(512 << 20), Some(100), Some(30), None));
+        assert!(!memory_by_rlimit, "the owner has not asked for it");
+        let own: PluginSettings = toml::from_str("memory_mib = 1000").expect("valid");
+        let Confinement { memory, memory_by_rlimit, .. } = all.confinement(Some(&own), true);
+        assert!(memory == Some(1000 << 20) && memory_by_rlimit);
     }
 
     #[test]

@@ -7,8 +7,6 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use super::Identity;
@@ -20,9 +18,6 @@ pub(crate) const NEXT: &str = "client.next";
 
 /// The largest of these files, in bytes. A key and two certificates have a tenth of it.
 const MAX_BYTES: u64 = 64 << 10;
-
-/// Characters in a line of PEM (RFC 7468, section 2).
-const LINE: usize = 64;
 
 /// What [`NEXT`] holds, as the files will have it.
 #[derive(Debug)]
@@ -39,8 +34,8 @@ impl Identity {
     /// # Errors
     /// A file cannot be written. Either nothing has changed then, or the new identity counts and is put in its place later.
     pub(crate) fn install(&self, directory: &Path) -> Result<(), FileError> {
-        let authority = self.authority.iter().map(|authority| section("CERTIFICATE", authority));
-        let own = [section("PRIVATE KEY", &self.pkcs8), section("CERTIFICATE", &self.certificate)];
+        let authority = self.authority.iter().map(|authority| pem::section("CERTIFICATE", authority));
+        let own = [pem::section("PRIVATE KEY", &self.pkcs8), pem::section("CERTIFICATE", &self.certificate)];
         let parts: Vec<_> = own.into_iter().chain(authority).collect();
         let text = Zeroizing::new(parts.iter().map(|part| &***part).collect::<Vec<_>>().concat());
         let path = directory.join(NEXT);
@@ -57,7 +52,7 @@ pub(crate) fn pending(directory: &Path) -> Option<Pending> {
     let mut next = |label: &str| {
         let (found, der) = sections.next()?;
         let der = Zeroizing::new(der);
-        (found == label).then(|| section(label, &der))
+        (found == label).then(|| pem::section(label, &der))
     };
     Some(Pending { key: next("PRIVATE KEY")?, certificate: next("CERTIFICATE")?, authorities: next("CERTIFICATE") })
 }
@@ -84,21 +79,6 @@ pub(crate) fn settle(directory: &Path) -> Result<bool, FileError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::at(&path)(error)),
         _ => Ok(true),
     }
-}
-
-/// A section of PEM. It may be a key's: it never grows, which would leave a part of it behind, and is wiped when it is dropped.
-fn section(label: &str, der: &[u8]) -> Zeroizing<Vec<u8>> {
-    let text = Zeroizing::new(STANDARD.encode(der));
-    let (begin, end) = (format!("-----BEGIN {label}-----\n"), format!("-----END {label}-----\n"));
-    let room = begin.len() + text.len() + text.len().div_ceil(LINE) + end.len();
-    let mut section = Zeroizing::new(Vec::with_capacity(room));
-    section.extend_from_slice(begin.as_bytes());
-    for line in text.as_bytes().chunks(LINE) {
-        section.extend_from_slice(line);
-        section.push(b'\n');
-    }
-    section.extend_from_slice(end.as_bytes());
-    section
 }
 
 #[cfg(test)]

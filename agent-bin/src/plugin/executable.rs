@@ -100,6 +100,15 @@ pub(crate) fn explain(error: &io::Error, program: &Path) -> String {
     }
 }
 
+/// The hash of a file that somebody wants to sign, or to check.
+///
+/// # Errors
+/// When it cannot be read, or is longer than a download may be.
+pub(crate) fn sha256_of(path: &Path) -> io::Result<Sha256> {
+    let digest = digest(&mut File::open(path)?, &Cancel::default())?;
+    digest.map(|(hash, _)| hash).ok_or_else(|| io::ErrorKind::Interrupted.into())
+}
+
 /// Returns the hash, and whether it is a script; `None` if this was cancelled.
 fn digest(file: &mut File, cancel: &Cancel) -> io::Result<Option<(Sha256, bool)>> {
     let mut hash = digest::Context::new(&digest::SHA256);

@@ -14,7 +14,7 @@ mod stderr;
 
 pub use self::archive::unpack;
 pub(crate) use self::confine::{Applied, Confiner, Group, Refusals, restrict_thread};
-pub(crate) use self::executable::{directory, explain};
+pub(crate) use self::executable::{directory, explain, sha256_of};
 pub use self::kept::decode_kept;
 pub(crate) use self::kept::{read_kept, write_kept};
 pub(crate) use self::kin::{Kin, end_all, end_earlier_lives};

@@ -27,6 +27,7 @@ use super::confine::{Applied, Confiner, Confining, Group};
 use super::executable::Executable;
 use super::kin::Mark;
 use super::prepare::Prepared;
+use crate::clock::Stopwatch;
 use crate::pump::PipeEnds;
 use crate::sys::starter;
 
@@ -92,6 +93,7 @@ pub(crate) fn spawn(
     confiner: &mut Confiner,
     now: Millis,
 ) -> io::Result<Spawned> {
+    let watch = Stopwatch::start();
     let mut confining = confiner.confine(&config.name)?;
     let installed = prepared.install();
     if installed.is_ok() {
@@ -109,6 +111,7 @@ pub(crate) fn spawn(
     match started {
         Ok(started) => {
             let (limits, groups, refusals) = confining.finish(&config.name);
+            log::debug!("plugin {}: confined and started in {} us", config.name, watch.elapsed().as_micros());
             Ok(Spawned { limits, groups, refusals, ..started })
         }
         Err(error) => {

@@ -10,7 +10,7 @@
 use super::FailureKind;
 use super::block::{Content, Damaged, Encoded, Row, Summary, encode_run};
 use super::merge::Run;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row as SqlRow, Transaction, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row as SqlRow, Transaction, TransactionBehavior, params};
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
@@ -25,7 +25,7 @@ const PAGE_BYTES: u32 = 16 * 1024;
 const LEVEL: i32 = 1;
 /// The writer forgets the numbers of hosts beyond so many, and looks them up again.
 const MAX_KNOWN_HOSTS: usize = 65_536;
-/// How long a reader waits for another connection to finish recovery of the file.
+/// How long a connection waits for what another one does to the log's index.
 const BUSY: Duration = Duration::from_secs(10);
 
 const TABLES: &str = "
@@ -80,8 +80,11 @@ pub(super) struct Writer {
 impl Writer {
     /// Makes a file with empty tables, or opens one.
     pub(super) fn open(path: &Path, synchronous: super::Synchronous, max_pages: u32) -> rusqlite::Result<Self> {
-        let db = Connection::open(path)?;
+        let mut db = Connection::open(path)?;
         db.busy_timeout(BUSY)?;
+        // A reader that meets the index of the log half written takes the lock for writing for a moment. SQLite waits for it only at the
+        // begin of a transaction: one that has read already fails, with "database is locked".
+        db.set_transaction_behavior(TransactionBehavior::Immediate);
         db.pragma_update(None, "page_size", PAGE_BYTES)?;
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", synchronous.name())?;
@@ -94,7 +97,7 @@ impl Writer {
         }
         if db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))? == 0 {
             db.execute_batch(&format!(
-                "BEGIN; {TABLES} PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={VERSION}; COMMIT;"
+                "BEGIN IMMEDIATE; {TABLES} PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={VERSION}; COMMIT;"
             ))?;
         }
         Ok(Self { db, hosts: HashMap::new() })

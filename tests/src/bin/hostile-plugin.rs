@@ -53,7 +53,7 @@ struct Places {
 type Attempt = (&'static str, fn(&Places) -> io::Result<()>);
 
 /// Every attempt, in the order of the table in docs/security.md.
-const ATTEMPTS: [Attempt; 64] = [
+const ATTEMPTS: [Attempt; 65] = [
     // Its own.
     ("write-own", |_| fs::write("made", "x")),
     ("read-passwd", |_| File::open("/etc/passwd").map(drop)),
@@ -156,6 +156,7 @@ const ATTEMPTS: [Attempt; 64] = [
         }
         call!(libc::SYS_wait4, child, 0, 0, 0).map(drop)
     }),
+    ("fork-without-end", |_| fork(400)),
     ("set-clock", |_| call!(libc::SYS_clock_settime, libc::CLOCK_REALTIME, 0).map(drop)),
     ("set-hostname", |_| call!(libc::SYS_sethostname, 0, -1).map(drop)),
     // The network and the agent's socket.
@@ -262,6 +263,27 @@ fn but_not(errno: i32) -> impl Fn(io::Error) -> io::Result<()> {
 /// Who does not see something is refused it.
 fn hidden(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::NotFound { io::Error::from_raw_os_error(libc::EACCES) } else { error }
+}
+
+/// Has so many processes at the same time.
+fn fork(count: usize) -> io::Result<()> {
+    let mut children = Vec::with_capacity(count);
+    let mut forked = Ok(());
+    while children.len() < count && forked.is_ok() {
+        match call!(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) {
+            Ok(0) => loop {
+                // SAFETY: the child only waits for a signal.
+                unsafe { libc::pause() };
+            },
+            Ok(child) => children.push(child),
+            Err(error) => forked = Err(error),
+        }
+    }
+    for child in children {
+        call!(libc::SYS_kill, child, libc::SIGKILL)?;
+        call!(libc::SYS_wait4, child, 0, 0, 0)?;
+    }
+    forked
 }
 
 fn in_tmp(text: &[u8]) -> io::Result<()> {

@@ -136,6 +136,33 @@ fn groups_limit_memory_processor_and_processes_and_go_with_the_plugin() {
 }
 
 #[test]
+fn a_sandbox_has_a_group_and_limits_that_nobody_configured() {
+    let name = "a_sandbox_has_a_group_and_limits_that_nobody_configured";
+    if !getuid().is_root() {
+        return skipped(name, "control groups need root");
+    }
+    let site = Site::new();
+    let setup = site.eager().setting("plugin.probe", "profile = \"inspector\"\nprocesses = 30");
+    let probe = setup.workdir().install("probe", PLUGIN, "hello child");
+    let other = setup.workdir().install("other", PLUGIN, "hello");
+    site.center().set_configs(Some(vec![probe, other]));
+    let agent = setup.start();
+    let probe = pid(&site, &agent, "probe");
+    wait_until("limits", || agent.log_lines("plugin probe: ").len() >= 3);
+    let status = status(&agent);
+    if !status.contains("memory 512 MiB (cgroup v") {
+        return skipped(name, &agent.log_lines("not applied").join("; "));
+    }
+    for limit in ["processor 100 % (cgroup v", "30 processes (cgroup v"] {
+        assert!(status.contains(limit), "{limit}: {status}");
+    }
+    assert!(!groups(probe).is_empty());
+    assert!(groups(pid(&site, &agent, "other")).is_empty(), "who is trusted has the limits that are configured");
+    let data = line(probe, "limits", "Max data size");
+    assert!(data.starts_with("unlimited"), "a limit that nobody asked for stays with the group: {data}");
+}
+
+#[test]
 fn where_no_group_can_be_made_resource_limits_are_set_and_the_rest_is_said() {
     let name = "where_no_group_can_be_made_resource_limits_are_set_and_the_rest_is_said";
     if getuid().is_root()

@@ -22,6 +22,7 @@ mod offline;
 mod old_kernels;
 mod outsized;
 mod own_threads;
+mod owner;
 mod plugin_faults;
 mod plugins;
 mod poison;

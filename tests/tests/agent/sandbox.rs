@@ -111,12 +111,16 @@ fn a_hostile_plugin_comes_as_far_as_its_profile_lets_it() {
 
     let expected = expected();
     assert!(expected.len() >= 50, "{expected:?}");
+    let unlimited = !agent.log_lines(" processes not applied: ").is_empty();
+    if unlimited {
+        skipped("fork-without-end", &agent.log_lines(" processes not applied: ").join("; "));
+    }
     let mut wrong = Vec::new();
     for (at, profile) in PROFILES.into_iter().enumerate() {
         let found = outcomes(&site, &agent, profile);
         assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{profile}");
         for (attempt, (outcome, errno)) in found {
-            if outcome != expected[&attempt][at] {
+            if outcome != expected[&attempt][at] && !(unlimited && attempt == "fork-without-end") {
                 wrong.push(format!("{profile}: {attempt}: {outcome} ({errno})"));
             }
         }
@@ -269,4 +273,33 @@ fn procwatch_sees_programs_of_root_in_the_profile_that_is_shipped_for_it() {
                 .any(|exec| is_own(&exec["pid"]) && exec["exe"].starts_with('/') && exec["exe_hash"].len() >= 16)
         })
     });
+}
+
+#[test]
+#[ignore = "it prints figures, and what they are depends on the machine"]
+fn how_long_a_plugin_takes_to_start_in_each_profile() {
+    const EACH: usize = 20;
+    let site = Site::new();
+    let mut setup = site.eager().setting("log", "debug = true");
+    let names: Vec<Vec<String>> =
+        PROFILES.iter().map(|profile| (0..EACH).map(|n| format!("{profile}-{n}")).collect()).collect();
+    let mut configs = Vec::new();
+    for (profile, names) in PROFILES.iter().zip(&names) {
+        for name in names {
+            setup = setup.setting(&format!("plugin.{name}"), &format!("profile = \"{profile}\""));
+            configs.push(setup.workdir().install(name, PLUGIN, "hello"));
+        }
+    }
+    site.center().set_configs(Some(configs));
+    let agent = setup.start();
+    wait_until("all of them", || agent.log_lines(": confined and started in ").len() == PROFILES.len() * EACH);
+    for (profile, names) in PROFILES.iter().zip(&names) {
+        let mut us: Vec<u64> = names
+            .iter()
+            .flat_map(|name| agent.log_lines(&format!("plugin {name}: confined and started in ")))
+            .map(|line| line.rsplit(' ').nth(1).unwrap().parse().unwrap())
+            .collect();
+        us.sort_unstable();
+        eprintln!("{profile}: {} us in the median, {} at most", us[EACH / 2], us[EACH - 1]);
+    }
 }

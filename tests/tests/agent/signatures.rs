@@ -51,7 +51,7 @@ pub(super) fn signed_agent(entry: Config, key: &Ed25519KeyPair) -> Config {
     with(entry, &text, key)
 }
 
-fn base64(bytes: &[u8]) -> String {
+pub(super) fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for three in bytes.chunks(3) {

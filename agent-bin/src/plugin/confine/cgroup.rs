@@ -137,7 +137,7 @@ impl Hierarchies {
         made: &mut Vec<Group>,
     ) -> Result<(u8, Option<File>), String> {
         let parent = self.0.iter().find(|(known, _)| *known == controller).map(|(_, parent)| parent);
-        let (version, parent) = parent.ok_or("no limit was configured when the agent began")?.as_ref()?;
+        let (version, parent) = parent.ok_or("nothing has looked for control groups yet")?.as_ref()?;
         let group = Group(parent.join(name));
         let failed = |what: &Path, error: io::Error| format!("{}: {error}", what.display());
         let is_new = !made.contains(&group);

@@ -3,7 +3,8 @@
 //!
 //! Each limit is enforced by the first of these that the host has: a control group of version 2 below the agent's own, where
 //! that is delegated to it; a group of version 1; a resource limit of the process, for memory (`RLIMIT_DATA`) and always for
-//! open files. The quota of a directory is the agent's own to keep (`quota`). A plugin starts even if a limit cannot be enforced. The log says so, and [`Applied`] tells whoever asks.
+//! open files. The agent itself keeps a directory's quota, by measuring. A plugin starts even if a limit cannot be enforced. The log
+//! says so, and [`Applied`] tells whoever asks.
 
 mod cgroup;
 mod filter;
@@ -132,9 +133,9 @@ impl Confiner {
     pub(crate) fn configure(&mut self, settings: &Settings) {
         self.settings = settings.clone();
         let mut sections = [None].into_iter().chain(settings.plugin.values().map(Some));
-        if self.hierarchies.is_empty()
-            && sections.any(|own| wanted(&settings.plugins.confinement(own)).next().is_some())
-        {
+        let limited =
+            |own| wanted(&settings.plugins.confinement(own, settings.plugins.may_have_sandbox(own))).next().is_some();
+        if self.hierarchies.is_empty() && sections.any(limited) {
             self.hierarchies = Hierarchies::discover();
         }
     }
@@ -145,13 +146,14 @@ impl Confiner {
     /// When no sockets can be made.
     pub(crate) fn confine(&mut self, name: &PluginName) -> io::Result<Confining> {
         let own = self.settings.plugin.get(name.as_str());
-        let confinement = self.settings.plugins.confinement(own);
+        let rights = self.settings.plugins.rights(name.as_str(), own);
+        let confinement = self.settings.plugins.confinement(own, rights.is_some());
         let (read, write) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         // They lie above the descriptors that have a meaning in a plugin.
         let complaints = (raised(read)?, raised(write)?);
         let mut confining = Confining {
             confinement,
-            rights: self.settings.plugins.rights(name.as_str(), own),
+            rights,
             steps: Vec::new(),
             has_mounts: AtomicBool::new(false),
             agent: libc::pid_t::try_from(process::id()).map_err(io::Error::other)?,
@@ -171,7 +173,7 @@ impl Confiner {
                     }
                     By::Cgroup(version)
                 }
-                Err(_) if controller == Controller::Memory => {
+                Err(_) if controller == Controller::Memory && confinement.memory_by_rlimit => {
                     confining.rlimits.push((libc::RLIMIT_DATA, value, confining.applied.len()));
                     By::Rlimit
                 }

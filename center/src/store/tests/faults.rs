@@ -245,3 +245,19 @@ fn a_full_disk_refuses_batches_loses_nothing_and_takes_them_again_when_there_is_
     eventually("recovery", || store.stats().failure.is_none());
     assert_eq!(seqs(&store), confirmed);
 }
+
+#[test]
+fn a_writer_waits_for_a_reader_that_holds_the_lock_for_a_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), settings()).unwrap();
+    append(&store, NOON, "first", &[record(59, &[])]).unwrap();
+    let other = rusqlite::Connection::open(&files(&dir, ".db")[0]).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    std::thread::scope(|scope| {
+        // The number of a host that is not known yet is looked up before it is given.
+        let stored = scope.spawn(|| append(&store, NOON, "second", &[record(59, &[])]));
+        std::thread::sleep(Duration::from_millis(100));
+        other.execute_batch("ROLLBACK").unwrap();
+        stored.join().unwrap().unwrap();
+    });
+}

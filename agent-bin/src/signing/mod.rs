@@ -1,5 +1,7 @@
 //! Checks signatures of plugins and of the agent's own versions by the ed25519 keys that the configuration names.
 
+pub(crate) mod owner;
+
 use std::fmt;
 use std::str::FromStr;
 use std::time::UNIX_EPOCH;
@@ -43,9 +45,7 @@ impl Signers {
     /// When the signature is missing, wrong, or too old.
     pub(crate) fn verify(&self, statement: &Statement<'_>, signature: Option<&Signature>) -> Result<(), NotVouched> {
         let signature = signature.ok_or(NotVouched::Unsigned)?;
-        let mut detail = Sha256([0; 32]);
-        detail.0.copy_from_slice(digest(&SHA256, statement.detail.as_bytes()).as_ref());
-        let text = statement.signed_text(signature, &detail).ok_or(NotVouched::Lines)?;
+        let text = statement.signed_text(signature, &detail_hash(statement)).ok_or(NotVouched::Lines)?;
         let is_by = |PublicKey(key): &PublicKey| {
             UnparsedPublicKey::new(&ED25519, key).verify(text.as_bytes(), &*signature.bytes).is_ok()
         };
@@ -57,6 +57,12 @@ impl Signers {
         }
         Ok(())
     }
+}
+
+fn detail_hash(statement: &Statement<'_>) -> Sha256 {
+    let mut hash = Sha256([0; 32]);
+    hash.0.copy_from_slice(digest(&SHA256, statement.detail.as_bytes()).as_ref());
+    hash
 }
 
 /// Nobody who may vouches for a version that the server names; the server is at fault, or whoever speaks for it.
@@ -163,9 +169,7 @@ impl std::error::Error for BadTime {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use elklet_core::command::Command;
     use elklet_proto::grpc;
-    use prost::Message;
 
     /// A case of `tests/vectors/signatures.json`, which docs/plugins.md explains.
     #[derive(Deserialize)]
@@ -196,28 +200,17 @@ mod tests {
         fn verify(self) -> Result<String, &'static str> {
             let Entry { name, version, sha256, signature, detail } = self.entry;
             let entry = grpc::Config { name, version, sha256, signature, detail, ..grpc::Config::default() };
-            let command = grpc::Command { configs: vec![entry], ..grpc::Command::default() };
-            let Ok(Command::Configuration(configuration)) = Command::decode(&command.encode_to_vec()) else {
-                panic!("{}: no configuration", self.case)
-            };
             let keys: Vec<PublicKey> = self.public_key.iter().map(|key| key.parse().expect("a key")).collect();
             let signers = Signers { first: keys[0], second: keys.get(1).copied(), signed_after: self.signed_after };
-            let package = configuration.agent.map(|agent| agent.package);
-            let (statement, signature) = match (configuration.plugins.first(), &package) {
-                (Some(plugin), None) => (plugin.statement(), &plugin.signature),
-                (None, Some(Ok(agent))) => (agent.statement(), &agent.signature),
-                // The hashes of all cases are right, so that only the signature can be malformed.
-                (None, _) => return Err("malformed"),
-                (Some(_), Some(_)) => panic!("{}: one entry became two", self.case),
-            };
-            match signers.verify(&statement, signature.as_ref()) {
-                Ok(()) => {
-                    let signature = signature.as_ref().expect("it counts");
-                    let mut detail = Sha256([0; 32]);
-                    let signed_detail = if package.is_some() { "" } else { &*configuration.plugins[0].detail };
-                    detail.0.copy_from_slice(digest(&SHA256, signed_detail.as_bytes()).as_ref());
-                    Ok(statement.signed_text(signature, &detail).expect("it counts"))
-                }
+            let judged = owner::judged(&entry, |statement, signature| {
+                signers.verify(statement, signature).map(|()| {
+                    let signature = signature.expect("it counts");
+                    statement.signed_text(signature, &detail_hash(statement)).expect("it counts")
+                })
+            });
+            // The hashes of all cases are right, so that only the signature can be malformed.
+            match judged.map_err(|_| "malformed")? {
+                Ok(text) => Ok(text),
                 Err(NotVouched::Unsigned) => Err("unsigned"),
                 Err(NotVouched::Lines) => Err("lines"),
                 Err(NotVouched::Forged) => Err("forged"),
@@ -232,7 +225,7 @@ mod tests {
         struct File {
             vectors: Vec<Vector>,
         }
-        let file = include_str!("../../tests/vectors/signatures.json");
+        let file = include_str!("../../../tests/vectors/signatures.json");
         let File { vectors } = serde_json::from_str(file).expect("the vectors");
         let mut reasons = std::collections::BTreeSet::new();
         for vector in vectors {
