@@ -211,7 +211,7 @@ mod tests {
         }
         let tree = tree(&[("closed/file", 1)]);
         let closed = tree.path().join("closed");
-        fs::set_permissions(&closed, Permissions::from_mode(0)).expect("ours");
+        fs::set_permissions(&closed, Permissions::from_mode(0o000)).expect("ours");
         assert!(!measure(tree.path(), None).is_whole);
         fs::set_permissions(&closed, Permissions::from_mode(0o700)).expect("ours");
     }

@@ -178,7 +178,7 @@ const WAYS: [Way; 9] = [
     ("hidden", || {
         fs::create_dir("...")?;
         fs::write(".../ \n\x1b[2J", large())?;
-        fs::set_permissions("...", fs::Permissions::from_mode(0))?;
+        fs::set_permissions("...", fs::Permissions::from_mode(0o000))?;
         Ok(None)
     }),
     ("empty", || (0..20_001).try_for_each(|number| File::create(number.to_string()).map(drop)).map(|()| None)),
