@@ -101,7 +101,7 @@ fn a_plugin_that_is_over_its_quota_when_the_agent_starts_comes_again_when_it_is_
     wait_until("the other one", || starts(&site, &agent, "other") == 1);
     assert_eq!((starts(&site, &agent, "eater"), agent.log_lines("127.0.0.1:9").len()), (0, 0));
 
-    site.configure(&agent, &[other.clone()]);
+    site.configure(&agent, std::slice::from_ref(&other));
     agent.wait_for_log("plugin eater is removed");
     let _ = agent.install("eater", PLUGIN, "hello");
     site.configure(&agent, &[eater, other]);
