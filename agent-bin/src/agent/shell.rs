@@ -232,6 +232,10 @@ impl Shell {
                     log::warn!("plugin {plugin}: {why}");
                     logging::audit(&Event::new(Kind::Refused, &format!("plugin {plugin}"), &why.to_string()));
                 }
+                Action::Refuse(what) => {
+                    log::warn!("{what}");
+                    logging::audit(&Event::new(Kind::Refused, "entry", &what));
+                }
                 Action::Complain(what) => log::warn!("{what}"),
                 Action::Exit(end) => return Some(self.leave(end)),
             }

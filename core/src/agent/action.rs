@@ -37,6 +37,8 @@ pub enum Action<M> {
     Answer(TaskFailure),
     /// Tell people, and note for the owner's eyes: the host's policy forbids a plugin.
     Forbid(PluginName, Forbidden),
+    /// Tell people, and note for the owner's eyes: an entry of the server's list cannot be carried out, for this reason.
+    Refuse(String),
     /// Tell people: something is not as it should be.
     Complain(String),
     /// The end is over: leave, and become what this says.

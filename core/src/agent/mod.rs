@@ -543,6 +543,7 @@ impl<M: Clone> Agent<M> {
                 Some(Action::Answer(report))
             }
             dispatch::Action::Forbid(plugin, why) => Some(Action::Forbid(plugin, why)),
+            dispatch::Action::Refuse(what) => Some(Action::Refuse(what)),
             dispatch::Action::Complain(what) => Some(Action::Complain(what)),
         }
     }

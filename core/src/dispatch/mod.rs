@@ -40,6 +40,8 @@ pub enum Action {
     Answer(TaskFailure),
     /// The host's owner does not allow a plugin that the server wants, or has wanted: tell people, and the owner.
     Forbid(PluginName, Forbidden),
+    /// An entry of the server's list cannot be carried out, for this reason: tell people, and the owner.
+    Refuse(String),
     /// Log a warning for people.
     Complain(String),
 }
@@ -342,7 +344,7 @@ impl Dispatch {
         let Configuration { agent, plugins, refused } = configuration;
         self.state_details.clear();
         let other = agent.filter(|agent| agent.version != self.agent_version);
-        let update = other.and_then(|agent| agent.package.map_err(|bad| self.degrade(bad.to_string())).ok());
+        let update = other.and_then(|agent| agent.package.map_err(|bad| self.refuse(bad.to_string())).ok());
         if self.updating || update.is_some() {
             self.updating = update.is_some();
             self.actions.push_back(update.map_or(Action::KeepAgent, Action::UpdateAgent));
@@ -371,7 +373,7 @@ impl Dispatch {
             self.actions.push_back(PluginAction::Keep(wanted.cloned().collect()).into());
         }
         for entry in refused {
-            self.degrade(entry.reason);
+            self.refuse(entry.reason);
         }
         self.reconcile_all(now);
         self.admit();
@@ -408,6 +410,11 @@ impl Dispatch {
     fn degrade(&mut self, what: String) {
         self.note_detail(&what);
         self.complain(what);
+    }
+
+    fn refuse(&mut self, what: String) {
+        self.note_detail(&what);
+        self.actions.push_back(Action::Refuse(what));
     }
 
     fn note_detail(&mut self, what: &str) {

@@ -172,7 +172,7 @@ fn a_plugin_that_dies_of_a_wall_is_told_with_it() {
     site.center().set_configs(Some(vec![setup.workdir().install("x", HOSTILE, "die")]));
     let agent = setup.start();
     agent.wait_for_log("plugin x: the sandbox refused socket(AF_INET); allow = [\"network\"] would let it");
-    agent.wait_for_log("plugin x exited with code 1 (its sandbox had refused socket(AF_INET) 1 times) unexpectedly");
+    agent.wait_for_log("plugin x exited with code 1 (its sandbox had refused socket(AF_INET) 1x) unexpectedly");
     let walls = agent.wait_for_log("plugin x had these limits: ");
     assert!(walls.contains("system calls and sockets (seccomp)"), "{walls}");
 }

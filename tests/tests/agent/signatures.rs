@@ -63,15 +63,15 @@ pub(super) fn base64(bytes: &[u8]) -> String {
     text
 }
 
-/// Waits until `audit.log` says that a plugin was refused for this reason.
-fn wait_refused(agent: &Agent, plugin: &str, reason: &str) {
+/// Waits until `audit.log` says that something was refused for this reason.
+fn wait_refused(agent: &Agent, what: &str, reason: &str) {
     let file = agent.workdir().path().join("log/audit.log");
     let is_it = |line: &str| {
         let event: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         let result = event["result"].as_str().unwrap_or_default();
-        event["kind"] == "refused" && event["what"] == format!("plugin {plugin}") && result.contains(reason)
+        event["kind"] == "refused" && event["what"] == what && result.contains(reason)
     };
-    wait_until(&format!("refusal of {plugin} in the audit"), || {
+    wait_until(&format!("refusal of {what} in the audit"), || {
         fs::read_to_string(&file).is_ok_and(|text| text.lines().any(is_it))
     });
 }
@@ -117,8 +117,9 @@ fn only_what_the_keys_owner_has_signed_is_started() {
         ("forged", "its signature is not one of plugins.public_key"),
         ("lines", "its version has control characters"),
     ] {
-        wait_refused(&agent, name, reason);
+        wait_refused(&agent, &format!("plugin {name}"), reason);
     }
+    wait_refused(&agent, "entry", "plugin \"short\": signature \"AAAA:1\" is not");
     assert_eq!(site.fresh_heartbeats(&agent).plugins.keys().collect::<Vec<_>>(), ["good"]);
     assert_eq!(files.requests("probe"), 1, "what is not signed is not even fetched");
 
@@ -195,10 +196,22 @@ fn keys_change_without_a_gap_and_older_signatures_are_cut_off() {
     let old = "it was signed at 2026-01-31T12:00:00Z, and plugins.signed_after is 2026-02-01T00:00:00Z";
     for name in ["a", "b"] {
         agent.wait_for_log(&format!("plugin {name} cannot be started: {old}"));
-        wait_refused(&agent, name, old);
+        wait_refused(&agent, &format!("plugin {name}"), old);
     }
     site.wait_connected(&agent);
     wait_until("refusal", || site.fresh_heartbeats(&agent).agent["state_detail"].contains(old));
+}
+
+/// Returns the signed entry of one version of a plugin that greets.
+fn signed_version(version: &str, url: &str, owner: &Ed25519KeyPair) -> Config {
+    let entry = Config { version: version.into(), ..plain("probe", &program(), &[url.to_owned()], "hello") };
+    let text = closed(&entry);
+    with(entry, &text, owner)
+}
+
+/// Waits until plugins of this agent have started so often.
+fn wait_greetings(site: &Site, agent: &Agent, count: usize) {
+    site.wait_records("greeting", agent, |records| records.of_type(types::HELLO).count() == count);
 }
 
 #[test]
@@ -207,16 +220,9 @@ fn a_signed_plugin_does_not_go_back_unless_the_host_allows_it() {
     let files = Files::start();
     let url = files.serve("probe", program(), How::Right);
     let owner = key_of(7);
-    let signed = |version: &str| {
-        let entry =
-            Config { version: version.into(), ..plain("probe", &program(), std::slice::from_ref(&url), "hello") };
-        let text = closed(&entry);
-        with(entry, &text, &owner)
-    };
+    let signed = |version: &str| signed_version(version, &url, &owner);
     let running = |agent: &Agent| site.fresh_heartbeats(agent).plugins["probe"]["pversion"].clone();
-    let hellos = |agent: &Agent, count| {
-        site.wait_records("greeting", agent, |records| records.of_type(types::HELLO).count() == count);
-    };
+    let hellos = |agent: &Agent, count| wait_greetings(&site, agent, count);
     let key = format!("public_key = {}", public(&owner));
     let agent = site.eager().setting("plugins", &key).start();
     site.wait_connected(&agent);
@@ -229,7 +235,7 @@ fn a_signed_plugin_does_not_go_back_unless_the_host_allows_it() {
     let line = agent.wait_for_log(&format!("plugin probe cannot be started: {refusal}"));
     assert!(line.ends_with("version 1.10 runs on"), "{line}");
     assert_eq!(running(&agent), "1.10");
-    wait_refused(&agent, "probe", refusal);
+    wait_refused(&agent, "plugin probe", refusal);
     // Neither removing it from the configuration nor a restart helps.
     site.configure(&agent, &[plain("another", b"", &[], "")]);
     agent.wait_for_log("plugin probe is removed");
@@ -253,15 +259,8 @@ fn a_plugin_of_the_kept_list_does_not_go_back_although_the_file_of_versions_is_l
     let files = Files::start();
     let url = files.serve("probe", program(), How::Right);
     let owner = key_of(7);
-    let signed = |version: &str| {
-        let entry =
-            Config { version: version.into(), ..plain("probe", &program(), std::slice::from_ref(&url), "hello") };
-        let text = closed(&entry);
-        with(entry, &text, &owner)
-    };
-    let hellos = |agent: &Agent, count| {
-        site.wait_records("greeting", agent, |records| records.of_type(types::HELLO).count() == count);
-    };
+    let signed = |version: &str| signed_version(version, &url, &owner);
+    let hellos = |agent: &Agent, count| wait_greetings(&site, agent, count);
     let mut agent = site.eager().setting("plugins", &format!("public_key = {}", public(&owner))).start();
     site.wait_connected(&agent);
     site.configure(&agent, &[signed("1.10")]);
@@ -290,7 +289,7 @@ fn a_plugin_of_the_kept_list_does_not_go_back_although_the_file_of_versions_is_l
         let told = agent.log_lines(refusal).len();
         site.configure(&agent, &[signed("1.9")]);
         wait_until("refusal", || agent.log_lines(refusal).len() > told);
-        wait_refused(&agent, "probe", refusal);
+        wait_refused(&agent, "plugin probe", refusal);
         assert_eq!(site.fresh_heartbeats(&agent).plugins["probe"]["pversion"], "1.10", "{damage}");
         // What runs is asked for again, so that the next round begins with it.
         site.configure(&agent, &[signed("1.10")]);

@@ -366,7 +366,7 @@ const MAX_WALLS: usize = 4;
 
 /// Adds to the report of an end what the sandbox had refused before.
 fn refused(refusals: &[(&'static str, u64)]) -> String {
-    let named: Vec<_> = refusals.iter().take(MAX_WALLS).map(|(call, count)| format!("{call} {count} times")).collect();
+    let named: Vec<_> = refusals.iter().take(MAX_WALLS).map(|(call, count)| format!("{call} {count}x")).collect();
     match refusals.len() {
         0 => String::new(),
         1..=MAX_WALLS => format!(" (its sandbox had refused {})", named.join(", ")),

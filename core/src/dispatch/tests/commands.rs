@@ -217,7 +217,7 @@ fn an_entry_that_is_refused_leaves_its_plugin_as_it_is() {
     settle(&mut dispatch, Millis(0));
     let refused = vec![RefusedConfig { name: Some(config("a", 1).name), reason: "bad hash".into() }];
     dispatch.handle_command(Command::Configuration(Configuration { refused, ..Configuration::default() }), Millis(1));
-    assert_eq!(settle(&mut dispatch, Millis(1)), [Action::Complain("bad hash".into())]);
+    assert_eq!(settle(&mut dispatch, Millis(1)), [Action::Refuse("bad hash".into())]);
     assert_eq!((running(&dispatch), dispatch.state_details(Millis(1)).len()), (vec![config("a", 1)], 1));
 }
 

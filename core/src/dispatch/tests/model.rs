@@ -77,7 +77,10 @@ impl Shell {
                     self.directories.remove(&name);
                     self.ran.remove(&name);
                 }
-                Action::Complain(_) | Action::Forbid(..) | Action::Plugin(PluginAction::Keep(_)) => {}
+                Action::Complain(_)
+                | Action::Refuse(_)
+                | Action::Forbid(..)
+                | Action::Plugin(PluginAction::Keep(_)) => {}
                 other => panic!("nobody asked for {other:?}"),
             }
         }

@@ -106,6 +106,7 @@ impl World {
                 self.push_own(0, TASK_RESULT);
             }
             Action::Forbid(plugin, why) => self.note(|| format!("the agent forbids plugin {plugin}: {why}")),
+            Action::Refuse(what) => self.note(|| format!("the agent refuses an entry: {what}")),
             Action::Complain(what) => self.note(|| format!("the agent complains: {what}")),
             Action::Exit(after) => self.handle_exit(after),
         }
