@@ -127,7 +127,10 @@ impl Shell {
             self.dispatch.handle_prepared(&config.name, id, self.now);
             self.prepared.insert(id, config);
         } else {
-            self.dispatch.handle_preparation_failed(&config.name, id, "the download fails", self.now);
+            match which % 2 {
+                0 => self.dispatch.handle_preparation_failed(&config.name, id, "the download fails", self.now),
+                _ => self.dispatch.handle_held_back(&config.name, id, "its directory is full", self.now),
+            }
             // It may have been under way, as a stand-in, before it was wanted.
             self.changed.retain(|name| self.wanted.get(name) != Some(&config));
             self.failed.insert(id);
@@ -155,7 +158,10 @@ impl Shell {
         let before = format!("{:?}", self.dispatch);
         match well {
             true => self.dispatch.handle_prepared(name, *id, self.now),
-            false => self.dispatch.handle_preparation_failed(name, *id, "too late", self.now),
+            false => {
+                self.dispatch.handle_preparation_failed(name, *id, "too late", self.now);
+                self.dispatch.handle_held_back(name, *id, "too late", self.now);
+            }
         }
         assert_eq!(format!("{:?}", self.dispatch), before, "a forgotten preparation changes nothing");
     }

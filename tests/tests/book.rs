@@ -190,7 +190,7 @@ fn the_bounds_on_that_page_are_those_of_the_program() {
             }
         }
     }
-    assert_eq!(tried, 4 * 18);
+    assert_eq!(tried, 4 * 20);
 }
 
 #[test]

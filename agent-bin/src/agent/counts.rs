@@ -53,6 +53,7 @@ pub(super) fn of_agent(agent: &Agent<Bytes>, plugins: &Plugins, log: &logging::S
         count("refused_tasks", own.refused_tasks, "tasks that were answered with a failure"),
         count("reports_suppressed", reports::suppressed(), "warnings and errors that were logged and not reported"),
         count("plugin_deaths", plugins.deaths(), "processes of plugins that ended without being asked to"),
+        count("plugin_quota_kills", plugins.quota_kills(), "of these, those killed for what their directories held"),
         count("starts_refused", blocking::refused(), "threads and processes that could not be started"),
         stderr_left_out(plugins.stderr_left_out()),
         count("log_lines_lost", log.lines_lost, "lines of the log that could not be written"),

@@ -35,7 +35,7 @@ use crate::identity;
 use crate::logging::reports;
 use crate::logging::{Event, Kind};
 use crate::net::{self, Certificates};
-use crate::plugin::Applied;
+use crate::plugin::{Applied, PrepareError};
 use crate::pump::intake::SharedIntake;
 use crate::pump::{PumpEvent, PumpHandle};
 use crate::status::Inquiry;
@@ -357,6 +357,9 @@ impl Shell {
         match self.plugins.handle_event(event, &self.pump, now) {
             None => {}
             Some(Outcome::Prepared(name, id)) => self.agent.handle_prepared(&name, id, now),
+            Some(Outcome::NotPrepared(name, id, PrepareError::OverQuota(over))) => {
+                self.agent.handle_held_back(&name, id, &over.to_string(), now);
+            }
             Some(Outcome::NotPrepared(name, id, why)) => {
                 self.agent.handle_preparation_failed(&name, id, &why.to_string(), now);
             }

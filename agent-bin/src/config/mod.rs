@@ -366,6 +366,9 @@ mod tests {
         let named = [&mut settings.certs, &mut settings.socket, &mut settings.log.directory].map(Option::take);
         let Layout { certs, socket, log, .. } = Layout::new(&Flags::default(), &settings.keys());
         assert_eq!(named, [certs, socket, log].map(Some));
+        // What has no value of its own is shown with that of the sandboxes.
+        let quota = settings.plugins.disk_mib.take().map(|mib| mib.value());
+        assert_eq!(quota, Some(plugins::SANDBOX_DISK_MIB));
         assert_eq!(settings.upload_rules().allow, Settings::default().upload_rules().allow);
         settings.upload = Upload::default();
         // Sections of which there may be several have one example each, with nothing but defaults in it.

@@ -21,6 +21,8 @@ pub(crate) struct Plugins {
     cpu_percent: CpuPercent,
     processes: Processes,
     open_files: OpenFiles,
+    /// As the profile says, if it is not set.
+    pub(super) disk_mib: Option<DiskMib>,
     no_new_privs: bool,
     end_with_agent: bool,
     when_full: WhenFull,
@@ -37,6 +39,7 @@ pub(crate) struct PluginSettings {
     cpu_percent: Option<CpuPercent>,
     processes: Option<Processes>,
     open_files: Option<OpenFiles>,
+    disk_mib: Option<DiskMib>,
     no_new_privs: Option<bool>,
     end_with_agent: Option<bool>,
     when_full: Option<WhenFull>,
@@ -62,6 +65,12 @@ type CpuPercent = Within<0, 100_000>;
 type Processes = Within<0, { 1 << 20 }>;
 /// 0 means no limit.
 type OpenFiles = Within<0, { 1 << 20 }>;
+/// 0 means no limit, for a plugin in a sandbox too. That is not the same as to say nothing.
+pub(super) type DiskMib = Within<0, { 1 << 20 }>;
+
+/// What the directory of a plugin in a sandbox may hold unless somebody says otherwise. The known plugins have some ten MiB,
+/// and the agent keeps two of each one's standard error there. A trusted plugin may keep whatever it likes, as in Elkeid.
+pub(super) const SANDBOX_DISK_MIB: u32 = 256;
 
 /// What a plugin in a sandbox may have of memory (MiB), of the processor (hundredths), and of processes, where its owner names no
 /// limit. Elkeid's service leaves half of the memory, and a tenth of one processor, to its agent and all plugins together.
@@ -135,6 +144,7 @@ impl Default for Plugins {
             cpu_percent: CpuPercent::new(0),
             processes: Processes::new(0),
             open_files: OpenFiles::new(0),
+            disk_mib: None,
             no_new_privs: true,
             end_with_agent: true,
             when_full: WhenFull::default(),
@@ -188,12 +198,21 @@ impl Plugins {
         Rights::new(name, profile, allow)
     }
 
+    /// What the directory of the plugin `name` with the section `own`, if any, may hold on the disk, if that is bounded.
+    pub(crate) fn disk_bytes(&self, name: &str, own: Option<&PluginSettings>) -> Option<u64> {
+        let mib = match own.and_then(|own| own.disk_mib).or(self.disk_mib) {
+            Some(mib) => mib.value(),
+            None => self.rights(name, own).map_or(0, |_| SANDBOX_DISK_MIB),
+        };
+        (mib != 0).then(|| u64::from(mib) << 20)
+    }
+
     /// Returns true when a plugin with the section `own`, if any, may be in a sandbox. Its name decides, if the profile is `by_name`.
     pub(crate) fn may_have_sandbox(&self, own: Option<&PluginSettings>) -> bool {
         own.and_then(|own| own.profile).unwrap_or(self.profile) != Profile::Trusted
     }
 
-    /// The limits of a plugin with the section `own`, if any, in a sandbox or not.
+    /// The limits of a plugin with the section `own`, if any, in a sandbox or not, but for that of its directory.
     pub(crate) fn confinement(&self, own: Option<&PluginSettings>, in_sandbox: bool) -> Confinement {
         let none = PluginSettings::default();
         let own = own.unwrap_or(&none);
@@ -228,6 +247,26 @@ mod tests {
         assert_eq!(all.confinement(None, false).memory, Some(100 << 20));
         let own: PluginSettings = toml::from_str("when_full = \"wait\"").expect("valid");
         assert!(all.may_drop(None) && !all.may_drop(Some(&own)));
+    }
+
+    #[test]
+    fn a_directory_has_the_quota_of_its_profile_unless_one_is_set() {
+        let own = |text: &str| toml::from_str::<PluginSettings>(text).expect("valid");
+        let all = |text: &str| toml::from_str::<Plugins>(text).expect("valid");
+        let confined = own("profile = 'confined'");
+        assert_eq!(all("").disk_bytes("x", None), None);
+        assert_eq!(all("").disk_bytes("x", Some(&confined)), Some(256 << 20));
+        assert_eq!(all("profile = 'inspector'").disk_bytes("x", None), Some(256 << 20));
+        let by_name = all("profile = 'by_name'");
+        assert_eq!([by_name.disk_bytes("collector", None), by_name.disk_bytes("x", None)], [Some(256 << 20), None]);
+        // 0 is not the same as nothing, and a plugin's own section comes first.
+        assert_eq!(all("disk_mib = 0").disk_bytes("x", Some(&confined)), None);
+        assert_eq!(all("disk_mib = 7").disk_bytes("x", Some(&confined)), Some(7 << 20));
+        assert_eq!(all("disk_mib = 7").disk_bytes("x", None), Some(7 << 20));
+        assert_eq!(all("disk_mib = 7").disk_bytes("x", Some(&own("disk_mib = 0"))), None);
+        assert_eq!(all("disk_mib = 0").disk_bytes("x", Some(&own("disk_mib = 1048576"))), Some(1 << 40));
+        let error = toml::from_str::<Plugins>("disk_mib = -1").expect_err("no quota").to_string();
+        assert!(error.contains("-1 is out of bounds, expected 0 to 1048576"), "{error}");
     }
 
     #[test]

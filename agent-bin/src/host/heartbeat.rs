@@ -12,13 +12,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::sys::blocking;
+use crate::sys::size::measure;
 
 use super::fields::Fields;
 use super::platform::{Distribution, Kernel};
 use super::root::HostRoot;
-use super::usage::{
-    Hardware, ProcessMeter, ProcessUsage, Rates, SystemMeter, SystemUsage, directory_bytes, gateway, name_servers,
-};
+use super::usage::{Hardware, ProcessMeter, ProcessUsage, Rates, SystemMeter, SystemUsage, gateway, name_servers};
 
 /// Number of plugins whose last sample is kept. It is more than a configuration has. A further plugin replaces the one
 /// that was reported least recently, whose next rates are then those since its start.
@@ -209,8 +208,9 @@ impl DirectoryMeter {
         // If no thread can be started, the sizes stay as they are until the next heartbeat.
         let _ = blocking::start((workdir, plugins), move |(workdir, plugins)| {
             let mut sizes: HashMap<_, _> =
-                plugins.into_iter().map(|dir| (dir.clone(), directory_bytes(&dir, false))).collect();
-            let size = directory_bytes(&workdir, true);
+                plugins.into_iter().map(|dir| (dir.clone(), measure(&dir, None).lengths)).collect();
+            // Each plugin reports its own (generation C).
+            let size = measure(&workdir, Some(c"plugin")).lengths;
             sizes.insert(workdir, size);
             *last.lock().unwrap_or_else(PoisonError::into_inner) = sizes;
             drop(at_work);

@@ -8,6 +8,7 @@ mod kin;
 mod newest;
 mod prepare;
 mod process;
+mod quota;
 mod stage;
 mod stderr;
 
@@ -20,5 +21,6 @@ pub(crate) use self::kin::{Kin, end_all, end_earlier_lives};
 pub(crate) use self::newest::Newest;
 pub(crate) use self::prepare::{PrepareError, Prepared, Preparer};
 pub(crate) use self::process::{Spawned, describe, reserve_descriptors, spawn};
+pub(crate) use self::quota::{OverQuota, Quota};
 pub(crate) use self::stage::{recover, take_away};
 pub(crate) use self::stderr::Stderr;

@@ -15,6 +15,7 @@ use rustix::fs::{OFlags, syncfs};
 use super::archive::{EntryError, UnpackError, unpack_in};
 use super::executable::{Executable, directory, verify};
 use super::newest::{Downgrade, Newest};
+use super::quota::{OverQuota, Quota};
 use super::stage::{PLUGIN_MODE, Stage, Staged};
 use crate::fetch::{Cancel, FetchError, Fetcher, Request};
 use crate::files::{FileError, make_directory};
@@ -62,6 +63,8 @@ pub(crate) enum PrepareError {
     NoFile(PathBuf),
     /// The files beside the executable are those of another archive, of which this is the beginning of the hash.
     OtherArchive { place: PathBuf, origin: String },
+    /// The plugin's fault, or that of another who fills its directory.
+    OverQuota(OverQuota),
     /// The host's fault: it refuses something with a file.
     File(FileError),
     /// The host's fault: it has no thread for the work.
@@ -71,6 +74,12 @@ pub(crate) enum PrepareError {
 impl From<FileError> for PrepareError {
     fn from(error: FileError) -> Self {
         Self::File(error)
+    }
+}
+
+impl From<OverQuota> for PrepareError {
+    fn from(over: OverQuota) -> Self {
+        Self::OverQuota(over)
     }
 }
 
@@ -110,6 +119,7 @@ impl fmt::Display for PrepareError {
             Self::OtherArchive { place, origin } => {
                 write!(f, "{} was unpacked from the archive {origin:.64}", place.display())
             }
+            Self::OverQuota(over) => over.fmt(f),
             Self::File(why) => why.fmt(f),
             Self::NoThread(error) => error.fmt(f),
         }
@@ -122,12 +132,19 @@ impl Preparer {
     /// Verifies the plugin's executable in place. Blocks, but not for long.
     ///
     /// # Errors
-    /// When it is missing or another one, or lacks a signature that it needs.
-    pub(crate) fn verify(&self, config: &PluginConfig, cancel: &Cancel) -> Result<Prepared, PrepareError> {
+    /// When it is missing or another one, or lacks a signature that it needs, or when its directory is over its quota. No
+    /// download helps against the last.
+    pub(crate) fn verify(
+        &self,
+        config: &PluginConfig,
+        quota: Option<Quota>,
+        cancel: &Cancel,
+    ) -> Result<Prepared, PrepareError> {
         self.check_signature(config)?;
         let place = directory(&self.workdir, &config.name);
         let executable = verify(&place.join(config.name.as_str()), config.executable_sha256, cancel)?;
         check_origin(&place, config)?;
+        quota.map_or(Ok(()), |quota| quota.check(&place))?;
         Ok(Prepared { executable, staged: None })
     }
 
@@ -143,10 +160,20 @@ impl Preparer {
     /// Downloads the plugin and verifies it, beside the one in place. Blocks for as long as the download takes.
     ///
     /// # Errors
-    /// When it cannot be downloaded, is not what was configured, or lacks a signature that it needs.
-    pub(crate) fn download(&self, config: &PluginConfig, cancel: &Cancel) -> Result<Prepared, PrepareError> {
+    /// When it cannot be downloaded, is not what was configured, or lacks a signature that it needs, or when the directory
+    /// that it is to come into is over its quota.
+    pub(crate) fn download(
+        &self,
+        config: &PluginConfig,
+        quota: Option<Quota>,
+        cancel: &Cancel,
+    ) -> Result<Prepared, PrepareError> {
         self.check_signature(config)?;
         let place = directory(&self.workdir, &config.name);
+        // An archive replaces all that is there.
+        if config.packing == Packing::Plain {
+            quota.map_or(Ok(()), |quota| quota.check(&place))?;
+        }
         let name = config.name.as_str();
         let mut stage = Stage::beside(&place)?;
         let download = stage.path().join("download");
@@ -253,6 +280,6 @@ pub(super) mod tests {
         let newest = Arc::new(Newest::read(workdir));
         let workdir = workdir.to_owned();
         let preparer = Preparer { workdir, fetcher, signers: None, allow_downgrade: false, newest };
-        preparer.verify(config, &Cancel::default())
+        preparer.verify(config, None, &Cancel::default())
     }
 }

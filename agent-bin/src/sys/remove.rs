@@ -24,7 +24,7 @@ const MAX_STEPS: u64 = 4_000_000;
 /// Suffix of the names that directories get on their way up.
 const MOVED: &str = ".elklet-removing";
 
-const DIRECTORY: OFlags =
+pub(super) const DIRECTORY: OFlags =
     OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::RDONLY);
 
 /// Deletes a file, or a directory with everything in it, while `may_go_on` returns true. Deletes a link itself, and
@@ -204,7 +204,7 @@ fn open_directory(at: BorrowedFd<'_>, name: impl rustix::path::Arg + Copy) -> io
     Ok(opened)
 }
 
-fn is_dots(name: &CStr) -> bool {
+pub(super) fn is_dots(name: &CStr) -> bool {
     matches!(name.to_bytes(), b"." | b"..")
 }
 

@@ -292,6 +292,11 @@ impl<M: Clone> Agent<M> {
         self.dispatch.handle_preparation_failed(name, id, reason, now);
     }
 
+    /// What was asked to be prepared must not start for now.
+    pub fn handle_held_back(&mut self, name: &PluginName, id: Preparation, reason: &str, now: Millis) {
+        self.dispatch.handle_held_back(name, id, reason, now);
+    }
+
     /// What was asked to be started could not be: there are no pipes to be read.
     pub fn handle_spawn_failed(&mut self, name: &PluginName, reason: &str, now: Millis) {
         self.handle_pipes_closed();

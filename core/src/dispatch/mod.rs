@@ -14,7 +14,9 @@ use alloc::vec::Vec;
 use elklet_proto::grpc::Task;
 
 use self::plugin::Plugin;
-pub use self::plugin::{RESTART_BASE_MS, RESTART_CAP_MS, RESTART_FORGIVEN_MS, STAND_IN_MS, STOP_TIMEOUT_MS};
+pub use self::plugin::{
+    HELD_BACK_MS, RESTART_BASE_MS, RESTART_CAP_MS, RESTART_FORGIVEN_MS, STAND_IN_MS, STOP_TIMEOUT_MS,
+};
 use crate::command::{
     AGENT_NAME, AgentConfig, AgentTask, Command, Configuration, Forbidden, PluginConfig, PluginName, Policy, Rate,
     RefusedTask,
@@ -48,7 +50,7 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PluginAction {
     /// Verify the plugin's executable, fetching it if need be, beside whatever is running; answer with
-    /// [`Dispatch::handle_prepared`] or [`Dispatch::handle_preparation_failed`].
+    /// [`Dispatch::handle_prepared`], [`Dispatch::handle_preparation_failed`] or [`Dispatch::handle_held_back`].
     Prepare(Preparation, PluginConfig),
     /// Stop this preparation, or drop its result. Nobody needs it any more.
     Forget(Preparation),
@@ -103,7 +105,8 @@ pub struct PluginState<'a> {
     pub running: Option<&'a PluginConfig>,
     /// The same, or else the configuration that it should be started with.
     pub config: Option<&'a PluginConfig>,
-    /// `running`, `stopping`, `preparing` (being fetched and verified), `starting`, or `waiting` for its next start.
+    /// `running`, `stopping`, `preparing` (being fetched and verified), `starting`, `waiting` for its next start, or `held back` from
+    /// it.
     pub phase: &'static str,
     /// When the next attempt to start it begins, while it waits for one.
     pub retry_at: Option<Millis>,
@@ -216,6 +219,13 @@ impl Dispatch {
         now: Millis,
     ) {
         let what = self.with_plugin(name, now, |plugin| plugin.preparation_failed(name, preparation, reason, now));
+        self.complain_if(what.flatten());
+    }
+
+    /// A preparation has found that the plugin must not start for now, by no fault of its executable. It is prepared again after
+    /// [`HELD_BACK_MS`], which is no failure, and complained of once.
+    pub fn handle_held_back(&mut self, name: &PluginName, preparation: Preparation, reason: &str, now: Millis) {
+        let what = self.with_plugin(name, now, |plugin| plugin.held_back(name, preparation, reason, now));
         self.complain_if(what.flatten());
     }
 

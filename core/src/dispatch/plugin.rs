@@ -26,6 +26,9 @@ pub const RESTART_BASE_MS: u64 = 1_000;
 /// The longest such wait: a plugin that cannot run costs one attempt a minute.
 pub const RESTART_CAP_MS: u64 = 60_000;
 
+/// How long a plugin is held back before it is looked at again: as long as a plugin that cannot run waits in the end.
+pub const HELD_BACK_MS: u64 = RESTART_CAP_MS;
+
 /// A plugin that lived this long is started again after the shortest wait.
 pub const RESTART_FORGIVEN_MS: u64 = 300_000;
 
@@ -55,6 +58,8 @@ pub(super) struct Plugin {
     failures: u32,
     deaths: u32,
     not_before: Option<Millis>,
+    /// True from when a preparation was held back until one ends otherwise.
+    is_held_back: bool,
     restarts: u64,
     /// What is wrong with it, as `state_detail` says it.
     trouble: Option<String>,
@@ -98,6 +103,7 @@ impl Plugin {
             failures: 0,
             deaths: 0,
             not_before: None,
+            is_held_back: false,
             restarts: 0,
             trouble: None,
         }
@@ -114,6 +120,7 @@ impl Plugin {
             }
             (self.failures, self.deaths) = (0, 0);
             self.not_before = None;
+            self.is_held_back = false;
             self.stand_in = None;
         }
         if self.running() == Some(&config) && self.deaths < LOOP_DEATHS {
@@ -204,6 +211,7 @@ impl Plugin {
             (Process::Stopping { .. }, _) => "stopping",
             (Process::None, Prepared::UnderWay(..)) => "preparing",
             (Process::None, Prepared::Ready(..)) => "starting",
+            (Process::None, Prepared::No) if self.is_held_back => "held back",
             (Process::None, Prepared::No) => "waiting",
         }
     }
@@ -225,7 +233,13 @@ impl Plugin {
 
     pub(super) fn prepared(&mut self, preparation: Preparation) {
         match mem::replace(&mut self.preparation, Prepared::No) {
-            Prepared::UnderWay(id, config) if id == preparation => self.preparation = Prepared::Ready(id, config),
+            Prepared::UnderWay(id, config) if id == preparation => {
+                self.preparation = Prepared::Ready(id, config);
+                if mem::take(&mut self.is_held_back) {
+                    // What kept it from its start is over.
+                    self.trouble = None;
+                }
+            }
             other => self.preparation = other,
         }
     }
@@ -238,20 +252,45 @@ impl Plugin {
         reason: &str,
         now: Millis,
     ) -> Option<String> {
-        match &self.preparation {
+        if !self.end_preparation(preparation)? {
+            self.wait(now);
+        }
+        self.is_held_back = false;
+        Some(self.not_started(name, reason))
+    }
+
+    /// Ends `preparation` if it is the one under way, and returns what to say about it the first time.
+    pub(super) fn held_back(
+        &mut self,
+        name: &PluginName,
+        preparation: Preparation,
+        reason: &str,
+        now: Millis,
+    ) -> Option<String> {
+        if !self.end_preparation(preparation)? {
+            self.not_before = Some(now + HELD_BACK_MS);
+        }
+        let is_known = mem::replace(&mut self.is_held_back, true);
+        Some(self.not_started(name, reason)).filter(|_| !is_known)
+    }
+
+    /// Ends `preparation` without success if it is the one under way. Returns true if another version is to be prepared at once.
+    fn end_preparation(&mut self, preparation: Preparation) -> Option<bool> {
+        let is_next = match &self.preparation {
             Prepared::UnderWay(id, config) if *id == preparation => {
                 let stood_in = self.previous.take_if(|previous| previous == config).is_some();
-                let is_next = stood_in && self.stand_in.is_none() && self.wanted() != Some(config);
-                if !is_next {
-                    self.wait(now);
-                }
+                stood_in && self.stand_in.is_none() && self.wanted() != Some(config)
             }
             _ => return None,
-        }
+        };
         self.preparation = Prepared::No;
         self.stand_in = None;
+        Some(is_next)
+    }
+
+    fn not_started(&mut self, name: &PluginName, reason: &str) -> String {
         let running = self.running().map(|config| format!("; version {:.40} runs on", config.version));
-        Some(self.troubled(format!("plugin {name} cannot be started: {reason}{}", running.unwrap_or_default())))
+        self.troubled(format!("plugin {name} cannot be started: {reason}{}", running.unwrap_or_default()))
     }
 
     /// Notes that the process could not be started, and returns what to say about it.

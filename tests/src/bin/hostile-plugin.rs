@@ -7,7 +7,8 @@
 //! with arguments that do no harm: no attempt changes a host on which it is not refused.
 //!
 //! With the `DETAIL` `die` it runs into one wall and ends, and with `flood` it runs into one without end. Once the call fails in another
-//! way than by a refusal, because nobody answers it any more, it makes a file `alone` and ends.
+//! way than by a refusal, because nobody answers it any more, it makes a file `alone` and ends. With `fill=WAY` it fills its directory,
+//! makes a file `done`, and stays.
 #![allow(unsafe_code, reason = "system calls that have no safe wrapper, with arguments that the kernel refuses")]
 #![allow(clippy::unwrap_used, reason = "a test's plugin that cannot go on may as well panic: the test sees it die")]
 
@@ -15,7 +16,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -168,6 +169,41 @@ const ATTEMPTS: [Attempt; 65] = [
     ("become-root", |_| call!(libc::SYS_setresuid, 0, 0, 0).map(drop)),
 ];
 
+type Way = (&'static str, fn() -> io::Result<Option<File>>);
+
+/// Ways to hold more than 32 MiB, or to look as if, in the order of the table in docs/security.md. Some keep a file open.
+const WAYS: [Way; 9] = [
+    ("large", || fs::write("data", large()).map(|()| None)),
+    ("many", || (0..2_500).try_for_each(|number| fs::write(number.to_string(), [b'x'; 16 << 10])).map(|()| None)),
+    ("hidden", || {
+        fs::create_dir("...")?;
+        fs::write(".../ \n\x1b[2J", large())?;
+        fs::set_permissions("...", fs::Permissions::from_mode(0o000))?;
+        Ok(None)
+    }),
+    ("empty", || (0..20_001).try_for_each(|number| File::create(number.to_string()).map(drop)).map(|()| None)),
+    ("deep", || fs::create_dir_all("d/".repeat(17)).map(|()| None)),
+    ("sparse", || File::create("data").and_then(|file| file.set_len(1 << 40)).map(|()| None)),
+    ("names", || {
+        fs::write("data", vec![b'x'; 1 << 20])?;
+        (0..100).try_for_each(|number| fs::hard_link("data", format!("data{number}"))).map(|()| None)
+    }),
+    ("links", || {
+        symlink("/", "root")?;
+        symlink(".", "loop").map(|()| None)
+    }),
+    ("deleted", || {
+        let mut file = File::create("data")?;
+        fs::remove_file("data")?;
+        file.write_all(&large())?;
+        Ok(Some(file))
+    }),
+];
+
+fn large() -> Vec<u8> {
+    vec![b'x'; 40 << 20]
+}
+
 fn main() {
     let (client, mut tasks) = elklet_plugin::connect().unwrap();
     let detail = elklet_plugin::detail().unwrap();
@@ -182,6 +218,13 @@ fn main() {
             return;
         }
         _ => {}
+    }
+    if let Some(way) = detail.strip_prefix("fill=") {
+        let (_, fill) = WAYS.iter().find(|(name, _)| *name == way).unwrap();
+        let _held = fill().unwrap();
+        fs::write("done", "").unwrap();
+        while tasks.receive().unwrap().is_some() {}
+        return;
     }
     let place = |name: &str| detail.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).unwrap();
     let path = |name: &str| PathBuf::from(place(name));

@@ -21,6 +21,7 @@
 //! | `brief=COUNT` | leaves so many processes behind that end by themselves within a second |
 //! | `deaf`, `deaf=FILE` | does nothing and reads no tasks, for ever or until FILE exists, which it removes |
 //! | `eat=MIB` | takes so much memory and keeps it |
+//! | `fill=MIB` | writes a file `filled` of this size into the working directory |
 //! | `stderr=TEXT` | a line on standard error |
 //! | `complain=MIB` | so many MiB of lines on standard error |
 //! | `exit=CODE`, `abort` | ends at once, with a code or by SIGABRT |
@@ -141,6 +142,7 @@ impl Plugin {
                 "orphan" => self.orphan(value == "bare"),
                 "deaf" => sleep_until(|| !value.is_empty() && fs::remove_file(value).is_ok()),
                 "eat" => self.eaten.extend(vec![1; count::<usize>(value) << 20]),
+                "fill" => fs::write("filled", vec![1; count::<usize>(value) << 20]).unwrap(),
                 "complain" => complain(count(value)),
                 "stderr" => eprintln!("{value}"),
                 "exit" => process::exit(count(value)),

@@ -29,6 +29,7 @@ mod policy;
 mod processes;
 mod proxies;
 mod python;
+mod quotas;
 mod reload;
 mod replay;
 mod reports;

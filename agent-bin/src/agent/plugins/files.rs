@@ -53,6 +53,7 @@ impl Plugins {
 
     /// Takes a plugin's directory from its place at once, so that the plugin may come again, and has it deleted.
     pub(in crate::agent) fn remove(&mut self, name: &PluginName) {
+        self.measuring.let_go(name);
         let directory = self.directory(name);
         match plugin::take_away(&directory) {
             Ok(None) => {}

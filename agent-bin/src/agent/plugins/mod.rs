@@ -18,12 +18,14 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use self::counts::Open;
 use self::prepare::{Lane, Step, preparer};
+use self::quota::Measuring;
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::fetch::Cancel;
 use crate::logging::{self, Event, Kind};
 use crate::plugin::{
-    self, Applied, Confiner, Group, Kin, Newest, PrepareError, Prepared, Preparer, Refusals, Spawned, Stderr,
+    self, Applied, Confiner, Group, Kin, Newest, OverQuota, PrepareError, Prepared, Preparer, Quota, Refusals, Spawned,
+    Stderr,
 };
 use crate::pump::{PlugId, PluginStats, PumpHandle};
 use crate::status::Meter;
@@ -33,6 +35,7 @@ use crate::sys::children::Own;
 mod counts;
 mod files;
 mod prepare;
+mod quota;
 
 /// What happens to plugins without being asked for.
 #[derive(Debug)]
@@ -43,6 +46,8 @@ pub(super) enum PluginEvent {
     Kept,
     /// What was to be deleted is, but for these.
     Deleted(Vec<PathBuf>),
+    /// The directories were measured; these processes are over their quotas.
+    Measured(Vec<(PluginName, u32, OverQuota)>),
     /// A process has ended; the first text completes "plugin x ...", the second is the end of what it said.
     Exited(PluginName, String, String),
 }
@@ -76,6 +81,10 @@ pub(super) struct Running {
     /// The limits that it has, and how they are kept.
     pub(super) limits: Vec<Applied>,
     groups: Vec<Group>,
+    /// What its directory may hold.
+    quota: Option<Quota>,
+    /// Why it was killed, if its directory held more.
+    over: Option<OverQuota>,
     plug: PlugId,
     /// It was asked to end.
     stopping: bool,
@@ -120,6 +129,9 @@ pub(super) struct Plugins {
     past_stderr: u64,
     /// Processes that have ended without being asked to.
     deaths: u64,
+    /// Of these, those that were killed for what their directories held.
+    quota_kills: u64,
+    measuring: Measuring,
     events: UnboundedSender<PluginEvent>,
 }
 
@@ -147,6 +159,8 @@ impl Plugins {
             past: Tally::default(),
             past_stderr: 0,
             deaths: 0,
+            quota_kills: 0,
+            measuring: Measuring::default(),
             events,
         };
         (plugins, receiver)
@@ -194,6 +208,10 @@ impl Plugins {
                 let refusals = Refusals::new(refusals, config.name.clone(), Arc::clone(&stats));
                 let plug = pump.plug(config.name.clone(), origin, pipes, Arc::clone(&stats));
                 self.open.insert(plug, Open::new(config.name.clone(), Arc::clone(&stats)));
+                let quota = self.confiner.quota(&config.name);
+                if quota.is_some() {
+                    self.measuring.schedule(now);
+                }
                 let running = Running {
                     version: config.version.clone(),
                     pid,
@@ -202,6 +220,8 @@ impl Plugins {
                     meter: Meter::new(now),
                     limits,
                     groups,
+                    quota,
+                    over: None,
                     plug,
                     stopping: false,
                 };
@@ -279,8 +299,15 @@ impl Plugins {
                 }
                 None
             }
+            PluginEvent::Measured(over) => {
+                self.handle_measured(over, now);
+                None
+            }
             PluginEvent::Exited(name, mut how, last_words) => {
                 if let Some(running) = self.running.remove(&name) {
+                    if let Some(over) = &running.over {
+                        how += &format!(" ({over})");
+                    }
                     how += &refused(&running.stats.refusals());
                     // The agent complains of one that was not asked to end.
                     match running.stopping {
@@ -315,12 +342,14 @@ impl Plugins {
         self.confiner.handle_timeout(now);
         self.kin.handle_timeout(now);
         self.chores.handle_timeout(now);
+        self.measure(now);
         self.write_kept(now);
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Millis> {
-        let due = [self.confiner.poll_timeout(), self.kin.poll_timeout(), self.chores.poll_timeout(), self.keep_at];
-        due.into_iter().flatten().min()
+        let rooms = [self.confiner.poll_timeout(), self.kin.poll_timeout(), self.chores.poll_timeout()];
+        let due = rooms.into_iter().chain([self.measuring.poll_timeout(), self.keep_at]);
+        due.flatten().min()
     }
 
     pub(super) fn get(&self, name: &PluginName) -> Option<&Running> {

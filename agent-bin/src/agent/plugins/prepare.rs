@@ -10,7 +10,6 @@ use elklet_core::limits::{MAX_DOWNLOADS, MAX_VERIFICATIONS};
 use super::{Outcome, PluginEvent, Plugins};
 use crate::config::Settings;
 use crate::fetch::{Cancel, Fetcher};
-use crate::logging::{self, Event, Kind};
 use crate::plugin::{Newest, PrepareError, Prepared, Preparer};
 use crate::sys::blocking;
 
@@ -74,15 +73,17 @@ impl Plugins {
             let cancel = Arc::new(Cancel::default());
             self.preparing.insert(id, Arc::clone(&cancel));
             let (preparer, events) = (Arc::clone(&self.preparer), self.events.clone());
+            let quota = self.confiner.quota(&config.name);
             let tell = events.clone();
             let started = blocking::start(config, move |config| {
                 let result = match step {
                     // It is fetched, then.
-                    Step::Verify => match preparer.verify(&config, &cancel) {
+                    Step::Verify => match preparer.verify(&config, quota, &cancel) {
+                        Err(PrepareError::OverQuota(over)) => Err(over.into()),
                         Err(_) if !config.urls.is_empty() => Ok(None),
                         verified => verified.map(Some),
                     },
-                    Step::Download => preparer.download(&config, &cancel).map(Some),
+                    Step::Download => preparer.download(&config, quota, &cancel).map(Some),
                 };
                 let config = Box::new(config);
                 let _ = events.send(PluginEvent::Prepared { id, config, step, result });
@@ -131,6 +132,7 @@ impl Plugins {
         }
         match result {
             Ok(Some(prepared)) => {
+                self.measuring.let_go(&config.name);
                 self.ready.insert(id, prepared);
                 Some(Outcome::Prepared(config.name, id))
             }
@@ -140,7 +142,7 @@ impl Plugins {
                 None
             }
             Err(why) => {
-                logging::audit(&Event::new(Kind::Refused, &format!("plugin {}", config.name), &why.to_string()));
+                self.measuring.audit_refused(&config.name, &why);
                 Some(Outcome::NotPrepared(config.name, id, why))
             }
         }

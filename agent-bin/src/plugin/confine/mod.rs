@@ -3,7 +3,8 @@
 //!
 //! Each limit is enforced by the first of these that the host has: a control group of version 2 below the agent's own, where
 //! that is delegated to it; a group of version 1; a resource limit of the process, for memory (`RLIMIT_DATA`) and always for
-//! open files. A plugin starts even if a limit cannot be enforced. The log says so, and [`Applied`] tells whoever asks.
+//! open files. The agent itself keeps a directory's quota, by measuring. A plugin starts even if a limit cannot be enforced. The log
+//! says so, and [`Applied`] tells whoever asks.
 
 mod cgroup;
 mod filter;
@@ -32,6 +33,7 @@ use self::cgroup::{Controller, Hierarchies};
 pub(crate) use self::filter::restrict_thread;
 pub(crate) use self::refusals::Refusals;
 use super::process::raised;
+use super::quota::Quota;
 use crate::config::{Confinement, Rights, Settings};
 
 /// Pause before another attempt to remove a group that is not empty.
@@ -47,6 +49,8 @@ pub(crate) enum By {
     Cgroup(u8),
     /// A resource limit of each process.
     Rlimit,
+    /// The agent, which measures from time to time.
+    Agent,
     /// Another mechanism of the kernel.
     Kernel(&'static str),
     /// Nothing, for this reason.
@@ -73,6 +77,7 @@ impl fmt::Display for Applied {
         match &self.by {
             By::Cgroup(version) => write!(f, "{} (cgroup v{version})", self.limit),
             By::Rlimit => write!(f, "{} (rlimit)", self.limit),
+            By::Agent => write!(f, "{} (agent)", self.limit),
             By::Kernel(how) => write!(f, "{} ({how})", self.limit),
             By::Nothing(why) => write!(f, "{} not applied: {why}", self.limit),
         }
@@ -180,7 +185,16 @@ impl Confiner {
             confining.rlimits.push((libc::RLIMIT_NOFILE, files, confining.applied.len()));
             confining.applied.push(Applied { limit: format!("{files} open files"), by: By::Rlimit });
         }
+        if let Some(quota) = self.quota(name) {
+            confining.applied.push(Applied { limit: format!("disk {} MiB", quota.mib()), by: By::Agent });
+        }
         Ok(confining)
+    }
+
+    /// What the directory of a plugin that starts from now on may hold.
+    pub(crate) fn quota(&self, name: &PluginName) -> Option<Quota> {
+        let own = self.settings.plugin.get(name.as_str());
+        self.settings.plugins.disk_bytes(name.as_str(), own).map(Quota)
     }
 
     /// A plugin's process has ended. Kills what is left in its groups and removes them.
@@ -329,7 +343,7 @@ impl Confining {
         for applied in &self.applied {
             match applied.by {
                 By::Nothing(_) => log::warn!("plugin {name}: {applied}"),
-                By::Cgroup(_) | By::Rlimit | By::Kernel(_) => log::info!("plugin {name}: {applied}"),
+                By::Cgroup(_) | By::Rlimit | By::Agent | By::Kernel(_) => log::info!("plugin {name}: {applied}"),
             }
         }
         (self.applied, self.made, listener)

@@ -109,7 +109,10 @@ impl Shell {
                 if self.ran.get(&config.name) == Some(&config) {
                     self.ran.remove(&config.name);
                 }
-                dispatch.handle_preparation_failed(&config.name, id, "it was not to be", now);
+                match now.0 % 2 {
+                    0 => dispatch.handle_preparation_failed(&config.name, id, "it was not to be", now),
+                    _ => dispatch.handle_held_back(&config.name, id, "it may not be yet", now),
+                }
             }
         } else if let Some(name) = self.stopping.iter().nth(which - self.preparing.len()).cloned() {
             self.stopping.remove(&name);

@@ -97,6 +97,78 @@ fn what_is_still_reported_of_a_preparation_that_was_given_up_is_ignored() {
     assert_eq!(running(&dispatch), [config("a", 2)]);
 }
 
+/// The complaints among these.
+fn complaints(actions: Vec<Action>) -> Vec<String> {
+    let complaints = actions.into_iter().filter_map(|action| match action {
+        Action::Complain(what) => Some(what),
+        _ => None,
+    });
+    complaints.collect()
+}
+
+#[test]
+fn a_plugin_that_is_held_back_is_looked_at_once_a_minute_told_once_and_started_when_it_may() {
+    let mut dispatch = Dispatch::new("1".into());
+    let name = config("a", 1).name;
+    let shown = |dispatch: &Dispatch| {
+        let plugin = dispatch.plugins().next().expect("it is configured");
+        (plugin.phase, plugin.retry_at, plugin.restarts)
+    };
+    configure(&mut dispatch, vec![config("a", 1)], Millis(0));
+    settle(&mut dispatch, Millis(0));
+    dispatch.handle_exited(&name, "was killed by signal 9 (it is full)", "", Millis(1));
+    let mut now = Millis(1 + RESTART_BASE_MS);
+    let mut told = Vec::new();
+    for _ in 0..5 {
+        dispatch.handle_timeout(now);
+        let (actions, prepare) = orders(&mut dispatch);
+        told.extend(complaints(actions));
+        assert_eq!(shown(&dispatch), ("preparing", None, 1));
+        dispatch.handle_held_back(&name, prepare.expect("it is looked at").0, "it is full", now);
+        let (actions, prepare) = orders(&mut dispatch);
+        told.extend(complaints(actions));
+        assert_eq!(prepare, None);
+        // It is no failure, so the next look does not come later each time.
+        assert_eq!(shown(&dispatch), ("held back", Some(now + HELD_BACK_MS), 1));
+        assert_eq!(dispatch.state_details(now), ["plugin a cannot be started: it is full"]);
+        now = now + HELD_BACK_MS;
+    }
+    let died = "plugin a was killed by signal 9 (it is full) unexpectedly";
+    assert_eq!(told, [died, "plugin a cannot be started: it is full"]);
+
+    // The same configuration changes nothing, and another one is tried at once, and told.
+    configure(&mut dispatch, vec![config("a", 1)], Millis(now.0 - 1));
+    assert_eq!((orders(&mut dispatch).1, dispatch.poll_timeout()), (None, Some(now)));
+    configure(&mut dispatch, vec![config("a", 2)], Millis(now.0 - 1));
+    let (id, stand_in) = orders(&mut dispatch).1.expect("it is prepared");
+    assert_eq!(stand_in, config("a", 2));
+    dispatch.handle_held_back(&name, id, "it is full", now);
+    assert_eq!(complaints(orders(&mut dispatch).0).len(), 1);
+
+    // There is room again.
+    now = now + HELD_BACK_MS;
+    dispatch.handle_timeout(now);
+    settle(&mut dispatch, now);
+    assert_eq!((running(&dispatch), dispatch.poll_timeout()), (vec![config("a", 2)], None));
+    assert!(dispatch.state_details(now).is_empty());
+}
+
+#[test]
+fn an_update_that_is_held_back_leaves_the_version_that_runs() {
+    let mut dispatch = Dispatch::new("1".into());
+    configure(&mut dispatch, vec![config("a", 1)], Millis(0));
+    settle(&mut dispatch, Millis(0));
+    configure(&mut dispatch, vec![config("a", 2)], Millis(1));
+    let (id, _) = orders(&mut dispatch).1.expect("it is prepared");
+    dispatch.handle_held_back(&config("a", 1).name, id, "it is full", Millis(1));
+    assert_eq!(complaints(orders(&mut dispatch).0), ["plugin a cannot be started: it is full; version 1 runs on"]);
+    assert_eq!((running(&dispatch), dispatch.poll_timeout()), (vec![config("a", 1)], Some(Millis(1 + HELD_BACK_MS))));
+    // Nobody wants it any more.
+    configure(&mut dispatch, vec![], Millis(2));
+    settle(&mut dispatch, Millis(2));
+    assert_eq!((dispatch.plugins().count(), dispatch.poll_timeout()), (0, None));
+}
+
 #[test]
 fn when_neither_a_version_nor_its_stand_in_can_be_started_both_wait() {
     let mut dispatch = Dispatch::new("1".into());
