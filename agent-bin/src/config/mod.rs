@@ -287,6 +287,8 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
+    use super::plugins::sandbox::{CPU_PERCENT, DISK_MIB, MEMORY_MIB, PROCESSES};
+    use super::value::Within;
     use super::*;
 
     fn flags(workdir: &Path) -> Flags {
@@ -367,14 +369,20 @@ mod tests {
         let Layout { certs, socket, log, .. } = Layout::new(&Flags::default(), &settings.keys());
         assert_eq!(named, [certs, socket, log].map(Some));
         // What has no value of its own is shown with that of the sandboxes.
-        let quota = settings.plugins.disk_mib.take().map(|mib| mib.value());
-        assert_eq!(quota, Some(plugins::SANDBOX_DISK_MIB));
+        let Plugins { memory_mib, cpu_percent, processes, disk_mib, .. } = &mut settings.plugins;
+        let shown = [
+            memory_mib.take().map(Within::value),
+            cpu_percent.take().map(Within::value),
+            processes.take().map(Within::value),
+            disk_mib.take().map(Within::value),
+        ];
+        assert_eq!(shown, [MEMORY_MIB, CPU_PERCENT, PROCESSES, DISK_MIB].map(Some));
         assert_eq!(settings.upload_rules().allow, Settings::default().upload_rules().allow);
         settings.upload = Upload::default();
         // Sections of which there may be several have one example each, with nothing but defaults in it.
         assert_eq!(settings.regions.remove("eu"), Some(Server::default()));
         let collector = settings.plugin.remove("collector");
-        let confinement = |own| settings.plugins.confinement(own, false);
+        let confinement = |own| Confinement { memory_by_rlimit: true, ..settings.plugins.confinement(own, true) };
         assert_eq!(confinement(collector.as_ref()), confinement(None));
         assert_eq!(settings, Settings::default());
 

@@ -17,12 +17,12 @@ pub(crate) struct Plugins {
     public_key: Keys,
     signed_after: SignedAfter,
     allow_downgrade: bool,
-    memory_mib: MemoryMib,
-    cpu_percent: CpuPercent,
-    processes: Processes,
-    open_files: OpenFiles,
-    /// As the profile says, if it is not set.
+    /// These four are as the profile says, if they are not set.
+    pub(super) memory_mib: Option<MemoryMib>,
+    pub(super) cpu_percent: Option<CpuPercent>,
+    pub(super) processes: Option<Processes>,
     pub(super) disk_mib: Option<DiskMib>,
+    open_files: OpenFiles,
     no_new_privs: bool,
     end_with_agent: bool,
     when_full: WhenFull,
@@ -59,22 +59,23 @@ enum WhenFull {
     Wait,
 }
 
-/// 0 means no limit for a trusted plugin, and that of [`SANDBOX`] for one in a sandbox, as with the next two.
-type MemoryMib = Within<0, { 1 << 20 }>;
-type CpuPercent = Within<0, 100_000>;
-type Processes = Within<0, { 1 << 20 }>;
-/// 0 means no limit.
-type OpenFiles = Within<0, { 1 << 20 }>;
 /// 0 means no limit, for a plugin in a sandbox too. That is not the same as to say nothing.
+pub(super) type MemoryMib = Within<0, { 1 << 20 }>;
+pub(super) type CpuPercent = Within<0, 100_000>;
+pub(super) type Processes = Within<0, { 1 << 20 }>;
 pub(super) type DiskMib = Within<0, { 1 << 20 }>;
+type OpenFiles = Within<0, { 1 << 20 }>;
 
-/// What the directory of a plugin in a sandbox may hold unless somebody says otherwise. The known plugins have some ten MiB,
-/// and the agent keeps two of each one's standard error there. A trusted plugin may keep whatever it likes, as in Elkeid.
-pub(super) const SANDBOX_DISK_MIB: u32 = 256;
-
-/// What a plugin in a sandbox may have of memory (MiB), of the processor (hundredths), and of processes, where its owner names no
-/// limit. Elkeid's service leaves half of the memory, and a tenth of one processor, to its agent and all plugins together.
-const SANDBOX: (u64, u64, u64) = (512, 100, 256);
+/// What a plugin in a sandbox may have unless somebody says otherwise. A trusted plugin may have whatever it likes, as in Elkeid.
+///
+/// Elkeid's service leaves half of this memory, and a tenth of one processor, to its agent and all plugins together. The known plugins
+/// have some ten MiB in their directories, and the agent keeps two of each one's standard error there.
+pub(super) mod sandbox {
+    pub(in crate::config) const MEMORY_MIB: u32 = 512;
+    pub(in crate::config) const CPU_PERCENT: u32 = 100;
+    pub(in crate::config) const PROCESSES: u32 = 256;
+    pub(in crate::config) const DISK_MIB: u32 = 256;
+}
 
 /// A public key, or a list of at most two. Empty texts stand for none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -140,11 +141,11 @@ impl Default for Plugins {
             public_key: Keys::default(),
             signed_after: SignedAfter::default(),
             allow_downgrade: false,
-            memory_mib: MemoryMib::new(0),
-            cpu_percent: CpuPercent::new(0),
-            processes: Processes::new(0),
-            open_files: OpenFiles::new(0),
+            memory_mib: None,
+            cpu_percent: None,
+            processes: None,
             disk_mib: None,
+            open_files: OpenFiles::new(0),
             no_new_privs: true,
             end_with_agent: true,
             when_full: WhenFull::default(),
@@ -160,7 +161,7 @@ pub(crate) struct Confinement {
     /// Bytes of memory.
     pub(crate) memory: Option<u64>,
     /// True if a resource limit may take the place of a control group. It counts memory that a process has asked for and never used,
-    /// which an owner's limit allows for, and that of [`SANDBOX`] does not.
+    /// which an owner's limit allows for, and that of [`sandbox`] does not.
     pub(crate) memory_by_rlimit: bool,
     /// Hundredths of one processor.
     pub(crate) cpu_percent: Option<u64>,
@@ -200,11 +201,8 @@ impl Plugins {
 
     /// What the directory of the plugin `name` with the section `own`, if any, may hold on the disk, if that is bounded.
     pub(crate) fn disk_bytes(&self, name: &str, own: Option<&PluginSettings>) -> Option<u64> {
-        let mib = match own.and_then(|own| own.disk_mib).or(self.disk_mib) {
-            Some(mib) => mib.value(),
-            None => self.rights(name, own).map_or(0, |_| SANDBOX_DISK_MIB),
-        };
-        (mib != 0).then(|| u64::from(mib) << 20)
+        let set = own.and_then(|own| own.disk_mib).or(self.disk_mib).map(Within::value);
+        limit(set, self.rights(name, own).is_some(), sandbox::DISK_MIB).map(|mib| mib << 20)
     }
 
     /// Returns true when a plugin with the section `own`, if any, may be in a sandbox. Its name decides, if the profile is `by_name`.
@@ -216,19 +214,26 @@ impl Plugins {
     pub(crate) fn confinement(&self, own: Option<&PluginSettings>, in_sandbox: bool) -> Confinement {
         let none = PluginSettings::default();
         let own = own.unwrap_or(&none);
-        let limit = |value: u32| (value != 0).then_some(u64::from(value));
-        let sandbox = |value: u64| in_sandbox.then_some(value);
-        let memory = limit(own.memory_mib.unwrap_or(self.memory_mib).value());
+        let memory = own.memory_mib.or(self.memory_mib).map(Within::value);
+        let cpu_percent = own.cpu_percent.or(self.cpu_percent).map(Within::value);
+        let processes = own.processes.or(self.processes).map(Within::value);
+        let open_files = own.open_files.unwrap_or(self.open_files).value();
         Confinement {
-            memory: memory.or(sandbox(SANDBOX.0)).map(|mib| mib << 20),
+            memory: limit(memory, in_sandbox, sandbox::MEMORY_MIB).map(|mib| mib << 20),
             memory_by_rlimit: memory.is_some(),
-            cpu_percent: limit(own.cpu_percent.unwrap_or(self.cpu_percent).value()).or(sandbox(SANDBOX.1)),
-            processes: limit(own.processes.unwrap_or(self.processes).value()).or(sandbox(SANDBOX.2)),
-            open_files: limit(own.open_files.unwrap_or(self.open_files).value()),
+            cpu_percent: limit(cpu_percent, in_sandbox, sandbox::CPU_PERCENT),
+            processes: limit(processes, in_sandbox, sandbox::PROCESSES),
+            open_files: limit(Some(open_files), in_sandbox, 0),
             no_new_privs: own.no_new_privs.unwrap_or(self.no_new_privs),
             end_with_agent: own.end_with_agent.unwrap_or(self.end_with_agent),
         }
     }
+}
+
+/// The limit that was set, or else that of a plugin in a sandbox.
+fn limit(set: Option<u32>, in_sandbox: bool, sandbox: u32) -> Option<u64> {
+    let limit = set.or(in_sandbox.then_some(sandbox))?;
+    (limit != 0).then_some(limit.into())
 }
 
 #[cfg(test)]
@@ -281,6 +286,10 @@ mod tests {
         let own: PluginSettings = toml::from_str("memory_mib = 1000").expect("valid");
         let Confinement { memory, memory_by_rlimit, .. } = all.confinement(Some(&own), true);
         assert!(memory == Some(1000 << 20) && memory_by_rlimit);
+        // 0 is not the same as nothing.
+        let own: PluginSettings = toml::from_str("memory_mib = 0\nprocesses = 0").expect("valid");
+        let Confinement { memory, cpu_percent, processes, .. } = all.confinement(Some(&own), true);
+        assert_eq!((memory, cpu_percent, processes), (None, Some(100), None));
     }
 
     #[test]
