@@ -2,7 +2,8 @@
 
 use std::mem;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use elklet_core::command::{PluginConfig, PluginName};
 use elklet_core::time::Millis;
@@ -10,45 +11,43 @@ use elklet_core::time::Millis;
 use super::{PluginEvent, Plugins};
 use crate::logging::{self, Event, Kind};
 use crate::plugin;
-use crate::sys::blocking;
 use crate::sys::remove::remove_tree;
 
 /// Paths that wait to be deleted at most; each is tried again at every heartbeat.
 const MAX_LITTER: usize = 1_000;
 
 impl Plugins {
-    /// Keeps the list of what is to run on the disk; the newest list counts.
+    /// Keeps the list of what is to run on the disk; the newest list counts. The agent's end waits for it.
     pub(in crate::agent) fn keep(&mut self, plugins: Vec<PluginConfig>, now: Millis) {
-        self.to_keep = Some(plugins);
-        self.write_kept(now);
+        let slot = Arc::clone(&self.to_keep);
+        // Whoever writes the list that waits there writes this one in its place.
+        if swap(&slot, Some(plugins)).is_none() {
+            let preparer = Arc::clone(&self.preparer);
+            self.writes.push(move || {
+                if let Some(plugins) = swap(&slot, None)
+                    && let Err(error) = plugin::write_kept(&preparer.workdir, &plugins)
+                {
+                    log::error!("the list of plugins cannot be kept for a start without a server: {error}");
+                }
+            });
+        }
+        self.writes.handle_timeout(now);
     }
 
-    pub(super) fn write_kept(&mut self, now: Millis) {
-        if self.keeping || self.keep_at.is_some_and(|due| due > now) {
-            return;
+    /// Keeps which versions have run, if this is a new one.
+    pub(super) fn note_started(&mut self, config: &PluginConfig, now: Millis) {
+        if self.preparer.note_started(config) && !self.to_note.swap(true, Relaxed) {
+            let (preparer, to_note) = (Arc::clone(&self.preparer), Arc::clone(&self.to_note));
+            self.writes.push(move || {
+                to_note.store(false, Relaxed);
+                if let Err(error) = preparer.newest.write() {
+                    log::error!(
+                        "the newest versions cannot be kept; after its end the agent will not know them: {error}"
+                    );
+                }
+            });
         }
-        self.keep_at = None;
-        let lists = (self.to_keep.take(), mem::take(&mut self.to_note));
-        if matches!(lists, (None, false)) {
-            return;
-        }
-        let (preparer, events) = (Arc::clone(&self.preparer), self.events.clone());
-        let started = blocking::start(lists, move |(to_keep, to_note)| {
-            if let Some(Err(error)) = to_keep.map(|plugins| plugin::write_kept(&preparer.workdir, &plugins)) {
-                log::error!("the list of plugins cannot be kept for a start without a server: {error}");
-            }
-            if to_note && let Err(error) = preparer.newest.write() {
-                log::error!("the newest versions cannot be kept; after its end the agent will not know them: {error}");
-            }
-            let _ = events.send(PluginEvent::Kept);
-        });
-        match started {
-            Ok(()) => self.keeping = true,
-            Err(refused) => {
-                (self.to_keep, self.to_note) = refused.input;
-                self.keep_at = Some(now + blocking::RETRY_MS);
-            }
-        }
+        self.writes.handle_timeout(now);
     }
 
     /// Takes a plugin's directory from its place at once, so that the plugin may come again, and has it deleted.
@@ -87,4 +86,9 @@ impl Plugins {
             let _ = events.send(PluginEvent::Deleted(paths));
         });
     }
+}
+
+/// Puts `list` into the slot, and returns what was there.
+fn swap(slot: &Mutex<Option<Vec<PluginConfig>>>, list: Option<Vec<PluginConfig>>) -> Option<Vec<PluginConfig>> {
+    mem::replace(&mut *slot.lock().unwrap_or_else(PoisonError::into_inner), list)
 }

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
 use std::mem;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use elklet_core::command::{PluginConfig, PluginName};
 use elklet_core::dispatch::{Preparation, STOP_TIMEOUT_MS};
@@ -42,8 +43,6 @@ mod quota;
 pub(super) enum PluginEvent {
     /// A step of a preparation is over; `None` means that another has to follow.
     Prepared { id: Preparation, config: Box<PluginConfig>, step: Step, result: Result<Option<Prepared>, PrepareError> },
-    /// The list of plugins was written to the disk, or was not.
-    Kept,
     /// What was to be deleted is, but for these.
     Deleted(Vec<PathBuf>),
     /// The directories were measured; these processes are over their quotas.
@@ -110,15 +109,13 @@ pub(super) struct Plugins {
     /// Preparations that have not come back and are wanted, and those whose executable waits to be started.
     preparing: HashMap<Preparation, Arc<Cancel>>,
     ready: HashMap<Preparation, Prepared>,
-    /// Whether a list is being written, and the one that is to be written after it.
-    keeping: bool,
-    to_keep: Option<Vec<PluginConfig>>,
-    /// When that is tried again, after there was no thread for it.
-    keep_at: Option<Millis>,
+    /// What is written in its time.
+    writes: Chores,
+    /// The list of plugins that is to be written, and whether the versions that have run are.
+    to_keep: Arc<Mutex<Option<Vec<PluginConfig>>>>,
+    to_note: Arc<AtomicBool>,
     /// What is deleted in its time.
     chores: Chores,
-    /// Whether another version than before has run, which is to be written too.
-    to_note: bool,
     /// What is to be deleted, and whether a chore is deleting.
     litter: Vec<PathBuf>,
     deleting: bool,
@@ -148,11 +145,10 @@ impl Plugins {
             downloads: Lane::default(),
             preparing: HashMap::new(),
             ready: HashMap::new(),
-            keeping: false,
-            to_keep: None,
-            keep_at: None,
+            writes: Chores::default(),
+            to_keep: Arc::default(),
+            to_note: Arc::default(),
             chores: Chores::default(),
-            to_note: false,
             litter: Vec::new(),
             deleting: false,
             open: HashMap::new(),
@@ -201,8 +197,7 @@ impl Plugins {
                 let own = Own::plugin(pid);
                 self.kin.join(mark, pid);
                 log::info!("plugin {} version {} started as process {pid}", config.name, config.version);
-                self.to_note |= self.preparer.note_started(config);
-                self.write_kept(now);
+                self.note_started(config, now);
                 let stats = Arc::new(PluginStats::default());
                 let stderr = Stderr::new(stderr, config.name.clone(), Arc::clone(&stats), self.clock);
                 let refusals = Refusals::new(refusals, config.name.clone(), Arc::clone(&stats));
@@ -286,11 +281,6 @@ impl Plugins {
     pub(super) fn handle_event(&mut self, event: PluginEvent, pump: &PumpHandle, now: Millis) -> Option<Outcome> {
         match event {
             PluginEvent::Prepared { id, config, step, result } => self.handle_step(id, *config, step, result),
-            PluginEvent::Kept => {
-                self.keeping = false;
-                self.write_kept(now);
-                None
-            }
             PluginEvent::Deleted(failed) => {
                 self.deleting = false;
                 let came_meanwhile = mem::replace(&mut self.litter, failed);
@@ -343,13 +333,12 @@ impl Plugins {
         self.kin.handle_timeout(now);
         self.chores.handle_timeout(now);
         self.measure(now);
-        self.write_kept(now);
+        self.writes.handle_timeout(now);
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Millis> {
-        let rooms = [self.confiner.poll_timeout(), self.kin.poll_timeout(), self.chores.poll_timeout()];
-        let due = rooms.into_iter().chain([self.measuring.poll_timeout(), self.keep_at]);
-        due.flatten().min()
+        let rooms = [self.confiner.poll_timeout(), self.kin.poll_timeout(), self.measuring.poll_timeout()];
+        rooms.into_iter().chain([&self.chores, &self.writes].map(Chores::poll_timeout)).flatten().min()
     }
 
     pub(super) fn get(&self, name: &PluginName) -> Option<&Running> {
