@@ -299,7 +299,9 @@ impl Shell {
             Action::KeepAgent => {}
             Action::UpdateAgent(agent) => assert_ne!(agent.version, AGENT_VERSION),
             Action::Forbid(..) => {}
-            Action::Complain(what) => assert!(what.chars().count() <= MAX_COMPLAINT_CHARS, "a line for a log: {what}"),
+            Action::Refuse(what) | Action::Complain(what) => {
+                assert!(what.chars().count() <= MAX_COMPLAINT_CHARS, "a line for a log: {what}")
+            }
         }
     }
 
