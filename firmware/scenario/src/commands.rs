@@ -62,6 +62,7 @@ impl Shell {
                     self.dispatch.handle_shutdown(self.now);
                 }
                 Action::Answer(failure) => writeln!(out, "report on task {}: {}", failure.token, failure.message)?,
+                Action::Refuse(what) => writeln!(out, "refuse: {what}")?,
                 Action::Complain(what) => writeln!(out, "complain: {what}")?,
                 // The server of this scenario asks for nothing that would come to one of the others.
                 _ => return Err(fmt::Error),
