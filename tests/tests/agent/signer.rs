@@ -8,7 +8,7 @@ use elklet_tests::files::{Files, How};
 use elklet_tests::harness::{Site, skipped};
 use serde_json::{Value, json};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use tar::EntryType;
@@ -182,7 +182,7 @@ fn a_key_is_its_owners_alone_and_never_replaced() {
         key.lines().count()
     );
     desk.fails(2, &["keygen", "key"], "key: a new key needs a new file: File exists");
-    std::os::unix::fs::symlink("nowhere", desk.path("link")).unwrap();
+    symlink("nowhere", desk.path("link")).unwrap();
     desk.fails(2, &["keygen", "link"], "link: a new key needs a new file");
     desk.fails(1, &["keygen", "no/such"], "no/such: a new key needs a new file: No such file");
     assert_eq!((fs::read_to_string(desk.path("key")).unwrap(), desk.path("nowhere").exists()), (key, false));
@@ -268,13 +268,15 @@ fn commands(mark: &str, pair: usize) -> String {
 fn the_commands_of_the_page_sign_what_an_agent_takes() {
     let desk = Desk::new();
     desk.put("probe", program());
-    let elklet = Binaries::for_tests().elklet.parent().unwrap().display().to_string();
+    // The program may have another name, as `elklet-x86_64` has, which is shipped.
+    let bin = tempfile::tempdir().unwrap();
+    symlink(fs::canonicalize(&Binaries::for_tests().elklet).unwrap(), bin.path().join("elklet")).unwrap();
     let run = |pair, key: &str| {
         let script = commands("<!-- signing by elklet -->", pair);
         let mut shell = Command::new("sh");
         shell.args(["-e", "-c", &script]).current_dir(desk.0.path()).env("KEY", key);
         let path = std::env::var("PATH").unwrap_or_default();
-        let run = shell.env("PATH", format!("{elklet}:{path}")).output().unwrap();
+        let run = shell.env("PATH", format!("{}:{path}", bin.path().display())).output().unwrap();
         assert!(run.status.success(), "{script}{}", told(&run));
         String::from_utf8(run.stdout).unwrap()
     };
