@@ -71,7 +71,10 @@ fn what_went_wrong_without_a_server_is_told_later_as_of_then() {
     let ends = || reports(&site, &agent, &site.address());
     wait_until("reports", || ends().len() >= PER_PLACE);
     assert_eq!(ends().len(), PER_PLACE, "{:?}", ends());
-    assert!(ends()[0]["msg"].contains("the connection broke") && ends()[1]["msg"].contains("no TCP connection"));
+    let told = ends();
+    let (first, last) = (&told[0]["msg"], &told[PER_PLACE - 1]["msg"]);
+    // Between them, a server that is about to end may have taken a connection and reset it.
+    assert!(first.contains("the connection broke") && last.contains("no TCP connection"), "{told:?}");
     let late = site.records(&agent, |records| {
         let these = records.others.iter().filter(|taken| taken.record.data_type == 1010);
         these.filter(|taken| u64::try_from(taken.record.timestamp).unwrap() >= back).count()
