@@ -69,6 +69,8 @@ impl Fleet {
     fn roll_out(&self, version: &str, file: &str, wait_s: u32) -> String {
         let plugin =
             json!({ "name": "probe", "version": version, "type": "", "detail": "", "signature": "", "file": file });
+        // The canary is the first of those that are connected, and heartbeats are asked for by ending streams.
+        wait_until("both agents", || self.get("/api/v1/hosts")["connected"] == self.agents.len());
         let begun =
             self.post("/rollouts", &json!({ "group": "edge", "plugin": plugin, "canary": 1, "wait_s": wait_s }));
         assert_eq!(begun.status, 201, "{}", begun.body);
