@@ -347,9 +347,11 @@ mod tests {
 
     #[test]
     fn days_follow_one_another_through_the_centuries() {
-        let mut expected = days(1599, 12, 31);
-        assert_eq!(expected, -135_141);
-        for year in 1600..2401 {
+        assert_eq!(days(1599, 12, 31), -135_141);
+        // For an interpreter, the turn of one century has to do.
+        let years = if cfg!(miri) { 1999..2002 } else { 1600..2401 };
+        let mut expected = days(years.start - 1, 12, 31);
+        for year in years {
             let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
             let february = if is_leap { 29 } else { 28 };
             for (month, length) in (1..).zip([31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]) {

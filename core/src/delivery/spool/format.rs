@@ -216,7 +216,9 @@ mod tests {
             prop_assert_eq!((head.payload_bytes as usize, head.payload_sum), (payload.len(), sum(&payload)));
             prop_assert_eq!(u64::from(head.records), rows.iter().map(|row| row.records).sum::<u64>());
             prop_assert_eq!(&*read_manifest(&bytes[BATCH_HEAD_BYTES..], &mut sources), &rows[..]);
-            for at in 4..bytes.len() {
+            // For an interpreter, some of the bytes have to do.
+            let step = if cfg!(miri) { 61 } else { 1 };
+            for at in (4..bytes.len()).step_by(step) {
                 let mut spoilt = bytes.clone();
                 spoilt[at] ^= 4;
                 prop_assert!(!BatchHead::check(&spoilt, sum), "byte {} may be spoilt", at);
