@@ -277,14 +277,17 @@ impl Rollout {
     /// Says that a host has disconnected. It is sent its configuration again when it comes back.
     pub fn handle_gone(&mut self, agent_id: &str, now: i64) {
         let Some(host) = self.host(agent_id) else { return };
-        let was_sent = host.state == Progress::Sent;
-        if was_sent {
-            host.state = Progress::Waiting;
-            self.changed_ms = now;
+        if host.state != Progress::Sent {
+            return;
         }
-        if self.is_active() {
+        host.state = Progress::Waiting;
+        // One that comes and goes all the time is not waited for for ever.
+        let is_new = host.first_sent_ms.is_some_and(|sent| now < sent + PATIENCE_MS);
+        self.changed_ms = now;
+        if self.is_active() && is_new {
             self.settle_ms = Some(now + ABSENCE_MS);
         }
+        self.settle(now);
     }
 
     /// Says that a host runs this version of the plugin.

@@ -21,6 +21,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::Semaphore;
 
 /// How long a link may be opened, and how many may wait to be.
 pub(super) const LINK_MS: i64 = 10 * 60 * 1000;
@@ -36,6 +37,9 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const CSRF: HeaderName = HeaderName::from_static("x-csrf-token");
 const ACCESS_KEY_HEADER: HeaderName = HeaderName::from_static("accesskey");
 
+/// Signed requests whose bodies are read at a time. Each may have 16 MiB, and may turn out to be a stranger's.
+const UNPROVEN: usize = 8;
+
 /// Who may do what, and who is signed in.
 #[derive(Debug)]
 pub(crate) struct Access {
@@ -50,6 +54,8 @@ pub(crate) struct Access {
     token: Option<String>,
     pub(super) hasher: Hasher,
     pub(super) limits: Mutex<Limits>,
+    /// Whose turn it is to send the body of a request whose signature covers it.
+    pub(super) unproven: Semaphore,
     pub(super) counts: Counts,
     state: Mutex<State>,
 }
@@ -126,6 +132,7 @@ impl Access {
             token: token.map(secret::hash),
             hasher: Hasher::new(),
             limits: Mutex::default(),
+            unproven: Semaphore::new(UNPROVEN),
             counts: Counts::default(),
             state: Mutex::new(state),
         })
@@ -219,10 +226,19 @@ impl Access {
             None => return None,
         };
         drop(state);
-        if keep && let Err(error) = self.keep(|store| store.site().sessions().set(&session.kept())) {
+        if keep && let Err(error) = self.keep(|store| self.keep_session(store, &session)) {
             log::warn!("a session may end early after a restart: {error}");
         }
         Some((session.user, role))
+    }
+
+    /// Writes a session, and removes it again if it has ended meanwhile: who ended it may have been faster with the database.
+    pub(super) fn keep_session(&self, store: &Store, session: &Session) -> Result<(), SiteError> {
+        store.site().sessions().set(&session.kept())?;
+        if !self.state().sessions.has(&session.hash) {
+            store.site().sessions().remove(std::slice::from_ref(&session.hash))?;
+        }
+        Ok(())
     }
 
     /// Returns the key in the cookie of a session.

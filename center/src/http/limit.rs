@@ -81,7 +81,7 @@ impl Limits {
 }
 
 /// Returns the address, or of one of version 6 the network that one site has.
-fn site_of(address: IpAddr) -> String {
+pub(crate) fn site_of(address: IpAddr) -> String {
     match address.to_canonical() {
         IpAddr::V4(address) => address.to_string(),
         IpAddr::V6(address) => {

@@ -19,6 +19,7 @@ mod reply;
 pub(crate) mod secret;
 mod session;
 mod sign_in;
+mod stall;
 mod stream;
 mod trail;
 
@@ -36,7 +37,7 @@ pub(crate) use trail::write as audit;
 
 use crate::clock::now_ms;
 use crate::clock::now_s;
-use crate::serve::{Options, Shared, Status, Step};
+use crate::serve::{Options, Shared, Status};
 use access::Asker;
 use bytes::Bytes;
 use elklet_proto::grpc::Command;
@@ -51,6 +52,7 @@ use manager::{CommandRequest, ResetRequest};
 use reply::{Reply, json_response, respond, text};
 use serde::Serialize;
 use serde_json::{Value, json};
+use stall::Impatient;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -66,6 +68,9 @@ const MAX_CONNECTIONS: usize = 256;
 
 /// How long TLS may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client that takes nothing of what it is sent for so long is cut off.
+const TAKEN_WITHIN: Duration = Duration::from_secs(60);
 
 /// Longest request body: room for a command of 4 MiB escaped in JSON.
 const MAX_BODY: usize = 16 << 20;
@@ -165,7 +170,7 @@ async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr, shared
     });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    if let Err(error) = server.serve_connection(TokioIo::new(io), service).await {
+    if let Err(error) = server.serve_connection(TokioIo::new(Impatient::new(io, TAKEN_WITHIN)), service).await {
         log::debug!("an HTTP connection: {error}");
     }
 }
@@ -217,15 +222,27 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr, shared: &Arc<Share
         // A file does not have to fit into memory. What is signed does: the signature covers all of it.
         return api::upload(head.uri.query().unwrap_or_default(), body, caller, shared).await;
     }
-    let Ok(body) = whole(body, MAX_BODY).await else { return refuse(StatusCode::PAYLOAD_TOO_LARGE, TOO_LONG) };
-    let caller = match asker {
-        Asker::Known(caller) => caller,
-        Asker::Signed | Asker::Unknown(_) => match shared.access.access_key().map(|key| authorize(key, &head, &body)) {
-            Some(Ok(())) => Access::signer(peer),
-            Some(Err(reason)) if route.is_none() => return refuse(StatusCode::OK, &reason),
-            Some(Err(reason)) => return refuse(StatusCode::UNAUTHORIZED, &reason),
-            None => return refuse(StatusCode::UNAUTHORIZED, "there is no access key"),
-        },
+    let (body, caller) = match asker {
+        Asker::Known(caller) => {
+            let Ok(body) = whole(body, MAX_BODY).await else { return refuse(StatusCode::PAYLOAD_TOO_LARGE, TOO_LONG) };
+            (body, caller)
+        }
+        Asker::Signed | Asker::Unknown(_) => {
+            let Some(key) = shared.access.access_key() else {
+                return refuse(StatusCode::UNAUTHORIZED, "there is no access key");
+            };
+            let status = if route.is_none() { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
+            if let Err(reason) = key.precheck(&signed(&head, b""), now_s()) {
+                return refuse(status, &reason);
+            }
+            // Until the body is there, nobody knows whether the signature is right.
+            let _turn = shared.access.unproven.acquire().await.expect("nobody closes it");
+            let Ok(body) = whole(body, MAX_BODY).await else { return refuse(StatusCode::PAYLOAD_TOO_LARGE, TOO_LONG) };
+            if let Err(reason) = key.verify(&signed(&head, &body), now_s()) {
+                return refuse(status, &reason);
+            }
+            (body, Access::signer(peer))
+        }
     };
     if let Some(path) = route {
         let query = head.uri.query().unwrap_or_default();
@@ -249,9 +266,9 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr, shared: &Arc<Share
     }
 }
 
-fn authorize(key: &AccessKey, head: &Parts, body: &[u8]) -> Result<(), String> {
+fn signed<'a>(head: &'a Parts, body: &'a [u8]) -> Signed<'a> {
     let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let signed = Signed {
+    Signed {
         access_key: header("AccessKey"),
         timestamp: header("TimeStamp"),
         signature: header("Signature"),
@@ -259,8 +276,7 @@ fn authorize(key: &AccessKey, head: &Parts, body: &[u8]) -> Result<(), String> {
         path: head.uri.path(),
         query: head.uri.query().unwrap_or_default(),
         body,
-    };
-    key.verify(&signed, now_s())
+    }
 }
 
 /// Reads the body of a request, if it has no more than this many bytes and comes in time.
@@ -317,7 +333,7 @@ fn summary(command: &Command) -> String {
 }
 
 /// Ends streams as AgentCenter does, which the agent sees as an orderly end. The answer's data is the ids.
-fn conn_reset(body: &[u8], caller: &Caller, shared: &Shared) -> Reply {
+fn conn_reset(body: &[u8], caller: &Caller, shared: &Arc<Shared>) -> Reply {
     let request: ResetRequest = match serde_json::from_slice(body) {
         Ok(request) => request,
         Err(error) => return invalid(&error),
@@ -330,7 +346,7 @@ fn conn_reset(body: &[u8], caller: &Caller, shared: &Shared) -> Reply {
             ids.truncate(count);
         }
     }
-    ids.retain(|id| shared.step(id, Step::End(Status::ok())));
+    ids.retain(|id| shared.end(id, Status::ok()));
     trail::note(shared, caller, "connections.reset", &ids.join(" "), "", "ok");
     success(ids.into())
 }

@@ -25,7 +25,7 @@ pub(super) struct Sessions(HashMap<String, Session>);
 /// A browser that somebody signed in with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Session {
-    hash: String,
+    pub(super) hash: String,
     pub(super) user: String,
     created_ms: i64,
     seen_ms: i64,
@@ -93,6 +93,11 @@ impl Sessions {
             session.written_ms = now_ms;
         }
         Some((session.clone(), write))
+    }
+
+    /// Returns true if there is one of this hash.
+    pub(super) fn has(&self, hash: &str) -> bool {
+        self.0.contains_key(hash)
     }
 
     /// Ends one, and returns whether there was one.

@@ -114,14 +114,17 @@ impl SignIn<'_> {
         self.take_try(Some(&name))?;
         let stored = self.access().state().users.get(&user).map(|user| user.password.clone());
         let right = self.access().hasher.verify(password, stored.clone()).await.map_err(|error| broken(&error))?;
-        let unchanged = || self.access().state().users.get(&user).map(|user| user.password.clone()) == stored;
-        if !right || !unchanged() {
+        let signed_in = match (right, stored) {
+            (true, Some(stored)) => self.signed_in(&user, Some(&stored))?,
+            (false, _) | (_, None) => None,
+        };
+        let Some(reply) = signed_in else {
             self.access().counts.wrong_sign_ins.fetch_add(1, Relaxed);
             self.note("nobody", "login", &name, "wrong name or password");
             return refuse(StatusCode::UNAUTHORIZED, "the name or the password is wrong");
-        }
+        };
         self.give_back();
-        self.signed_in(&user)
+        Ok(reply)
     }
 
     fn by_link(&self, key: &str) -> Answer {
@@ -132,38 +135,43 @@ impl SignIn<'_> {
             return refuse(StatusCode::UNAUTHORIZED, "this link was opened already, or is older than 10 minutes");
         }
         self.give_back();
-        self.signed_in(LINK)
+        let signed_in = self.signed_in(LINK, None)?;
+        signed_in.map_or_else(|| refuse(StatusCode::UNAUTHORIZED, "a link is nobody's password"), Ok)
     }
 
-    /// Begins a session in place of the one that the browser may have.
-    fn signed_in(&self, user: &str) -> Answer {
+    /// Begins a session in place of the one that the browser may have. Returns nothing if this is not the user's password any more: somebody
+    /// may have changed it, or removed the user, while it was checked.
+    fn signed_in(&self, user: &str, password: Option<&str>) -> Result<Option<Reply>, Refused> {
         let (access, now_ms) = (self.access(), now_ms());
         let key = secret::new_key().map_err(|error| broken(&error))?;
         let session = Session::new(&secret::hash(&key), user, now_ms);
-        let (ended, signed_in) = {
+        let (ended, role) = {
             let mut state = access.state();
+            let known = state.users.get(user);
+            if known.map(|user| user.password.as_str()) != password {
+                return Ok(None);
+            }
+            let role = known.map_or("admin", |user| &user.role).to_owned();
             let mut ended = state.sessions.begin(session.clone(), now_ms);
             if let Some(before) = access.session_key(self.headers).map(secret::hash)
                 && state.sessions.end(&before)
             {
                 ended.push(before);
             }
-            let signed_in = state.users.get_mut(user).map(|user| {
+            if let Some(user) = state.users.get_mut(user) {
                 user.last_login_ms = Some(now_ms);
-                user.clone()
-            });
-            (ended, signed_in)
+            }
+            (ended, role)
         };
-        let role = signed_in.as_ref().map_or("admin", |user| &user.role).to_owned();
         self.keep("the session is lost when the center ends", |store| {
             store.site().sessions().remove(&ended)?;
-            store.site().sessions().set(&session.kept())?;
-            signed_in.as_ref().map_or(Ok(()), |user| store.site().users().set(user))
+            access.keep_session(store, &session)?;
+            store.site().users().signed_in(user, now_ms)
         });
         access.counts.sign_ins.fetch_add(1, Relaxed);
         self.note(user, "login", user, "ok");
         let told = self.session(json!(user), json!(role), json!(secret::csrf(&key)));
-        Ok(self.with_cookie(json_response(StatusCode::OK, &told), Some(&key)))
+        Ok(Some(self.with_cookie(json_response(StatusCode::OK, &told), Some(&key))))
     }
 
     fn end(&self) -> Answer {

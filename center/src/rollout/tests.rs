@@ -111,6 +111,23 @@ fn a_host_that_comes_back_while_it_rolls_gets_it() {
 }
 
 #[test]
+fn hosts_that_come_and_go_do_not_keep_it_from_its_end() {
+    let mut site = Site::new(0, 0);
+    site.at(1_000, |rollout| rollout.handle_version("a", "2", 1_000));
+    // One that runs it already is not waited for, and the other one only for so long.
+    for now in (2_000..10 * PATIENCE_MS).step_by(20_000) {
+        site.at(now, |rollout| rollout.handle_gone("a", now));
+        site.at(now, |rollout| rollout.handle_gone("b", now));
+        if !site.rollout.is_active() {
+            break;
+        }
+        site.at(now + 10_000, |rollout| rollout.handle_sent("b", now + 10_000));
+    }
+    assert_eq!(site.states(), (State::Done, [Running, Waiting, Waiting]));
+    assert!(site.rollout.changed_ms <= PATIENCE_MS + ABSENCE_MS, "{}", site.rollout.changed_ms);
+}
+
+#[test]
 fn canaries_that_ran_it_for_long_enough_promote_it() {
     let mut site = Site::new(2, 60);
     site.at(5_000, |rollout| rollout.handle_version("a", "2", 5_000));

@@ -1,5 +1,6 @@
 //! One agent's connection: TLS, HTTP/2, and the calls on it.
 
+use super::connections::{Orders, Whose};
 use super::grpc::{Encoding, Outgoing, Status};
 use super::held::Unstored;
 use super::interpose::ConnectionStep;
@@ -8,10 +9,12 @@ use super::shared::Shared;
 use super::shown::{Certificates, Shown};
 use super::{Options, enroll, transfer, upload};
 use crate::authority::Peer;
+use crate::http::limit::site_of;
 use bytes::Bytes;
 use h2::Reason;
 use h2::server::SendResponse;
 use http::{Method, Request, StatusCode};
+use rustix::net::sockopt;
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
@@ -40,6 +43,14 @@ const ANONYMOUS_TIMEOUT: Duration = Duration::from_secs(30);
 /// The window of its streams.
 const ANONYMOUS_WINDOW: u32 = 16 << 10;
 
+/// A connection on which nothing has come for so long is asked whether it is still there, and asked again so often.
+const IDLE: Duration = Duration::from_secs(60);
+const ASKED_AGAIN: Duration = Duration::from_secs(15);
+
+/// A connection of which the other end has acknowledged nothing for so long is dead. A host that has lost its power or its network says
+/// nothing, and its id would be taken until somebody sends it a command.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(90);
+
 /// The longest list of a request's headers. An agent's has five short ones.
 const MAX_HEADERS: u32 = 16 << 10;
 
@@ -59,8 +70,7 @@ pub(crate) struct ConnectionHandle {
     pub(crate) window: u32,
     /// What PINGs wait for, if they wait.
     pub(crate) unstored: Option<Unstored>,
-    /// A channel has room for 32 values from the beginning, which is why they are boxed.
-    orders: mpsc::UnboundedSender<Box<ConnectionStep>>,
+    pub(super) orders: Orders,
     /// Changes, or fails, when the connection is gone.
     pub(crate) closed: watch::Receiver<()>,
 }
@@ -201,6 +211,15 @@ async fn serve(tcp: TcpStream, peer: SocketAddr, tls: TlsAcceptor, shared: Arc<S
     let (_alive, closed) = watch::channel(());
     let is_anonymous = who == Peer::Anonymous;
     let window = if is_anonymous { ANONYMOUS_WINDOW } else { window };
+    let whose = match &who {
+        Peer::Agent(bound) => Some(Whose::Agent(bound.agent_id.clone())),
+        Peer::Anonymous => Some(Whose::Address(site_of(peer.ip()))),
+        Peer::Anyone => None,
+    };
+    let entered = whose.map(|whose| shared.connections.enter(whose, orders.clone()));
+    if matches!(entered, Some(None)) {
+        return shared.note(format!("connection from {peer} without a certificate: there are too many from there"));
+    }
     let handle = ConnectionHandle { peer, who, local, window, unstored, orders, closed };
     let driven = drive(connection, receiver, handle, &aside, &shared);
     let driven = if is_anonymous {
@@ -231,6 +250,7 @@ async fn handshake(
     watch: impl FnOnce(TlsStream<TcpStream>) -> PingWatch<TlsStream<TcpStream>>,
 ) -> io::Result<(Peer, Box<Connection>)> {
     tcp.set_nodelay(true)?;
+    notice_its_death(&tcp)?;
     let tls = tls.accept(tcp).await?;
     if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
         return Err(io::Error::other("h2 was not agreed on by ALPN"));
@@ -249,6 +269,15 @@ async fn handshake(
         .await
         .map_err(io::Error::other)?;
     Ok((who, Box::new(connection)))
+}
+
+/// Has the system break the connection once the other end does not answer any more.
+fn notice_its_death(tcp: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(tcp, true)?;
+    sockopt::set_tcp_keepidle(tcp, IDLE)?;
+    sockopt::set_tcp_keepintvl(tcp, ASKED_AGAIN)?;
+    let unacknowledged_ms = u32::try_from(UNACKNOWLEDGED.as_millis()).expect("minutes");
+    Ok(sockopt::set_tcp_user_timeout(tcp, unacknowledged_ms)?)
 }
 
 /// Runs the connection to its end and serves each call in a task of its own.

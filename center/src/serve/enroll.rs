@@ -66,7 +66,10 @@ async fn answer(
     body: RecvStream,
     encoding: Encoding,
 ) -> Result<Vec<u8>, Status> {
-    let mut reader = MessageReader::new(body, encoding, MAX_REQUEST, connection.window, connection.unstored.clone());
+    let mut reader = {
+        let unstored = connection.unstored.clone();
+        MessageReader::new(body, encoding, MAX_REQUEST, connection.window, unstored, Arc::clone(&shared.assembling))
+    };
     let bad = |what: &dyn std::fmt::Display| Status::new(Status::INVALID_ARGUMENT, what.to_string());
     let message = match timeout(PATIENCE, reader.next()).await {
         Ok(Ok(Some(message))) => message.body(MAX_REQUEST).map_err(|error| bad(&error))?,

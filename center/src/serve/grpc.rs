@@ -14,6 +14,17 @@ use std::cell::Cell;
 use std::fmt;
 use std::future::poll_fn;
 use std::io::{Read, Write};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+
+/// KiB of long messages that are being assembled at a time, on all connections together.
+pub(crate) const ASSEMBLING_KIB: u32 = 64 << 10;
+
+/// A message that has begun has to be whole within this, and a second more for so many bytes.
+const WHOLE_WITHIN: Duration = Duration::from_secs(120);
+const SLOWEST: u64 = 16 << 10;
 
 /// Bytes before each message: a flag, and the length as a 32-bit big-endian number.
 pub(crate) const PREFIX_LEN: usize = 5;
@@ -121,6 +132,8 @@ pub(crate) struct Message {
     flag: u8,
     body: Bytes,
     encoding: Encoding,
+    /// Its room among messages that are not decompressed yet, if it is a long one.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Message {
@@ -142,6 +155,7 @@ pub(crate) enum ReadError {
     TooLong { len: usize, limit: usize },
     DecodesTooLong { limit: usize },
     Truncated { have: usize, expected: usize },
+    TooSlow { have: usize, within: Duration },
     Flag(u8),
     NoEncoding,
     Snappy(std::io::Error),
@@ -156,6 +170,10 @@ impl fmt::Display for ReadError {
             Self::Truncated { have, expected } => {
                 write!(f, "the stream ended {have} bytes into a message, expected {expected}")
             }
+            Self::TooSlow { have: 0, within } => write!(f, "no message within {} s", within.as_secs()),
+            Self::TooSlow { have, within } => {
+                write!(f, "{have} bytes of a message within {} s, and not all of it", within.as_secs())
+            }
             Self::Flag(flag) => write!(f, "a message with flag {flag}, expected 0 or 1"),
             Self::NoEncoding => write!(f, "a compressed message on a call without grpc-encoding"),
             Self::Snappy(error) => write!(f, "a message that is not snappy's framing format: {error}"),
@@ -167,7 +185,8 @@ impl fmt::Display for ReadError {
 ///
 /// The reader gives flow-control credit back for a message once somebody says that it is [stored](MessageReader::stored). Until then a
 /// client can send what is left of the window, and must wait. Only of a message that is longer than half a window it gives the
-/// beginning back sooner, because the end could not arrive otherwise.
+/// beginning back sooner, because the end could not arrive otherwise. All such messages share a room, in which one may have to wait for its
+/// turn; and no message may take its time, or it would keep its part of the room.
 #[derive(Debug)]
 pub(crate) struct MessageReader {
     body: RecvStream,
@@ -182,19 +201,45 @@ pub(crate) struct MessageReader {
     chunk: Bytes,
     /// The message that is being assembled, from its prefix on.
     buffer: BytesMut,
+    /// KiB of long messages that are not whole yet, those of all readers together, and this one's part of them.
+    assembling: Arc<Semaphore>,
+    room: Option<OwnedSemaphorePermit>,
+    /// The longest that a message may be waited for, if there is a bound.
+    begins_within: Option<Duration>,
+    /// Since when the message is waited for or, if it has begun, for its end.
+    since: Option<Instant>,
 }
 
 impl MessageReader {
-    /// `limit` bounds a message as it arrives, `window` is the stream's. `unstored` hears of the credit that is given back.
+    /// `limit` bounds a message as it arrives, `window` is the stream's. `unstored` hears of the credit that is given back, and `assembling`
+    /// has a permit for each KiB of the long messages of all readers.
     pub(crate) fn new(
         body: RecvStream,
         encoding: Encoding,
         limit: usize,
         window: u32,
         unstored: Option<Unstored>,
+        assembling: Arc<Semaphore>,
     ) -> Self {
-        let half = window as usize / 2;
-        Self { body, encoding, limit, half, withheld: 0, unstored, chunk: Bytes::new(), buffer: BytesMut::new() }
+        Self {
+            body,
+            encoding,
+            limit,
+            half: window as usize / 2,
+            withheld: 0,
+            unstored,
+            chunk: Bytes::new(),
+            buffer: BytesMut::new(),
+            assembling,
+            room: None,
+            begins_within: None,
+            since: None,
+        }
+    }
+
+    /// Has [`MessageReader::next`] wait so long for a message to begin, or for ever.
+    pub(crate) fn set_begins_within(&mut self, within: Option<Duration>) {
+        self.begins_within = within;
     }
 
     /// Gives the credit back for every message that [`MessageReader::next`] has returned.
@@ -216,7 +261,10 @@ impl MessageReader {
             if let Some(message) = self.take()? {
                 return Ok(Some(message));
             }
-            match self.body.data().await {
+            if self.withheld > self.half {
+                self.make_room().await?;
+            }
+            match self.data().await? {
                 Some(Ok(chunk)) => self.chunk = chunk,
                 Some(Err(error)) => return Err(ReadError::Stream(error)),
                 None if self.buffer.is_empty() => return Ok(None),
@@ -228,13 +276,40 @@ impl MessageReader {
         }
     }
 
+    /// Waits until there is room for the whole of a long message, and gives back the credit of what has arrived of it.
+    async fn make_room(&mut self) -> Result<(), ReadError> {
+        if self.room.is_none() {
+            let len = PREFIX_LEN + self.length()?.unwrap_or(0);
+            // One that is longer than all of the room has to have it alone.
+            let kib = u32::try_from(len.div_ceil(1024)).unwrap_or(u32::MAX).min(ASSEMBLING_KIB);
+            let room = Arc::clone(&self.assembling).acquire_many_owned(kib).await;
+            self.room = Some(room.expect("nobody closes it"));
+            // It was not the client that was waited for.
+            self.since = None;
+        }
+        self.stored()
+    }
+
+    /// Returns what arrives next, if that is in time.
+    async fn data(&mut self) -> Result<Option<Result<Bytes, h2::Error>>, ReadError> {
+        let within = match self.length()? {
+            Some(len) => Some(WHOLE_WITHIN + Duration::from_secs(len as u64 / SLOWEST)),
+            None if self.buffer.is_empty() => self.begins_within,
+            None => Some(WHOLE_WITHIN),
+        };
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let Some(within) = within else { return Ok(self.body.data().await) };
+        let data = timeout_at(since + within, self.body.data()).await;
+        data.map_err(|_| ReadError::TooSlow { have: self.buffer.len(), within })
+    }
+
     /// Moves what belongs to the current message out of the chunk. Returns the message if that completes it.
     fn take(&mut self) -> Result<Option<Message>, ReadError> {
-        if !self.fill(PREFIX_LEN)? {
+        if !self.fill(PREFIX_LEN) {
             return Ok(None);
         }
         let len = self.length()?.expect("the prefix is there");
-        if !self.fill(PREFIX_LEN + len)? {
+        if !self.fill(PREFIX_LEN + len) {
             return Ok(None);
         }
         // The buffer is given away whole, so that a stream that waits for its next message owns no memory.
@@ -242,12 +317,17 @@ impl MessageReader {
         let wire_len = body.len();
         let flag = body.get_u8();
         body.advance(PREFIX_LEN - 1);
-        Ok(Some(Message { wire_len, flag, body, encoding: self.encoding }))
+        self.since = None;
+        Ok(Some(Message { wire_len, flag, body, encoding: self.encoding, _room: self.room.take() }))
     }
 
-    fn fill(&mut self, len: usize) -> Result<bool, ReadError> {
+    /// Returns true once the message has so many bytes.
+    fn fill(&mut self, len: usize) -> bool {
         let n = len.saturating_sub(self.buffer.len()).min(self.chunk.len());
         if n > 0 {
+            if self.buffer.is_empty() {
+                self.since = None;
+            }
             self.buffer.extend_from_slice(&self.chunk.split_to(n));
             self.withheld += n;
         }
@@ -255,11 +335,7 @@ impl MessageReader {
             // An empty chunk may still hold the memory of the read that it came with.
             self.chunk = Bytes::new();
         }
-        let whole = self.buffer.len() >= len;
-        if !whole && self.withheld > self.half {
-            self.stored()?;
-        }
-        Ok(whole)
+        self.buffer.len() >= len
     }
 
     /// Returns the length in the prefix, once the prefix has arrived.

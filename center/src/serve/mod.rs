@@ -4,6 +4,7 @@
 //! agents is the [`Fleet`], and [`crate::http`] answers on its second port.
 
 mod connection;
+mod connections;
 mod enroll;
 mod grpc;
 mod held;
@@ -232,18 +233,18 @@ impl Server {
 
     /// Takes no more agents, ends every stream in order, and waits until they have ended, at most `within`.
     pub async fn end(&self, within: Duration) {
+        let _inside = self.runtime.enter();
         self.accepting.abort();
         let mut version = self.shared.version.subscribe();
         let ids: Vec<String> = self.shared.read(|fleet| fleet.connected().map(str::to_owned).collect());
         for id in ids {
-            self.shared.step(&id, Step::End(Status::ok()));
+            self.shared.end(&id, Status::ok());
         }
         let gone = async {
             while !self.shared.read(|fleet| fleet.live.is_empty()) {
                 version.changed().await.expect("the server has the sender");
             }
         };
-        let _inside = self.runtime.enter();
         if tokio::time::timeout(within, gone).await.is_err() {
             log::warn!("streams are still open after {} s, and break now", within.as_secs());
         }

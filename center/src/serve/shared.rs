@@ -1,5 +1,7 @@
 //! What the tasks of one server share: what is known of the fleet, those who wait for that to change, and where messages go.
 
+use super::connections::{self, Connections};
+use super::grpc::{ASSEMBLING_KIB, Status as GrpcStatus};
 use super::interpose::{Interpose, Step};
 use super::rolling::Rolling;
 use super::shown::{Ends, Shown};
@@ -43,6 +45,9 @@ const SEARCHES: usize = 2;
 /// Exports of records at a time. Each has a page in memory, of 16 MiB at most. Those who come later are told to come again.
 const EXPORTS: usize = 4;
 
+/// A stream that is to end has so long to do it. An agent that reads nothing may keep it from that.
+const TAKES_ITS_END: Duration = Duration::from_secs(5);
+
 /// What all tasks of a server share.
 pub(crate) struct Shared {
     pub(crate) options: Options,
@@ -50,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) interpose: Arc<dyn Interpose>,
     pub(crate) tokens: Semaphore,
     pub(crate) decoding: Semaphore,
+    pub(crate) assembling: Arc<Semaphore>,
+    pub(super) connections: Connections,
     pub(crate) searches: Arc<Semaphore>,
     pub(crate) exports: Arc<Semaphore>,
     questions: Semaphore,
@@ -111,6 +118,8 @@ impl Shared {
         Ok(Self {
             tokens: Semaphore::new(options.conn_limit),
             decoding: Semaphore::new(DECODING),
+            assembling: Arc::new(Semaphore::new(ASSEMBLING_KIB as usize)),
+            connections: Connections::default(),
             searches: Arc::new(Semaphore::new(SEARCHES)),
             exports: Arc::new(Semaphore::new(EXPORTS)),
             room: Semaphore::new(MESSAGE_ROOM_KIB as usize),
@@ -303,10 +312,39 @@ impl Shared {
         self.order(agent_id, Order::Step(step))
     }
 
-    /// The same for a stream whose certificate is for this agent alone.
-    pub(crate) fn step_bound(&self, agent_id: &str, step: Step) -> bool {
-        let is_bound = self.read(|fleet| fleet.live.get(agent_id).is_some_and(|live| live.is_bound));
-        is_bound && self.step(agent_id, step)
+    /// Ends an agent's stream with this status. Returns false when the agent has none. If the stream has not ended after a few seconds,
+    /// its connection is closed. Call it within the runtime.
+    pub(crate) fn end(self: &Arc<Self>, agent_id: &str, status: GrpcStatus) -> bool {
+        let stream = |fleet: &Fleet, id: &str| fleet.live.get(id).map(|live| (live.stream, live.connection.clone()));
+        let Some((number, connection)) = self.read(|fleet| stream(fleet, agent_id)) else { return false };
+        if !self.step(agent_id, Step::End(status)) {
+            return false;
+        }
+        let (shared, agent_id) = (Arc::clone(self), agent_id.to_owned());
+        tokio::spawn(async move {
+            tokio::time::sleep(TAKES_ITS_END).await;
+            if shared.read(|fleet| fleet.live.get(&agent_id).is_some_and(|live| live.stream == number)) {
+                shared.note(format!("stream {number} does not end: the connection of agent {agent_id} is closed"));
+                connections::close([connection]);
+            }
+        });
+        true
+    }
+
+    /// Ends the streams of an agent whose certificates are revoked, and closes the connections that it has by them a few seconds later.
+    /// Call it within the runtime.
+    pub(crate) fn revoke(self: &Arc<Self>, agent_id: &str) {
+        if self.read(|fleet| fleet.live.get(agent_id).is_some_and(|live| live.is_bound)) {
+            self.end(
+                agent_id,
+                GrpcStatus::new(GrpcStatus::UNAUTHENTICATED, "the certificate of this agent is revoked"),
+            );
+        }
+        let open = self.connections.of_agent(agent_id);
+        tokio::spawn(async move {
+            tokio::time::sleep(TAKES_ITS_END).await;
+            connections::close(open);
+        });
     }
 
     pub(super) fn order(&self, agent_id: &str, order: Order) -> bool {

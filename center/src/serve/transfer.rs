@@ -4,6 +4,7 @@
 //! agent then sees status OK. It sees an error only for the connection limit and for an id that is taken.
 
 use super::connection::{ConnectionHandle, revoked};
+use super::connections::Orders;
 use super::grpc::{Encoding, MessageReader, Outgoing, ReadError, Status};
 use super::interpose::{ConnectionStep, Step};
 use super::shared::Shared;
@@ -30,6 +31,9 @@ use tokio::sync::{SemaphorePermit, mpsc, oneshot};
 /// How long a stream waits before it offers a message again that the sink has refused.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// A stream has so long for its first message. Until then it has no name, and takes the place of one that has.
+const FIRST_WITHIN: Duration = Duration::from_secs(60);
+
 /// The longest id of an agent in bytes. Elkeid's agents have UUIDs.
 const MAX_AGENT_ID: usize = 256;
 
@@ -38,6 +42,10 @@ const MAX_AGENT_ID: usize = 256;
 pub(crate) struct Live {
     /// A channel has room for 32 values from the beginning, which is why they are boxed.
     pub(crate) orders: mpsc::UnboundedSender<Box<Order>>,
+    /// Its number, which no other has.
+    pub(crate) stream: u64,
+    /// The connection that it is on.
+    pub(crate) connection: Orders,
     /// This server's address, as the agent reached it.
     pub(crate) local: IpAddr,
     /// True if the agent's certificate is for this agent alone.
@@ -161,12 +169,15 @@ impl Transfer<'_> {
                 self.shared.options.message_limit,
                 self.connection.window,
                 self.connection.unstored.clone(),
+                Arc::clone(&self.shared.assembling),
             ),
             connection: self.connection,
             storing: self.storing,
             taken: 0,
         };
+        incoming.reader.set_begins_within(Some(FIRST_WITHIN));
         let Some(first) = incoming.next().await else { return Ending::Status(Status::ok()) };
+        incoming.reader.set_begins_within(None);
         let agent_id = first.batch.data.agent_id.clone();
         if agent_id.len() > MAX_AGENT_ID {
             incoming.refuse(&format_args!("an agent's id of {} bytes, the limit is {MAX_AGENT_ID}", agent_id.len()));
@@ -366,7 +377,10 @@ impl<'a> Registration<'a> {
             if state.live.contains_key(&agent_id) {
                 return None;
             }
-            state.live.insert(agent_id.clone(), Live { orders, local: transfer.connection.local, is_bound });
+            let Transfer { connection, stream, .. } = *transfer;
+            let live =
+                Live { orders, stream, connection: connection.orders.clone(), local: connection.local, is_bound };
+            state.live.insert(agent_id.clone(), live);
             state.connect(&agent_id, transfer.connection.peer, now_s());
             Some(())
         })?;

@@ -26,9 +26,14 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+use tokio::sync::SemaphorePermit;
 
 /// The longest file name that is made of a token, well below the limit of file systems.
 const MAX_NAME: usize = 128;
+
+/// An agent has so long between two pieces of a file. What has arrived of it takes room meanwhile.
+const PIECE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Files of one name, before an upload of that name fails.
 const MAX_SAME: usize = 1_000;
@@ -72,9 +77,10 @@ async fn answer(
         return;
     }
     let limit = shared.options.message_limit;
-    let reader =
-        MessageReader::new(request.into_body(), encoding, limit, connection.window, connection.unstored.clone());
-    let pieces = Pieces { reader, limit };
+    let (unstored, assembling) = (connection.unstored.clone(), Arc::clone(&shared.assembling));
+    let mut reader = MessageReader::new(request.into_body(), encoding, limit, connection.window, unstored, assembling);
+    reader.set_begins_within(Some(PIECE_WITHIN));
+    let pieces = Pieces { shared, reader, room: None };
     let (upload, reset) = receive(shared, &connection.who, pieces, watch).await;
     if reset {
         outgoing.reset(h2::Reason::INTERNAL_ERROR);
@@ -100,7 +106,7 @@ async fn answer(
 }
 
 /// Returns the upload, and whether it is to be reset instead of answered.
-async fn receive(shared: &Shared, who: &Peer, mut pieces: Pieces, mut watch: UploadWatch) -> (Upload, bool) {
+async fn receive(shared: &Shared, who: &Peer, mut pieces: Pieces<'_>, mut watch: UploadWatch) -> (Upload, bool) {
     let mut upload = Upload { svr_time: now_s(), ..Upload::default() };
     let received = receive_into(shared, who, &mut upload, &mut pieces, &mut watch).await;
     let outcome = match received {
@@ -114,9 +120,14 @@ async fn receive(shared: &Shared, who: &Peer, mut pieces: Pieces, mut watch: Upl
             Failed::Reset => "it was reset".to_owned(),
             Failed::Because(reason) => reason,
         });
-        let row = upload.clone();
-        if let Some(Err(error)) = shared.site(move |site| know(site, Path::new(""), row, u64::MAX)).await {
-            shared.note(format!("that an upload failed is not kept: {error}"));
+        let (row, dir) = (upload.clone(), shared.options.upload_dir.clone());
+        match shared.site(move |site| know(site, dir.as_deref(), row, (MAX_KNOWN, u64::MAX))).await {
+            None => {}
+            Some(Ok((known, gone))) => {
+                upload = known;
+                forget(shared, &gone);
+            }
+            Some(Err(error)) => shared.note(format!("that an upload failed is not kept: {error}")),
         }
     }
     (upload, reset)
@@ -192,7 +203,7 @@ async fn receive_into<'a>(
     shared: &'a Shared,
     who: &Peer,
     upload: &mut Upload,
-    pieces: &mut Pieces,
+    pieces: &mut Pieces<'_>,
     watch: &mut UploadWatch,
 ) -> Result<Receiving<'a>, Failed> {
     let first = pieces.next().await?.ok_or_else(|| "the stream ended before its first message".to_owned())?;
@@ -239,16 +250,11 @@ async fn place(shared: &Shared, mut receiving: Receiving<'_>, upload: &mut Uploa
     });
     upload.path = placed.await.map_err(|error| format!("{shown}: {error}"))?;
     let (row, most) = (upload.clone(), shared.options.max_uploads);
-    match shared.site(move |site| know(site, &uploads, row, most)).await {
+    match shared.site(move |site| know(site, Some(&uploads), row, (MAX_KNOWN, most))).await {
         None => Ok(()),
         Some(Ok((known, gone))) => {
             *upload = known;
-            if !gone.is_empty() {
-                shared.change(|fleet| {
-                    fleet.uploads.retain(|upload| !gone.contains(&upload.id));
-                    fleet.note(format!("{} old uploads are removed to make room", gone.len()));
-                });
-            }
+            forget(shared, &gone);
             Ok(())
         }
         Some(Err(error)) => {
@@ -257,6 +263,16 @@ async fn place(shared: &Shared, mut receiving: Receiving<'_>, upload: &mut Uploa
             _ = blocking(move || fs::remove_file(path)).await;
             Err(error.to_string())
         }
+    }
+}
+
+/// Forgets uploads that the database does not know any more.
+fn forget(shared: &Shared, gone: &[i64]) {
+    if !gone.is_empty() {
+        shared.change(|fleet| {
+            fleet.uploads.retain(|upload| !gone.contains(&upload.id));
+            fleet.note(format!("{} old uploads are removed to make room", gone.len()));
+        });
     }
 }
 
@@ -273,9 +289,14 @@ fn free_name(dir: &Path, name: &str) -> io::Result<PathBuf> {
     Err(io::Error::other(format!("there are {MAX_SAME} files {name:?}")))
 }
 
-/// Writes an upload to the database, answers its task, and removes the oldest uploads if all together have more than `most` bytes. Returns
-/// it with its number and its task's agent, and the numbers of those that were removed.
-fn know(site: &site::Site, dir: &Path, mut upload: Upload, most: u64) -> Result<(Upload, Vec<i64>), site::SiteError> {
+/// Writes an upload to the database, answers its task, and removes the oldest uploads if there are more than `most`, or more than
+/// `most_bytes` bytes of all together. Returns it with its number and its task's agent, and the numbers of those that were removed.
+fn know(
+    site: &site::Site,
+    dir: Option<&Path>,
+    mut upload: Upload,
+    (most, most_bytes): (i64, u64),
+) -> Result<(Upload, Vec<i64>), site::SiteError> {
     if let Some(task) = site.tasks().get(&upload.token)? {
         let data: serde_json::Value = serde_json::from_str(&task.data).unwrap_or_default();
         upload.host_path = data["path"].as_str().unwrap_or_default().to_owned();
@@ -301,7 +322,7 @@ fn know(site: &site::Site, dir: &Path, mut upload: Upload, most: u64) -> Result<
     let mut gone = Vec::new();
     while let Some((oldest, known)) = site.uploads().oldest()?
         && oldest.id != upload.id
-        && (known > MAX_KNOWN || site.uploads().bytes()?.cast_unsigned() > most)
+        && (known > most || site.uploads().bytes()?.cast_unsigned() > most_bytes)
     {
         remove(site, dir, &oldest)?;
         gone.push(oldest.id);
@@ -309,9 +330,10 @@ fn know(site: &site::Site, dir: &Path, mut upload: Upload, most: u64) -> Result<
     Ok((upload, gone))
 }
 
-/// Removes an upload with its file, which lies in `dir`.
-pub(crate) fn remove(site: &site::Site, dir: &Path, upload: &site::Upload) -> Result<bool, site::SiteError> {
+/// Removes an upload with its file, which lies in `dir`. Without a directory the file stays wherever it is.
+pub(crate) fn remove(site: &site::Site, dir: Option<&Path>, upload: &site::Upload) -> Result<bool, site::SiteError> {
     if !upload.file.is_empty()
+        && let Some(dir) = dir
         && let Err(error) = fs::remove_file(dir.join(&upload.file))
         && error.kind() != io::ErrorKind::NotFound
     {
@@ -350,19 +372,25 @@ async fn obey(step: UploadStep) -> Result<(), Failed> {
 }
 
 /// The messages of an upload.
-struct Pieces {
+struct Pieces<'a> {
+    shared: &'a Shared,
     reader: MessageReader,
-    limit: usize,
+    /// The room in memory of the last one.
+    room: Option<SemaphorePermit<'a>>,
 }
 
-impl Pieces {
+impl Pieces<'_> {
     /// Returns the next one. What came before it was written.
     async fn next(&mut self) -> Result<Option<FileUploadRequest>, String> {
         let said = |error: ReadError| error.to_string();
+        self.room = None;
         self.reader.stored().map_err(said)?;
         let Some(message) = self.reader.next().await.map_err(said)? else { return Ok(None) };
-        let body = message.body(self.limit).map_err(said)?;
+        let decoding = self.shared.decoding.acquire().await.expect("nobody closes it");
+        let body = message.body(self.shared.options.message_limit).map_err(said)?;
         let len = body.len();
+        self.room = Some(self.shared.room_for(len).await);
+        drop(decoding);
         let request = FileUploadRequest::decode(body);
         request.map(Some).map_err(|error| format!("a message of {len} bytes is no FileUploadRequest: {error}"))
     }
@@ -395,8 +423,13 @@ mod tests {
         let upload = |token: &str| {
             let path = free_name(dir.path(), "same").unwrap();
             fs::write(&path, token).unwrap();
-            know(store.site(), dir.path(), Upload { token: token.into(), path, len: 40, ..Upload::default() }, 100)
-                .unwrap()
+            know(
+                store.site(),
+                Some(dir.path()),
+                Upload { token: token.into(), path, len: 40, ..Upload::default() },
+                (3, 100),
+            )
+            .unwrap()
         };
         let (first, _) = upload("t1");
         let (second, gone) = upload("t2");
@@ -407,6 +440,14 @@ mod tests {
         let (third, gone) = upload("t3");
         assert_eq!(gone, [first.id]);
         assert!(!first.path.exists() && second.path.exists() && third.path.exists());
+        // Those that failed count as well.
+        let failed = |token: &str| {
+            let upload = Upload { token: token.into(), error: Some("no".into()), ..Upload::default() };
+            know(store.site(), Some(dir.path()), upload, (3, u64::MAX)).unwrap().1
+        };
+        assert_eq!(failed("t4"), []);
+        assert_eq!(failed("t5"), [second.id]);
+        assert!(!second.path.exists() && third.path.exists());
     }
 
     #[test]

@@ -8,6 +8,8 @@ mod lifecycle;
 mod messages;
 mod rules;
 #[path = "../support/mod.rs"]
+// Some of it is for the other tests of the center.
+#[allow(dead_code)]
 mod support;
 mod uploads;
 

@@ -10,6 +10,7 @@ mod delivery;
 mod enroll;
 mod forward;
 mod full_disk;
+mod hostile;
 mod kills;
 mod page;
 mod plugins;

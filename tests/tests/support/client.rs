@@ -1,7 +1,7 @@
 //! An agent's end of the wire, reduced to what the tests of the center need. It shares no code with the agent.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use h2::client::{ResponseFuture, SendRequest};
+use h2::client::{Builder, ResponseFuture, SendRequest};
 use h2::{Ping, PingPong, RecvStream, SendStream};
 use http::{HeaderMap, Request};
 use prost::Message;
@@ -40,25 +40,27 @@ pub(crate) struct Client {
 impl Client {
     /// Connects with the certificate in `certs`.
     pub(crate) async fn connect(address: SocketAddr, certs: &Path) -> io::Result<Self> {
-        let certificates = pem_file_iter(&certs.join("client.crt"));
-        let key = PrivateKeyDer::from_pem_file(certs.join("client.key")).expect("a key");
-        let tls = trusting(certs).with_client_auth_cert(certificates, key).expect("the key fits");
-        Self::connect_by(address, tls).await
+        Self::connect_by(address, known(certs), &Builder::new()).await
+    }
+
+    /// The same for one that has no room for anything that the center sends on a call.
+    pub(crate) async fn connect_without_window(address: SocketAddr, certs: &Path) -> io::Result<Self> {
+        Self::connect_by(address, known(certs), Builder::new().initial_window_size(0)).await
     }
 
     /// Connects without a certificate.
     pub(crate) async fn connect_anonymously(address: SocketAddr, certs: &Path) -> io::Result<Self> {
-        Self::connect_by(address, trusting(certs).with_no_client_auth()).await
+        Self::connect_by(address, trusting(certs).with_no_client_auth(), &Builder::new()).await
     }
 
-    async fn connect_by(address: SocketAddr, mut tls: ClientConfig) -> io::Result<Self> {
+    async fn connect_by(address: SocketAddr, mut tls: ClientConfig, http2: &Builder) -> io::Result<Self> {
         tls.alpn_protocols = vec![b"h2".to_vec()];
         let connect = async {
             let tcp = TcpStream::connect(address).await?;
             tcp.set_nodelay(true)?;
             let name = ServerName::try_from("elkeid.com").expect("a name");
             let tls = TlsConnector::from(Arc::new(tls)).connect(name, tcp).await?;
-            let (mut requests, mut connection) = h2::client::handshake(tls).await.map_err(io::Error::other)?;
+            let (mut requests, mut connection) = http2.handshake(tls).await.map_err(io::Error::other)?;
             let pings = connection.ping_pong().expect("nobody took it before");
             let driver = tokio::spawn(connection);
             // With TLS 1.3 a server that does not want this client says so only after the handshake.
@@ -100,6 +102,13 @@ impl Client {
         drop(self.requests);
         soon(self.driver).await.expect("the driver does not panic")
     }
+}
+
+/// TLS with the certificate in `certs`.
+fn known(certs: &Path) -> ClientConfig {
+    let certificates = pem_file_iter(&certs.join("client.crt"));
+    let key = PrivateKeyDer::from_pem_file(certs.join("client.key")).expect("a key");
+    trusting(certs).with_client_auth_cert(certificates, key).expect("the key fits")
 }
 
 fn trusting(certs: &Path) -> rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert> {

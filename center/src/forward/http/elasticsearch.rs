@@ -72,6 +72,14 @@ struct Error {
     reason: String,
 }
 
+impl Error {
+    /// Returns true for what is no fault of the record, although the status says so: that day's index cannot be made while the cluster has
+    /// as many shards as it may (`cluster.max_shards_per_node`), and takes records again once somebody has made room.
+    fn is_of_the_cluster(&self) -> bool {
+        self.r#type == "validation_exception" || self.reason.contains("this action would add")
+    }
+}
+
 /// What the answer to a bulk request means, when its own status is a success.
 pub(super) fn meaning(answered: &Answered, records: &Records) -> Outcome {
     let bulk: Bulk = match serde_json::from_slice(&answered.body) {
@@ -95,6 +103,8 @@ pub(super) fn meaning(answered: &Answered, records: &Records) -> Outcome {
         match done.status {
             // It was there already: its answer was lost.
             200..300 | 409 => continue,
+            // The cluster has no room for another index, and says so of each record.
+            400 if done.error.is_of_the_cluster() => again.push(place),
             // The record itself is wrong: its fields do not fit the mapping, or it is too large.
             400 | 413 | 422 => refused.push(place),
             _ => again.push(place),
@@ -148,6 +158,15 @@ mod tests {
         assert_eq!(error.as_deref(), Some("429: es_rejected: full"));
         let bad = r#"{"errors":true,"items":[{"create":{"status":400,"error":{"type":"m","reason":"n"}}},{"create":{"status":201}}]}"#;
         assert_eq!(answer(bad, 2).answer, Answer::Taken { refused: vec![0] });
+    }
+
+    #[test]
+    fn a_cluster_without_room_for_an_index_is_asked_again() {
+        let full = r#"{"errors":true,"items":[{"create":{"status":400,"error":{"type":"validation_exception",
+            "reason":"Validation Failed: 1: this action would add [2] total shards, but this cluster currently has [1000]/[1000];"}}},
+            {"create":{"status":400,"error":{"type":"illegal_argument_exception","reason":"this action would add [2] shards"}}},
+            {"create":{"status":400,"error":{"type":"illegal_argument_exception","reason":"Limit of total fields [1000] has been exceeded"}}}]}"#;
+        assert_eq!(answer(full, 3).answer, Answer::Partly { again: vec![0, 1], refused: vec![2], after_ms: None });
     }
 
     #[test]

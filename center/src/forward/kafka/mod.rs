@@ -11,6 +11,7 @@ use super::connect::client_config;
 use super::delivery::{Answer, Item};
 use super::sender::{Body, Outcome, Records, Sending};
 use super::settings::{Compress, KafkaOutput, Mechanism};
+use crate::clock::now_ms;
 use rskafka::BackoffConfig;
 use rskafka::chrono::{DateTime, Utc};
 use rskafka::client::error::{Error, ProtocolError};
@@ -127,7 +128,7 @@ impl Producer {
         Outcome { answer, error }
     }
 
-    /// Produces records of one partition: all together, and one by one if the broker finds them too large.
+    /// Produces records of one partition: all together, and one by one if the broker will never take them as they are.
     async fn produce(
         &self,
         partition: &PartitionClient,
@@ -148,11 +149,11 @@ impl Producer {
             let of_part = part.iter().filter_map(|&place| records.get(place)).map(record).collect();
             match partition.produce(of_part, compression).await {
                 Ok(_) => {}
-                Err(wrong) if is_too_large(&wrong) && part.len() > 1 => {
+                Err(wrong) if is_of_the_records(&wrong) && part.len() > 1 => {
                     waiting.extend(part.into_iter().map(|place| vec![place]));
                 }
                 Err(wrong) => {
-                    if is_too_large(&wrong) { &mut *refused } else { &mut *again }.extend(part);
+                    if is_of_the_records(&wrong) { &mut *refused } else { &mut *again }.extend(part);
                     error.get_or_insert_with(|| wrong.to_string());
                 }
             }
@@ -171,16 +172,25 @@ async fn partitions(client: &Client, topic: &str) -> Result<Vec<PartitionClient>
     Ok(partitions)
 }
 
-fn is_too_large(error: &Error) -> bool {
-    let too_large = [ProtocolError::MessageTooLarge, ProtocolError::RecordListTooLarge];
-    matches!(error, Error::ServerError { protocol_error, .. } if too_large.contains(protocol_error))
+/// Returns true for what is wrong with the records, and stays wrong however often they are sent.
+fn is_of_the_records(error: &Error) -> bool {
+    let of_records = [
+        ProtocolError::MessageTooLarge,
+        ProtocolError::RecordListTooLarge,
+        ProtocolError::InvalidRecord,
+        // A broker takes none that is too far ahead of its clock, or behind it.
+        ProtocolError::InvalidTimestamp,
+    ];
+    matches!(error, Error::ServerError { protocol_error, .. } if of_records.contains(protocol_error))
 }
 
 fn record(item: &Item<Body>) -> Record {
+    // What was received while the clock was ahead would be in the broker's future.
+    let received_ms = item.received_ms.min(now_ms());
     Record {
         key: Some(item.body.agent_id.as_bytes().to_vec()),
         value: Some(item.body.text.to_vec()),
         headers: BTreeMap::new(),
-        timestamp: DateTime::<Utc>::from_timestamp_millis(item.received_ms).unwrap_or_default(),
+        timestamp: DateTime::<Utc>::from_timestamp_millis(received_ms).unwrap_or_default(),
     }
 }

@@ -6,7 +6,7 @@ use crate::desired::Desired;
 use crate::enrolment::{NewToken, Refused};
 use crate::http::caller::Role;
 use crate::http::reply::json_response;
-use crate::serve::{Options, Status, Step};
+use crate::serve::Options;
 use crate::store::site::{Certificate, Token};
 use http::{Method, StatusCode};
 use serde::Deserialize;
@@ -159,8 +159,7 @@ fn revoke(agent_id: &str, ask: &Ask<'_>) -> Answer {
         let none = format!("agent {agent_id:?} has no certificate of this center that is not revoked");
         return refuse(StatusCode::NOT_FOUND, none);
     }
-    let status = Status::new(Status::UNAUTHENTICATED, "the certificate of this agent is revoked");
-    shared.step_bound(agent_id, Step::End(status));
+    shared.revoke(agent_id);
     shared.note(format!("the certificates of agent {agent_id} are revoked"));
     ask.audit("certificate.revoke", agent_id, &serials.join(" "), "ok");
     ok(&json!({ "revoked": serials }))

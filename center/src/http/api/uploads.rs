@@ -124,9 +124,9 @@ async fn send(mut file: File, pieces: Pieces) {
 }
 
 async fn remove(id: i64, ask: &Ask<'_>) -> Answer {
-    let (shared, dir) = (ask.shared, directory(ask.shared));
+    let (shared, dir) = (ask.shared, ask.shared.options.upload_dir.clone());
     let removed = shared.site(move |site| match site.uploads().get(id)? {
-        Some(upload) => remove_upload(site, &dir, &upload),
+        Some(upload) => remove_upload(site, dir.as_deref(), &upload),
         None => Ok(false),
     });
     let known = match removed.await {

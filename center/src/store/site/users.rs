@@ -43,6 +43,17 @@ impl Users<'_> {
         })
     }
 
+    /// Notes when a user signed in, if there still is one of this name.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub fn signed_in(&self, name: &str, at_ms: i64) -> Result<(), SiteError> {
+        self.0.change(|tx| {
+            tx.execute("UPDATE users SET last_login_ms = ?2 WHERE name = ?1", params![name, at_ms])?;
+            Ok(())
+        })
+    }
+
     /// All users, by name.
     ///
     /// # Errors

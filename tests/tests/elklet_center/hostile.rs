@@ -1,0 +1,163 @@
+//! Clients that are dead, silent, slow or greedy keep nothing from those that are not.
+
+use crate::program::{Program, site};
+use crate::support::client::{Call, Client, DEADLINE, TRANSFER, UPLOAD, prefixed};
+use crate::support::http;
+use crate::{batch, record};
+use bytes::{Bytes, BytesMut};
+use elklet_tests::harness::wait_until;
+use serde_json::json;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+
+const MIB: usize = 1 << 20;
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+fn set(dir: &Path, setting: &str) {
+    let path = dir.join("center.toml");
+    fs::write(&path, format!("{setting}\n{}", fs::read_to_string(&path).unwrap())).unwrap();
+}
+
+async fn agent(program: &Program, dir: &Path, id: &str) -> (Client, Call) {
+    let mut client = Client::connect(program.grpc, &dir.join("certs")).await.unwrap();
+    let mut call = client.call(TRANSFER, None).await;
+    call.send(&batch(id, vec![record(1000, &[("cpu", "0")])])).await;
+    (client, call)
+}
+
+fn is_connected(program: &Program, id: &str) -> bool {
+    http::get(program.http, "/conn/list").json()["data"].as_array().unwrap().contains(&json!(id))
+}
+
+/// Returns the timer of the center's end of a connection, by its number in `/proc/net/tcp`: 2 is keepalive's.
+fn timer(center: SocketAddr) -> Option<String> {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let local = format!("0100007F:{:04X}", center.port());
+    let established = |line: &&str| line.split_whitespace().nth(1) == Some(&local) && line.contains(" 01 ");
+    table.lines().find(established)?.split_whitespace().nth(5).map(|timer| timer[..2].to_owned())
+}
+
+#[test]
+fn a_connection_that_is_silent_is_asked_whether_it_is_still_there() {
+    let dir = site();
+    let (program, runtime) = (Program::start(dir.path()), runtime());
+    let _client = runtime.block_on(Client::connect(program.grpc, &dir.path().join("certs"))).unwrap();
+    wait_until("a timer of TCP's keepalive", || timer(program.grpc).as_deref() == Some("02"));
+}
+
+#[test]
+fn an_agent_that_reads_nothing_is_ended_all_the_same() {
+    let dir = site();
+    let (program, runtime) = (Program::start(dir.path()), runtime());
+    let (client, _call) = runtime.block_on(async {
+        let certs = dir.path().join("certs");
+        let mut client = Client::connect_without_window(program.grpc, &certs).await.unwrap();
+        let mut call = client.call(TRANSFER, None).await;
+        call.send(&batch("a", vec![record(1000, &[("cpu", "0")])])).await;
+        (client, call)
+    });
+    wait_until("the agent", || is_connected(&program, "a"));
+    // This command waits for a window that never opens, and everything else behind it.
+    let plugin = json!({ "name": "p", "version": "1", "sha256": "00", "download_url": ["http://127.0.0.1:1/"] });
+    let wanted = json!({ "host": "a", "plugins": [plugin] }).to_string();
+    assert_eq!(http::request(program.http, "PUT", "/api/v1/plugins", &[], wanted).status, 200);
+    let reset = http::post(program.http, "/conn/reset", r#"{"type":"strict","id_list":["a"]}"#).json();
+    assert_eq!(reset["data"], json!(["a"]));
+    // The center closes the connection, in which order or not is its affair.
+    _ = runtime.block_on(client.ended());
+    wait_until("its end", || !is_connected(&program, "a"));
+}
+
+/// Sends what the window takes until no more is taken for a while. Returns how much that was.
+async fn send_what_is_taken(call: &mut Call, mut bytes: Bytes) -> usize {
+    let mut sent = 0;
+    while !bytes.is_empty() {
+        let Ok(capacity) = tokio::time::timeout(Duration::from_millis(500), call.capacity(bytes.len())).await else {
+            break;
+        };
+        let part = bytes.split_to(capacity.unwrap());
+        sent += part.len();
+        call.send.send_data(part, false).unwrap();
+    }
+    sent
+}
+
+#[test]
+fn messages_that_never_end_have_a_bounded_room_together() {
+    let dir = site();
+    let (program, runtime) = (Program::start(dir.path()), runtime());
+    // All of a message of 10 MiB but for its last byte, on each of sixteen calls.
+    let mut unfinished = BytesMut::from(&prefixed(0, &vec![0; 10 * MIB])[..]);
+    unfinished.truncate(unfinished.len() - 1);
+    let unfinished = unfinished.freeze();
+    let (taken, _client, _calls) = runtime.block_on(async {
+        let mut client = Client::connect(program.grpc, &dir.path().join("certs")).await.unwrap();
+        let (mut taken, mut calls) = (0, Vec::new());
+        for _ in 0..16 {
+            let mut call = client.call(UPLOAD, None).await;
+            taken += send_what_is_taken(&mut call, unfinished.clone()).await;
+            calls.push(call);
+        }
+        (taken, client, calls)
+    });
+    assert!((60 * MIB..66 * MIB).contains(&taken), "{} MiB were taken", taken / MIB);
+    // Whoever sends short ones does not wait for them.
+    let (_other, _call) = runtime.block_on(agent(&program, dir.path(), "a"));
+    wait_until("the record", || program.get("/api/v1/hosts/a")["records"] == 1);
+}
+
+#[test]
+fn a_stranger_with_a_long_request_is_refused_at_its_head() {
+    let dir = site();
+    set(dir.path(), "access_key = \"ak:sk\"");
+    let program = Program::start(dir.path());
+    let mut tcp = TcpStream::connect(program.http).unwrap();
+    tcp.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(
+        tcp,
+        "POST /api/v1/tasks HTTP/1.1\r\nhost: {}\r\naccesskey: someone\r\ntimestamp: 1\r\nsignature: 0\r\ncontent-length: {}\r\n\r\n",
+        program.http,
+        16 * MIB
+    )
+    .unwrap();
+    let mut answer = vec![0; 12];
+    tcp.read_exact(&mut answer).unwrap();
+    assert_eq!(String::from_utf8(answer).unwrap(), "HTTP/1.1 401");
+}
+
+#[test]
+#[ignore = "takes a minute"]
+fn a_stream_without_a_first_message_gives_its_place_back() {
+    let dir = site();
+    set(dir.path(), "conn_limit = 1");
+    let (program, runtime) = (Program::start(dir.path()), runtime());
+    let began = Instant::now();
+    let _silent = runtime.block_on(async {
+        let mut client = Client::connect(program.grpc, &dir.path().join("certs")).await.unwrap();
+        let call = client.call(TRANSFER, None).await;
+        (client, call)
+    });
+    let try_another = || {
+        let (client, mut call) = runtime.block_on(agent(&program, dir.path(), "a"));
+        let ended = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(1), call.status()).await });
+        (client, ended)
+    };
+    let (_, refused) = try_another();
+    assert_eq!(refused, Ok((2, "out of max connection limit".to_owned())));
+    let _taken = loop {
+        assert!(began.elapsed() < Duration::from_secs(90), "the silent one keeps its place");
+        std::thread::sleep(Duration::from_secs(1));
+        if let (client, Err(_)) = try_another() {
+            break client;
+        }
+    };
+    assert!(is_connected(&program, "a"));
+    assert!(began.elapsed() > Duration::from_secs(50), "it has had a minute");
+}
