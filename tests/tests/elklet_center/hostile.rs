@@ -6,6 +6,7 @@ use crate::support::http;
 use crate::{batch, record};
 use bytes::{Bytes, BytesMut};
 use elklet_tests::harness::wait_until;
+use prost::Message;
 use serde_json::json;
 use std::fs;
 use std::io::{Read, Write};
@@ -145,17 +146,22 @@ fn a_stream_without_a_first_message_gives_its_place_back() {
         (client, call)
     });
     let try_another = || {
-        let (client, mut call) = runtime.block_on(agent(&program, dir.path(), "a"));
-        let ended = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(1), call.status()).await });
-        (client, ended)
+        runtime.block_on(async {
+            let mut client = Client::connect(program.grpc, &dir.path().join("certs")).await.unwrap();
+            let mut call = client.call(TRANSFER, None).await;
+            // The call may be refused before this is sent.
+            _ = call.send_bytes(call.encode(&batch("a", vec![]).encode_to_vec())).await;
+            let ended = tokio::time::timeout(Duration::from_secs(1), call.status()).await;
+            (client, call, ended)
+        })
     };
-    let (_, refused) = try_another();
+    let (_, _, refused) = try_another();
     assert_eq!(refused, Ok((2, "out of max connection limit".to_owned())));
     let _taken = loop {
         assert!(began.elapsed() < Duration::from_secs(90), "the silent one keeps its place");
         std::thread::sleep(Duration::from_secs(1));
-        if let (client, Err(_)) = try_another() {
-            break client;
+        if let (client, call, Err(_)) = try_another() {
+            break (client, call);
         }
     };
     assert!(is_connected(&program, "a"));
