@@ -13,6 +13,7 @@ use std::time::Duration;
 static KEYS: Mutex<BTreeMap<SocketAddr, String>> = Mutex::new(BTreeMap::new());
 
 /// Asks a center with the key that it has written into the directory of its data, if it has, as commands on its host do.
+#[allow(dead_code, reason = "only the program writes a key")]
 pub(crate) fn know(address: SocketAddr, data: &Path) {
     if let Ok(key) = fs::read_to_string(data.join("local-token")) {
         KEYS.lock().expect("nobody panics").insert(address, key.trim().to_owned());
