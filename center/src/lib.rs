@@ -7,6 +7,8 @@
 //! on, and [`http`] is the port for those who ask and command. `authority` and `enrolment` give hosts certificates. [`cli`] is the
 //! program.
 #![forbid(unsafe_code)]
+// Where standard error is a full disk or a closed pipe, `eprintln!` panics.
+#![warn(clippy::print_stderr)]
 
 mod authority;
 pub mod cli;

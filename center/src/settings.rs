@@ -2,9 +2,11 @@
 
 use crate::forward::settings::Output;
 use crate::http::AccessKey;
+use rustix::fs::{Mode, OFlags, open};
 use serde::Deserialize;
 use std::fmt;
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -27,6 +29,9 @@ const MAX_HOST: usize = 253;
 
 /// The most agents at a time that a file may ask for. Each has a descriptor.
 const MAX_CONN_LIMIT: usize = 100_000;
+
+/// The longest file of settings, in bytes. They have some thousands.
+const MAX_FILE: u64 = 1 << 20;
 
 /// The settings of the center.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,7 +152,7 @@ impl Settings {
     /// When it cannot be read, or says something that makes no sense.
     pub fn read(path: Option<&Path>) -> Result<Self, Wrong> {
         let at = path.unwrap_or(Path::new(DEFAULT_FILE));
-        match std::fs::read_to_string(at) {
+        match text_of(at) {
             Ok(text) => Self::parse(&text).map_err(|wrong| Wrong(format!("{}: {wrong}", at.display()))),
             Err(error) if path.is_none() && error.kind() == ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(Wrong(format!("{}: {error}", at.display()))),
@@ -229,6 +234,13 @@ impl Settings {
     /// What does not.
     pub fn check(&self) -> Result<(), Wrong> {
         let wrong = |text: String| Err(Wrong(text));
+        let named =
+            [("data", Some(&self.data)), ("upload_dir", Some(&self.upload_dir)), ("certs", self.certs.as_ref())];
+        for (key, path) in named {
+            if path.is_some_and(|path| path.as_os_str().is_empty()) {
+                return wrong(format!("{key} is empty, expected a directory"));
+            }
+        }
         if !self.http.ip().is_loopback() {
             if !self.allow_non_loopback {
                 return wrong(format!(
@@ -267,6 +279,25 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// Reads a file that says what the center should do. Only a regular one is read: a FIFO has no end until somebody closes it, and
+/// `/dev/zero` has none.
+///
+/// # Errors
+/// It cannot be read, is no regular file, is longer than 1 MiB, or is no UTF-8.
+pub(crate) fn text_of(path: &Path) -> io::Result<String> {
+    // Without `NONBLOCK`, opening a FIFO waits for a writer.
+    let file = File::from(open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    let mut text = String::new();
+    // It may grow meanwhile.
+    if file.take(MAX_FILE + 1).read_to_string(&mut text)? as u64 > MAX_FILE {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, format!("it is longer than {} MiB", MAX_FILE >> 20)));
+    }
+    Ok(text)
 }
 
 /// Reads an address and a port.
@@ -418,6 +449,25 @@ mod tests {
     }
 
     #[test]
+    fn only_a_regular_file_of_a_sensible_length_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let wrong = |path: &Path| Settings::read(Some(path)).unwrap_err().to_string();
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("fifo"), Mode::RUSR | Mode::WUSR).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", at("zero")).unwrap();
+        for path in [at("fifo"), at("zero"), dir.path().to_owned()] {
+            assert!(wrong(&path).contains("it is no regular file"), "{}", wrong(&path));
+        }
+        let long = |len: usize| std::fs::write(at("long"), "#".repeat(len)).unwrap();
+        long(1 << 20);
+        assert_eq!(Settings::read(Some(&at("long"))), Ok(Settings::default()));
+        long((1 << 20) + 1);
+        assert!(wrong(&at("long")).contains("it is longer than 1 MiB"), "{}", wrong(&at("long")));
+        std::fs::write(at("long"), b"\xff").unwrap();
+        assert!(wrong(&at("long")).contains("UTF-8"), "{}", wrong(&at("long")));
+    }
+
+    #[test]
     fn what_does_not_fit_together_is_told() {
         let check = |change: fn(&mut Settings)| {
             let mut settings = Settings::default();
@@ -439,6 +489,9 @@ mod tests {
         assert!(check(|settings| settings.certificate_lifetime = Duration::ZERO).contains("certificate_lifetime"));
         assert!(check(|settings| settings.max_uploads = 1).contains("max_uploads"));
         assert!(check(|settings| settings.max = 1).contains("store.max"));
+        assert!(check(|settings| settings.set_data(PathBuf::new())).contains("data is empty"));
+        assert!(check(|settings| settings.upload_dir = PathBuf::new()).contains("upload_dir is empty"));
+        assert!(check(|settings| settings.certs = Some(PathBuf::new())).contains("certs is empty"));
         assert_eq!(Settings::default().check(), Ok(()));
     }
 }

@@ -3,6 +3,7 @@
 //! [`own`] makes the authority of a center that was given no certificates. [`Authority`] is one with its key, that or an operator's.
 //! [`Peer`] is what a client's certificate says about the client. Who may have a certificate is decided elsewhere.
 
+pub(crate) mod files;
 pub(crate) mod own;
 mod peer;
 

@@ -1,6 +1,9 @@
 //! `elklet-center check`: whether the settings make sense, before the service is told to read them.
 
 use super::Failure;
+use super::out::{print, tell};
+use crate::authority::files;
+use crate::forward;
 use crate::http::configs_from_file;
 use crate::settings::Settings;
 use lexopt::prelude::*;
@@ -13,7 +16,11 @@ usage: elklet-center check [OPTIONS]
 
   --config FILE    the settings (default /etc/elklet/center.toml)
 
-The exit code is 0 if nothing is wrong, and else 2, with which a center that is started ends as well.
+It also looks at what the settings name: the certificates, if the center is not to make its own, the list of plugins, the directories, and
+what outputs need. It starts nothing and changes nothing. Run it as root or as the user that the center runs as: others cannot read
+the keys.
+
+The exit code is 0 if nothing is wrong, and else 2.
 ";
 
 pub(super) fn help() -> String {
@@ -25,8 +32,7 @@ pub(super) fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") | Short('h') => {
-                print!("{}", help());
-                return Ok(());
+                return print(&help());
             }
             Long("config") => file = Some(PathBuf::from(parser.value()?)),
             _ => return Err(argument.unexpected().into()),
@@ -37,6 +43,15 @@ pub(super) fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
     if let Some(plugins) = &settings.plugins {
         configs_from_file(plugins).map_err(|error| Failure::Words(error.to_string()))?;
     }
-    println!("nothing is wrong with the settings");
-    Ok(())
+    for (key, dir) in [("data", &settings.data), ("upload_dir", &settings.upload_dir)] {
+        if dir.exists() && !dir.is_dir() {
+            return Err(Failure::Words(format!("{key}: {} is no directory", dir.display())));
+        }
+    }
+    if let Some(certs) = settings.certs() {
+        files::check(&certs, settings.certificate_lifetime)
+            .map_err(|wrong| Failure::Words(format!("certs: {wrong}")))?;
+    }
+    forward::check(&settings.forward, &settings.data).map_err(Failure::Words)?;
+    tell("nothing is wrong with the settings")
 }

@@ -1,8 +1,9 @@
 //! `elklet-center hosts`: who is there, and how a command finds the host that somebody means.
 
 use super::client::Client;
+use super::out::{note, print};
 use super::text::{count, cut, encoded, field, printable, printable_json, span, table, width};
-use super::{Failure, Where, print};
+use super::{Failure, Where};
 use crate::clock::now_ms;
 use lexopt::prelude::*;
 use serde_json::Value as Json;
@@ -31,8 +32,7 @@ pub(super) fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") | Short('h') => {
-                print!("{}", help());
-                return Ok(());
+                return print(&help());
             }
             Long("group") => query += &format!("&group={}", encoded(&parser.value()?.string()?)),
             Long("gone") => query += "&connected=false",
@@ -47,7 +47,7 @@ pub(super) fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
         return hosts.iter().try_for_each(|host| print(&format!("{}\n", printable_json(&host.to_string()))));
     }
     if hosts.is_empty() {
-        eprintln!("elklet-center: no such host is known");
+        note("elklet-center: no such host is known\n");
         return Ok(());
     }
     let now = u64::try_from(now_ms() / 1000).unwrap_or_default();
@@ -78,7 +78,7 @@ pub(super) fn short(id: &str) -> String {
 }
 
 /// Returns all hosts that a query wants, which begins with `&` if it is not empty.
-fn all(center: &Client, query: &str) -> io::Result<Vec<Json>> {
+pub(super) fn all(center: &Client, query: &str) -> io::Result<Vec<Json>> {
     let (mut hosts, mut after) = (Vec::new(), String::new());
     loop {
         let mut page = center.get(&format!("/hosts?limit={PAGE}{query}{after}"))?;
@@ -118,13 +118,17 @@ pub(super) fn for_records(center: &Client, meant: &str) -> Result<String, Failur
     }
     let found = find(center, meant)?;
     if found.is_none() {
-        eprintln!("elklet-center: no host {meant:?} is known; looking for records of one that was");
+        note(&format!("elklet-center: no host {meant:?} is known; looking for records of one that was\n"));
     }
     Ok(found.unwrap_or_else(|| meant.to_owned()))
 }
 
 /// Returns the id that is meant among hosts by id and name: one that is the same, else that of the name, else the one that begins so.
 fn choose(hosts: &[(&str, &str)], meant: &str) -> Result<Option<String>, String> {
+    if meant.is_empty() {
+        // Every id begins so.
+        return Ok(None);
+    }
     let same_id: Vec<&str> = hosts.iter().map(|host| host.0).filter(|id| *id == meant).collect();
     let same_name = hosts.iter().filter(|host| host.1 == meant).map(|host| host.0).collect();
     let begins_so = hosts.iter().map(|host| host.0).filter(|id| id.starts_with(meant)).collect();
@@ -165,6 +169,7 @@ mod tests {
         assert_eq!(chosen("gw2"), Ok(Some("gw2".into())), "an id is closer than a name");
         assert_eq!(chosen("gw"), Ok(Some("gw2".into())));
         assert_eq!(chosen("nobody"), Ok(None));
+        assert_eq!(choose(&hosts[..1], ""), Ok(None), "a variable of a script that is not set means nobody");
         assert!(chosen("aab").unwrap_err().contains("2 hosts (aab1, aab2)"));
         assert!(chosen("web").unwrap_err().contains("2 hosts (c, d)"));
     }

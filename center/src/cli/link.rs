@@ -1,5 +1,6 @@
 //! `elklet-center link`: a link that opens the page without a password.
 
+use super::out::{print, tell_or};
 use super::{Failure, Where};
 use lexopt::prelude::*;
 use serde_json::Value as Json;
@@ -20,8 +21,7 @@ pub(super) fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") | Short('h') => {
-                print!("{}", help());
-                return Ok(());
+                return print(&help());
             }
             Long(flag) => {
                 let flag = flag.to_owned();
@@ -34,6 +34,5 @@ pub(super) fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
     }
     let answer = at.center()?.ask("POST", "/links", &Json::Null)?;
     let link = answer["link"].as_str().ok_or_else(|| Failure::Work("the center answered without a link".into()))?;
-    println!("{link}");
-    Ok(())
+    tell_or(&format!("{link}\n"), "a link was made that nobody has seen; it ends by itself within 10 minutes")
 }

@@ -1,12 +1,10 @@
 //! The commands of the program `elklet-center`.
 
-// Help and answers go to standard output: that is what the program was asked for.
-#![allow(clippy::print_stdout)]
-
 mod check;
 mod client;
 mod hosts;
 mod link;
+mod out;
 mod push;
 mod records;
 mod serve;
@@ -19,9 +17,9 @@ mod user;
 
 use crate::settings::{Settings, Wrong};
 use lexopt::prelude::*;
+use out::{note, print};
 use serve::Serve;
 use std::error::Error;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -71,15 +69,15 @@ pub fn main() -> ExitCode {
     match run(lexopt::Parser::from_env()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Words(error)) => {
-            eprintln!("elklet-center: {error}; --help tells more");
+            note(&format!("elklet-center: {error}; --help tells more\n"));
             ExitCode::from(2)
         }
         Err(Failure::Work(error)) => {
-            eprintln!("elklet-center: {error}");
+            note(&format!("elklet-center: {error}\n"));
             ExitCode::FAILURE
         }
         Err(Failure::Outcome(error)) => {
-            eprintln!("elklet-center: {error}");
+            note(&format!("elklet-center: {error}\n"));
             ExitCode::from(BAD_OUTCOME)
         }
     }
@@ -119,11 +117,11 @@ impl From<std::io::Error> for Failure {
 
 fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
     match parser.next()? {
-        Some(Long("help") | Short('h')) => print!("{HELP}"),
-        Some(Long("version") | Short('V')) => println!("elklet-center {}", env!("CARGO_PKG_VERSION")),
+        Some(Long("help") | Short('h')) => print(HELP)?,
+        Some(Long("version") | Short('V')) => print(concat!("elklet-center ", env!("CARGO_PKG_VERSION"), "\n"))?,
         Some(Value(command)) if command == "serve" => match Serve::parse(parser)? {
             Some(serve) => serve.run().map_err(Failure::Work)?,
-            None => print!("{}", serve::HELP),
+            None => print(serve::HELP)?,
         },
         Some(Value(command)) if command == "check" => check::run(parser)?,
         Some(Value(command)) if command == "status" => status::run(parser)?,
@@ -140,14 +138,6 @@ fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
         None => return Err(Failure::Words("a command is missing".to_owned())),
     }
     Ok(())
-}
-
-/// Prints lines. Whoever reads them may have seen enough, as `head` has, which is no failure.
-fn print(text: &str) -> Result<(), Failure> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
-        written => Ok(written?),
-    }
 }
 
 /// Where a command finds the center of this host.
@@ -182,6 +172,9 @@ impl Where {
     /// Returns the center, if it runs and whoever asks may read its data.
     fn center(self) -> Result<client::Client, Failure> {
         let data = match self.data {
+            Some(data) if data.as_os_str().is_empty() => {
+                return Err(Failure::Words("--data is empty, expected a directory".to_owned()));
+            }
             Some(data) => data,
             None => Settings::read(self.config.as_deref())?.data,
         };

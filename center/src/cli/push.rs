@@ -1,8 +1,9 @@
 //! `elklet-center push`: brings a plugin to hosts, and waits until they run it.
 
 use super::client::Client;
+use super::out::{note, print, tell_or, write};
 use super::text::{encoded, field, printable, printable_json};
-use super::{Failure, Where, print};
+use super::{Failure, Where};
 use lexopt::prelude::*;
 use serde_json::{Value as Json, json};
 use std::fs::File;
@@ -63,8 +64,7 @@ pub(super) fn help() -> String {
 
 pub(super) fn run(parser: lexopt::Parser) -> Result<(), Failure> {
     let Some((push, at)) = parse(parser)? else {
-        print!("{}", help());
-        return Ok(());
+        return print(&help());
     };
     let center = at.center()?;
     let (sha256, kind) = file(&center, &push)?;
@@ -82,11 +82,13 @@ pub(super) fn run(parser: lexopt::Parser) -> Result<(), Failure> {
         return Err(Failure::Work("the center answered without a rollout".into()));
     };
     if push.detach {
-        return print(&format!("{id}\n"));
+        return tell_or(&format!("{id}\n"), &format!("rollout {id} has begun"));
     }
     let ended = watch(&center, id, rollout)?;
     if push.as_json {
-        print(&format!("{}\n", printable_json(&ended.to_string())))?;
+        let printed = write(&format!("{}\n", printable_json(&ended.to_string())));
+        outcome(&ended)?;
+        return Ok(printed?);
     }
     outcome(&ended)
 }
@@ -170,15 +172,15 @@ fn watch(center: &Client, id: i64, mut rollout: Json) -> Result<Json, Failure> {
         let line = progress(&rollout);
         if line != told {
             if redraws {
-                eprint!("\r\u{1b}[K{line}");
+                note(&format!("\r\u{1b}[K{line}"));
             } else {
-                eprintln!("{line}");
+                note(&format!("{line}\n"));
             }
             told = line;
         }
         if !["canary", "rolling"].iter().any(|state| rollout["state"] == *state) {
             if redraws {
-                eprintln!();
+                note("\n");
             }
             return Ok(rollout);
         }
@@ -208,7 +210,7 @@ fn progress(rollout: &Json) -> String {
 
 fn outcome(rollout: &Json) -> Result<(), Failure> {
     for host in rollout["hosts"].as_array().into_iter().flatten().filter(|host| host["state"] == "wrong") {
-        eprintln!("  {}: {}", field(host, "id"), field(host, "error"));
+        note(&format!("  {}: {}\n", field(host, "id"), field(host, "error")));
     }
     if rollout["state"] == "done" {
         return Ok(());

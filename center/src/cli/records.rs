@@ -3,8 +3,9 @@
 mod line;
 
 use super::client::Client;
+use super::out::print;
 use super::text::{encoded, printable_json};
-use super::{Failure, Where, hosts, print};
+use super::{Failure, Where, hosts};
 use crate::clock::now_ms;
 use crate::kinds;
 use lexopt::prelude::*;
@@ -75,8 +76,7 @@ pub(super) fn help() -> String {
 
 pub(super) fn run(parser: lexopt::Parser) -> Result<(), Failure> {
     let Some((mut wanted, at)) = parse(parser, now_ms())? else {
-        print!("{}", help());
-        return Ok(());
+        return print(&help());
     };
     let center = at.center()?;
     if let Some(meant) = &wanted.host {

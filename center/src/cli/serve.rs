@@ -1,6 +1,7 @@
 //! `elklet-center serve`: the server itself.
 
 use super::Failure;
+use super::out::note;
 use crate::authority::{Authority, own};
 use crate::clock::now_s;
 use crate::desired;
@@ -174,7 +175,7 @@ impl Serve {
             ..Options::new(certs)
         };
         let server = Server::start(options, Arc::new(Keeper::new(Arc::clone(&store))), Arc::new(()))?;
-        eprintln!("listening grpc={} http={}", server.options().listen, server.options().http);
+        note(&format!("listening grpc={} http={}\n", server.options().listen, server.options().http));
         let forwarding = server.forward(settings.forward)?;
         notify("READY=1");
         waiting.block_on(async {

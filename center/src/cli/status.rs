@@ -1,7 +1,8 @@
 //! `elklet-center status`: how the center is.
 
+use super::out::{print, write};
 use super::text::{bytes, count, cut, field, printable, printable_json, span, time, width};
-use super::{Failure, Where, print};
+use super::{Failure, Where};
 use lexopt::prelude::*;
 use serde_json::{Value as Json, json};
 use std::fmt::Write as _;
@@ -32,8 +33,7 @@ pub(super) fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") | Short('h') => {
-                print!("{}", help());
-                return Ok(());
+                return print(&help());
             }
             Long("json") => as_json = true,
             Long(flag) => at.must_take(flag.to_owned(), &mut parser)?,
@@ -46,9 +46,9 @@ pub(super) fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
     let mut status = center.get("/status")?;
     status["records_per_s"] = json!(per_second(&first, &status));
     if as_json {
-        print(&format!("{}\n", printable_json(&status.to_string())))?;
+        write(&format!("{}\n", printable_json(&status.to_string())))?;
     } else {
-        print(&page(&status, width()))?;
+        write(&page(&status, width()))?;
     }
     if status["well"] == true { Ok(()) } else { Err(Failure::Outcome("the center is unwell".to_owned())) }
 }

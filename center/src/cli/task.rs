@@ -1,8 +1,9 @@
 //! `elklet-center task`: has agents do something once, and prints what they answer.
 
 use super::client::Client;
+use super::out::{note, print, tell_or, write};
 use super::text::{encoded, field, printable, printable_json};
-use super::{Failure, Where, hosts, print};
+use super::{Failure, Where, hosts};
 use lexopt::prelude::*;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
@@ -32,7 +33,12 @@ that they are done; 1 they were not given; 3 some have failed or have not answer
 
 /// Tasks that have names: the name, the plugin, the type, and what DATA is.
 const TASKS: &[(&str, &str, i32, &str)] = &[
-    ("upload", "elkeid-agent", 1050, "send a file: {\"path\":\"/var/log/syslog\",\"buf_size\":102400}"),
+    (
+        "upload",
+        "elkeid-agent",
+        1050,
+        "send a file: {\"path\":\"/var/log/syslog\"}; \"buf_size\" (102400) is its bytes a second",
+    ),
     ("metadata", "elkeid-agent", 1051, "say where the host is: {\"idc\":\"dc-1\",\"region\":\"eu\"}"),
     ("shutdown", "elkeid-agent", 1060, "end the agent, which its service manager starts again"),
     ("processes", "collector", 5050, "collect processes"),
@@ -51,6 +57,10 @@ const TASKS: &[(&str, &str, i32, &str)] = &[
     ("scan-disk", "scanner", 6057, "scan the disk: {\"mode\":\"quick\"}"),
     ("baseline", "baseline", 8000, "check the baseline: its rules as JSON"),
 ];
+
+/// The task whose DATA need not say how fast: agents demand it. The page says the same.
+const UPLOAD: &str = "upload";
+const UPLOAD_BYTES_A_SECOND: u64 = 102_400;
 
 /// How long answers are waited for, and how often they are asked for.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -74,14 +84,14 @@ pub(super) fn help() -> String {
 
 pub(super) fn run(parser: lexopt::Parser) -> Result<(), Failure> {
     let Some((given, at)) = parse(parser)? else {
-        print!("{}", help());
-        return Ok(());
+        return print(&help());
     };
     let mut words = given.words.iter().map(String::as_str);
     let host = if given.group.is_none() { words.next() } else { None };
     let expected = || Failure::Words("expected HOST WHAT [DATA], or --group G WHAT [DATA]".to_owned());
-    let (plugin, data_type) = what(words.next().ok_or_else(expected)?).map_err(Failure::Words)?;
-    let data = words.next().unwrap_or("{}");
+    let word = words.next().ok_or_else(expected)?;
+    let (plugin, data_type) = what(word).map_err(Failure::Words)?;
+    let data = data(word, words.next().unwrap_or("{}"));
     if words.next().is_some() {
         return Err(expected());
     }
@@ -104,7 +114,11 @@ pub(super) fn run(parser: lexopt::Parser) -> Result<(), Failure> {
         }
     }
     match given.wait {
-        None => tokens.iter().try_for_each(|(id, token)| print(&format!("{} {}\n", printable(id), printable(token)))),
+        None => {
+            let lines: String =
+                tokens.iter().map(|(id, token)| format!("{} {}\n", printable(id), printable(token))).collect();
+            tell_or(&lines, &format!("{} tasks were given", tokens.len()))
+        }
         Some(timeout) => wait(&center, tokens, timeout, given.as_json),
     }
 }
@@ -142,6 +156,18 @@ fn what(word: &str) -> Result<(String, i32), String> {
     }
 }
 
+/// Returns what an agent is told with a task: what was given, and for an upload how fast it is, if that was not.
+fn data(word: &str, given: &str) -> String {
+    match serde_json::from_str(given) {
+        Ok(Json::Object(mut fields)) if word == UPLOAD && !fields.contains_key("buf_size") => {
+            fields.insert("buf_size".to_owned(), json!(UPLOAD_BYTES_A_SECOND));
+            Json::Object(fields).to_string()
+        }
+        // The agent says what is wrong with it.
+        _ => given.to_owned(),
+    }
+}
+
 /// Prints what comes back for each task, as it comes.
 fn wait(center: &Client, mut left: BTreeMap<String, String>, timeout: Duration, as_json: bool) -> Result<(), Failure> {
     let deadline = Instant::now() + timeout;
@@ -154,7 +180,7 @@ fn wait(center: &Client, mut left: BTreeMap<String, String>, timeout: Duration, 
             if let Some(is_done) = verdict(task) {
                 done += usize::from(is_done);
                 ended.push(id.clone());
-                print(&if as_json { format!("{}\n", printable_json(&task.to_string())) } else { told(task) })?;
+                write(&if as_json { format!("{}\n", printable_json(&task.to_string())) } else { told(task) })?;
             }
         }
         ended.iter().for_each(|id| _ = left.remove(id));
@@ -164,7 +190,7 @@ fn wait(center: &Client, mut left: BTreeMap<String, String>, timeout: Duration, 
         std::thread::sleep(POLL);
     }
     for id in left.keys() {
-        eprintln!("elklet-center: {} has not answered for {} s", printable(id), timeout.as_secs());
+        note(&format!("elklet-center: {} has not answered for {} s\n", printable(id), timeout.as_secs()));
     }
     if done == all { Ok(()) } else { Err(Failure::Outcome(format!("{done} of {all} hosts have done it"))) }
 }
@@ -215,6 +241,15 @@ mod tests {
         for word in ["dance", ":7", "probe:", "7"] {
             assert!(what(word).unwrap_err().contains("expected PLUGIN:TYPE or one of upload"), "{word}");
         }
+    }
+
+    #[test]
+    fn an_upload_need_not_say_how_fast_it_is() {
+        let fields = |text: &str| serde_json::from_str::<Json>(&data("upload", text)).unwrap();
+        assert_eq!(fields("{\"path\":\"/x\"}"), json!({ "path": "/x", "buf_size": 102_400 }));
+        assert_eq!(fields("{\"path\":\"/x\",\"buf_size\":0}"), json!({ "path": "/x", "buf_size": 0 }));
+        assert_eq!((data("upload", "/x"), data("upload", "[1]")), ("/x".to_owned(), "[1]".to_owned()));
+        assert_eq!(data("probe:7", "{\"path\": 1}"), "{\"path\": 1}");
     }
 
     #[test]

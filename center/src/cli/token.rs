@@ -1,8 +1,12 @@
 //! `elklet-center token`: what lets hosts in. `elklet-center revoke`: what keeps them out.
 
-use super::{Failure, Where};
+use super::client::Client;
+use super::out::{print, tell, tell_or};
+use super::text::{encoded, printable};
+use super::{Failure, Where, hosts};
 use lexopt::prelude::*;
 use serde_json::{Value as Json, json};
+use std::collections::BTreeSet;
 use std::time::{Duration, UNIX_EPOCH};
 
 const HELP: &str = "\
@@ -22,9 +26,10 @@ Prints the line to run on the host, which has the token. It is shown only this o
 const REVOKE_HELP: &str = "\
 elklet-center revoke: revoke the certificates of an agent
 
-usage: elklet-center revoke AGENT-ID [OPTIONS]
+usage: elklet-center revoke HOST [OPTIONS]
 
-Its stream ends at once, and the center refuses it until it is enrolled with another token.
+HOST is the id of an agent, the beginning of one, or a host's name. An agent that has not connected yet is known by its certificate. The
+agent's stream ends at once, and the center refuses it until it is enrolled with another token.
 
 ";
 
@@ -50,8 +55,7 @@ pub(super) fn revoke_help() -> String {
 
 pub(super) fn run(parser: lexopt::Parser) -> Result<(), Failure> {
     let Some((command, at)) = parse(parser)? else {
-        print!("{}", help());
-        return Ok(());
+        return print(&help());
     };
     let center = at.center()?;
     match command {
@@ -59,18 +63,21 @@ pub(super) fn run(parser: lexopt::Parser) -> Result<(), Failure> {
             let wanted = json!({ "uses": uses, "ttl_s": ttl.map(|ttl| ttl.as_secs()), "group": group });
             let made = center.ask("POST", "/tokens", &wanted)?;
             let line = made["command"].as_str();
-            println!("{}", line.ok_or_else(|| Failure::Work("the center answered without a command".into()))?);
+            let line = line.ok_or_else(|| Failure::Work("the center answered without a command".into()))?;
+            let id = &made["id"];
+            let unseen =
+                format!("token {id} was made, and nobody has seen it; elklet-center token revoke {id} ends it");
+            tell_or(&format!("{line}\n"), &unseen)
         }
         Command::List => {
             let tokens = center.ask("GET", "/tokens", &Json::Null)?;
-            tokens.as_array().into_iter().flatten().for_each(|token| println!("{}", line(token)));
+            tokens.as_array().into_iter().flatten().try_for_each(|token| print(&format!("{}\n", line(token))))
         }
         Command::Revoke(id) => {
             center.ask("DELETE", &format!("/tokens/{id}"), &Json::Null)?;
-            println!("token {id} lets no host in any more");
+            tell(&format!("token {id} lets no host in any more"))
         }
     }
-    Ok(())
 }
 
 /// `elklet-center revoke`.
@@ -79,8 +86,7 @@ pub(super) fn revoke(mut parser: lexopt::Parser) -> Result<(), Failure> {
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") | Short('h') => {
-                print!("{}", revoke_help());
-                return Ok(());
+                return print(&revoke_help());
             }
             Long(flag) => {
                 let flag = flag.to_owned();
@@ -92,11 +98,64 @@ pub(super) fn revoke(mut parser: lexopt::Parser) -> Result<(), Failure> {
             _ => return Err(argument.unexpected().into()),
         }
     }
-    let agent = agent.ok_or_else(|| Failure::Words("the id of an agent is missing".to_owned()))?;
-    let answer = at.center()?.ask("POST", &format!("/certificates/{}/revoke", encoded(&agent)), &Json::Null)?;
+    let meant = agent.ok_or_else(|| Failure::Words("the agent's id or the host's name is missing".to_owned()))?;
+    let center = at.center()?;
+    let agent = find(&center, &meant)?;
+    let answer = center.ask("POST", &format!("/certificates/{}/revoke", encoded(&agent)), &Json::Null)?;
     let count = answer["revoked"].as_array().map_or(0, Vec::len);
-    println!("agent {agent} is kept out, certificates revoked: {count}");
-    Ok(())
+    let agent = printable(&agent);
+    tell(&format!("agent {agent} is kept out, certificates revoked: {count}"))
+}
+
+/// Certificates that are asked for at a time.
+const PAGE: usize = 1_000;
+
+/// Finds the agent whose certificates somebody means, by its id, the beginning of one, or its host's name. Whoever has a certificate need
+/// not have been here yet, and may be forgotten.
+///
+/// # Errors
+/// There is none, there are several, or the center cannot be asked.
+fn find(center: &Client, meant: &str) -> Result<String, Failure> {
+    let hosts = hosts::all(center, &format!("&q={}", encoded(meant)))?;
+    let hosts: Vec<(&str, &str)> = hosts
+        .iter()
+        .filter_map(|host| Some((host["id"].as_str()?, host["hostname"].as_str().unwrap_or_default())))
+        .collect();
+    let of_this_id = center.get(&format!("/certificates?limit=1&agent_id={}", encoded(meant)))?;
+    if hosts.iter().any(|host| host.0 == meant) || of_this_id["certificates"][0].is_object() {
+        return Ok(meant.to_owned());
+    }
+    let (mut certified, mut before) = (BTreeSet::new(), String::new());
+    loop {
+        let page = center.get(&format!("/certificates?limit={PAGE}{before}"))?;
+        let page = page["certificates"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let good = page.iter().filter(|certificate| certificate["revoked_ms"].is_null());
+        certified.extend(good.filter_map(|certificate| certificate["agent_id"].as_str().map(str::to_owned)));
+        match page.last() {
+            Some(last) if page.len() == PAGE => before = format!("&before={}", last["id"]),
+            _ => break,
+        }
+    }
+    choose(&hosts, &certified, meant).map_err(Failure::Words)
+}
+
+/// Returns the one agent that is meant among hosts by id and name and those that have certificates. Unlike where somebody only looks, a
+/// host's name is no closer than the beginning of another's id: a host says its name itself.
+fn choose(hosts: &[(&str, &str)], certified: &BTreeSet<String>, meant: &str) -> Result<String, String> {
+    let known = hosts.iter().filter(|(id, name)| *name == meant || id.starts_with(meant)).map(|host| host.0);
+    let certified = certified.iter().map(String::as_str).filter(|id| id.starts_with(meant));
+    let found: BTreeSet<&str> = known.chain(certified).filter(|_| !meant.is_empty()).collect();
+    let mut ids = found.iter();
+    match (ids.next(), ids.next()) {
+        (Some(id), None) => Ok((*id).to_owned()),
+        (None, _) => Err(format!(
+            "no host or certificate of {meant:?} is known, expected an id, the beginning of one, or a host's name"
+        )),
+        _ => {
+            let ids: Vec<String> = found.iter().take(5).map(|id| printable(id)).collect();
+            Err(format!("{meant:?} is {} agents ({}); say more of the id", found.len(), ids.join(", ")))
+        }
+    }
 }
 
 /// Returns `None` when help is wanted.
@@ -130,12 +189,6 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<(Command, Where)>, Failure
         _ => return Err(Failure::Words(format!("token {:?}, expected nothing, list or revoke", words.join(" ")))),
     };
     Ok(Some((command, at)))
-}
-
-/// Percent-encodes an id for a path.
-fn encoded(id: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    id.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 fn line(token: &Json) -> String {
@@ -181,12 +234,26 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_a_line_and_an_id_a_part_of_a_path() {
+    fn who_is_revoked_is_one_agent_and_no_guess() {
+        let hosts = [("aab1", "gw1"), ("aac2", "aab"), ("c", "web"), ("d", "web"), ("gw3", "x")];
+        let certified = BTreeSet::from(["aab1".to_owned(), "new1".to_owned(), "gw30".to_owned()]);
+        let chosen = |meant: &str| choose(&hosts, &certified, meant);
+        assert_eq!(chosen("gw1"), Ok("aab1".to_owned()));
+        assert_eq!(chosen("aac"), Ok("aac2".to_owned()));
+        assert_eq!(chosen("new"), Ok("new1".to_owned()), "it was enrolled and has not connected");
+        assert!(chosen("web").unwrap_err().contains("2 agents (c, d)"));
+        assert!(chosen("gw3").unwrap_err().contains("2 agents (gw3, gw30)"));
+        assert!(chosen("aab").unwrap_err().contains("2 agents (aab1, aac2)"), "one says it has the other's beginning");
+        assert!(chosen("nobody").unwrap_err().contains("no host or certificate of \"nobody\""));
+        assert!(choose(&hosts[..1], &BTreeSet::new(), "").is_err(), "everybody begins so");
+    }
+
+    #[test]
+    fn a_token_is_a_line() {
         let token = json!({ "id": 1, "uses": 2, "used": 1, "group": "edge", "created_by": "ann", "expires_ms": 0, "usable": false });
         assert_eq!(
             line(&token),
             "1      1 of 2 uses  until 1970-01-01T00:00:00Z  by ann  group edge  lets no host in any more"
         );
-        assert_eq!(encoded("gateway 1/é"), "gateway%201%2F%C3%A9");
     }
 }

@@ -1,5 +1,6 @@
 //! `elklet-center user`: who may sign in.
 
+use super::out::{print, tell};
 use super::{Failure, Where, terminal};
 use crate::http::Role;
 use lexopt::prelude::*;
@@ -39,8 +40,7 @@ pub(super) fn help() -> String {
 
 pub(super) fn run(parser: lexopt::Parser) -> Result<(), Failure> {
     let Some((command, at)) = parse(parser)? else {
-        print!("{}", help());
-        return Ok(());
+        return print(&help());
     };
     let center = at.center()?;
     match command {
@@ -48,27 +48,26 @@ pub(super) fn run(parser: lexopt::Parser) -> Result<(), Failure> {
             let password = terminal::new_password(&name)?;
             let user = json!({ "name": name, "role": role.to_string(), "password": password });
             center.ask("POST", "/users", &user)?;
-            println!("{name} may sign in, with the role {role}");
+            tell(&format!("{name} may sign in, with the role {role}"))
         }
         Command::Password { name } => {
             let password = terminal::new_password(&name)?;
             center.ask("PUT", &format!("/users/{name}"), &json!({ "password": password }))?;
-            println!("{name} has a new password, and no session");
+            tell(&format!("{name} has a new password, and no session"))
         }
         Command::Role { name, role } => {
             center.ask("PUT", &format!("/users/{name}"), &json!({ "role": role.to_string() }))?;
-            println!("{name} has the role {role}");
+            tell(&format!("{name} has the role {role}"))
         }
         Command::List => {
             let users = center.ask("GET", "/users", &Json::Null)?;
-            users.as_array().into_iter().flatten().for_each(|user| println!("{}", line(user)));
+            users.as_array().into_iter().flatten().try_for_each(|user| print(&format!("{}\n", line(user))))
         }
         Command::Remove { name } => {
             center.ask("DELETE", &format!("/users/{name}"), &Json::Null)?;
-            println!("{name} may no longer sign in");
+            tell(&format!("{name} may no longer sign in"))
         }
     }
-    Ok(())
 }
 
 /// Returns `None` when help is wanted.

@@ -22,8 +22,9 @@ pub(crate) use status::{Snapshot, State, Status};
 use crate::store::Store;
 use run::Runner;
 use sender::Sender;
-use settings::Output;
+use settings::{FileOutput, Kind, Output};
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -83,6 +84,29 @@ impl Forwarding {
         })?;
         Ok(Self { stop, runner: Some(runner) })
     }
+}
+
+/// Looks whether outputs can be started, and without starting them, whether the directories of those that are files are there. `made` is a
+/// directory that the center makes itself.
+///
+/// # Errors
+/// What cannot, with the output's name.
+pub(crate) fn check(outputs: &[Output], made: &Path) -> Result<(), String> {
+    let nobody: Facts = Arc::new(|_| None);
+    for Output { name, kind, .. } in outputs {
+        Sender::new(kind, &nobody).map_err(|error| format!("forward {name}: {error}"))?;
+        if let Kind::File(FileOutput { path, .. }) = kind {
+            let wrong = |what: &str| Err(format!("forward {name}: {}: {what}", path.display()));
+            let parent = path.parent().unwrap_or(Path::new("/"));
+            if !parent.is_dir() && parent != made {
+                return wrong("there is no such directory to write it in");
+            }
+            if path.exists() && !path.is_file() {
+                return wrong("it is no regular file");
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Forwarding {

@@ -1,5 +1,6 @@
 //! Configuration and commands as the manager writes them in JSON.
 
+use crate::settings::text_of;
 use elklet_proto::grpc;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -20,7 +21,7 @@ pub fn configs_from_json(json: &str) -> Result<Vec<grpc::Config>, serde_json::Er
 /// When the file cannot be read or is not such a list; the message names the file.
 pub fn configs_from_file(path: &Path) -> io::Result<Vec<grpc::Config>> {
     let at = |error: &dyn std::fmt::Display| io::Error::other(format!("{}: {error}", path.display()));
-    let json = std::fs::read_to_string(path).map_err(|error| at(&error))?;
+    let json = text_of(path).map_err(|error| at(&error))?;
     configs_from_json(&json).map_err(|error| at(&error))
 }
 

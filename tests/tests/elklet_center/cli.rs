@@ -98,6 +98,65 @@ fn status_says_by_words_and_by_code_whether_the_center_is_well() {
     assert!(told(&ended).contains("no center runs at http://127.0.0.1:"), "{}", told(&ended));
 }
 
+/// Runs a command whose standard output is this.
+fn to(dir: &Path, words: &[&str], stdout: impl Into<Stdio>) -> Output {
+    let mut command = Command::new(center_for_tests());
+    command.args(words).arg("--data").arg(dir.join("data")).stdin(Stdio::null()).stdout(stdout).output().unwrap()
+}
+
+#[test]
+fn a_command_that_cannot_print_says_so_and_what_it_has_done_all_the_same() {
+    let site = tempfile::tempdir().unwrap();
+    let dir = site.path();
+    // Its own authority can enrol hosts.
+    let data = dir.join("data").display().to_string();
+    fs::write(dir.join("center.toml"), format!("http = \"127.0.0.1:0\"\ndownloads = \"off\"\ndata = {data:?}\n"))
+        .unwrap();
+    let center = Program::start(dir);
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        writer
+    };
+    let said = |words: &[&str], output: &Output| {
+        assert_eq!(code(output), Some(1), "{words:?}: {}", told(output));
+        let said = told(output);
+        assert!(said.starts_with("elklet-center: standard output: "), "{words:?}: {said}");
+        said
+    };
+    for words in [&["--help"][..], &["hosts", "--help"], &["serve", "--help"], &["status"], &["status", "--json"]] {
+        said(words, &to(dir, words, full()));
+    }
+    let version = Command::new(center_for_tests()).arg("--version").stdout(full()).output().unwrap();
+    said(&["--version"], &version);
+    for (number, output) in
+        [(1, to(dir, &["token", "--uses", "5"], full())), (2, to(dir, &["token", "--uses", "5"], closed()))]
+    {
+        let unseen =
+            format!("token {number} was made, and nobody has seen it; elklet-center token revoke {number} ends it");
+        assert!(said(&["token"], &output).contains(&unseen), "{}", told(&output));
+    }
+    let tokens = to(dir, &["token", "list"], full());
+    said(&["token", "list"], &tokens);
+    let revoked = to(dir, &["token", "revoke", "1"], closed());
+    assert!(said(&["token", "revoke"], &revoked).contains("all the same, token 1 lets no host in any more"));
+    let usable: Vec<_> =
+        center.get("/api/v1/tokens").as_array().unwrap().iter().map(|token| token["usable"].clone()).collect();
+    assert_eq!(usable, [true, false], "the first one was revoked");
+    for stdout in [Stdio::from(full()), Stdio::from(closed())] {
+        let link = to(dir, &["link"], stdout);
+        assert!(said(&["link"], &link).contains("a link was made that nobody has seen"), "{}", told(&link));
+    }
+    run(dir, &["user", "add", "ann", "--role", "admin"], "a long password\n");
+    said(&["user", "list"], &to(dir, &["user", "list"], full()));
+    // Whoever reads a list may have seen enough.
+    assert_eq!(code(&to(dir, &["token", "list"], closed())), Some(0));
+    // Where nobody hears of it either, there is still the code.
+    let mute = Command::new(center_for_tests()).arg("dance").stderr(full()).status().unwrap();
+    assert_eq!(mute.code(), Some(2));
+}
+
 #[test]
 fn hosts_and_records_are_found_and_nothing_that_they_say_steers_the_terminal() {
     let dir = site();
@@ -248,7 +307,8 @@ fn a_plugin_is_pushed_and_a_task_answered_with_the_outcome_as_the_exit_code() {
     assert_eq!(fleet.program.get(&format!("/api/v1/rollouts/{}", id.trim()))["plugin"]["version"], "3");
 
     let log = file("log", b"what happened\n");
-    let path = json!({ "path": log, "buf_size": 102_400 }).to_string();
+    // As the page of the manual has it.
+    let path = json!({ "path": log }).to_string();
     let host = fleet.agents[0].id();
     let sent = run(dir, &["task", host, "upload", &path, "--wait", "--json"], "");
     assert_eq!(code(&sent), Some(0), "{}", told(&sent));

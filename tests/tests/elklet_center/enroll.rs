@@ -356,8 +356,26 @@ fn a_certificate_is_for_one_agent_and_for_nobody_once_it_is_revoked() {
     let (other, second) = (Host::new("gateway 1"), site.line(&[]));
     let (_, why) = other.refused(&second);
     assert!(why.contains("has a certificate already"), "{why}");
-    let said = site.command(&["revoke", "gateway 1"]);
-    assert!(said.contains("certificates revoked: 1"), "{said}");
+    // To enrol, it connects once. The center then forgets that, and has its certificate alone.
+    Host::new("gateway 7").enrolled(&site.line(&[]));
+    wait_until("a forgotten host", || {
+        _ = http::request(site.program.http, "DELETE", "/api/v1/hosts/gateway%207", &[], "");
+        http::get(site.program.http, "/api/v1/hosts/gateway%207").status == 404
+    });
+    for (words, told) in [
+        (&["revoke", "nobody"][..], "no host or certificate of \"nobody\" is known"),
+        (&["revoke", ""], "no host or certificate of \"\" is known"),
+        (&["revoke", "gateway"], "\"gateway\" is 2 agents (gateway 1, gateway 7)"),
+    ] {
+        let output = site.try_command(words);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && said.contains(told), "{words:?}: {said}");
+    }
+    let said = site.command(&["revoke", "gateway 7"]);
+    assert!(said.contains("agent gateway 7 is kept out, certificates revoked: 1"), "{said}");
+    // Now there is one.
+    let said = site.command(&["revoke", "gate"]);
+    assert!(said.contains("agent gateway 1 is kept out, certificates revoked: 1"), "{said}");
     wait_until("end of the stream", || site.host("gateway%201")["connected"] == false);
     wait_until("refusal", || site.total("refused_revoked_total") > 0);
     wait_until("word of it", || host.log().contains("the certificate of this agent is revoked"));
@@ -365,6 +383,9 @@ fn a_certificate_is_for_one_agent_and_for_nobody_once_it_is_revoked() {
     assert!(audit.contains("certificate.revoke"), "{audit}");
     let again = site.try_command(&["revoke", "gateway 1"]);
     assert!(String::from_utf8_lossy(&again.stderr).contains("has no certificate"), "{again:?}");
+    let name = site.host("gateway%201")["hostname"].as_str().unwrap().to_owned();
+    let by_name = site.try_command(&["revoke", &name]);
+    assert!(String::from_utf8_lossy(&by_name.stderr).contains("agent \"gateway 1\" has no certificate"), "{by_name:?}");
 
     // It stays so after a restart, and a new token lets the host in again: the token of before was not used.
     let Site { dir, program } = site;

@@ -2,6 +2,7 @@
 
 mod kafka;
 
+use crate::access::done;
 use crate::program::{Program, site};
 use crate::receivers::{Http, Mood, Syslog, number, numbers};
 use crate::support::client::{Call, Client, TRANSFER};
@@ -12,7 +13,7 @@ use elklet_tests::pki::{Ca, Validity};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -277,9 +278,16 @@ fn a_receiver_that_is_away_holds_up_nobody_and_gets_everything_later() {
     assert!(now["lag_records"].as_u64().unwrap() >= 1_000, "{now}");
     assert_eq!(metric(&program, "center_forward_failing{output=\"away\"}"), 1);
     assert_eq!(http::get(program.http, "/readyz").status, 200);
+    let status = program.get("/api/v1/status");
+    let told = status["warnings"][0]["text"].as_str().unwrap_or_default();
+    assert!(told.starts_with("output away has delivered nothing for ") && told.contains("connecting to"), "{status}");
+    assert_eq!((&status["warnings"][0]["about"], &status["well"]), (&json!("forward"), &json!(true)), "{status}");
+    let page = done(dir.path(), &["status"], "");
+    assert!(page.contains(": well\n") && page.contains("  warning   output away has delivered nothing for "), "{page}");
     let receiver = Http::start_on(TcpListener::bind(address).unwrap(), []);
     wait_until("records at the other end", || is_through(&program, "away"));
     assert_all_once(receiver.numbers(), 1_000);
+    assert_eq!(program.get("/api/v1/status")["warnings"], json!([]));
 }
 
 #[test]

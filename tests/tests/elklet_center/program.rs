@@ -209,6 +209,58 @@ fn a_real_agent_is_served_configured_and_asked() {
 }
 
 #[test]
+fn what_is_wrong_with_the_settings_is_seen_without_starting_a_center() {
+    let dir = site();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let checked = |file: &str| {
+        let mut check = Command::new(center_for_tests());
+        let output = check.current_dir(dir.path()).args(["check", "--config", file]).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let file = at("center.toml");
+    assert_eq!(checked(&file), (Some(0), String::new()));
+    let good = std::fs::read_to_string(&file).unwrap();
+    let without = |key: &str| {
+        good.lines().filter(|line| !line.starts_with(key)).map(|line| format!("{line}\n")).collect::<String>()
+    };
+    std::fs::write(at("file"), "").unwrap();
+    let output = |path: &str| format!("{good}[[forward]]\nname = \"disk\"\nkind = \"file\"\npath = {path:?}\n");
+    let tls = "[[forward]]\nname = \"siem\"\nkind = \"syslog\"\naddress = \"localhost:1\"\nca = \"/nowhere.pem\"\n";
+    for (text, told) in [
+        (without("certs") + "certs = \"/nowhere\"\n", "certs: /nowhere/server.crt: No such file"),
+        (without("certs") + "certs = \"\"\n", "certs is empty"),
+        (without("data") + "data = \"\"\n", "data is empty"),
+        (without("data") + &format!("data = {:?}\n", at("file")), "is no directory"),
+        (format!("{good}plugins = \"/nowhere.json\"\n"), "/nowhere.json"),
+        (format!("{good}plugins = \"/dev/zero\"\n"), "/dev/zero: it is no regular file"),
+        (output("/nowhere/out.ndjson"), "forward disk: /nowhere/out.ndjson: there is no such directory"),
+        (output("/tmp"), "forward disk: /tmp: it is no regular file"),
+        (format!("{good}{tls}"), "forward siem: /nowhere.pem"),
+    ] {
+        std::fs::write(&file, &text).unwrap();
+        let (code, said) = checked(&file);
+        assert!(code == Some(2) && said.contains(told), "{text}: {code:?} {said}");
+        if text.contains("data = \"\"") {
+            let serve =
+                Command::new(center_for_tests()).current_dir(dir.path()).args(["serve", "--config", &file]).output();
+            assert_eq!(serve.unwrap().status.code(), Some(2), "and nothing is started");
+        }
+    }
+    std::fs::write(&file, output(&at("data/out.ndjson"))).unwrap();
+    assert_eq!(checked(&file), (Some(0), String::new()), "the center makes this directory");
+    let mut names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["center.toml", "certs", "file"], "nothing was made");
+
+    // These have no end.
+    rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("fifo"), rustix::fs::Mode::RUSR).unwrap();
+    for endless in [&at("fifo"), "/dev/zero", "/dev/tty"] {
+        let (code, said) = checked(endless);
+        assert!(code == Some(2) && said.contains(endless), "{endless}: {code:?} {said}");
+    }
+}
+
+#[test]
 fn wrong_words_and_settings_are_told() {
     let dir = site();
     let run = |arguments: &[&str]| Command::new(center_for_tests()).args(arguments).output().unwrap();

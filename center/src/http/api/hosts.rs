@@ -22,7 +22,7 @@ pub(super) async fn answer(ask: &Ask<'_>) -> Answer {
 
 /// `?connected=true|false`, `?group=NAME`, `?q=TEXT` (the id or the name contains it), `?after=ID`, `?limit=N`: hosts in the order of their
 /// ids.
-fn list(query: &Query<'_>, shared: &Shared) -> Answer {
+fn list(query: &Query, shared: &Shared) -> Answer {
     let limit = query.limit()?;
     let connected = match query.get("connected").as_deref() {
         None => None,

@@ -39,6 +39,9 @@ use std::sync::Arc;
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1_000;
 
+/// Characters of a parameter's name that a refusal repeats.
+const MAX_NAMED: usize = 64;
+
 /// What a route answers: a reply, or why there is none.
 type Answer = Result<Reply, Refusal>;
 
@@ -56,7 +59,7 @@ struct Ask<'a> {
     path: &'a str,
     /// What follows `/api/v1/` and the first part, without a slash at either end: `ID` of `/api/v1/hosts/ID`.
     rest: &'a str,
-    query: Query<'a>,
+    query: Query,
     body: &'a [u8],
     caller: &'a Caller,
     shared: &'a Arc<Shared>,
@@ -99,17 +102,20 @@ pub(super) async fn answer(
         return reply;
     }
     let (part, rest) = trimmed.split_once('/').unwrap_or((trimmed, ""));
-    let ask = Ask { method, path, rest, query: Query(query), body, caller, shared };
-    let answer = route(part, &ask).await;
-    answer.unwrap_or_else(|Refusal { status, error }| json_response(status, &json!({ "error": error })))
+    let answer = async {
+        let query = Query::parse(query)?;
+        route(part, &Ask { method, path, rest, query, body, caller, shared }).await
+    };
+    answer.await.unwrap_or_else(|Refusal { status, error }| json_response(status, &json!({ "error": error })))
 }
 
 /// Takes the body of `POST /api/v1/files` as it comes.
 pub(super) async fn upload(query: &str, body: Incoming, caller: &Caller, shared: &Arc<Shared>) -> Reply {
-    let (method, query) = (&Method::POST, Query(query));
-    let ask = Ask { method, path: "/files", rest: "", query, body: &[], caller, shared };
-    let answer = files::upload(&ask, body).await;
-    answer.unwrap_or_else(|Refusal { status, error }| json_response(status, &json!({ "error": error })))
+    let answer = async {
+        let (method, query) = (&Method::POST, Query::parse(query)?);
+        files::upload(&Ask { method, path: "/files", rest: "", query, body: &[], caller, shared }, body).await
+    };
+    answer.await.unwrap_or_else(|Refusal { status, error }| json_response(status, &json!({ "error": error })))
 }
 
 async fn route(part: &str, ask: &Ask<'_>) -> Answer {
@@ -175,21 +181,36 @@ fn change_desired(shared: &Shared, change: impl FnOnce(&mut Desired) -> Result<(
     }
 }
 
-/// The query of a request.
-struct Query<'a>(&'a str);
+/// The parameters of a request, decoded.
+#[derive(Debug, PartialEq, Eq)]
+struct Query(Vec<(String, String)>);
 
-impl Query<'_> {
-    /// Returns a parameter, decoded.
-    fn get(&self, name: &str) -> Option<String> {
-        self.all().find(|(key, _)| key == name).map(|(_, value)| value)
+impl Query {
+    /// Decodes a query. A name without `=` has an empty value.
+    ///
+    /// # Errors
+    /// A name or a value is no UTF-8. Without that parameter, the answer would be to another question than the one that was asked.
+    fn parse(query: &str) -> Result<Self, Refusal> {
+        let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let decode = |text: &str| decoded(&text.replace('+', " "));
+            match (decode(name), decode(value)) {
+                (Some(name), Some(value)) => Ok((name, value)),
+                (Some(_), None) => Err(bad(&format!("the value of parameter {} is no UTF-8", named(name)))),
+                (None, _) => Err(bad(&format!("the name of parameter {} is no UTF-8", named(name)))),
+            }
+        });
+        pairs.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Returns all parameters, decoded. Those that are no UTF-8 are left out.
+    /// Returns a parameter.
+    fn get(&self, name: &str) -> Option<String> {
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
+    }
+
+    /// Returns all parameters.
     fn all(&self) -> impl Iterator<Item = (String, String)> {
-        self.0.split('&').filter_map(|pair| {
-            let (key, value) = pair.split_once('=')?;
-            Some((decoded(&key.replace('+', " "))?, decoded(&value.replace('+', " "))?))
-        })
+        self.0.iter().cloned()
     }
 
     /// Returns a parameter that is a number.
@@ -207,6 +228,12 @@ impl Query<'_> {
             },
         }
     }
+}
+
+/// Returns what a refusal calls a parameter: its name as the request has it, as far as it is not too long to be shown.
+fn named(name: &str) -> String {
+    let shown: String = name.chars().take(MAX_NAMED).collect();
+    format!("{shown:?}{}", if shown.len() < name.len() { ".." } else { "" })
 }
 
 /// Returns percent-encoded text as it was, if that is UTF-8.
@@ -239,13 +266,27 @@ mod tests {
 
     #[test]
     fn parameters_are_decoded() {
-        let query = Query("after=a%2Fb%20c&x=%zz&limit=7&connected=true&y=a+b");
+        let query = Query::parse("after=a%2Fb%20c&x=%zz&limit=7&connected=true&y=a+b&bare&&").unwrap();
         assert_eq!(query.get("after").as_deref(), Some("a/b c"));
         assert_eq!(query.get("x").as_deref(), Some("%zz"));
         assert_eq!(query.get("y").as_deref(), Some("a b"));
+        assert_eq!(query.get("bare").as_deref(), Some(""));
+        assert_eq!(query.all().count(), 6);
         assert_eq!(query.limit(), Ok(7));
-        assert!(Query("limit=0").limit().is_err() && Query("limit=1001").limit().is_err());
+        let limit = |text: &str| Query::parse(text).unwrap().limit();
+        assert!(limit("limit=0").is_err() && limit("limit=1001").is_err() && limit("limit").is_err());
+        assert_eq!(limit(""), Ok(DEFAULT_LIMIT));
         assert_eq!(decoded("%ff"), None);
         assert_eq!(decoded("%"), Some("%".to_owned()));
+    }
+
+    #[test]
+    fn a_parameter_that_cannot_be_decoded_is_refused_by_its_name() {
+        let refused = |query: &str| Query::parse(query).unwrap_err();
+        assert_eq!(refused("limit=7&host=%ff"), bad(&"the value of parameter \"host\" is no UTF-8"));
+        assert_eq!(refused("bogus%ff=1&host=%ff"), bad(&"the name of parameter \"bogus%ff\" is no UTF-8"));
+        assert_eq!(refused("%c3").status, StatusCode::BAD_REQUEST);
+        let long = refused(&format!("{}=%ff", "n".repeat(5000)));
+        assert_eq!(long.error, format!("the value of parameter \"{}\".. is no UTF-8", "n".repeat(MAX_NAMED)));
     }
 }

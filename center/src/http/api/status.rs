@@ -3,6 +3,7 @@
 use super::{Answer, Ask, no_route, ok, store};
 use crate::clock::now_ms;
 use crate::fleet::Fleet;
+use crate::forward::{Snapshot, State};
 use crate::rollout::{Progress, Rollout};
 use crate::serve::Ends;
 use http::Method;
@@ -23,12 +24,15 @@ const LITTLE_ROOM: u64 = 1 << 30;
 /// Hosts that a warning names.
 const NAMED: usize = 3;
 
+/// Characters of an output's error in a warning. Receivers answer with pages.
+const ERROR_SHOWN: usize = 200;
+
 /// Something that somebody should look into.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Warning {
     /// True if the center cannot do what it is there for.
     failure: bool,
-    /// What it is about: `store`, `database`, `disk`, `hosts` or `certificates`.
+    /// What it is about: `store`, `database`, `disk`, `hosts`, `certificates` or `forward`.
     about: &'static str,
     text: String,
 }
@@ -40,6 +44,8 @@ pub(super) async fn answer(ask: &Ask<'_>) -> Answer {
     let store = store::told(ask.shared).await?.unwrap_or_default();
     let at_ms = now_ms();
     let rollouts: Vec<Value> = ask.shared.rollouts_under_way().iter().map(brief).collect();
+    let outputs = ask.shared.forwards.get().map(Vec::as_slice).unwrap_or_default();
+    let outputs: Vec<_> = outputs.iter().map(|status| (status.name.as_str(), status.snapshot())).collect();
     let status = ask.shared.read(|fleet| {
         let mut warnings = of_store(&store);
         if store["failure"].is_null()
@@ -48,6 +54,7 @@ pub(super) async fn answer(ask: &Ask<'_>) -> Answer {
             warnings.push(failure("store", format!("no records are stored: {reason}")));
         }
         warnings.extend(of_certificates(ask.shared.ends(), at_ms / 1000));
+        warnings.extend(of_outputs(&outputs, at_ms));
         warnings.extend(of_hosts(fleet, u64::try_from(at_ms / 1000).unwrap_or_default()));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -125,6 +132,22 @@ fn of_certificates(ends: Ends, now: i64) -> Vec<Warning> {
     warnings
 }
 
+/// Returns which outputs deliver nothing at this time, in milliseconds since 1970. The store keeps what they owe, as long as it keeps
+/// records, so that the center is well all the same.
+fn of_outputs(outputs: &[(&str, Snapshot)], now_ms: i64) -> Vec<Warning> {
+    let failing = outputs.iter().filter(|(_, now)| now.state == State::Failing);
+    let told = failing.map(|(name, now)| {
+        let error = now.error.as_ref().map_or("for no reason that is known", |(error, _)| error);
+        let mut shown: String = error.chars().take(ERROR_SHOWN).collect();
+        if shown.len() < error.len() {
+            shown.push('…');
+        }
+        let seconds = now_ms.saturating_sub(now.since_ms).max(0) / 1000;
+        warning("forward", format!("output {name} has delivered nothing for {seconds} s: {shown}"))
+    });
+    told.collect()
+}
+
 /// Returns what is wrong with hosts at this time, in seconds since 1970.
 fn of_hosts(fleet: &Fleet, now: u64) -> Vec<Warning> {
     let (mut gone, mut ending, mut ended) = (Named::default(), Named::default(), Named::default());
@@ -180,6 +203,7 @@ impl Named {
 mod tests {
     use super::*;
     use crate::fleet::{Agent, Heartbeat, Host};
+    use crate::store::Missed;
 
     fn about(warnings: &[Warning]) -> Vec<(bool, &str)> {
         warnings.iter().map(|warning| (warning.failure, warning.text.as_str())).collect()
@@ -206,6 +230,38 @@ mod tests {
         small["failure"] = Value::Null;
         small["max_bytes"] = json!(1 << 20);
         assert_eq!(of_store(&small).len(), 1, "a store that may grow by less than there is has room");
+    }
+
+    #[test]
+    fn an_output_that_delivers_nothing_is_told_with_as_much_of_its_error_as_somebody_reads() {
+        let output = |state, error: Option<&str>| Snapshot {
+            state,
+            since_ms: 5_000,
+            position: 0,
+            oldest_received_ms: None,
+            sent: 0,
+            bytes: 0,
+            retries: 0,
+            refused: 0,
+            missed: Missed::default(),
+            error: error.map(|error| (error.to_owned(), 6_000)),
+        };
+        let page = "é".repeat(ERROR_SHOWN + 1);
+        let outputs = [
+            ("siem", output(State::Failing, Some("connection refused"))),
+            ("well", output(State::Sending, Some("it was refused before"))),
+            ("idle", output(State::Idle, None)),
+            ("page", output(State::Failing, Some(&page))),
+        ];
+        let shown = "é".repeat(ERROR_SHOWN);
+        assert_eq!(
+            about(&of_outputs(&outputs, 65_999)),
+            [
+                (false, "output siem has delivered nothing for 60 s: connection refused"),
+                (false, &*format!("output page has delivered nothing for 60 s: {shown}…")),
+            ]
+        );
+        assert!(of_outputs(&outputs[..1], 0)[0].text.contains("for 0 s"), "the clock was set back");
     }
 
     #[test]
