@@ -1,7 +1,8 @@
 //! `elklet enroll`: has a center sign a key of this host, writes what an agent needs, and leaves nothing half-done.
 
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use elklet_proto::enrollment::EnrollRequest;
 
@@ -17,6 +18,9 @@ use crate::sys::waiting::block_on;
 
 /// What a host is identified by.
 const FILES: [&str; 4] = ["ca.crt", "client.crt", "client.key", NEXT];
+
+/// Bytes that there has to be room for in each file before the token is used. The settings have most of them, ten thousand.
+const ROOM_BYTES: usize = 16 << 10;
 
 /// How often the center is asked if the connection breaks.
 const TRIES: u32 = 3;
@@ -58,10 +62,16 @@ pub(crate) fn run(enrolment: &Enrolment, flags: &Flags) -> Result<String, Failur
             return Err(wrong(&format!("{set}; --force enrols the host all the same, and leaves that file as it is")));
         }
     }
-    layout.make().map_err(|error| system(&error))?;
-    make_missing(&layout.certs, 0o700).map_err(|error| system(&error))?;
+    // The log's directory and the socket's are the agent's to make, when it starts.
+    let configuration = layout.file.parent().unwrap_or(Path::new("/"));
+    let mut made = MadeDirectories::default();
+    if layout.is_to_be_made() {
+        made.make(&layout.workdir, 0o700).map_err(|error| system(&error))?;
+    }
+    made.make(configuration, 0o755).map_err(|error| system(&error))?;
+    made.make(&layout.certs, 0o700).map_err(|error| system(&error))?;
     // A token that was used is gone, so that this is known before it is.
-    try_to_write(&layout.certs).map_err(|error| system(&error))?;
+    find_room(&layout.certs, configuration).map_err(|error| system(&error))?;
     let id =
         agent_id(&HostRoot::live(), &layout.workdir, settings.agent_id.as_deref()).map_err(|error| wrong(&error))?;
     if let Some(error) = id.not_stored {
@@ -70,6 +80,7 @@ pub(crate) fn run(enrolment: &Enrolment, flags: &Flags) -> Result<String, Failur
 
     let (identity, authority) = ask(&settings, &address, pin, &enrolment.token, &id.id)?;
     identity.with_authority(authority).install(&layout.certs).map_err(|error| system(&error))?;
+    made.keep();
     let mut done = format!("agent {} is enrolled at {address}\n", id.id);
     done.push_str(&format!("{} has its key and its certificate\n", layout.certs.display()));
     match head {
@@ -107,8 +118,46 @@ fn ask(
     Ok((identity.map_err(|error| system(&format!("{address}: {error}")))?, welcome.authority))
 }
 
-/// Tries whether a file can be written in a directory.
-fn try_to_write(directory: &Path) -> Result<(), FileError> {
-    let path = directory.join("client.try");
-    replace(&path, b"", 0o600).and_then(|()| fs::remove_file(&path)).map_err(FileError::at(&path))
+/// Directories that were missing. Those that are still empty go again, unless they are kept.
+#[derive(Debug, Default)]
+struct MadeDirectories(Vec<PathBuf>);
+
+impl MadeDirectories {
+    fn make(&mut self, path: &Path, mode: u32) -> Result<(), FileError> {
+        let missing: Vec<_> = path.ancestors().take_while(|directory| is_missing(directory)).collect();
+        self.0.extend(missing.into_iter().rev().map(Path::to_owned));
+        make_missing(path, mode)
+    }
+
+    fn keep(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for MadeDirectories {
+    fn drop(&mut self) {
+        // One that has something in it stays.
+        self.0.iter().rev().for_each(|directory| drop(fs::remove_dir(directory)));
+    }
+}
+
+fn is_missing(directory: &Path) -> bool {
+    !directory.as_os_str().is_empty() && directory.symlink_metadata().is_err()
+}
+
+/// Finds out whether there is room for all that will be written, by writing as much. Blocks that file systems compress are no
+/// measure, so the bytes are random.
+fn find_room(certs: &Path, configuration: &Path) -> Result<(), FileError> {
+    let random = Path::new("/dev/urandom");
+    let mut bytes = [0; ROOM_BYTES];
+    File::open(random).and_then(|mut file| file.read_exact(&mut bytes)).map_err(FileError::at(random))?;
+    let files = FILES.map(|name| certs.join(name)).into_iter().chain([configuration.join("elklet.toml")]);
+    let tries: Vec<_> = files.map(|path| path.with_added_extension("try")).collect();
+    let written = tries.iter().try_for_each(|path| {
+        replace(path, &bytes, 0o600)
+            .map_err(FileError::because(path, "cannot be written, and so the token was not used"))
+    });
+    // One that was not written is not there.
+    tries.iter().for_each(|path| drop(fs::remove_file(path)));
+    written
 }

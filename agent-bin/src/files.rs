@@ -2,9 +2,9 @@
 //! the old content or the new, never a part.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, FileType, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -52,16 +52,55 @@ impl fmt::Display for FileError {
 
 impl std::error::Error for FileError {}
 
+/// Names a kind of file that is not a regular one.
+pub(crate) fn named(kind: FileType) -> &'static str {
+    if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a named pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    }
+}
+
 /// Reads the first `limit` bytes of a file.
 ///
 /// # Errors
 /// When the file cannot be opened or read.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
+    read_start(File::open(path)?, limit)
+}
+
+fn read_start(file: File, limit: u64) -> io::Result<Vec<u8>> {
     // A text that grows leaves parts of itself behind in memory, secret or not.
     let size = file.metadata()?.len().min(limit);
     let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
     file.take(limit).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// Reads a regular file of at most `limit` bytes. Anybody may have put something else in its place: a named pipe would keep the agent
+/// waiting, and a device may have no end.
+///
+/// # Errors
+/// When it cannot be opened or read, is no regular file, or is longer.
+pub(crate) fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    // Without this flag, to open a named pipe is to wait for somebody who writes into it.
+    let file =
+        File::options().read(true).custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed()).open(path)?;
+    let found = file.metadata()?;
+    let kind = found.file_type();
+    if !kind.is_file() {
+        return Err(io::Error::other(format!("it is {}, expected a regular file", named(kind))));
+    }
+    let content = read_start(file, limit + 1)?;
+    // Files of /proc have no size.
+    let bytes = found.len().max(content.len() as u64);
+    if bytes > limit {
+        return Err(io::Error::other(format!("{bytes} bytes, the limit is {limit}")));
+    }
     Ok(content)
 }
 
@@ -127,7 +166,12 @@ pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
 /// # Errors
 /// When it cannot be made.
 pub(crate) fn make_missing(path: &Path, mode: u32) -> Result<(), FileError> {
-    if path.is_dir() { Ok(()) } else { make_directory(path, mode).map_err(FileError::at(path)) }
+    // A name without a directory is in the current one.
+    if path.as_os_str().is_empty() || path.is_dir() {
+        Ok(())
+    } else {
+        make_directory(path, mode).map_err(FileError::at(path))
+    }
 }
 
 /// Takes write permission on one of the agent's directories away from others.
@@ -173,6 +217,25 @@ mod tests {
         replace_by_copy(&path, &mut File::open(&from).expect("readable"), 0o757).expect("writable");
         assert_eq!((fs::read(&path).expect("readable"), mode()), (b"two".to_vec(), 0o757));
         assert_eq!(fs::read_dir(directory.path()).expect("readable").count(), 2);
+    }
+
+    #[test]
+    fn a_regular_file_is_read_up_to_its_limit_and_nothing_else_is() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("file"), "four").expect("writable");
+        std::os::unix::fs::symlink(at("file"), at("link")).expect("writable");
+        assert_eq!(read_regular(&at("link"), 4).expect("it has four bytes"), b"four");
+        rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+            .expect("writable");
+        let refused = |path: &Path| read_regular(path, 3).expect_err("no such file").to_string();
+        assert_eq!(refused(&at("file")), "4 bytes, the limit is 3");
+        assert_eq!(refused(directory.path()), "it is a directory, expected a regular file");
+        assert_eq!(refused(&at("pipe")), "it is a named pipe, expected a regular file");
+        assert_eq!(refused(Path::new("/dev/zero")), "it is a device, expected a regular file");
+        // It has no size, and ends where it ends.
+        assert!(read_regular(Path::new("/proc/self/stat"), 9_999).is_ok_and(|bytes| bytes.len() > 9));
+        assert_eq!(refused(Path::new("/proc/self/stat")), "4 bytes, the limit is 3");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::config::{Address, Flags, Layout, Settings};
 use crate::failure::Failure;
-use crate::files::{FileError, make_missing, read_bounded, replace};
+use crate::files::{FileError, make_missing, read_bounded, read_regular, replace};
 use crate::net::Certificates;
 
 /// Every key with its default, as comments.
@@ -44,7 +44,7 @@ pub(crate) fn run(flags: &Flags) -> Result<String, Failure> {
             if is_optional && !from.exists() || is_same(&from, &to) {
                 continue;
             }
-            let content = read_bounded(&from, MAX_CERTIFICATE_BYTES).map_err(FileError::at(&from)).map_err(system)?;
+            let content = read_regular(&from, MAX_CERTIFICATE_BYTES).map_err(FileError::at(&from)).map_err(system)?;
             replace(&to, &content, mode).map_err(FileError::at(&to)).map_err(system)?;
             done.push_str(&format!("{} is copied from {}\n", to.display(), from.display()));
         }

@@ -5,7 +5,6 @@
 //! reads as an EnvironmentFile. Other lines stay as they are.
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -57,8 +56,6 @@ impl Key {
 pub(crate) enum SpecifyError {
     /// The host refuses something with the file.
     File(FileError),
-    /// The file has this many bytes; somebody else has written it.
-    TooLong(PathBuf, u64),
     /// Whoever names the value is at fault: it has this many bytes.
     Length(Key, usize),
     /// Whoever names the value is at fault: it has this character.
@@ -71,9 +68,6 @@ impl fmt::Display for SpecifyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(why) => why.fmt(f),
-            Self::TooLong(path, bytes) => {
-                write!(f, "{}: {bytes} bytes, the limit is {MAX_FILE_BYTES}", path.display())
-            }
             Self::Length(key, bytes) => {
                 write!(f, "{} has {bytes} bytes, expected 1 to {MAX_VALUE_BYTES}", key.word())
             }
@@ -103,15 +97,14 @@ impl Specified {
     pub(crate) fn read(workdir: &Path) -> Result<Self, SpecifyError> {
         let path = path(workdir);
         let failed = |error| SpecifyError::File(FileError::at(&path)(error));
-        match fs::metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(failed(error)),
-            Ok(meta) if meta.len() > MAX_FILE_BYTES => {
-                return Err(SpecifyError::TooLong(path, meta.len()));
-            }
-            Ok(_) => {}
+        match files::read_regular(&path, MAX_FILE_BYTES) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(failed(error)),
+            Ok(bytes) => match String::from_utf8(bytes) {
+                Ok(text) => Ok(Self { text }),
+                Err(_) => Err(failed(io::Error::other("it is no UTF-8"))),
+            },
         }
-        Ok(Self { text: fs::read_to_string(&path).map_err(failed)? })
     }
 
     /// The value in the last line with this key, if it is not empty.
@@ -186,6 +179,8 @@ fn split(line: &str) -> Option<(&str, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -138,7 +138,11 @@ impl Facts {
                 address: link.address(),
                 net_mode: link.net_mode(),
                 next_attempt_ms: agent.session().waits_until().map(|until| until.since(now)),
-                last_error: link.last_error().map(|(at, text)| LastError { text, seconds_ago: now.since(*at) / 1000 }),
+                last_error: link.last_error().map(|failed| LastError {
+                    text: &failed.what,
+                    seconds_ago: now.since(failed.at) / 1000,
+                    refused: failed.is_refusal,
+                }),
             },
             rates: Rates { over_ms, records_per_second, bytes_per_second, sent_bytes_per_second },
             buffer: records.fill(),

@@ -43,7 +43,16 @@ pub(super) struct Link {
     /// The moment of the next attempt, once the log has told it.
     told_wait: Option<Millis>,
     /// The last thing that went wrong on the way to the server.
-    last_error: Option<(Millis, String)>,
+    last_error: Option<Failed>,
+}
+
+/// Something that went wrong on the way to the server.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) at: Millis,
+    pub(super) what: String,
+    /// True if the server is there, and refuses this agent.
+    pub(super) is_refusal: bool,
 }
 
 impl Link {
@@ -87,7 +96,7 @@ impl Link {
                     return;
                 }
                 if let Abandoned::TimedOut(what) = reason {
-                    self.fail(format!("{}: no answer in time: {what}", self.address), now);
+                    self.fail(format!("{}: no answer in time: {what}", self.address), false, now);
                     self.lose_connection();
                 }
                 (self.current, self.ends, self.transfer) = (None, None, None);
@@ -121,7 +130,7 @@ impl Link {
             }
             Event::Resolved(attempt, Err(error)) => {
                 if self.is_current(attempt) {
-                    self.fail(format!("service discovery failed: {error}"), now);
+                    self.fail(format!("service discovery failed: {error}"), false, now);
                 }
                 agent.handle_not_resolved(attempt, now);
             }
@@ -167,14 +176,14 @@ impl Link {
         if matches!(end, End::Status(_) | End::Completed) && is_half_closed {
             log::debug!("{}: {end}", self.address);
         } else {
-            self.fail(format!("{}: {end}", self.address), now);
+            self.fail(format!("{}: {end}", self.address), end.is_refusal(), now);
         }
     }
 
     /// Something went wrong on the way to the server.
-    fn fail(&mut self, what: String, now: Millis) {
+    fn fail(&mut self, what: String, is_refusal: bool, now: Millis) {
         log::warn!("{what}");
-        self.last_error = Some((now, what));
+        self.last_error = Some(Failed { at: now, what, is_refusal });
     }
 
     fn begin(&mut self, attempt: Attempt, address: String) {
@@ -301,7 +310,7 @@ impl Link {
     pub(super) fn describe(&self, is_streaming: bool) -> String {
         match &self.last_error {
             _ if is_streaming => format!("connected to {} ({})", self.address, self.net_mode),
-            Some((_, why)) => format!("not connected: {why}"),
+            Some(Failed { what, .. }) => format!("not connected: {what}"),
             None => "not connected".to_owned(),
         }
     }
@@ -319,7 +328,7 @@ impl Link {
         &self.certificates
     }
 
-    pub(super) fn last_error(&self) -> Option<&(Millis, String)> {
+    pub(super) fn last_error(&self) -> Option<&Failed> {
         self.last_error.as_ref()
     }
 }

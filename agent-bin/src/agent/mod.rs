@@ -19,7 +19,7 @@ mod tasks;
 use std::io;
 use std::time::Duration;
 
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::process::{DumpableBehavior, Resource, getrlimit, set_dumpable_behavior};
 
 use self::shell::Shell;
 use crate::config::{Environment, Flags, Settings};
@@ -37,6 +37,9 @@ const END_OF_THREADS: Duration = Duration::from_secs(2);
 /// A thread without which there is no agent is tried again this often, a second apart: by then it is better that somebody looks.
 const THREAD_TRIES: u32 = 60;
 
+/// The least limit of open files. An agent without a plugin has about thirty, and the runtime ends the process where it gets none.
+const LEAST_OPEN_FILES: u64 = 64;
+
 /// Runs the agent until it is told to end, or to become another version; one that is on trial has to hold a stream.
 ///
 /// # Errors
@@ -45,6 +48,10 @@ pub(crate) fn run(flags: Flags, environment: Environment, is_on_trial: bool) -> 
     // No core file gets a key or a password, and no other process of this user traces the agent. What it executes is free of this.
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     let settings = Settings::load(&flags, &environment).map_err(|error| Failure::Settings(error.to_string()))?;
+    if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|limit| *limit < LEAST_OPEN_FILES) {
+        let what = format!("the limit of open files (ulimit -n) is {limit}, expected {LEAST_OPEN_FILES} at least");
+        return Err(Failure::System(what));
+    }
     settings.layout.make().map_err(|error| Failure::System(error.to_string()))?;
     let layout = settings.layout.clone();
     let workdir = &layout.workdir;

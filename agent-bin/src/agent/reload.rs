@@ -16,7 +16,7 @@ impl Shell {
         if self.agent.is_ending() {
             return;
         }
-        match Settings::load(&self.flags, &self.environment) {
+        match self.settings.load_again(&self.flags, &self.environment) {
             Ok(new) => self.apply(new),
             Err(error) => log::warn!("SIGHUP: the settings stay as they were: {error}"),
         }
@@ -79,7 +79,7 @@ impl Shell {
     /// The host is in another region: the next stream goes to that one's servers. The one that is open stays, as it does in
     /// the reference.
     pub(super) fn follow_region(&mut self, now: Millis) {
-        if let Ok(Settings { server, .. }) = Settings::load(&self.flags, &self.environment)
+        if let Ok(Settings { server, .. }) = self.settings.load_again(&self.flags, &self.environment)
             && server != self.settings.server
         {
             self.settings.server = server;

@@ -22,6 +22,7 @@ use crate::ctl;
 use crate::doctor;
 use crate::enroll::{self, Enrolment};
 use crate::failure::Failure;
+use crate::host::{HostRoot, find_id};
 use crate::init;
 use crate::logging;
 use crate::net::Certificates;
@@ -183,11 +184,12 @@ fn examine(flags: &Flags, json: bool) -> Result<ExitCode, Failure> {
 fn check(flags: &Flags) -> Result<String, Failure> {
     let found = Settings::load(flags, &Environment::current()).map_err(settings)?;
     let layout = &found.layout;
+    find_id(&HostRoot::live(), &layout.workdir, found.agent_id.as_deref()).map_err(settings)?;
     let loaded = Certificates::load(layout.certs.clone(), &found.server);
     loaded.map_err(|error| settings(found.blame_certificates(error)))?;
     let warnings = found.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect::<String>();
     let (file, certs) = (layout.file.display(), layout.certs.display());
-    let state = if layout.file.exists() { "is in order" } else { "is not there, and need not be" };
+    let state = if found.has_file { "is in order" } else { "is not there, and need not be" };
     Ok(format!("{warnings}{file} {state}; the certificates in {certs} are usable\n"))
 }
 

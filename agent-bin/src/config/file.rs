@@ -1,6 +1,5 @@
 //! Finds and reads the settings' file, and reports a mistake in one line with its place.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +10,10 @@ use zeroize::Zeroizing;
 
 use super::layout::Keys;
 use super::{ConfigError, Flags, Layout, Settings};
-use crate::files::FileError;
+use crate::files::{FileError, read_regular};
+
+/// The longest file, in bytes. The one with every key and what it is for has some ten thousand.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// Reads the file that the flags name, or the one that lies where the layout has it. Without either, every key has its default.
 ///
@@ -19,7 +21,11 @@ use crate::files::FileError;
 /// One line: file, line, key, what is wrong.
 pub(super) fn read(flags: &Flags) -> Result<Settings, ConfigError> {
     let path = path(flags);
-    if is_optional(flags) && !path.exists() { Ok(Settings::default()) } else { read_from(&path) }
+    if is_optional(flags) && is_missing(&path) {
+        return Ok(Settings::default());
+    }
+    let settings: Settings = read_from(&path)?;
+    Ok(Settings { has_file: true, ..settings })
 }
 
 /// The path where the file lies, or would lie.
@@ -33,7 +39,7 @@ pub(super) fn path(flags: &Flags) -> PathBuf {
 /// As [`read`], but for keys that are no business of this.
 pub(super) fn keys(flags: &Flags) -> Result<Keys, ConfigError> {
     let path = path(flags);
-    if is_optional(flags) && !path.exists() { Ok(Keys::default()) } else { read_from(&path) }
+    if is_optional(flags) && is_missing(&path) { Ok(Keys::default()) } else { read_from(&path) }
 }
 
 /// Returns true when the file need not exist.
@@ -41,9 +47,19 @@ fn is_optional(flags: &Flags) -> bool {
     flags.config.is_none() || flags.makes_config
 }
 
+/// Returns true when nothing has this name. A link that leads nowhere is something, here and on the way: whoever made it wants the
+/// file to be read, which may forbid things.
+fn is_missing(path: &Path) -> bool {
+    let is_nothing = path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    is_nothing && path.parent().is_none_or(|directory| directory.exists() || is_missing(directory))
+}
+
 /// Reads the text of the file, without the byte order mark that some editors put before it.
 fn read_text(path: &Path) -> io::Result<String> {
-    let bytes = fs::read(path)?;
+    let bytes = read_regular(path, MAX_BYTES).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound if path.is_symlink() => io::Error::other("it is a link that leads nowhere"),
+        _ => error,
+    })?;
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         return Err(io::Error::other("it is UTF-16, expected UTF-8"));
     }
@@ -138,6 +154,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_not_missing() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        assert!(is_missing(&at("elklet.toml")) && is_missing(&at("no/such/directory/elklet.toml")));
+        for (name, to) in [("away", "/nonexistent/x"), ("loop", "loop")] {
+            std::os::unix::fs::symlink(to, at(name)).expect("writable");
+            assert!(!is_missing(&at(name)) && !is_missing(&at(name).join("elklet.toml")), "{name}");
+        }
+        assert!(is_missing(Path::new("no-such-file")));
+    }
 
     proptest! {
         #[test]

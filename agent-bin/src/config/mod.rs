@@ -93,6 +93,9 @@ impl Environment {
 #[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {
+    /// True if there was a file to read.
+    #[serde(skip)]
+    pub(crate) has_file: bool,
     /// Where things lie, by the flags and the file's keys.
     #[serde(skip)]
     pub(crate) layout: Layout,
@@ -139,6 +142,7 @@ pub(crate) struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            has_file: false,
             layout: Layout::default(),
             workdir: None,
             certs: None,
@@ -205,6 +209,15 @@ impl Settings {
         settings.proxies = Proxies::new(&settings.proxy, &environment.proxy, &mut settings.warnings);
         settings.choose_servers(flags)?;
         Ok(settings)
+    }
+
+    /// Loads them again. A file that was read before has to be there still: without it, whatever it forbids would be allowed.
+    ///
+    /// # Errors
+    /// As [`Settings::load`].
+    pub(crate) fn load_again(&self, flags: &Flags, environment: &Environment) -> Result<Self, ConfigError> {
+        let read = self.has_file.then(|| self.layout.file.clone());
+        Self::load(&Flags { config: flags.config.clone().or(read), ..flags.clone() }, environment)
     }
 
     /// Whose signatures the file asks for, if anybody's. It needs no servers.

@@ -132,6 +132,9 @@ const IMPOSTOR: &str =
 const REFUSED: &str = "the server refuses this agent's certificate: client.crt has to be in force and of the authority that \
     the server trusts";
 
+const REFUSED_BY_CENTER: &str =
+    "the server answers, and refuses this agent: enrol the host again with a new token (elklet enroll --force)";
+
 fn of_certificate(error: &CertificateError) -> String {
     let clock = || clock::date(clock::unix_seconds());
     match error {
@@ -166,6 +169,8 @@ fn judge_status(status: &Status, asked: bool) -> Option<Failure> {
             Hop::AgentCenter,
             "it has as many agents as it takes (server.grpc.connlimit): raise that, or add an AgentCenter",
         ),
+        // The certificate is revoked, or is another agent's.
+        _ if status.is_about_the_agent() => failure(Hop::AgentCenter, REFUSED_BY_CENTER),
         _ => failure(Hop::Grpc, NOT_GRPC),
     }
 }

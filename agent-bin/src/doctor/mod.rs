@@ -32,6 +32,9 @@ use crate::version;
 /// Bytes that should be free on the work directory's file system. The log takes 11 MB with its old files.
 const LEAST_FREE_BYTES: u64 = 16 << 20;
 
+const REFUSED: &str = "a server refuses it: for a certificate, enrol the host again with a new token (elklet enroll --force); for a \
+    conflict, look for another host with this id";
+
 /// The result of one check.
 #[derive(Debug, Serialize)]
 struct Finding {
@@ -125,9 +128,12 @@ async fn examine(flags: &Flags, report: &mut Report) -> io::Result<()> {
         Err(error) => return report.failed(None, "agent id", error.to_string(), "set another SPECIFIED_AGENT_ID"),
     };
     let running = Running::find(&settings.layout);
-    match running.describe() {
-        (detail, true) => report.ok(None, "agent", detail)?,
-        (detail, false) => report.warned(None, "agent", detail, "`elklet status` as the agent's user says more")?,
+    match running.describe(&settings.layout.certs) {
+        (detail, Verdict::Failed) => report.failed(None, "agent", detail, REFUSED)?,
+        (detail, Verdict::Warning) => {
+            report.warned(None, "agent", detail, "`elklet status` as the agent's user says more")?;
+        }
+        (detail, _) => report.ok(None, "agent", detail)?,
     }
     sections(&settings, &running, report)?;
     permissions(&settings, report)?;

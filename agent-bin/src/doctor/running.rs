@@ -1,10 +1,13 @@
 //! Finds out whether an agent runs in the work directory, and asks how it is.
 
 use std::io;
+use std::path::Path;
 
 use serde_json::Value;
 
+use super::Verdict;
 use crate::config::Layout;
+use crate::identity::NEXT;
 use crate::status;
 use crate::workdir;
 
@@ -43,11 +46,12 @@ impl Running {
         if connection["connected"] == true { connection["address"].as_str() } else { None }
     }
 
-    /// Describes it. The second value is true when all is well.
-    pub(super) fn describe(&self) -> (String, bool) {
+    /// Describes it. That a server refuses it is a failure, unless it was with other certificates than those in the directory `certs`. That
+    /// it is between two attempts for any other reason is none yet.
+    pub(super) fn describe(&self, certs: &Path) -> (String, Verdict) {
         let said = match self {
-            Self::No => return ("it does not run: its id is tried".to_owned(), true),
-            Self::Silent(why) => return (format!("it runs and cannot be asked: {why}"), false),
+            Self::No => return ("it does not run: its id is tried".to_owned(), Verdict::Ok),
+            Self::Silent(why) => return (format!("it runs and cannot be asked: {why}"), Verdict::Warning),
             Self::Says(said) => said,
         };
         let connection = &said["connection"];
@@ -56,9 +60,17 @@ impl Running {
         let limits = text(&said["agent"]["limits"]);
         if let Some(address) = self.connected_to() {
             let seconds = &connection["for_seconds"];
-            return (format!("{process}, connected to {address} for {seconds} s; its own threads: {limits}"), true);
+            let detail = format!("{process}, connected to {address} for {seconds} s; its own threads: {limits}");
+            return (detail, Verdict::Ok);
         }
-        let error = match text(&connection["last_error"]["text"]) {
+        let last = &connection["last_error"];
+        let is_refused = last["refused"] == true
+            && last["seconds_ago"].as_u64().is_some_and(|ago| {
+                // An error from before the last stream says nothing about why there is none now.
+                Some(ago) <= connection["for_seconds"].as_u64()
+                    && seconds_since_written(certs).is_none_or(|age| age > ago)
+            });
+        let error = match text(&last["text"]) {
             error if error.is_empty() => String::new(),
             error => format!("; its last error: {error}"),
         };
@@ -67,7 +79,7 @@ impl Running {
                 "{process} and is not connected ({}){error}; its own threads: {limits}",
                 text(&connection["state"])
             ),
-            false,
+            if is_refused { Verdict::Failed } else { Verdict::Warning },
         )
     }
 
@@ -77,4 +89,10 @@ impl Running {
         let plugins = said["plugins"].as_array()?;
         Some(plugins.iter().filter_map(|plugin| plugin["name"].as_str().map(str::to_owned)).collect())
     }
+}
+
+/// How old the certificate in this directory is, or the one that is not in its place yet.
+fn seconds_since_written(certs: &Path) -> Option<u64> {
+    let age = |name: &str| Some(certs.join(name).metadata().ok()?.modified().ok()?.elapsed().ok()?.as_secs());
+    ["client.crt", NEXT].into_iter().filter_map(age).min()
 }

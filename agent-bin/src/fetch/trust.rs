@@ -1,12 +1,15 @@
 //! The authorities that downloads over https trust: the system's, and the deployment's own.
 
 use std::env;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use ureq::tls::Certificate;
 
+use crate::files::read_regular;
 use crate::pem;
+
+/// The longest file of authorities, in bytes. A distribution's has a quarter of a million.
+const MAX_BYTES: u64 = 8 << 20;
 
 /// Where distributions keep their trusted authorities, in one PEM file. The first that exists counts.
 const BUNDLES: [&str; 5] = [
@@ -31,7 +34,7 @@ pub(super) fn authorities(own: &Path) -> Vec<Certificate<'static>> {
     };
     let mut found = Vec::new();
     for file in system.as_deref().into_iter().chain(own.exists().then_some(own)) {
-        let sections = fs::read(file).map_err(|error| error.to_string());
+        let sections = read_regular(file, MAX_BYTES).map_err(|error| error.to_string());
         let sections = sections.and_then(|bytes| pem::sections(&bytes).map_err(str::to_owned));
         match sections {
             // The client skips what is no certificate, or no good one.

@@ -10,7 +10,7 @@ use std::path::Path;
 use zeroize::Zeroizing;
 
 use super::Identity;
-use crate::files::{FileError, read_bounded, replace};
+use crate::files::{FileError, read_regular, replace};
 use crate::pem::{self, section};
 
 /// The file of an identity that is not in its place yet, beside `client.crt` and `client.key`.
@@ -46,7 +46,7 @@ impl Identity {
 
 /// Reads what is in a directory and not in its place yet, if there is anything.
 pub(crate) fn pending(directory: &Path) -> Option<Pending> {
-    let text = Zeroizing::new(read_bounded(&directory.join(NEXT), MAX_BYTES).ok()?);
+    let text = Zeroizing::new(read_regular(&directory.join(NEXT), MAX_BYTES).ok()?);
     let sections = pem::sections(&text).ok()?;
     let mut sections = sections.into_iter().filter_map(|section| Some((section.label, section.der?)));
     let mut next = |label: &str| {

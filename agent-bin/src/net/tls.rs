@@ -22,7 +22,7 @@ use super::provider::provider;
 use super::trust::{KeyHash, Verifier, key_hash};
 use crate::clock::WallClock;
 use crate::config::Server;
-use crate::files::read_bounded;
+use crate::files::read_regular;
 use crate::identity::{self, Pending};
 use crate::pem;
 
@@ -345,11 +345,7 @@ fn described(error: &rustls::Error) -> String {
 }
 
 fn read(path: &Path) -> io::Result<Secret> {
-    let bytes = Zeroizing::new(read_bounded(path, MAX_PEM_BYTES + 1)?);
-    if bytes.len() as u64 > MAX_PEM_BYTES {
-        return Err(io::Error::other(format!("longer than {MAX_PEM_BYTES} bytes")));
-    }
-    Ok(bytes)
+    read_regular(path, MAX_PEM_BYTES).map(Zeroizing::new)
 }
 
 /// Says why there is no session. Replaces rustls's words where they are numbers or an introduction.

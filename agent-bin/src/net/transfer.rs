@@ -224,6 +224,11 @@ impl From<h2::Error> for End {
 }
 
 impl End {
+    /// Returns true when the server is there and does not take this agent.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Status(status) if status.is_about_the_agent())
+    }
+
     /// Returns true when the connection died unanswered. Nobody has told the server, which may believe in it for a long time.
     pub(crate) fn is_silence(&self) -> bool {
         let io = match self {

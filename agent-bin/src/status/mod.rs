@@ -94,6 +94,8 @@ pub(crate) struct Connection<'a> {
 pub(crate) struct LastError<'a> {
     pub(crate) text: &'a str,
     pub(crate) seconds_ago: u64,
+    /// True if the server is there and refuses this agent.
+    pub(crate) refused: bool,
 }
 
 /// Rates per second over `over_ms`.

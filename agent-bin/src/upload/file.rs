@@ -6,12 +6,13 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC};
 
 use crate::config::UploadRules;
+use crate::files;
 
 /// Why a file is not uploaded, or not to its end.
 #[derive(Debug)]
@@ -79,15 +80,7 @@ impl UploadFile {
         let meta = found.metadata()?;
         let kind = meta.file_type();
         if !kind.is_file() {
-            return Err(Refusal::NoFile(if kind.is_dir() {
-                "a directory"
-            } else if kind.is_fifo() {
-                "a named pipe"
-            } else if kind.is_socket() {
-                "a socket"
-            } else {
-                "a device"
-            }));
+            return Err(Refusal::NoFile(files::named(kind)));
         }
         let real = fs::read_link(&by_descriptor)?;
         if !is_allowed(&real, &meta, rules) {

@@ -1,9 +1,13 @@
 //! The command line and the file: what the agent understands, and what it says about the rest.
 
 use elklet_tests::binaries::Binaries;
-use elklet_tests::harness::{DEADLINE, Setup, Signal, Site, Workdir, holds_within, wait_until};
+use elklet_tests::harness::{DEADLINE, Setup, Signal, Site, Workdir, holds_within, types, wait_until};
 use elklet_tests::pki::Set;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -209,14 +213,99 @@ fn a_section_of_no_plugin_is_told_with_the_plugin_that_is_meant() {
 }
 
 #[test]
-fn a_wrong_id_is_named() {
+fn a_wrong_id_is_named_before_the_start_and_at_it() {
     let workdir = Workdir::new();
-    for (id, says) in [("two\nlines", "control character"), (&"x".repeat(300), "300 bytes, the limit is 256")] {
-        let output = elklet(workdir.path(), &["run", "--server", "127.0.0.1:1"], &[("SPECIFIED_AGENT_ID", id)]);
-        assert_refused(&output, &["SPECIFIED_AGENT_ID", says]);
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(said.matches("SPECIFIED_AGENT_ID").count(), 1, "once is enough: {said}");
+    Set::new().write(&workdir.path().join("certs")).unwrap();
+    let asked = |command: &str, id: &OsStr| {
+        let words = [OsStr::new(command), OsStr::new("--server"), OsStr::new("127.0.0.1:1"), OsStr::new("--workdir")];
+        let mut child = Command::new(&Binaries::for_tests().elklet);
+        child.args(words).arg(workdir.path()).env("SPECIFIED_AGENT_ID", id).output().unwrap()
+    };
+    for command in ["check", "run"] {
+        for (id, says) in [
+            (OsStr::new("two\nlines"), "control character"),
+            (OsStr::new(&"x".repeat(5_000)), "5000 bytes, the limit is 256"),
+            (OsStr::from_bytes(b"a\xff"), "is not UTF-8"),
+        ] {
+            let output = asked(command, id);
+            assert_refused(&output, &["SPECIFIED_AGENT_ID", says]);
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(said.matches("SPECIFIED_AGENT_ID").count(), 1, "once is enough: {said}");
+        }
     }
+    assert_eq!(asked("check", OsStr::new("gateway 1")).status.code(), Some(0));
+}
+
+#[test]
+fn what_is_no_regular_file_is_refused_and_not_waited_for() {
+    let workdir = Workdir::new();
+    let at = |name: &str| workdir.path().join(name);
+    let certs = at("certs");
+    Set::new().write(&certs).unwrap();
+    let check = |words: &[&str]| elklet(workdir.path(), &[&["check", "--server", "127.0.0.1:1"], words].concat(), &[]);
+    let here = ["--workdir", "."];
+    assert!(check(&here).status.success());
+    let pipe = |path: &Path| mknodat(CWD, path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    pipe(&at("pipe"));
+    fs::write(at("long"), vec![b'#'; (1 << 20) + 1]).unwrap();
+    for (path, says) in [
+        ("pipe", "pipe: it is a named pipe, expected a regular file"),
+        ("/dev/zero", "/dev/zero: it is a device, expected a regular file"),
+        (".", "it is a directory, expected a regular file"),
+        ("long", "long: 1048577 bytes, the limit is 1048576"),
+    ] {
+        assert_refused(&check(&["--workdir", ".", "--config", path]), &[says]);
+    }
+    for (to, says) in [("/nonexistent/x", "it is a link that leads nowhere"), ("elklet.toml", "symbolic links")] {
+        symlink(to, at("elklet.toml")).unwrap();
+        for words in [&["check", "--server", "127.0.0.1:1", "--workdir", "."][..], &["run", "--server", "127.0.0.1:1"]]
+        {
+            assert_refused(&elklet(workdir.path(), words, &[]), &["elklet.toml: ", says]);
+        }
+        fs::remove_file(at("elklet.toml")).unwrap();
+    }
+    for (name, says) in
+        [("certs/ca.crt", "ca.crt: "), ("certs/client.key", "client.key: "), ("specified_env", "specified_env: ")]
+    {
+        let (path, kept) = (at(name), at("kept"));
+        let was_there = fs::rename(&path, &kept).is_ok();
+        pipe(&path);
+        assert_refused(&check(&here), &[says, "it is a named pipe, expected a regular file"]);
+        fs::remove_file(&path).unwrap();
+        if was_there {
+            fs::rename(&kept, &path).unwrap();
+        }
+    }
+    assert!(check(&here).status.success());
+}
+
+#[test]
+fn a_limit_of_open_files_that_is_too_low_is_named() {
+    let workdir = Workdir::new();
+    Set::new().write(&workdir.path().join("certs")).unwrap();
+    for limit in ["12", "20", "63"] {
+        let script = format!("ulimit -n {limit} && exec \"$@\"");
+        let output = Command::new("sh")
+            .args(["-c", &script, "sh"])
+            .arg(&Binaries::for_tests().elklet)
+            .args(["run", "--server", "127.0.0.1:1", "--workdir"])
+            .arg(workdir.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(said, format!("elklet: the limit of open files (ulimit -n) is {limit}, expected 64 at least\n"));
+    }
+    assert!(!workdir.path().join("log").exists());
+}
+
+#[test]
+fn an_agent_with_as_few_open_files_as_it_takes_has_a_stream_and_a_plugin() {
+    let site = Site::new();
+    let setup = site.eager().started_by(&["sh", "-c", "ulimit -n 64 && exec \"$@\"", "sh"]);
+    site.center().set_configs(Some(vec![setup.workdir().install("probe", crate::PLUGIN, "hello")]));
+    let agent = setup.start();
+    site.wait_records("plugin", &agent, |records| records.of_type(types::HELLO).count() == 1);
 }
 
 #[test]

@@ -6,8 +6,10 @@ use elklet_tests::center::{Fault, Status};
 use elklet_tests::harness::{Agent, Setup, Signal, Site, types};
 use elklet_tests::pki::{Ca, SERVER_NAME, Set, Validity};
 use elklet_tests::proxy::{Kind, Options, Proxy};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
@@ -167,11 +169,74 @@ fn a_wrong_file_changes_nothing_and_is_told_with_its_place() {
         assert!(line.contains(says) && !line.contains("secret"), "{says}: {line}");
     }
     fs::remove_file(agent.workdir().path().join("elklet.toml")).unwrap();
-    assert!(filed.hang_up().contains("no server: name one"));
+    assert!(filed.hang_up().contains("elklet.toml: No such file"));
     assert_eq!(streams(&site, agent), 1);
     // What was read at the start still holds.
     assert!(site.center().inject(agent.id(), Fault::Status(Status::ok())));
     wait_streams(&site, agent, 2);
+}
+
+#[test]
+fn a_file_that_is_gone_or_no_file_any_more_takes_no_policy_with_it() {
+    let site = Site::new();
+    let setup = site.setup();
+    let (workdir, certs) = (setup.workdir().path().to_owned(), site.certs().display().to_string());
+    let file = workdir.join("elklet.toml");
+    let strict = "[policy]\ntasks = []\nplugins = []\n[upload]\nallow = []\n";
+    // With a server among the flags, an agent could do without the file.
+    let (place, server) = (workdir.display().to_string(), site.address());
+    let setup = setup.only(&["run", "--workdir", &place, "--server", &server, "--certs", &certs]);
+    fs::write(&file, strict).unwrap();
+    let agent = setup.start();
+    site.wait_connected(&agent);
+    let filed = Filed { agent, certs };
+    let elsewhere = workdir.join("elsewhere");
+    for (what, put, says) in [
+        ("nothing", &(|| ()) as &dyn Fn(), "No such file or directory"),
+        ("link to nothing", &|| symlink("/nonexistent/x", &file).unwrap(), "it is a link that leads nowhere"),
+        ("link to itself", &|| symlink("elklet.toml", &file).unwrap(), "symbolic links"),
+        ("directory", &|| fs::create_dir(&file).unwrap(), "it is a directory, expected a regular file"),
+        ("device", &|| symlink("/dev/zero", &file).unwrap(), "it is a device, expected a regular file"),
+        (
+            "pipe",
+            &|| mknodat(CWD, &file, FileType::Fifo, Mode::RWXU, 0).unwrap(),
+            "it is a named pipe, expected a regular file",
+        ),
+        ("long file", &|| fs::write(&file, vec![b'\n'; (1 << 20) + 1]).unwrap(), "1048577 bytes, the limit is 1048576"),
+    ] {
+        fs::rename(&file, &elsewhere).unwrap();
+        put();
+        let line = filed.hang_up();
+        assert!(line.contains("the settings stay as they were: ") && line.contains(says), "{what}: {line}");
+        assert!(line.contains("elklet.toml: "), "{what}: {line}");
+        _ = fs::remove_file(&file).or_else(|_| fs::remove_dir(&file));
+        fs::rename(&elsewhere, &file).unwrap();
+        // What holds is what the file says.
+        let line = filed.hang_up();
+        assert!(line.contains("SIGHUP: changed: nothing"), "{what}: {line}");
+    }
+    assert_eq!(streams(&site, &filed.agent), 1);
+}
+
+#[test]
+fn a_file_that_comes_later_has_to_stay_as_well() {
+    let site = Site::new();
+    let filed = {
+        let setup = site.setup();
+        let (workdir, certs) = (setup.workdir().path().display().to_string(), site.certs().display().to_string());
+        let server = site.address();
+        fs::remove_file(setup.workdir().path().join("elklet.toml")).unwrap();
+        let setup = setup.only(&["run", "--workdir", &workdir, "--server", &server, "--certs", &certs]);
+        let agent = setup.start();
+        site.wait_connected(&agent);
+        Filed { agent, certs }
+    };
+    assert!(filed.hang_up().contains("SIGHUP: changed: nothing"), "there need not be one");
+    let line = filed.reload("[policy]\ntasks = []\n");
+    assert!(line.contains("changed: policy"), "{line}");
+    fs::remove_file(filed.agent.workdir().path().join("elklet.toml")).unwrap();
+    let line = filed.hang_up();
+    assert!(line.contains("the settings stay as they were: ") && line.contains("No such file"), "{line}");
 }
 
 #[test]

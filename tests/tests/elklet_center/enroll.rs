@@ -256,7 +256,44 @@ fn a_wrong_pin_keeps_the_token_on_the_host() {
     assert!(code == Some(2) && why.contains("--ca-pin"), "{why}");
     assert_eq!((site.total("refused_enrolments_total"), site.total("enrolled_total")), (0, 0));
     assert_eq!(site.program.get("/api/v1/tokens")[0]["used"], 0);
+    assert_eq!(fs::read_dir(host.dir.path()).unwrap().count(), 0, "no directory is left");
     host.enrolled(&line);
+}
+
+#[test]
+fn a_full_disk_does_not_use_the_token_up_and_nothing_is_left_on_it() {
+    let test = "a_full_disk_does_not_use_the_token_up_and_nothing_is_left_on_it";
+    if !Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success()) {
+        return skipped(test, "mounting takes root");
+    }
+    let site = Site::new();
+    let line = site.line(&[]);
+    let host = Host::new("a");
+    // A file without a byte in it still finds a place on a full disk, and so does one of a page where a page is free.
+    for free in ["0", "4"] {
+        let script = "mount -t tmpfs -o size=256k,mode=700 none \"$0\" && head -c $(((256 - $1) << 10)) /dev/zero > \"$0/ballast\" \
+            && shift && { \"$@\"; code=$?; ls -A \"$0\"; exit $code; }";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--", "sh", "-c", script]).arg(host.dir.path()).arg(free);
+        command.arg(&Binaries::for_tests().elklet).args(&line).arg("--workdir").arg(host.dir.path());
+        let output = command.env("SPECIFIED_AGENT_ID", host.id).output().unwrap();
+        let why = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{why}");
+        assert!(why.contains("the token was not used: No space left on device"), "{why}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "ballast\n");
+    }
+    assert_eq!(site.program.get("/api/v1/tokens")[0]["used"], 0);
+    host.enrolled(&line);
+}
+
+#[test]
+fn a_file_of_settings_that_is_named_without_a_directory_is_written_where_the_command_runs() {
+    let site = Site::new();
+    let host = Host::new("a");
+    let mut command = host.elklet(&site.line(&[]));
+    let output = command.args(["--config", "named.toml"]).current_dir(host.dir.path()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(host.dir.path().join("named.toml").exists() && host.certs().join("client.key").exists());
 }
 
 #[test]
@@ -348,6 +385,17 @@ fn a_certificate_is_for_one_agent_and_for_nobody_once_it_is_revoked() {
         impostor.log().contains("the certificate is for agent gateway 1, and not for gateway 2")
     });
     assert_eq!(http::get(site.program.http, "/api/v1/hosts/gateway%202").status, 404);
+    let doctor = |host: &Host| {
+        let words = ["doctor", "--server", &site.program.grpc.to_string()].map(str::to_owned);
+        let output = host.run(&words);
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    wait_until("the doctor's word of it", || {
+        let (code, said) = doctor(&impostor);
+        code == Some(1)
+            && said.contains("  agent           FAILED   it runs as process ")
+            && said.contains("enrol the host again")
+    });
     drop(agent);
 
     let host = Host { id: "gateway 1", ..impostor };
@@ -379,6 +427,11 @@ fn a_certificate_is_for_one_agent_and_for_nobody_once_it_is_revoked() {
     wait_until("end of the stream", || site.host("gateway%201")["connected"] == false);
     wait_until("refusal", || site.total("refused_revoked_total") > 0);
     wait_until("word of it", || host.log().contains("the certificate of this agent is revoked"));
+    let (code, said) = doctor(&host);
+    assert!(
+        code == Some(1) && said.contains("  AgentCenter     FAILED ") && said.contains("enrol the host again"),
+        "{said}"
+    );
     let audit = site.program.get("/api/v1/audit")["entries"].to_string();
     assert!(audit.contains("certificate.revoke"), "{audit}");
     let again = site.try_command(&["revoke", "gateway 1"]);

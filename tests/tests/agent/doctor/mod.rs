@@ -1,7 +1,7 @@
 //! `elklet doctor`: each hop on the way to a server fails in turn, and the doctor names it and says what helps.
 
 use elklet_tests::binaries::Binaries;
-use elklet_tests::harness::{Site, Workdir};
+use elklet_tests::harness::{Site, Workdir, wait_until};
 use serde_json::Value;
 use std::env;
 use std::ffi::OsStr;
@@ -192,6 +192,32 @@ fn a_wrong_id_is_named() {
     let mut visit = Visit::new(site.certs(), &site.address());
     visit.id = "x".repeat(300);
     visit.fails_at("agent id", "300 bytes, the limit is 256", "SPECIFIED_AGENT_ID");
+}
+
+#[test]
+fn an_agent_that_the_server_refuses_is_not_well() {
+    let site = Site::new();
+    let first = site.agent();
+    let second = site.setup().server(&site.address()).variable("SPECIFIED_AGENT_ID", first.id()).start();
+    second.wait_for_log("agentID conflict");
+    let mut visit = Visit::new(site.certs(), &site.address());
+    visit.id = first.id().to_owned();
+    let visit = visit.with("--workdir", second.workdir().path().to_str().unwrap());
+    // While an attempt is under way, it is not refused yet.
+    wait_until("refusal", || visit.run(&[]).status.code() == Some(1));
+    let found = || {
+        let found: Value = serde_json::from_slice(&visit.run(&["--json"]).stdout).unwrap();
+        findings(&found).into_iter().find(|finding| finding["verdict"] == "FAILED").cloned()
+    };
+    let mut failed = None;
+    wait_until("finding", || {
+        failed = found();
+        failed.is_some()
+    });
+    let failed = failed.unwrap();
+    let part = |name: &str| failed[name].as_str().unwrap_or_default();
+    assert!(part("hop") == "agent" && part("detail").contains("agentID conflict"), "{failed}");
+    assert!(part("advice").contains("look for another host with this id"), "{failed}");
 }
 
 #[test]

@@ -158,6 +158,19 @@ fn a_taken_id_is_agent_centers_refusal() {
 }
 
 #[test]
+fn a_certificate_that_is_refused_sends_the_host_to_its_enrolment() {
+    let site = Site::new();
+    let visit = Visit::new(site.certs(), &site.address());
+    for (code, says) in
+        [(16, "the certificate of this agent is revoked"), (7, "the certificate is for agent a, and not for b")]
+    {
+        site.center().on_next_stream(Fault::Status(Status::new(code, says)));
+        visit.fails_at("AgentCenter", says, "enrol the host again");
+    }
+    visit.finds(0);
+}
+
+#[test]
 fn a_full_agent_center_is_its_refusal() {
     let site = Site::with(|options| options.conn_limit = 0);
     let visit = Visit::new(site.certs(), &site.address());
