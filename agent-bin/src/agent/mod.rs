@@ -37,8 +37,8 @@ const END_OF_THREADS: Duration = Duration::from_secs(2);
 /// A thread without which there is no agent is tried again this often, a second apart: by then it is better that somebody looks.
 const THREAD_TRIES: u32 = 60;
 
-/// The least limit of open files. An agent without a plugin has about thirty, and the runtime ends the process where it gets none.
-const LEAST_OPEN_FILES: u64 = 64;
+/// The least limit of open files. With twenty the agent just starts, and with fewer the runtime ends the process.
+const LEAST_OPEN_FILES: u64 = 24;
 
 /// Runs the agent until it is told to end, or to become another version; one that is on trial has to hold a stream.
 ///
