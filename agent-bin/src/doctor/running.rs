@@ -1,11 +1,13 @@
 //! Finds out whether an agent runs in the work directory, and asks how it is.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::Verdict;
+use crate::clock;
 use crate::config::Layout;
 use crate::identity::NEXT;
 use crate::status;
@@ -93,6 +95,9 @@ impl Running {
 
 /// How old the certificate in this directory is, or the one that is not in its place yet.
 fn seconds_since_written(certs: &Path) -> Option<u64> {
-    let age = |name: &str| Some(certs.join(name).metadata().ok()?.modified().ok()?.elapsed().ok()?.as_secs());
+    let age = |name: &str| {
+        let written = certs.join(name).metadata().ok()?.mtime();
+        u64::try_from(clock::unix_seconds() - written).ok()
+    };
     ["client.crt", NEXT].into_iter().filter_map(age).min()
 }
