@@ -65,7 +65,17 @@ impl Caller {
     /// # Errors
     /// A text that says which role it takes and which they have.
     pub fn must(&self, role: Role) -> Result<(), String> {
-        if self.role >= role { Ok(()) } else { Err(format!("this takes the role {role}; you have {}", self.role)) }
+        if self.role >= role {
+            return Ok(());
+        }
+        let Self { role: has, proof, .. } = self;
+        Err(match proof {
+            Proof::Local => format!(
+                "this takes the role {role}, and whoever has not signed in has {has}; a command on this host has the key in the file \
+                 local-token of the center's data"
+            ),
+            Proof::Key | Proof::Token | Proof::Session(_) => format!("this takes the role {role}; you have {has}"),
+        })
     }
 }
 
@@ -75,7 +85,8 @@ mod tests {
 
     #[test]
     fn each_role_may_do_what_those_before_it_may() {
-        let caller = |role| Caller { name: "ann".to_owned(), role, origin: String::new(), proof: Proof::Local };
+        let session = || Proof::Session(String::new());
+        let caller = |role| Caller { name: "ann".to_owned(), role, origin: String::new(), proof: session() };
         for (has, wanted, may) in [
             (Role::View, Role::View, true),
             (Role::View, Role::Operate, false),
@@ -86,6 +97,8 @@ mod tests {
             assert_eq!(caller(has).must(wanted).is_ok(), may, "{has} {wanted}");
         }
         assert_eq!(caller(Role::View).must(Role::Operate).unwrap_err(), "this takes the role operate; you have view");
+        let local = Caller { proof: Proof::Local, ..caller(Role::View) };
+        assert!(local.must(Role::Admin).unwrap_err().contains("local-token"));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use super::file_body::file_body;
 use super::reply::{Reply, respond};
+use super::slots::{Entered, Slots};
 use crate::files::Digest;
 use crate::serve::Shared;
 use http::header::{ACCEPT_RANGES, ALLOW, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE};
@@ -21,9 +22,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 
-/// The most connections at a time. Those who come later wait.
+/// The most connections at a time. When there are more, those that ask for nothing make room, and else those who come later wait.
 const MAX_CONNECTIONS: usize = 256;
 
 /// How long a client may take over the head of its request.
@@ -45,15 +45,16 @@ pub(crate) struct Counts {
 
 /// Answers agents until the center ends.
 pub(crate) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let slots = Slots::new(MAX_CONNECTIONS);
     loop {
-        let room = Arc::clone(&room).acquire_owned().await.expect("nobody closes it");
         match listener.accept().await {
-            Ok((tcp, _)) => {
-                let shared = Arc::clone(&shared);
+            Ok((tcp, peer)) => {
+                let (shared, entered) = (Arc::clone(&shared), slots.enter().await);
                 tokio::spawn(async move {
-                    let _room = room;
-                    serve(tcp, &shared).await;
+                    tokio::select! {
+                        () = serve(tcp, &entered, &shared) => {}
+                        () = entered.makes_room() => log::debug!("{peer} asks for nothing and makes room for another"),
+                    }
                 });
             }
             Err(error) => {
@@ -64,8 +65,9 @@ pub(crate) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn serve(tcp: TcpStream, shared: &Shared) {
+async fn serve(tcp: TcpStream, entered: &Entered, shared: &Shared) {
     let service = service_fn(|request: Request<Incoming>| async move {
+        entered.has_asked();
         let reply = answer(&request.into_parts().0, shared);
         if reply.status().is_client_error() {
             shared.downloads.refused.fetch_add(1, Ordering::Relaxed);

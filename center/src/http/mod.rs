@@ -19,6 +19,7 @@ mod reply;
 pub(crate) mod secret;
 mod session;
 mod sign_in;
+mod slots;
 mod stall;
 mod stream;
 mod trail;
@@ -52,6 +53,7 @@ use manager::{CommandRequest, ResetRequest};
 use reply::{Reply, json_response, respond, text};
 use serde::Serialize;
 use serde_json::{Value, json};
+use slots::{Entered, Slots};
 use stall::Impatient;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -60,10 +62,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-/// The most connections at a time. Those who come later wait.
+/// The most connections at a time. When there are more, those that ask nothing make room, and else those who come later wait.
 const MAX_CONNECTIONS: usize = 256;
 
 /// How long TLS may take.
@@ -136,9 +137,8 @@ pub(crate) fn page_url(options: &Options, key: &str) -> String {
 
 /// Answers requests until the center ends, over TLS if there is an acceptor.
 pub(crate) async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let slots = Slots::new(MAX_CONNECTIONS);
     loop {
-        let room = Arc::clone(&room).acquire_owned().await.expect("nobody closes it");
         let (tcp, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -148,23 +148,30 @@ pub(crate) async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shar
             }
         };
         let (tls, shared) = (tls.clone(), Arc::clone(&shared));
+        let entered = slots.enter().await;
         tokio::spawn(async move {
-            let _room = room;
-            match tls {
-                None => serve(tcp, peer, shared).await,
-                Some(tls) => match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(tcp)).await {
-                    Ok(Ok(tcp)) => serve(tcp, peer, shared).await,
-                    Ok(Err(error)) => shared.note(format!("TLS on the HTTP port: {error}")),
-                    Err(_) => shared.note("TLS on the HTTP port took too long".to_owned()),
-                },
+            let served = async {
+                match tls {
+                    None => serve(tcp, peer, &entered, &shared).await,
+                    Some(tls) => match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(tcp)).await {
+                        Ok(Ok(tcp)) => serve(tcp, peer, &entered, &shared).await,
+                        Ok(Err(error)) => shared.note(format!("TLS on the HTTP port: {error}")),
+                        Err(_) => shared.note("TLS on the HTTP port took too long".to_owned()),
+                    },
+                }
+            };
+            tokio::select! {
+                () = served => {}
+                () = entered.makes_room() => log::debug!("{peer} asks nothing and makes room for another connection"),
             }
         });
     }
 }
 
-async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr, shared: Arc<Shared>) {
+async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr, entered: &Entered, shared: &Arc<Shared>) {
     let service = service_fn(|request| async {
-        let reply = answer(request, peer, &shared).await;
+        entered.has_asked();
+        let reply = answer(request, peer, shared).await;
         shared.access.counts.answered(reply.status());
         Ok::<_, Infallible>(reply)
     });

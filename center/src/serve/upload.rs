@@ -445,7 +445,7 @@ mod tests {
             let upload = Upload { token: token.into(), error: Some("no".into()), ..Upload::default() };
             know(store.site(), Some(dir.path()), upload, (3, u64::MAX)).unwrap().1
         };
-        assert_eq!(failed("t4"), []);
+        assert_eq!(failed("t4"), Vec::<i64>::new());
         assert_eq!(failed("t5"), [second.id]);
         assert!(!second.path.exists() && third.path.exists());
     }

@@ -5,8 +5,9 @@ use super::date::Day;
 use super::day::{self, Reader};
 use super::error::{FailureKind, StoreError};
 use super::lock;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -55,7 +56,7 @@ impl Files {
             let path = path.to_owned();
             move |error| StoreError::Io(path, error)
         };
-        fs::create_dir_all(dir).map_err(io(dir))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io(dir))?;
         let path = dir.join("lock");
         let lock_file =
             File::options().create(true).truncate(false).read(true).write(true).open(&path).map_err(io(&path))?;

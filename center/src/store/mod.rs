@@ -221,7 +221,7 @@ impl Store {
             opened => opened,
         };
         let (files, next_seq) = opened?;
-        let site = Site::open(dir.as_ref())?;
+        let site = Site::open(dir.as_ref(), Reserve::new(dir.as_ref(), settings.reserve_bytes))?;
         let shared = Arc::new(Shared {
             queue: Arc::new(Queue::new(settings.queue_bytes)),
             settings,

@@ -32,10 +32,22 @@ impl Reserve {
         written
     }
 
-    /// Removes the file.
-    pub(super) fn release(&self) {
+    /// Makes the file again that was given up, where the disk has room for twice as much.
+    pub(super) fn restore(&self) {
+        let Some(dir) = self.path.parent() else { return };
+        let room = rustix::fs::statvfs(dir).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+        if !self.path.exists()
+            && room >= 2 * self.bytes
+            && let Err(error) = self.make()
+        {
+            log::warn!("{}: {error}", self.path.display());
+        }
+    }
+
+    /// Removes the file. Returns true if there was one.
+    pub(super) fn release(&self) -> bool {
         // Nothing else can be done about a directory that cannot be written either.
-        let _ = fs::remove_file(&self.path);
+        fs::remove_file(&self.path).is_ok()
     }
 
     fn write(&self) -> io::Result<()> {

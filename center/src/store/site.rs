@@ -32,6 +32,7 @@ pub use users::{User, Users};
 
 use super::error::{FailureKind, StoreError};
 use super::lock;
+use super::reserve::Reserve;
 use rusqlite::{Connection, Row, Transaction};
 use std::fmt;
 use std::path::Path;
@@ -101,6 +102,8 @@ const MAX_LIST: usize = 10_000;
 #[derive(Debug)]
 pub struct Site {
     db: Mutex<Connection>,
+    /// What makes room when the disk is full.
+    reserve: Option<Reserve>,
 }
 
 /// Reading or writing `center.db` failed. Nothing of the call was done.
@@ -128,11 +131,11 @@ impl std::error::Error for SiteError {}
 
 impl Site {
     /// Opens `center.db` in a directory, makes it if it is not there, and brings its tables up to date.
-    pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+    pub(super) fn open(dir: &Path, reserve: Reserve) -> Result<Self, StoreError> {
         let path = dir.join("center.db");
         let mut db = Connection::open(&path).map_err(|error| StoreError::Sqlite(path.clone(), error))?;
         match prepare(&mut db) {
-            Ok(version) if version == newest() => Ok(Self { db: Mutex::new(db) }),
+            Ok(version) if version == newest() => Ok(Self { db: Mutex::new(db), reserve: Some(reserve) }),
             Ok(version) => Err(StoreError::Newer(path, version, newest())),
             Err(error) => Err(StoreError::Sqlite(path, error)),
         }
@@ -142,7 +145,7 @@ impl Site {
     pub(crate) fn in_memory() -> Result<Self, SiteError> {
         let mut db = Connection::open_in_memory()?;
         prepare(&mut db)?;
-        Ok(Self { db: Mutex::new(db) })
+        Ok(Self { db: Mutex::new(db), reserve: None })
     }
 
     /// Hosts that were ever seen.
@@ -217,13 +220,23 @@ impl Site {
         Audit(self)
     }
 
-    /// Does something in one transaction, which happens whole or not at all.
-    fn change<T>(&self, change: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, SiteError> {
+    /// Does something in one transaction, which happens whole or not at all. When the disk is full it gives up the reserve and tries once
+    /// more.
+    fn change<T>(&self, mut change: impl FnMut(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, SiteError> {
         let mut db = lock(&self.db);
-        let tx = db.transaction()?;
-        let changed = change(&tx)?;
-        tx.commit()?;
-        Ok(changed)
+        let mut try_it = || {
+            let tx = db.transaction()?;
+            let changed = change(&tx)?;
+            tx.commit()?;
+            Ok::<_, rusqlite::Error>(changed)
+        };
+        match (try_it(), &self.reserve) {
+            (Err(error), Some(reserve)) if FailureKind::of(&error) == FailureKind::Full && reserve.release() => {
+                log::warn!("the disk is full, and the reserve is given up: center.db could not be written");
+                Ok(try_it()?)
+            }
+            (tried, _) => Ok(tried?),
+        }
     }
 
     /// Reads rows, at most [`MAX_LIST`].
@@ -287,23 +300,23 @@ mod tests {
     /// Does something to a database, opens it again, and looks at what is there.
     pub(super) fn across_a_restart(change: impl FnOnce(&Site), look: impl FnOnce(&Site)) {
         let dir = tempfile::tempdir().unwrap();
-        change(&Site::open(dir.path()).unwrap());
-        look(&Site::open(dir.path()).unwrap());
+        change(&Site::open(dir.path(), Reserve::new(dir.path(), 0)).unwrap());
+        look(&Site::open(dir.path(), Reserve::new(dir.path(), 0)).unwrap());
     }
 
     #[test]
     fn a_database_of_a_newer_program_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
-        drop(Site::open(dir.path()).unwrap());
+        drop(Site::open(dir.path(), Reserve::new(dir.path(), 0)).unwrap());
         Connection::open(dir.path().join("center.db")).unwrap().pragma_update(None, "user_version", 99).unwrap();
-        assert!(matches!(Site::open(dir.path()), Err(StoreError::Newer(_, 99, _))));
+        assert!(matches!(Site::open(dir.path(), Reserve::new(dir.path(), 0)), Err(StoreError::Newer(_, 99, _))));
     }
 
     #[test]
     fn a_corrupt_database_is_an_error_and_not_an_empty_one() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("center.db"), [7; 5000]).unwrap();
-        assert!(matches!(Site::open(dir.path()), Err(StoreError::Sqlite(..))));
+        assert!(matches!(Site::open(dir.path(), Reserve::new(dir.path(), 0)), Err(StoreError::Sqlite(..))));
         assert_eq!(std::fs::read(dir.path().join("center.db")).unwrap(), [7; 5000]);
     }
 

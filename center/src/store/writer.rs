@@ -319,6 +319,9 @@ impl Engine {
     /// Drops files that are too old or too many.
     fn sweep(&mut self) {
         self.sweep_at = Instant::now() + SWEEP;
+        if self.retry.is_none() {
+            self.reserve.restore();
+        }
         let settings = &self.shared.settings;
         let files = &self.shared.files;
         let current = self.newest;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 const PLUGIN: &str = env!("CARGO_BIN_EXE_scripted-plugin");
@@ -28,19 +28,45 @@ fn run(data: &Path, words: &[&str]) -> Output {
     Command::new(center_for_tests()).args(words).arg("--data").arg(data).output().unwrap()
 }
 
+/// Starts a center with a disk of 64 MiB, of which the reserve takes 16. Returns the directory of its data as well, as others see what was
+/// mounted for the center alone.
+fn on_a_disk_of_its_own(test: &str, dir: &Path) -> Option<(Program, PathBuf)> {
+    if !Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success()) {
+        skipped(test, "mounting takes root");
+        return None;
+    }
+    let mount = "mkdir -p \"$0\" && mount -t tmpfs -o size=64m,mode=700 none \"$0\" && exec \"$@\"";
+    let data = dir.join("data").display().to_string();
+    let program = Program::start_by(&["unshare", "--mount", "--", "sh", "-c", mount, &data], dir, own_address());
+    let data = Path::new(&format!("/proc/{}/root", program.child.id())).join(&data[1..]);
+    http::know(program.http, &data);
+    Some((program, data))
+}
+
+#[test]
+fn what_others_have_filled_is_given_up_for_commands_on_a_quiet_center() {
+    let test = "what_others_have_filled_is_given_up_for_commands_on_a_quiet_center";
+    let dir = site();
+    let Some((program, data)) = on_a_disk_of_its_own(test, dir.path()) else { return };
+    let reserve = data.join("reserve");
+    wait_until("the reserve", || fs::metadata(&reserve).is_ok_and(|file| file.len() == 16 << 20));
+    fill(&data.join("ballast"));
+    // A list of plugins as long as it may be takes more than what is left of a page.
+    let detail = "x".repeat(200_000);
+    let wanted =
+        json!({ "plugins": [{ "name": "p", "version": "1", "sha256": "00", "download_url": [], "detail": detail }] });
+    let put = http::request(program.http, "PUT", "/api/v1/plugins", &[], wanted.to_string());
+    assert_eq!(put.status, 200, "{}", put.body);
+    assert!(!reserve.exists());
+    fs::remove_file(data.join("ballast")).unwrap();
+    drop(program);
+}
+
 #[test]
 fn a_full_disk_takes_no_records_says_so_and_loses_none() {
     let test = "a_full_disk_takes_no_records_says_so_and_loses_none";
-    if !Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success()) {
-        return skipped(test, "mounting takes root");
-    }
     let dir = site();
-    // The reserve takes 16 MiB of it.
-    let mount = "mkdir -p \"$0\" && mount -t tmpfs -o size=64m,mode=700 none \"$0\" && exec \"$@\"";
-    let data = dir.path().join("data").display().to_string();
-    let program = Program::start_by(&["unshare", "--mount", "--", "sh", "-c", mount, &data], dir.path(), own_address());
-    // As others see what was mounted for the center alone.
-    let data = Path::new(&format!("/proc/{}/root", program.child.id())).join(&data[1..]);
+    let Some((program, data)) = on_a_disk_of_its_own(test, dir.path()) else { return };
 
     let agent = Setup::new(&dir.path().join("certs")).server(&program.grpc.to_string()).start();
     let path = format!("/api/v1/hosts/{}", agent.id());

@@ -11,6 +11,7 @@ use serde_json::json;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -131,6 +132,41 @@ fn a_stranger_with_a_long_request_is_refused_at_its_head() {
     let mut answer = vec![0; 12];
     tcp.read_exact(&mut answer).unwrap();
     assert_eq!(String::from_utf8(answer).unwrap(), "HTTP/1.1 401");
+}
+
+#[test]
+fn connections_that_ask_nothing_keep_nobody_out() {
+    let dir = site();
+    let program = Program::start(dir.path());
+    let downloads =
+        program.said.lines().find_map(|line| line.split_once("files for agents at http://")?.1.parse().ok());
+    for port in [Some(program.http), downloads].into_iter().flatten() {
+        let silent: Vec<_> = (0..400).map(|_| TcpStream::connect(port).unwrap()).collect();
+        let began = Instant::now();
+        let mut tcp = TcpStream::connect(port).unwrap();
+        tcp.set_read_timeout(Some(DEADLINE)).unwrap();
+        tcp.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = vec![0; 8];
+        tcp.read_exact(&mut answer).unwrap();
+        assert!(began.elapsed() < Duration::from_secs(8), "it waited until they were cut off");
+        drop(silent);
+    }
+}
+
+#[test]
+fn what_the_center_keeps_is_for_nobody_else_on_its_host() {
+    let dir = site();
+    let (program, runtime) = (Program::start(dir.path()), runtime());
+    let _agent = runtime.block_on(agent(&program, dir.path(), "a"));
+    wait_until("the record", || program.get("/api/v1/hosts/a")["records"] == 1);
+    let data = dir.path().join("data");
+    let files = fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().path());
+    let all: Vec<_> = files.chain([data.clone()]).collect();
+    assert!(all.iter().any(|path| path.ends_with("center.db")) && all.len() > 4, "{all:?}");
+    for path in all {
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", path.display());
+    }
 }
 
 #[test]

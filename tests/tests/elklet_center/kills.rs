@@ -49,9 +49,8 @@ async fn send(program: &Program, dir: &Path, first: u64, length: Duration) -> (R
         call.send_bytes(message).await.unwrap();
         call.send.reserve_capacity(ALL);
         let confirmed_bytes = sent_bytes - (window - call.send.capacity());
-        while let Some((_, end)) = ends.pop_front_if(|(bytes, _)| *bytes <= confirmed_bytes) {
-            confirmed = end;
-        }
+        let stored = ends.partition_point(|(bytes, _)| *bytes <= confirmed_bytes);
+        confirmed = ends.drain(..stored).next_back().map_or(confirmed, |(_, end)| end);
     }
     (first..next, confirmed - first)
 }

@@ -55,6 +55,7 @@ impl Program {
         let addresses = line.trim_end().strip_prefix("listening grpc=").and_then(|rest| rest.split_once(" http="));
         let (grpc, http) = addresses.unwrap_or_else(|| panic!("{said}{line}"));
         let (grpc, http) = (grpc.parse().unwrap(), http.parse().unwrap());
+        http::know(http, &dir.join("data"));
         (Self { child, grpc, http, said }, stderr)
     }
 

@@ -2,6 +2,7 @@
 
 use super::{Answer, Ask, bad, failed, no_route, ok, refuse, unkept};
 use crate::fleet::Upload;
+use crate::http::Role;
 use crate::http::stream::{self, Pieces};
 use crate::serve::{Shared, remove_upload};
 use crate::store::site;
@@ -19,7 +20,11 @@ pub(super) async fn answer(ask: &Ask<'_>) -> Answer {
     let id = |text: &str| text.parse().map_err(|_| bad(&format!("{text:?} is no number of an upload")));
     match (ask.method, ask.rest.split_once('/').unwrap_or((ask.rest, ""))) {
         (&Method::GET, ("", "")) => list(ask).await,
-        (&Method::GET, (number, "file")) => file(id(number)?, ask.shared).await,
+        (&Method::GET, (number, "file")) => {
+            // Whoever only looks must not see what an operator has had a host send, which may be any file of it.
+            ask.must(Role::Operate)?;
+            file(id(number)?, ask.shared).await
+        }
         (&Method::DELETE, (number, "")) if !number.is_empty() => remove(id(number)?, ask).await,
         _ => no_route(ask),
     }
