@@ -71,7 +71,7 @@ pub(crate) fn run(enrolment: &Enrolment, flags: &Flags) -> Result<String, Failur
     made.make(configuration, 0o755).map_err(|error| system(&error))?;
     made.make(&layout.certs, 0o700).map_err(|error| system(&error))?;
     // A token that was used is gone, so that this is known before it is.
-    find_room(&layout.certs, configuration).map_err(|error| system(&error))?;
+    find_room(&layout.certs, head.is_ok().then_some(configuration)).map_err(|error| system(&error))?;
     let id =
         agent_id(&HostRoot::live(), &layout.workdir, settings.agent_id.as_deref()).map_err(|error| wrong(&error))?;
     if let Some(error) = id.not_stored {
@@ -145,13 +145,16 @@ fn is_missing(directory: &Path) -> bool {
     !directory.as_os_str().is_empty() && directory.symlink_metadata().is_err()
 }
 
-/// Finds out whether there is room for all that will be written, by writing as much. Blocks that file systems compress are no
-/// measure, so the bytes are random.
-fn find_room(certs: &Path, configuration: &Path) -> Result<(), FileError> {
+/// Finds out whether there is room for all that will be written, by writing as much. The settings will be written if `configuration` is the
+/// directory for them. Some file systems compress, so the bytes are random.
+fn find_room(certs: &Path, configuration: Option<&Path>) -> Result<(), FileError> {
     let random = Path::new("/dev/urandom");
     let mut bytes = [0; ROOM_BYTES];
     File::open(random).and_then(|mut file| file.read_exact(&mut bytes)).map_err(FileError::at(random))?;
-    let files = FILES.map(|name| certs.join(name)).into_iter().chain([configuration.join("elklet.toml")]);
+    let files = FILES
+        .map(|name| certs.join(name))
+        .into_iter()
+        .chain(configuration.map(|directory| directory.join("elklet.toml")));
     let tries: Vec<_> = files.map(|path| path.with_added_extension("try")).collect();
     let written = tries.iter().try_for_each(|path| {
         replace(path, &bytes, 0o600)

@@ -66,12 +66,13 @@ impl Running {
             return (detail, Verdict::Ok);
         }
         let last = &connection["last_error"];
+        let seconds = |value: &Value| value.as_i64().unwrap_or_default();
+        let ago = seconds(&last["seconds_ago"]);
+        // An error from before the last stream says nothing about why there is none now. Nor does one from before there was this
+        // certificate; either age has whole seconds.
         let is_refused = last["refused"] == true
-            && last["seconds_ago"].as_u64().is_some_and(|ago| {
-                // An error from before the last stream says nothing about why there is none now.
-                Some(ago) <= connection["for_seconds"].as_u64()
-                    && seconds_since_written(certs).is_none_or(|age| age > ago)
-            });
+            && ago <= seconds(&connection["for_seconds"])
+            && age_of_certificate(certs).is_none_or(|age| age > ago + 1);
         let error = match text(&last["text"]) {
             error if error.is_empty() => String::new(),
             error => format!("; its last error: {error}"),
@@ -93,11 +94,8 @@ impl Running {
     }
 }
 
-/// How old the certificate in this directory is, or the one that is not in its place yet.
-fn seconds_since_written(certs: &Path) -> Option<u64> {
-    let age = |name: &str| {
-        let written = certs.join(name).metadata().ok()?.mtime();
-        u64::try_from(clock::unix_seconds() - written).ok()
-    };
-    ["client.crt", NEXT].into_iter().filter_map(age).min()
+/// How old the certificate in this directory is, in seconds, or the one that is not in its place yet.
+fn age_of_certificate(certs: &Path) -> Option<i64> {
+    let written = |name: &str| certs.join(name).metadata().ok().map(|found| found.mtime());
+    ["client.crt", NEXT].into_iter().filter_map(written).max().map(|moment| clock::unix_seconds() - moment)
 }

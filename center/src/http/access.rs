@@ -347,7 +347,8 @@ mod tests {
         assert_eq!(who(&open, &[("host", "center.example"), ("authorization", "Bearer toke")]), "unknown");
         assert_eq!(who(&open, &[("accesskey", "a")]), "unknown", "there is none");
         let closed = access(|_| {});
-        assert_eq!(who(&closed, &[("host", "127.0.0.1:1")]), "local admin");
+        assert_eq!(who(&closed, &[("host", "127.0.0.1:1")]), "local view");
+        assert_eq!(who(&closed, &[("host", "127.0.0.1:1"), ("authorization", "Bearer token")]), "local admin");
         assert_eq!(who(&closed, &[("via", "1.1 proxy")]), "unknown");
         assert!(who(&closed, &[("host", "center.example")]).contains("Host"));
         let key = AccessKey { access_key: "a".to_owned(), secret_key: "s".to_owned() };
