@@ -11,7 +11,7 @@ use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, interval, sleep_until};
 
 const KILLS: u64 = 100;
 
@@ -28,13 +28,13 @@ async fn send(program: &Program, dir: &Path, first: u64, length: Duration) -> (R
     let mut client = Client::connect(program.grpc, &dir.join("certs")).await.unwrap();
     let mut call = client.call(TRANSFER, None).await;
     let window = call.capacity(ALL).await.unwrap();
-    // A window takes seven batches of these, so that credit has to come back for more.
-    let argv = "x".repeat(60);
+    // A window takes a dozen batches of these, so that credit has to come back for more.
+    let argv = "x".repeat(20);
     let (mut next, mut sent_bytes, mut confirmed) = (first, 0, first);
     // The batches that are not confirmed: at which byte each ends, and the number that comes after it.
     let mut ends = VecDeque::new();
+    // What a busy machine has missed is sent afterwards.
     let mut ticks = interval(INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let end = Instant::now() + length;
     loop {
         tokio::select! {
