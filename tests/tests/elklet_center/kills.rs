@@ -1,4 +1,4 @@
-//! The center is killed a hundred times while an agent sends: whatever it has confirmed is in its store.
+//! The center is killed a hundred times while two agents send: whatever it has confirmed is in its store.
 
 use crate::program::{Program, site};
 use crate::receivers::numbers;
@@ -15,20 +15,23 @@ use tokio::time::{Instant, interval, sleep_until};
 
 const KILLS: u64 = 100;
 
-/// A batch leaves every so often, which makes 5,000 records a second.
+/// A batch of each agent leaves every so often, which makes 5,000 records a second.
 const INTERVAL: Duration = Duration::from_millis(20);
-const BATCH: u64 = 100;
+const BATCH: u64 = 50;
+const AGENTS: [&str; 2] = ["a", "b"];
+/// The numbers of an agent's records begin so far behind those of the one before.
+const NUMBERS: u64 = 1_000_000;
 
 /// More than any window has.
 const ALL: usize = 1 << 20;
 
 /// Sends batches of numbered records for so long. Returns the numbers that were sent, and how many of them are confirmed: the center gives
 /// a batch's credit back once it is stored.
-async fn send(program: &Program, dir: &Path, first: u64, length: Duration) -> (Range<u64>, u64) {
+async fn send(program: &Program, dir: &Path, id: &str, first: u64, length: Duration) -> (Range<u64>, u64) {
     let mut client = Client::connect(program.grpc, &dir.join("certs")).await.unwrap();
     let mut call = client.call(TRANSFER, None).await;
     let window = call.capacity(ALL).await.unwrap();
-    // A window takes a dozen batches of these, so that credit has to come back for more.
+    // A window takes two dozen batches of these, so that credit has to come back for more.
     let argv = "x".repeat(20);
     let (mut next, mut sent_bytes, mut confirmed) = (first, 0, first);
     // The batches that are not confirmed: at which byte each ends, and the number that comes after it.
@@ -42,7 +45,7 @@ async fn send(program: &Program, dir: &Path, first: u64, length: Duration) -> (R
             _ = ticks.tick() => {}
         }
         let records = (next..next + BATCH).map(|n| record(59, &[("n", &n.to_string()), ("argv", &argv)])).collect();
-        let message = call.encode(&batch("a", records).encode_to_vec());
+        let message = call.encode(&batch(id, records).encode_to_vec());
         next += BATCH;
         sent_bytes += message.len();
         ends.push_back((sent_bytes, next));
@@ -60,7 +63,7 @@ async fn send(program: &Program, dir: &Path, first: u64, length: Duration) -> (R
 fn nothing_confirmed_is_missing_after_a_hundred_kills() {
     let dir = site();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let (mut next, mut confirmed, mut tokens, mut sending) = (0, Vec::new(), Vec::new(), Duration::ZERO);
+    let (mut next, mut confirmed, mut tokens, mut sending) = ([0, NUMBERS], Vec::new(), Vec::new(), Duration::ZERO);
     for kill in 0..KILLS {
         let mut program = Program::start(dir.path());
         if kill > 0 {
@@ -83,14 +86,21 @@ fn nothing_confirmed_is_missing_after_a_hundred_kills() {
             })
         });
         let length = Duration::from_millis(100 + kill * 7919 % 900);
-        let (sent, stored) = runtime.block_on(send(&program, dir.path(), next, length));
+        let each = runtime.block_on(async {
+            let send = |agent: usize| send(&program, dir.path(), AGENTS[agent], next[agent], length);
+            let (first, second) = tokio::join!(send(0), send(1));
+            [first, second]
+        });
         let token = runtime.block_on(operator).unwrap();
         // This is SIGKILL, in the middle of what is not confirmed.
         program.child.kill().unwrap();
         program.child.wait().unwrap();
         tokens.extend(token.map(|token| (kill, token)));
-        confirmed.push(sent.start..sent.start + stored);
-        (next, sending) = (sent.end, sending + length);
+        for (agent, (sent, stored)) in each.into_iter().enumerate() {
+            confirmed.push(sent.start..sent.start + stored);
+            next[agent] = sent.end;
+        }
+        sending += length;
     }
     let program = Program::start(dir.path());
     let body = http::get(program.http, "/api/v1/records.ndjson?type=59&order=oldest&limit=1000000").body;
@@ -106,9 +116,10 @@ fn nothing_confirmed_is_missing_after_a_hundred_kills() {
         assert_eq!(tasks["tasks"][0]["data"], kill.to_string(), "{tasks}");
     }
     let total: u64 = confirmed.iter().map(|range| range.end - range.start).sum();
-    let rate = next as f64 / sending.as_secs_f64();
+    let sent = next[0] + next[1] - NUMBERS;
+    let rate = sent as f64 / sending.as_secs_f64();
     println!(
-        "{KILLS} kills: {next} records sent, {rate:.0}/s; {total} confirmed, {} stored, {} tasks",
+        "{KILLS} kills: {sent} records sent, {rate:.0}/s; {total} confirmed, {} stored, {} tasks",
         kept.len(),
         tokens.len()
     );
