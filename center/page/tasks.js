@@ -39,10 +39,16 @@ export function taskState(task) {
   return pill(STATES[state] ?? "idle", state);
 }
 
+/** The file of an upload. The center gives hosts' files to nobody who only looks, so that the page says so and has no link for them. */
+function uploaded({ id, len }) {
+  const name = `the file (${bytes(len)})`;
+  if (may("operate")) return h("a", { href: `/api/v1/uploads/${id}/file`, download: true }, name);
+  return h("span", { class: "quiet" }, `${name}, which takes the role operate`);
+}
+
 function answerText(task) {
   const text = (task.answers ?? []).map((answer) => [answer.status, answer.msg].filter(Boolean).join(": ")).filter(Boolean);
-  const file = task.upload && !task.upload.error &&
-    h("a", { href: `/api/v1/uploads/${task.upload.id}/file`, download: true }, `the file (${bytes(task.upload.len)})`);
+  const file = task.upload && !task.upload.error && uploaded(task.upload);
   const failed = task.upload?.error && h("span", { class: "pill bad" }, task.upload.error);
   return [h("span", {}, text.join("; ")), text.length > 0 && file && " ", file, failed];
 }
