@@ -213,8 +213,8 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr, shared: &Arc<Share
             return refuse(StatusCode::PAYLOAD_TOO_LARGE, TOO_LONG);
         };
         let rest = rest.trim_start_matches('/');
-        let (method, headers) = (&head.method, &head.headers);
-        return sign_in::SignIn { method, rest, headers, body: &body, asker, peer, shared }.answer().await;
+        let (method, query, headers) = (&head.method, head.uri.query().unwrap_or_default(), &head.headers);
+        return sign_in::SignIn { method, rest, query, headers, body: &body, asker, peer, shared }.answer().await;
     }
     if let Asker::Unknown(reason) = &asker {
         // AgentCenter says so in its own way, and those who know its key know that.

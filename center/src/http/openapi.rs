@@ -65,6 +65,24 @@ pub fn methods(path: &str) -> Vec<String> {
     methods.into_iter().flat_map(Map::keys).map(|method| method.to_uppercase()).collect()
 }
 
+/// Returns true if the description has this query parameter for a method of a path. An object is one parameter for each of its properties,
+/// whose names begin as its pattern says: `^(field|contains)[.]..`.
+pub fn takes(method: &Method, path: &str, name: &str) -> bool {
+    let paths = DOCUMENT["paths"].as_object();
+    let found = paths.into_iter().flatten().find(|(template, _)| fits(template, path));
+    let operation = found.and_then(|(_, operations)| operations.get(method.as_str().to_lowercase()));
+    let parameters = operation.and_then(|operation| operation["parameters"].as_array());
+    let mut of_query = parameters.into_iter().flatten().filter(|parameter| parameter["in"] == "query");
+    of_query.any(|parameter| match parameter["schema"]["propertyNames"]["pattern"].as_str() {
+        None => parameter["name"] == name,
+        Some(pattern) => {
+            let kinds =
+                pattern.strip_prefix("^(").and_then(|rest| rest.split_once(")[.]")).map_or("", |(kinds, _)| kinds);
+            name.split_once('.').is_some_and(|(kind, _)| kinds.split('|').any(|known| known == kind))
+        }
+    })
+}
+
 /// Returns true if a path is one of a template's, as `/hosts/a` is of `/hosts/{id}`.
 pub fn fits(template: &str, path: &str) -> bool {
     let (mut template, mut path) = (template.split('/'), path.split('/'));
@@ -121,6 +139,26 @@ mod tests {
                 let in_path = parameters.filter(|parameter| parameter["in"] == "path");
                 assert_eq!(in_path.count(), path.matches('{').count(), "{method} {path}");
             }
+        }
+    }
+
+    #[test]
+    fn a_parameter_is_one_that_the_route_has() {
+        let takes = |method, path, name| takes(&method, path, name);
+        assert!(takes(Method::GET, "/hosts", "group") && !takes(Method::GET, "/hosts", "Group"));
+        assert!(!takes(Method::GET, "/hosts/group", "group") && !takes(Method::GET, "/hosts/group", "id"));
+        assert!(takes(Method::POST, "/files", "name") && !takes(Method::GET, "/files", "name"));
+        for (name, taken) in [
+            ("field.exe", true),
+            ("contains.a.b", true),
+            ("field", false),
+            ("conditions", false),
+            ("fields.exe", false),
+            ("fieldexe", false),
+            (".exe", false),
+            ("|.exe", false),
+        ] {
+            assert_eq!(takes(Method::GET, "/records", name), taken, "{name}");
         }
     }
 

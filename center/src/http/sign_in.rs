@@ -1,6 +1,7 @@
 //! `/api/v1/session`: signing in and out, and one's own password.
 
 use super::access::{Access, Asker, LINK};
+use super::api;
 use super::caller::{Caller, Proof};
 use super::limit::TooMany;
 use super::openapi;
@@ -31,6 +32,7 @@ pub(super) struct SignIn<'a> {
     pub(super) method: &'a Method,
     /// What follows `/api/v1/session`.
     pub(super) rest: &'a str,
+    pub(super) query: &'a str,
     pub(super) headers: &'a HeaderMap,
     pub(super) body: &'a [u8],
     pub(super) asker: Asker,
@@ -50,7 +52,8 @@ type Answer = Result<Reply, Refused>;
 impl SignIn<'_> {
     pub(super) async fn answer(&self) -> Reply {
         let path = if self.rest.is_empty() { "/session".to_owned() } else { format!("/session/{}", self.rest) };
-        if let Some(reply) = openapi::refusal(self.method, &path) {
+        let refusal = openapi::refusal(self.method, &path);
+        if let Some(reply) = refusal.or_else(|| api::refuse_query(self.method, &path, self.query)) {
             return reply;
         }
         let answer = match (self.method, self.rest) {

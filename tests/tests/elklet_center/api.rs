@@ -55,6 +55,27 @@ fn a_parameter_that_cannot_be_decoded_is_refused_and_not_passed_by() {
     assert_eq!(program.get("/api/v1/hosts?group=%c3%bc&&")["hosts"], json!([]), "this one can be decoded");
 }
 
+#[test]
+fn a_parameter_that_a_route_does_not_have_is_refused_by_its_name() {
+    let dir = site();
+    let program = Program::start(dir.path());
+    let described = program.get("/api/v1/openapi.json");
+    for (path, operations) in described["paths"].as_object().unwrap() {
+        let path = path.replace("{id}", "1").replace("{sha256}", &"0".repeat(64)).replace("{name}", "nobody");
+        for method in operations.as_object().unwrap().keys() {
+            let target = format!("/api/v1{path}?bogus%20one=1");
+            let answer = http::request(program.http, &method.to_uppercase(), &target, &[], "{}");
+            let error = answer.json()["error"].as_str().unwrap_or_default().to_owned();
+            let told = answer.status == 400 && error == "no parameter \"bogus one\" is known here";
+            assert!(told, "{method} {target}: {} {}", answer.status, answer.body);
+        }
+    }
+    assert_eq!(program.get("/api/v1/files"), json!([]), "nothing was taken");
+    for path in ["/conn/list?bogus=1", "/registry/detail?name=hids_svr_grpc&bogus=1", "/ping?bogus=1"] {
+        assert_eq!(http::get(program.http, path).status, 200, "{path}: AgentCenter's routes stay as they are");
+    }
+}
+
 /// `.ci/api` runs this. It needs schemathesis.
 #[test]
 #[ignore = "it takes a minute, and schemathesis, which .ci/api installs"]

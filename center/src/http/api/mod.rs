@@ -103,7 +103,7 @@ pub(super) async fn answer(
     }
     let (part, rest) = trimmed.split_once('/').unwrap_or((trimmed, ""));
     let answer = async {
-        let query = Query::parse(query)?;
+        let query = Query::of(method, &format!("/{trimmed}"), query)?;
         route(part, &Ask { method, path, rest, query, body, caller, shared }).await
     };
     answer.await.unwrap_or_else(|Refusal { status, error }| json_response(status, &json!({ "error": error })))
@@ -112,10 +112,16 @@ pub(super) async fn answer(
 /// Takes the body of `POST /api/v1/files` as it comes.
 pub(super) async fn upload(query: &str, body: Incoming, caller: &Caller, shared: &Arc<Shared>) -> Reply {
     let answer = async {
-        let (method, query) = (&Method::POST, Query::parse(query)?);
+        let (method, query) = (&Method::POST, Query::of(&Method::POST, "/files", query)?);
         files::upload(&Ask { method, path: "/files", rest: "", query, body: &[], caller, shared }, body).await
     };
     answer.await.unwrap_or_else(|Refusal { status, error }| json_response(status, &json!({ "error": error })))
+}
+
+/// Answers a request whose query the route does not take. `None` if it takes it.
+pub(super) fn refuse_query(method: &Method, path: &str, query: &str) -> Option<Reply> {
+    let Refusal { status, error } = Query::of(method, path, query).err()?;
+    Some(json_response(status, &json!({ "error": error })))
 }
 
 async fn route(part: &str, ask: &Ask<'_>) -> Answer {
@@ -186,6 +192,18 @@ fn change_desired(shared: &Shared, change: impl FnOnce(&mut Desired) -> Result<(
 struct Query(Vec<(String, String)>);
 
 impl Query {
+    /// Decodes the query of a request for a path below `/api/v1`.
+    ///
+    /// # Errors
+    /// [`Query::parse`] fails, or the description does not have a parameter: a mistyped filter would otherwise give everything.
+    fn of(method: &Method, path: &str, query: &str) -> Result<Self, Refusal> {
+        let query = Self::parse(query)?;
+        match query.0.iter().find(|(name, _)| !openapi::takes(method, path, name)) {
+            Some((name, _)) => Err(bad(&format!("no parameter {} is known here", named(name)))),
+            None => Ok(query),
+        }
+    }
+
     /// Decodes a query. A name without `=` has an empty value.
     ///
     /// # Errors
@@ -286,6 +304,13 @@ mod tests {
         assert_eq!(refused("limit=7&host=%ff"), bad(&"the value of parameter \"host\" is no UTF-8"));
         assert_eq!(refused("bogus%ff=1&host=%ff"), bad(&"the name of parameter \"bogus%ff\" is no UTF-8"));
         assert_eq!(refused("%c3").status, StatusCode::BAD_REQUEST);
+        let unknown = |path, query: &str| Query::of(&Method::GET, path, query).err().map(|refusal| refusal.error);
+        assert_eq!(
+            unknown("/hosts", "group=a&connectd=true"),
+            Some("no parameter \"connectd\" is known here".to_owned())
+        );
+        assert_eq!(unknown("/groups", "limit=5"), Some("no parameter \"limit\" is known here".to_owned()));
+        assert_eq!(unknown("/hosts", "group=a&connected=true&&"), None);
         let long = refused(&format!("{}=%ff", "n".repeat(5000)));
         assert_eq!(long.error, format!("the value of parameter \"{}\".. is no UTF-8", "n".repeat(MAX_NAMED)));
     }
