@@ -162,6 +162,31 @@ fn a_canary_that_goes_wrong_puts_back_what_ran() {
 }
 
 #[test]
+fn a_host_that_refuses_the_new_one_as_it_did_the_one_before_goes_wrong_by_its_next_heartbeat() {
+    let refused = "it always crashes";
+    let mut rollout = Rollout::new(order(1, 0), None, hosts(), 500_700).unwrap();
+    rollout.handle_sent("a", 500_700);
+    rollout.handle_trouble("a", refused, Some(400_000), 501_000);
+    rollout.handle_trouble("a", refused, None, 502_000);
+    assert_eq!(rollout.hosts[0].state, Sent, "all of that is about the one before");
+    rollout.handle_trouble("a", "something else", Some(500_000), 502_500);
+    rollout.handle_trouble("a", refused, None, 503_000);
+    assert_eq!(rollout.hosts[0].state, Sent, "another thing happened");
+    // Hosts tell whole seconds, so that this may have happened before it was sent as well as after.
+    rollout.handle_trouble("a", refused, Some(500_000), 504_000);
+    assert_eq!(rollout.hosts[0].state, Sent);
+    rollout.handle_trouble("a", refused, None, 540_000);
+    assert_eq!((rollout.hosts[0].state, rollout.state), (Wrong, State::Aborted));
+
+    let long = "é".repeat(MAX_ERROR);
+    let of_long = hosts().into_iter().map(|host| Candidate { trouble: Some(long.clone()), ..host }).collect();
+    let mut rollout = Rollout::new(order(1, 0), None, of_long, 0).unwrap();
+    rollout.handle_sent("a", 0);
+    rollout.handle_trouble("a", &long, None, 5_000);
+    assert_eq!(rollout.hosts[0].state, Sent, "a long text is known as well");
+}
+
+#[test]
 fn a_canary_that_does_not_come_to_run_it_in_time_has_gone_wrong() {
     let mut site = Site::new(1, 0);
     site.at(PATIENCE_MS - 1, |rollout| rollout.handle_version("a", "1", 1));
