@@ -59,11 +59,12 @@ pub(crate) struct Snapshot {
     pub(crate) error: Option<(String, i64)>,
 }
 
-impl Status {
-    pub(super) fn new(output: &Output) -> Self {
-        let inner = Snapshot {
+impl Snapshot {
+    /// Nothing was passed on yet.
+    pub(crate) fn new(since_ms: i64) -> Self {
+        Self {
             state: State::Idle,
-            since_ms: now_ms(),
+            since_ms,
             position: 0,
             oldest_received_ms: None,
             sent: 0,
@@ -72,8 +73,14 @@ impl Status {
             refused: 0,
             missed: Missed::default(),
             error: None,
-        };
-        Self { name: output.name.clone(), kind: output.kind.name(), inner: Mutex::new(inner) }
+        }
+    }
+}
+
+impl Status {
+    pub(super) fn new(output: &Output) -> Self {
+        let inner = Mutex::new(Snapshot::new(now_ms()));
+        Self { name: output.name.clone(), kind: output.kind.name(), inner }
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {

@@ -203,7 +203,6 @@ impl Named {
 mod tests {
     use super::*;
     use crate::fleet::{Agent, Heartbeat, Host};
-    use crate::store::Missed;
 
     fn about(warnings: &[Warning]) -> Vec<(bool, &str)> {
         warnings.iter().map(|warning| (warning.failure, warning.text.as_str())).collect()
@@ -236,15 +235,8 @@ mod tests {
     fn an_output_that_delivers_nothing_is_told_with_as_much_of_its_error_as_somebody_reads() {
         let output = |state, error: Option<&str>| Snapshot {
             state,
-            since_ms: 5_000,
-            position: 0,
-            oldest_received_ms: None,
-            sent: 0,
-            bytes: 0,
-            retries: 0,
-            refused: 0,
-            missed: Missed::default(),
             error: error.map(|error| (error.to_owned(), 6_000)),
+            ..Snapshot::new(5_000)
         };
         let page = "é".repeat(ERROR_SHOWN + 1);
         let outputs = [
