@@ -4,7 +4,8 @@
 //!
 //! [`serve`] speaks with agents, [`fleet`] is what is known of them, [`desired`] is what they should run, [`rollout`] brings them there
 //! step by step with [`files`] that they fetch, [`sink`] is where their records go, [`store`] keeps them, [`forward`] passes them
-//! on, and [`http`] is the port for those who ask and command. `authority` and `enrolment` give hosts certificates. [`cli`] is the
+//! on, and [`http`] is the port for those who ask and command. `authority` and `enrolment` give hosts certificates, and `given`
+//! reads the files that it was given. [`cli`] is the
 //! program.
 #![forbid(unsafe_code)]
 // Where standard error is a full disk or a closed pipe, `eprintln!` panics.
@@ -18,6 +19,7 @@ mod enrolment;
 pub mod files;
 pub mod fleet;
 pub mod forward;
+mod given;
 mod hex;
 pub mod http;
 pub mod keep;

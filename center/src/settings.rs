@@ -1,12 +1,11 @@
 //! The settings of the program: the file `center.toml`, and the flags that win over it.
 
 use crate::forward::settings::Output;
+use crate::given::text_of;
 use crate::http::AccessKey;
-use rustix::fs::{Mode, OFlags, open};
 use serde::Deserialize;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, ErrorKind, Read};
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -29,9 +28,6 @@ const MAX_HOST: usize = 253;
 
 /// The most agents at a time that a file may ask for. Each has a descriptor.
 const MAX_CONN_LIMIT: usize = 100_000;
-
-/// The longest file of settings, in bytes. They have some thousands.
-const MAX_FILE: u64 = 1 << 20;
 
 /// The settings of the center.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -281,25 +277,6 @@ impl Settings {
     }
 }
 
-/// Reads a file that says what the center should do. Only a regular one is read: a FIFO has no end until somebody closes it, and
-/// `/dev/zero` has none.
-///
-/// # Errors
-/// It cannot be read, is no regular file, is longer than 1 MiB, or is no UTF-8.
-pub(crate) fn text_of(path: &Path) -> io::Result<String> {
-    // Without `NONBLOCK`, opening a FIFO waits for a writer.
-    let file = File::from(open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?);
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(ErrorKind::InvalidInput, "it is no regular file"));
-    }
-    let mut text = String::new();
-    // It may grow meanwhile.
-    if file.take(MAX_FILE + 1).read_to_string(&mut text)? as u64 > MAX_FILE {
-        return Err(io::Error::new(ErrorKind::FileTooLarge, format!("it is longer than {} MiB", MAX_FILE >> 20)));
-    }
-    Ok(text)
-}
-
 /// Reads an address and a port.
 ///
 /// # Errors
@@ -453,7 +430,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let wrong = |path: &Path| Settings::read(Some(path)).unwrap_err().to_string();
-        rustix::fs::mkfifoat(rustix::fs::CWD, at("fifo"), Mode::RUSR | Mode::WUSR).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("fifo"), rustix::fs::Mode::RUSR).unwrap();
         std::os::unix::fs::symlink("/dev/zero", at("zero")).unwrap();
         for path in [at("fifo"), at("zero"), dir.path().to_owned()] {
             assert!(wrong(&path).contains("it is no regular file"), "{}", wrong(&path));

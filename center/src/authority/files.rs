@@ -1,11 +1,9 @@
 //! Whether the files that an operator brings are what the center needs, looked at without starting it.
 
 use super::{Authority, KEY_FILE};
-use crate::settings::text_of;
+use crate::given::{certificates, private_key};
 use rustls::RootCertStore;
 use rustls::crypto::ring::default_provider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use std::fmt;
 use std::path::Path;
@@ -17,26 +15,16 @@ use std::time::Duration;
 /// # Errors
 /// What is wrong, with the file.
 pub(crate) fn check(dir: &Path, lifetime: Duration) -> Result<(), String> {
+    let told = |error: std::io::Error| error.to_string();
     let at = |name: &str, error: &dyn fmt::Display| format!("{}: {error}", dir.join(name).display());
-    let read = |name: &str| text_of(&dir.join(name)).map_err(|error| at(name, &error));
-    let certificates = |name: &str| {
-        let all = CertificateDer::pem_slice_iter(read(name)?.as_bytes()).collect::<Result<Vec<_>, _>>();
-        match all {
-            Ok(all) if all.is_empty() => Err(at(name, &"there is no certificate in it")),
-            Ok(all) => Ok(all),
-            Err(error) => Err(at(name, &error)),
-        }
-    };
-    let chain = certificates("server.crt")?;
-    let key =
-        PrivateKeyDer::from_pem_slice(read("server.key")?.as_bytes()).map_err(|error| at("server.key", &error))?;
+    let chain = certificates(&dir.join("server.crt")).map_err(told)?;
+    let key = private_key(&dir.join("server.key")).map_err(told)?;
     CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| at("server.crt and server.key", &error))?;
     let mut roots = RootCertStore::empty();
-    for authority in certificates("ca.crt")? {
+    for authority in certificates(&dir.join("ca.crt")).map_err(told)? {
         roots.add(authority).map_err(|error| at("ca.crt", &error))?;
     }
     if dir.join(KEY_FILE).exists() {
-        read(KEY_FILE)?;
         Authority::load(dir, lifetime)?;
     }
     Ok(())

@@ -9,6 +9,7 @@ mod peer;
 
 pub(crate) use peer::{Bound, Peer};
 
+use crate::given;
 use crate::hex::hex;
 use elklet_proto::agent_uri;
 use rcgen::string::Ia5String;
@@ -17,7 +18,6 @@ use rcgen::{
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, date_time_ymd,
 };
 use ring::digest::{SHA256, digest};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 use std::fmt;
 use std::path::Path;
@@ -88,17 +88,15 @@ impl Authority {
             return Err(format!("it has no key of the authority: there is no {}", key_path.display()));
         }
         let at = |path: &Path, error: &dyn fmt::Display| format!("{}: {error}", path.display());
-        let key = PrivateKeyDer::from_pem_file(&key_path).map_err(|error| at(&key_path, &error))?;
+        let key = given::private_key(&key_path).map_err(|error| error.to_string())?;
         let PrivateKeyDer::Pkcs8(key) = key else {
             let told = "expected a key in PKCS#8, as `openssl pkcs8 -topk8 -nocrypt` writes it";
             return Err(at(&key_path, &told));
         };
         let key = KeyPair::try_from(&key).map_err(|error| at(&key_path, &error))?;
         let wanted = key.subject_public_key_info();
-        let certificates =
-            CertificateDer::pem_file_iter(&certificate_path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
         // The file may hold others, for clients of before.
-        let certificates = certificates.map_err(|error| at(&certificate_path, &error))?;
+        let certificates = given::certificates(&certificate_path).map_err(|error| error.to_string())?;
         let own = |certificate: &CertificateDer<'_>| key_info(certificate).is_some_and(|info| info == wanted);
         let Some(certificate) = certificates.into_iter().find(own) else {
             return Err(at(&key_path, &format!("no certificate in {} has this key", certificate_path.display())));

@@ -4,11 +4,10 @@
 //! key: a center that is killed at any moment finds a pair that belongs together.
 
 use super::{Authority, KEY_FILE, key_info};
+use crate::given;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose, date_time_ymd,
 };
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -71,8 +70,9 @@ pub(crate) fn renew_server(dir: &Path, now_s: i64) -> io::Result<bool> {
 }
 
 fn is_good(dir: &Path, now_s: i64) -> bool {
-    let Ok(certificate) = CertificateDer::from_pem_file(dir.join("server.crt")) else { return false };
-    let Ok((_, parsed)) = parse_x509_certificate(&certificate) else { return false };
+    let Ok(certificates) = given::certificates(&dir.join("server.crt")) else { return false };
+    let certificate = &certificates[0];
+    let Ok((_, parsed)) = parse_x509_certificate(certificate) else { return false };
     let (from, until) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
     let is_young = now_s >= from && now_s < until - (until - from) / 3;
     let names = parsed.subject_alternative_name().ok().flatten();
@@ -81,13 +81,13 @@ fn is_good(dir: &Path, now_s: i64) -> bool {
             names.value.general_names.iter().any(|found| *found == x509_parser::extensions::GeneralName::DNSName(name))
         })
     };
-    is_young && key_info(&certificate).is_some() && names_of_server().iter().all(has)
+    is_young && key_info(certificate).is_some() && names_of_server().iter().all(has)
 }
 
 fn sign_server(dir: &Path, now_s: i64) -> io::Result<()> {
     let authority = Authority::load(dir, DAY).map_err(io::Error::other)?;
     let path = dir.join("server.key");
-    let key = fs::read_to_string(&path).map_err(|error| at(&path, error))?;
+    let key = given::text_of(&path).map_err(|error| at(&path, error))?;
     let key = KeyPair::from_pem(&key).map_err(|error| at(&path, io::Error::other(error)))?;
     let signed = authority.issue_server(&key, &names_of_server(), now_s, SERVER_LIFETIME).map_err(io::Error::other)?;
     let (path, new) = (dir.join("server.crt"), dir.join("server.crt.new"));

@@ -1,12 +1,11 @@
 //! Connections to receivers, by TCP and by TLS.
 
 use super::settings::Tls;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use crate::given::{certificates, in_file, private_key};
+use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use std::fmt;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -118,22 +117,9 @@ pub(super) fn client_config(tls: &Tls) -> io::Result<Arc<ClientConfig>> {
     let config = match &tls.identity {
         None => config.with_no_client_auth(),
         Some((cert, key)) => {
-            let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| in_file(key, &error))?;
+            let secret = private_key(key)?;
             config.with_client_auth_cert(certificates(cert)?, secret).map_err(|error| in_file(cert, &error))?
         }
     };
     Ok(Arc::new(config))
-}
-
-fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let all = CertificateDer::pem_file_iter(path).map_err(|error| in_file(path, &error))?;
-    let all: Vec<_> = all.collect::<Result<_, _>>().map_err(|error| in_file(path, &error))?;
-    if all.is_empty() {
-        return Err(in_file(path, &"there is no certificate in it"));
-    }
-    Ok(all)
-}
-
-fn in_file(path: &Path, error: &dyn fmt::Display) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))
 }

@@ -1,6 +1,7 @@
 //! The key of this host's own commands, which lies where only who may read the center's data can read it.
 
 use super::secret;
+use crate::given::text_of;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -54,8 +55,8 @@ impl LocalKey {
     pub fn read(dir: &Path) -> io::Result<Self> {
         let read = |name| {
             let path = dir.join(name);
-            let text = fs::read_to_string(&path)
-                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+            let text =
+                text_of(&path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
             Ok::<_, io::Error>(text.trim().to_owned())
         };
         let (key, address) = (read(KEY_FILE)?, read(ADDRESS_FILE)?);

@@ -1,6 +1,6 @@
 //! Configuration and commands as the manager writes them in JSON.
 
-use crate::settings::text_of;
+use crate::given::text_of;
 use elklet_proto::grpc;
 use serde::{Deserialize, Serialize};
 use std::io;

@@ -5,10 +5,10 @@ use super::connection::AgentTls;
 use super::shared::Shared;
 use crate::authority::{end_s, own};
 use crate::clock::now_s;
+use crate::given::{certificates, private_key};
 use crate::http::LocalKey;
 use rustls::crypto::ring::default_provider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::CertificateDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use std::io;
@@ -152,24 +152,12 @@ pub(super) async fn keep_renewed(shared: Arc<Shared>, certificates: Arc<Certific
 }
 
 fn read(dir: &Path, authority: Option<&CertificateDer<'static>>) -> io::Result<Current> {
-    let key_path = dir.join("server.key");
-    let key = PrivateKeyDer::from_pem_file(&key_path)
-        .map_err(|error| io::Error::other(format!("{}: {error}", key_path.display())))?;
-    let mut chain = certificates(dir, "server.crt")?;
+    let key = private_key(&dir.join("server.key"))?;
+    let mut chain = certificates(&dir.join("server.crt"))?;
     if let Some(authority) = authority.filter(|authority| !chain.contains(authority)) {
         chain.push(authority.clone());
     }
     let key = CertifiedKey::from_der(chain, key, &default_provider())
         .map_err(|error| io::Error::other(format!("server.crt and server.key: {error}")))?;
-    Ok(Current { key: Arc::new(key), authorities: certificates(dir, "ca.crt")? })
-}
-
-/// Reads the certificates in a file.
-///
-/// # Errors
-/// It cannot be read, or one of them is damaged.
-fn certificates(dir: &Path, name: &str) -> io::Result<Vec<CertificateDer<'static>>> {
-    let path = dir.join(name);
-    let read = CertificateDer::pem_file_iter(&path).and_then(Iterator::collect);
-    read.map_err(|error| io::Error::other(format!("{}: {error}", path.display())))
+    Ok(Current { key: Arc::new(key), authorities: certificates(&dir.join("ca.crt"))? })
 }

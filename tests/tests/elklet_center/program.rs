@@ -236,6 +236,7 @@ fn what_is_wrong_with_the_settings_is_seen_without_starting_a_center() {
         (output("/nowhere/out.ndjson"), "forward disk: /nowhere/out.ndjson: there is no such directory"),
         (output("/tmp"), "forward disk: /tmp: it is no regular file"),
         (format!("{good}{tls}"), "forward siem: /nowhere.pem"),
+        (format!("{good}{}", tls.replace("/nowhere.pem", "/dev/zero")), "siem: /dev/zero: it is no regular file"),
     ] {
         std::fs::write(&file, &text).unwrap();
         let (code, said) = checked(&file);

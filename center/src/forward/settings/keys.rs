@@ -3,6 +3,7 @@
 use super::{
     Compress, FileOutput, HttpFormat, HttpOutput, KafkaOutput, Mechanism, Sasl, Secret, SyslogOutput, Tls, Url,
 };
+use crate::given::text_of;
 use crate::settings::size;
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -270,8 +271,7 @@ fn secret(key: &str, value: Option<String>, file: Option<PathBuf>) -> Result<Opt
         (None, None) => Ok(None),
         (Some(value), None) => Ok(Some(Secret(value))),
         (None, Some(file)) => {
-            let value =
-                std::fs::read_to_string(&file).map_err(|error| format!("{key}_file: {}: {error}", file.display()))?;
+            let value = text_of(&file).map_err(|error| format!("{key}_file: {}: {error}", file.display()))?;
             if value.len() > MAX_SECRET {
                 return Err(format!(
                     "{key}_file: {} has {} bytes, expected at most {MAX_SECRET}",

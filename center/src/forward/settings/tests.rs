@@ -63,6 +63,7 @@ fn what_makes_no_sense_is_told_with_the_name_of_the_output() {
         ("kind = \"http\"\nurl = \"http://u:p@a/\"", "url:"),
         ("kind = \"http\"\nurl = \"http://a/\"\nuser = \"u\"", "a user and a password"),
         ("kind = \"http\"\nurl = \"http://a/\"\npassword_file = \"/nowhere\"", "password_file: /nowhere"),
+        ("kind = \"http\"\nurl = \"http://a/\"\ntoken_file = \"/dev/zero\"", "/dev/zero: it is no regular file"),
         ("kind = \"http\"\nurl = \"http://a/\"\nca = \"/x\"", "for https"),
         ("kind = \"http\"\nurl = \"https://a/\"\ncert = \"/x\"", "cert and key"),
         ("kind = \"http\"\nurl = \"http://a/\"\ntimeout = \"0s\"", "timeout"),
