@@ -212,14 +212,14 @@ async fn serve(tcp: TcpStream, peer: SocketAddr, tls: TlsAcceptor, shared: Arc<S
     let is_anonymous = who == Peer::Anonymous;
     let window = if is_anonymous { ANONYMOUS_WINDOW } else { window };
     let whose = match &who {
-        Peer::Agent(bound) => Some(Whose::Agent(bound.agent_id.clone())),
-        Peer::Anonymous => Some(Whose::Address(site_of(peer.ip()))),
-        Peer::Anyone => None,
+        Peer::Agent(bound) => Whose::Agent(bound.agent_id.clone()),
+        Peer::Anonymous => Whose::Address(site_of(peer.ip())),
+        Peer::Anyone => Whose::Shared(site_of(peer.ip())),
     };
-    let entered = whose.map(|whose| shared.connections.enter(whose, orders.clone()));
-    if matches!(entered, Some(None)) {
-        return shared.note(format!("connection from {peer} without a certificate: there are too many from there"));
-    }
+    let Some(_entered) = shared.connections.enter(whose, orders.clone()) else {
+        let how = if is_anonymous { "without a certificate" } else { "with a certificate that others have as well" };
+        return shared.note(format!("connection from {peer} {how}: there are too many from there"));
+    };
     let handle = ConnectionHandle { peer, who, local, window, unstored, orders, closed };
     let driven = drive(connection, receiver, handle, &aside, &shared);
     let driven = if is_anonymous {

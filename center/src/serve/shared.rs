@@ -119,7 +119,7 @@ impl Shared {
             tokens: Semaphore::new(options.conn_limit),
             decoding: Semaphore::new(DECODING),
             assembling: Arc::new(Semaphore::new(ASSEMBLING_KIB as usize)),
-            connections: Connections::default(),
+            connections: Connections::new(options.conn_limit),
             searches: Arc::new(Semaphore::new(SEARCHES)),
             exports: Arc::new(Semaphore::new(EXPORTS)),
             room: Semaphore::new(MESSAGE_ROOM_KIB as usize),

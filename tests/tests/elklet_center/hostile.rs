@@ -55,6 +55,22 @@ fn a_connection_that_is_silent_is_asked_whether_it_is_still_there() {
 }
 
 #[test]
+fn one_address_does_not_have_all_connections_by_a_certificate_that_is_for_no_agent_alone() {
+    let dir = site();
+    set(dir.path(), "conn_limit = 4");
+    let (program, runtime) = (Program::start(dir.path()), runtime());
+    let certs = dir.path().join("certs");
+    let connect = || runtime.block_on(Client::connect(program.grpc, &certs));
+    // Two for each of the four agents, and sixteen.
+    let mut open: Vec<_> = (0..24).map(|_| connect().unwrap()).collect();
+    assert!(connect().is_err(), "there are as many as there may be");
+    open.truncate(20);
+    wait_until("room for others", || connect().is_ok());
+    let _agent = runtime.block_on(agent(&program, dir.path(), "late"));
+    wait_until("the agent", || is_connected(&program, "late"));
+}
+
+#[test]
 fn an_agent_that_reads_nothing_is_ended_all_the_same() {
     let dir = site();
     let (program, runtime) = (Program::start(dir.path()), runtime());
