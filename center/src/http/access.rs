@@ -6,10 +6,11 @@
 
 use super::auth::AccessKey;
 use super::caller::{Caller, Proof, Role};
-use super::limit::Limits;
+use super::device;
 use super::password::Hasher;
 use super::secret;
 use super::session::{Session, Sessions};
+use super::tries::SignInTries;
 use crate::serve::{Options, lock};
 use crate::store::Store;
 use crate::store::site::{SiteError, User};
@@ -53,7 +54,7 @@ pub(crate) struct Access {
     /// The hash of the key that the host's own commands have.
     token: Option<String>,
     pub(super) hasher: Hasher,
-    pub(super) limits: Mutex<Limits>,
+    pub(super) tries: Mutex<SignInTries>,
     /// Whose turn it is to send the body of a request whose signature covers it.
     pub(super) unproven: Semaphore,
     pub(super) counts: Counts,
@@ -131,7 +132,7 @@ impl Access {
             cookie: format!("{}elklet-center-{}", if options.http_tls { "__Host-" } else { "" }, options.http.port()),
             token: token.map(secret::hash),
             hasher: Hasher::new(),
-            limits: Mutex::default(),
+            tries: Mutex::default(),
             unproven: Semaphore::new(UNPROVEN),
             counts: Counts::default(),
             state: Mutex::new(state),
@@ -246,16 +247,38 @@ impl Access {
 
     /// Returns the key in the cookie of a session.
     pub(super) fn session_key<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
-        let cookies = headers.get_all(COOKIE).iter().filter_map(|cookies| cookies.to_str().ok());
-        let mut pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
-        pairs.find(|(name, _)| *name == self.cookie).map(|(_, key)| key)
+        cookie(headers, &self.cookie)
     }
 
     /// Returns the header that gives a browser its key, or takes it away.
     pub(super) fn set_cookie(&self, key: Option<&str>) -> String {
-        let secure = if self.tls { "; Secure" } else { "" };
         let end = if key.is_some() { "" } else { "; Max-Age=0" };
-        format!("{}={}; Path=/; HttpOnly; SameSite=Strict{secure}{end}", self.cookie, key.unwrap_or_default())
+        self.cookie_header(&self.cookie, key.unwrap_or_default(), end)
+    }
+
+    /// Returns the number of the browser, if this user has signed in with it before.
+    pub(super) fn browser<'a>(
+        &self,
+        headers: &'a HeaderMap,
+        user: &str,
+        password: &str,
+        now_ms: i64,
+    ) -> Option<&'a str> {
+        device::known(cookie(headers, &self.browser_cookie())?, user, password, now_ms / 1000)
+    }
+
+    /// Returns the header by which a browser is known again.
+    pub(super) fn set_browser_cookie(&self, value: &str) -> String {
+        self.cookie_header(&self.browser_cookie(), value, &format!("; Max-Age={}", device::LIFE_S))
+    }
+
+    fn browser_cookie(&self) -> String {
+        format!("{}-browser", self.cookie)
+    }
+
+    fn cookie_header(&self, name: &str, value: &str, end: &str) -> String {
+        let secure = if self.tls { "; Secure" } else { "" };
+        format!("{name}={value}; Path=/; HttpOnly; SameSite=Strict{secure}{end}")
     }
 
     /// Makes the key of a link that may be opened once.
@@ -309,6 +332,12 @@ fn check_host(host: &str) -> Result<(), String> {
         return Ok(());
     }
     Err("the Host of a request is to be an address, or a name without dots".to_owned())
+}
+
+fn cookie<'a>(headers: &'a HeaderMap, wanted: &str) -> Option<&'a str> {
+    let cookies = headers.get_all(COOKIE).iter().filter_map(|cookies| cookies.to_str().ok());
+    let mut pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(name, _)| *name == wanted).map(|(_, value)| value)
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> &'a str {
@@ -396,5 +425,11 @@ mod tests {
         headers.append(COOKIE, "a=b; elklet-center-7=11; __Host-elklet-center-8=22".parse().unwrap());
         headers.append(COOKIE, "__Host-elklet-center-7=00".parse().unwrap());
         assert_eq!(access.session_key(&headers), Some("00"));
+        let set = access.set_browser_cookie("1.2.3");
+        let rest = "; Path=/; HttpOnly; SameSite=Strict; Secure; Max-Age=31536000";
+        assert_eq!(set, format!("__Host-elklet-center-7-browser=1.2.3{rest}"));
+        headers.append(COOKIE, "__Host-elklet-center-7-browser=1.2.3".parse().unwrap());
+        assert_eq!(access.session_key(&headers), Some("00"));
+        assert_eq!(cookie(&headers, &access.browser_cookie()), Some("1.2.3"));
     }
 }

@@ -1,13 +1,7 @@
-//! How often somebody may try to get in: by the name that is tried, and by the address it is tried from.
-//!
-//! A name may be tried from everywhere together more often than from one address, so that one address alone cannot keep a user out.
+//! How often somebody may try to get in.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-
-/// Those for signing in.
-const ADDRESS: Rate = Rate { burst: 10, per_try_ms: 60_000 };
-const NAME: Rate = Rate { burst: 20, per_try_ms: 15_000 };
 
 /// Names and addresses that are remembered, of each. Those who have waited longest are forgotten first.
 const REMEMBERED: usize = 10_000;
@@ -19,17 +13,22 @@ pub(crate) struct Rate {
     pub(crate) per_try_ms: i64,
 }
 
-/// Tries to get in.
+/// Tries by the name that is tried, and by the address it is tried from.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    address: Rate,
-    name: Rate,
-    addresses: HashMap<String, Tries>,
-    names: HashMap<String, Tries>,
+    addresses: Tries,
+    names: Tries,
+}
+
+/// Tries of some kind, by who makes them.
+#[derive(Debug)]
+pub(super) struct Tries {
+    rate: Rate,
+    spent: HashMap<String, Spent>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Tries {
+struct Spent {
     /// When all tries are there again, in milliseconds since 1970.
     full_at_ms: i64,
     /// True once somebody was told that there are none left, until there is one again.
@@ -45,38 +44,28 @@ pub(crate) struct TooMany {
     pub(crate) first: bool,
 }
 
-impl Default for Limits {
-    /// Those for signing in.
-    fn default() -> Self {
-        Self::new(ADDRESS, NAME)
-    }
-}
-
 impl Limits {
     /// Tries at these rates.
     pub(crate) fn new(address: Rate, name: Rate) -> Self {
-        Self { address, name, addresses: HashMap::new(), names: HashMap::new() }
+        Self { addresses: Tries::new(address), names: Tries::new(name) }
     }
 
     /// Takes a try, of a name if there is one. A try counts from its beginning, so that many at once do not help.
     pub(crate) fn take(&mut self, name: Option<&str>, address: IpAddr, now_ms: i64) -> Result<(), TooMany> {
-        let (address, of_addresses, of_names) = (site_of(address), self.address, self.name);
-        let address_wait = wait(&mut self.addresses, &address, of_addresses, now_ms);
-        let name_wait = name.map_or(Ok(()), |name| wait(&mut self.names, name, of_names, now_ms));
+        let address = site_of(address);
+        let address_wait = self.addresses.wait(&address, now_ms);
+        let name_wait = name.map_or(Ok(()), |name| self.names.wait(name, now_ms));
         address_wait.and(name_wait)?;
-        spend(&mut self.addresses, &address, of_addresses, now_ms);
+        self.addresses.spend(&address, now_ms);
         if let Some(name) = name {
-            spend(&mut self.names, name, of_names, now_ms);
+            self.names.spend(name, now_ms);
         }
         Ok(())
     }
 
-    /// Gives the address its try back: it was right. The name's is spent, or a user could fill the audit trail by signing in over and
-    /// over.
+    /// Gives the address its try back: it was right. The name's is spent.
     pub(crate) fn give_back(&mut self, address: IpAddr) {
-        if let Some(tries) = self.addresses.get_mut(&site_of(address)) {
-            tries.full_at_ms -= self.address.per_try_ms;
-        }
+        self.addresses.give_back(&site_of(address));
     }
 }
 
@@ -91,35 +80,63 @@ pub(crate) fn site_of(address: IpAddr) -> String {
     }
 }
 
-fn wait(all: &mut HashMap<String, Tries>, key: &str, rate: Rate, now_ms: i64) -> Result<(), TooMany> {
-    let Some(tries) = all.get_mut(key) else { return Ok(()) };
-    let wait_ms = tries.full_at_ms - now_ms - (rate.burst - 1) * rate.per_try_ms;
-    if wait_ms <= 0 {
-        return Ok(());
+impl Tries {
+    pub(super) fn new(rate: Rate) -> Self {
+        Self { rate, spent: HashMap::new() }
     }
-    let first = !std::mem::replace(&mut tries.told, true);
-    // A clock that was set back must not keep anybody out for ever.
-    let wait_ms = wait_ms.min(rate.per_try_ms);
-    tries.full_at_ms = tries.full_at_ms.min(now_ms + rate.burst * rate.per_try_ms);
-    Err(TooMany { wait_s: (wait_ms + 999) / 1000, first })
-}
 
-fn spend(all: &mut HashMap<String, Tries>, key: &str, rate: Rate, now_ms: i64) {
-    if all.len() >= REMEMBERED && !all.contains_key(key) {
-        all.retain(|_, tries| tries.full_at_ms > now_ms);
-        while all.len() >= REMEMBERED
-            && let Some(key) = all.iter().min_by_key(|(_, tries)| tries.full_at_ms).map(|(key, _)| key.clone())
-        {
-            all.remove(&key);
+    /// Takes a try if there is one.
+    pub(super) fn take(&mut self, key: &str, now_ms: i64) -> Result<(), TooMany> {
+        self.wait(key, now_ms)?;
+        self.spend(key, now_ms);
+        Ok(())
+    }
+
+    fn give_back(&mut self, key: &str) {
+        if let Some(tries) = self.spent.get_mut(key) {
+            tries.full_at_ms -= self.rate.per_try_ms;
         }
     }
-    let tries = all.entry(key.to_owned()).or_insert(Tries { full_at_ms: now_ms, told: false });
-    *tries = Tries { full_at_ms: tries.full_at_ms.max(now_ms) + rate.per_try_ms, told: false };
+
+    fn wait(&mut self, key: &str, now_ms: i64) -> Result<(), TooMany> {
+        let Rate { burst, per_try_ms } = self.rate;
+        let Some(tries) = self.spent.get_mut(key) else { return Ok(()) };
+        let wait_ms = tries.full_at_ms - now_ms - (burst - 1) * per_try_ms;
+        if wait_ms <= 0 {
+            return Ok(());
+        }
+        let first = !std::mem::replace(&mut tries.told, true);
+        // A clock that was set back must not keep anybody out for ever.
+        let wait_ms = wait_ms.min(per_try_ms);
+        tries.full_at_ms = tries.full_at_ms.min(now_ms + burst * per_try_ms);
+        Err(TooMany { wait_s: (wait_ms + 999) / 1000, first })
+    }
+
+    fn spend(&mut self, key: &str, now_ms: i64) {
+        let spent = &mut self.spent;
+        if spent.len() >= REMEMBERED && !spent.contains_key(key) {
+            spent.retain(|_, tries| tries.full_at_ms > now_ms);
+            while spent.len() >= REMEMBERED
+                && let Some(key) = spent.iter().min_by_key(|(_, tries)| tries.full_at_ms).map(|(key, _)| key.clone())
+            {
+                spent.remove(&key);
+            }
+        }
+        let tries = spent.entry(key.to_owned()).or_insert(Spent { full_at_ms: now_ms, told: false });
+        *tries = Spent { full_at_ms: tries.full_at_ms.max(now_ms) + self.rate.per_try_ms, told: false };
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ADDRESS: Rate = Rate { burst: 10, per_try_ms: 60_000 };
+    const NAME: Rate = Rate { burst: 20, per_try_ms: 15_000 };
+
+    fn limits() -> Limits {
+        Limits::new(ADDRESS, NAME)
+    }
 
     fn address(n: u32) -> IpAddr {
         IpAddr::from(n.to_be_bytes())
@@ -127,7 +144,7 @@ mod tests {
 
     #[test]
     fn an_address_has_ten_tries_and_then_one_a_minute() {
-        let mut limits = Limits::default();
+        let mut limits = limits();
         for _ in 0..10 {
             assert_eq!(limits.take(None, address(1), 0), Ok(()));
         }
@@ -140,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_name_has_twenty_tries_from_all_addresses_together() {
-        let mut limits = Limits::default();
+        let mut limits = limits();
         for n in 0..20 {
             assert_eq!(limits.take(Some("ann"), address(n), 0), Ok(()));
         }
@@ -151,7 +168,7 @@ mod tests {
 
     #[test]
     fn those_who_are_right_do_not_keep_others_at_their_address_out() {
-        let mut limits = Limits::default();
+        let mut limits = limits();
         for n in 0..1000 {
             assert_eq!(limits.take(Some(&n.to_string()), address(1), 0), Ok(()));
             limits.give_back(address(1));
@@ -165,7 +182,7 @@ mod tests {
 
     #[test]
     fn the_addresses_of_one_network_count_together() {
-        let mut limits = Limits::default();
+        let mut limits = limits();
         let of = |text: &str| text.parse().unwrap();
         for n in 0..10 {
             limits.take(None, of(&format!("2001:db8:1:2::{n}")), 0).unwrap();
@@ -180,20 +197,20 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let mut limits = Limits::default();
+        let mut limits = limits();
         for n in 0..10 {
             limits.take(None, address(0), n).unwrap();
         }
         for n in 1..12_000 {
             limits.take(Some(&n.to_string()), address(n), 20).unwrap();
         }
-        assert_eq!((limits.addresses.len(), limits.names.len()), (REMEMBERED, REMEMBERED));
+        assert_eq!((limits.addresses.spent.len(), limits.names.spent.len()), (REMEMBERED, REMEMBERED));
         assert!(limits.take(None, address(0), 20).is_err(), "who tries most is remembered longest");
     }
 
     #[test]
     fn a_clock_that_is_set_back_keeps_nobody_out_for_long() {
-        let mut limits = Limits::default();
+        let mut limits = limits();
         for _ in 0..10 {
             limits.take(None, address(1), 1_000_000_000).unwrap();
         }

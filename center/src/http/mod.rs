@@ -5,6 +5,7 @@ mod access;
 mod api;
 mod auth;
 mod caller;
+mod device;
 mod downloads;
 mod file_body;
 pub(crate) mod limit;
@@ -23,6 +24,7 @@ mod slots;
 mod stall;
 mod stream;
 mod trail;
+mod tries;
 
 pub(crate) use access::Access;
 pub use auth::{AccessKey, Signed};

@@ -3,14 +3,16 @@
 use super::access::{Access, Asker, LINK};
 use super::api;
 use super::caller::{Caller, Proof};
+use super::device;
 use super::limit::TooMany;
 use super::openapi;
 use super::reply::{Reply, json_response};
 use super::session::Session;
 use super::trail;
+use super::tries::Try;
 use super::{password, secret};
 use crate::clock::now_ms;
-use crate::serve::Shared;
+use crate::serve::{Shared, lock};
 use crate::store::Store;
 use crate::store::site::{SiteError, User};
 use http::header::{HeaderValue, RETRY_AFTER, SET_COOKIE};
@@ -114,11 +116,14 @@ impl SignIn<'_> {
     async fn by_password(&self, user: String, password: String) -> Answer {
         // What is too long is nobody's name. It is cut so that it cannot fill the table of those who tried.
         let name = user[..user.floor_char_boundary(MAX_NAME)].to_owned();
-        self.take_try(Some(&name))?;
         let stored = self.access().state().users.get(&user).map(|user| user.password.clone());
+        let spent = self.take_try(Some(&name), stored.as_deref())?;
         let right = self.access().hasher.verify(password, stored.clone()).await.map_err(|error| broken(&error))?;
         let signed_in = match (right, stored) {
-            (true, Some(stored)) => self.signed_in(&user, Some(&stored))?,
+            (true, Some(stored)) => {
+                self.was_right(&user, &spent)?;
+                self.signed_in(&user, Some(&stored))?
+            }
             (false, _) | (_, None) => None,
         };
         let Some(reply) = signed_in else {
@@ -126,18 +131,17 @@ impl SignIn<'_> {
             self.note("nobody", "login", &name, "wrong name or password");
             return refuse(StatusCode::UNAUTHORIZED, "the name or the password is wrong");
         };
-        self.give_back();
         Ok(reply)
     }
 
     fn by_link(&self, key: &str) -> Answer {
-        self.take_try(None)?;
+        let spent = self.take_try(None, None)?;
         if !self.access().open_link(key, now_ms()) {
             self.access().counts.wrong_sign_ins.fetch_add(1, Relaxed);
             self.note("nobody", "login", LINK, "no such link");
             return refuse(StatusCode::UNAUTHORIZED, "this link was opened already, or is older than 10 minutes");
         }
-        self.give_back();
+        lock(&self.access().tries).give_back(&spent);
         let signed_in = self.signed_in(LINK, None)?;
         signed_in.map_or_else(|| refuse(StatusCode::UNAUTHORIZED, "a link is nobody's password"), Ok)
     }
@@ -174,7 +178,11 @@ impl SignIn<'_> {
         access.counts.sign_ins.fetch_add(1, Relaxed);
         self.note(user, "login", user, "ok");
         let told = self.session(json!(user), json!(role), json!(secret::csrf(&key)));
-        Ok(Some(self.with_cookie(json_response(StatusCode::OK, &told), Some(&key))))
+        let mut reply = self.with_cookie(json_response(StatusCode::OK, &told), Some(&key));
+        if let Some(password) = password {
+            self.remember_browser(&mut reply, user, password)?;
+        }
+        Ok(Some(reply))
     }
 
     fn end(&self) -> Answer {
@@ -201,14 +209,15 @@ impl SignIn<'_> {
         let Change { old, new } = self.json()?;
         password::check(&new).or_else(|error| refuse(StatusCode::BAD_REQUEST, error))?;
         let Some(before) = self.access().state().users.get(name).cloned() else { return nobody() };
-        self.take_try(Some(name))?;
+        let spent = self.take_try(Some(name), Some(&before.password))?;
         let right = self.access().hasher.verify(old, Some(before.password.clone())).await;
         if !right.map_err(|error| broken(&error))? {
             self.note(name, "password.change", name, "wrong password");
             return refuse(StatusCode::FORBIDDEN, "the old password is wrong");
         }
-        self.give_back();
+        self.was_right(name, &spent)?;
         let stored = self.access().hasher.hash(new).await.map_err(|error| broken(&error))?;
+        let password = stored.clone();
         let changed = self.access().change_user(name, Some(hash), |user| {
             // Somebody else may have changed it meanwhile.
             if user.password == before.password { Some(User { password: stored, ..user.clone() }) } else { None }
@@ -219,23 +228,46 @@ impl SignIn<'_> {
             Err(error) => return refuse(StatusCode::INSUFFICIENT_STORAGE, error.to_string()),
         }
         self.note(name, "password.change", name, "ok");
-        Ok(json_response(StatusCode::OK, &json!({})))
+        let mut reply = json_response(StatusCode::OK, &json!({}));
+        self.remember_browser(&mut reply, name, &password)?;
+        Ok(reply)
     }
 
-    fn take_try(&self, name: Option<&str>) -> Result<(), Refused> {
-        let taken = crate::serve::lock(&self.access().limits).take(name, self.peer.ip(), now_ms());
-        taken.map_err(|TooMany { wait_s, first }| {
-            self.access().counts.hasty_sign_ins.fetch_add(1, Relaxed);
-            if first {
-                self.note("nobody", "login", name.unwrap_or(LINK), "too many attempts; more are refused and not noted");
-            }
-            let error = format!("too many attempts; the next one may be made in {wait_s} s");
-            Refused { status: StatusCode::TOO_MANY_REQUESTS, error, wait_s: Some(wait_s) }
-        })
+    /// Takes a try. `stored` is what is kept of the password of the user of this name, if there is one.
+    fn take_try(&self, name: Option<&str>, stored: Option<&str>) -> Result<Try, Refused> {
+        let now_ms = now_ms();
+        let user = name.zip(stored);
+        let browser = user.and_then(|(name, stored)| self.access().browser(self.headers, name, stored, now_ms));
+        let taken = lock(&self.access().tries).take(name, browser, self.peer.ip(), now_ms);
+        taken.map_err(|too_many| self.too_many(name, too_many))
     }
 
-    fn give_back(&self) {
-        crate::serve::lock(&self.access().limits).give_back(self.peer.ip());
+    /// Gives a try back that was right, unless the user was right too often.
+    fn was_right(&self, name: &str, spent: &Try) -> Result<(), Refused> {
+        let mut tries = lock(&self.access().tries);
+        tries.give_back(spent);
+        let right = tries.right(name, now_ms());
+        drop(tries);
+        right.map_err(|too_many| self.too_many(Some(name), too_many))
+    }
+
+    fn too_many(&self, name: Option<&str>, TooMany { wait_s, first }: TooMany) -> Refused {
+        self.access().counts.hasty_sign_ins.fetch_add(1, Relaxed);
+        if first {
+            self.note("nobody", "login", name.unwrap_or(LINK), "too many attempts; more are refused and not noted");
+        }
+        let error = format!("too many attempts; the next one may be made in {wait_s} s");
+        Refused { status: StatusCode::TOO_MANY_REQUESTS, error, wait_s: Some(wait_s) }
+    }
+
+    /// Has the browser known as one that this user signs in with.
+    fn remember_browser(&self, reply: &mut Reply, user: &str, password: &str) -> Result<(), Refused> {
+        let (access, now_ms) = (self.access(), now_ms());
+        let before = access.browser(self.headers, user, password, now_ms);
+        let value = device::cookie(before, user, password, now_ms / 1000).map_err(|error| broken(&error))?;
+        let cookie = HeaderValue::try_from(access.set_browser_cookie(&value)).expect("it is of digits and dots");
+        reply.headers_mut().append(SET_COOKIE, cookie);
+        Ok(())
     }
 
     fn keep(&self, otherwise: &str, change: impl FnOnce(&Store) -> Result<(), SiteError>) {

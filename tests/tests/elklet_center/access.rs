@@ -270,6 +270,14 @@ fn whoever_guesses_is_made_to_wait() {
     let program = Program::start(dir.path());
     add(dir.path(), "ann", "admin");
     let page = Asker::page(program.http);
+    let signed_in = sign_in(&page, "ann", PASSWORD);
+    let remembered = signed_in.headers("set-cookie").find(|cookie| cookie.contains("-browser=")).unwrap();
+    for part in ["; HttpOnly", "; SameSite=Strict", "; Path=/", "; Max-Age=31536000"] {
+        assert!(remembered.contains(part), "{remembered}");
+    }
+    // The session has ended since. What the browser is known by has not.
+    let known = page.with("cookie", remembered.split(';').next().unwrap());
+    assert_eq!(known.get("/api/v1/users").status, 401, "it lets nobody in");
     let mut wrong = 0;
     let refused = loop {
         let reply = sign_in(&page, "ann", "wrong password");
@@ -284,18 +292,31 @@ fn whoever_guesses_is_made_to_wait() {
     let wait: u32 = refused.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=60).contains(&wait), "{wait}");
     assert_eq!(sign_in(&page, "ann", PASSWORD).status, 429, "the right one as well");
+    let forged = page.with("cookie", &remembered.split(';').next().unwrap().replace("-browser=", "-browser=0"));
+    assert_eq!(sign_in(&forged, "ann", PASSWORD).status, 429);
+    assert_eq!(sign_in(&known, "bob", PASSWORD).status, 429, "it is the browser of one user");
+    let again = sign_in(&known, "ann", PASSWORD);
+    assert_eq!(again.status, 200, "whoever guesses does not keep ann's own browser waiting");
     let local = Asker::command(program.http).with("authorization", &format!("Bearer {}", token(dir.path())));
     let metrics = local.text("/metrics");
     for line in [
         format!("center_wrong_sign_ins_total {wrong}\n"),
-        "center_hasty_sign_ins_total 2\n".to_owned(),
-        "center_http_answers_total{status=\"429\"} 2\n".to_owned(),
+        "center_hasty_sign_ins_total 4\n".to_owned(),
+        "center_http_answers_total{status=\"429\"} 4\n".to_owned(),
     ] {
         assert!(metrics.contains(&line), "{line}: {metrics}");
     }
     let trail = trail(&local);
     let told = trail.iter().filter(|line| line.contains("too many attempts")).count();
     assert_eq!(told, 1, "a flood of tries is no flood of entries: {trail:?}");
+
+    // A browser that was stolen guesses no faster than anybody else, and another password makes it a stranger's.
+    let guesses = (0..30).take_while(|_| sign_in(&known, "ann", "wrong password").status == 401).count();
+    assert!(guesses < 15, "{guesses}");
+    let change = json!({ "password": "another horse battery" }).to_string();
+    assert_eq!(local.send("PUT", "/api/v1/users/ann", &change).status, 200);
+    let ann = page.with("cookie", again.headers("set-cookie").nth(1).unwrap().split(';').next().unwrap());
+    assert_eq!(sign_in(&ann, "ann", "another horse battery").status, 429);
 }
 
 #[test]
