@@ -23,9 +23,8 @@ pub const PATIENCE_MS: i64 = 180_000;
 /// What a host tells so soon after it was sent a version may still be about the one before. It tells again what lasts.
 const GRACE_MS: i64 = 1_000;
 
-/// What happened at a time that a host told may have happened so much later: the host tells whole seconds, and so does the difference of its
-/// clock from this one.
-const CLOCK_MS: i64 = 2_000;
+/// What an agent says when it does not start a version: because it cannot fetch it, or its signature or its hash is wrong.
+const REFUSAL: &str = " cannot be started: ";
 
 /// A host that is not connected is waited for so long. One whose connection broke is back by then.
 const ABSENCE_MS: i64 = 60_000;
@@ -168,7 +167,7 @@ pub struct Rollout {
     pub promoted: Option<i64>,
     /// Since when all canaries run it.
     steady_ms: Option<i64>,
-    /// What hosts said was wrong with the plugin before they were sent the new version, and have not said anew since.
+    /// What hosts said was wrong with the plugin before they were sent the new version.
     known: Vec<(String, String)>,
     #[serde(skip)]
     promote_ms: Option<i64>,
@@ -318,18 +317,15 @@ impl Rollout {
     /// Says what a host says is wrong with the plugin: what happened at a time of this host's clock, or what lasts, which is in its
     /// heartbeats. Agents send again what a server may not have, also from before the new version.
     ///
-    /// A heartbeat may go on telling what it told before the new version. An agent that refuses this one for the same reason has that happen
-    /// once more, so that what lasts is about the new version from then on.
+    /// What a host told before the new version lasts until that runs, or happens to the one before again while the new one is fetched. It does
+    /// not count, but for a refusal in the log: an agent refuses no version but the one that it was sent last.
     pub fn handle_trouble(&mut self, agent_id: &str, what: &str, at_ms: Option<i64>, now: i64) {
         let what = shortened(what);
         if !self.concerns(agent_id) {
             return;
         }
-        let first_sent_ms = self.host(agent_id).and_then(|host| host.first_sent_ms);
-        let happened_since = |sent: i64| at_ms.is_some_and(|at| at + CLOCK_MS > sent);
-        if first_sent_ms.is_some_and(happened_since) {
-            self.known.retain(|(id, known)| id != agent_id || known != what);
-        } else if self.known.iter().any(|(id, known)| id == agent_id && known == what) {
+        let refused_again = at_ms.is_some() && what.contains(REFUSAL);
+        if !refused_again && self.known.iter().any(|(id, known)| id == agent_id && known == what) {
             return;
         }
         let Some(host) = self.host(agent_id) else { return };

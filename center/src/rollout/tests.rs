@@ -162,25 +162,29 @@ fn a_canary_that_goes_wrong_puts_back_what_ran() {
 }
 
 #[test]
-fn a_host_that_refuses_the_new_one_as_it_did_the_one_before_goes_wrong_by_its_next_heartbeat() {
-    let refused = "it always crashes";
-    let mut rollout = Rollout::new(order(1, 0), None, hosts(), 500_700).unwrap();
+fn a_host_that_refuses_the_new_one_as_it_did_the_one_before_goes_wrong_once_its_log_says_so() {
+    let refused = "plugin driver cannot be started: its signature is wrong";
+    let with_trouble = |trouble: &str| {
+        hosts().into_iter().map(|host| Candidate { trouble: Some(trouble.to_owned()), ..host }).collect::<Vec<_>>()
+    };
+    let mut rollout = Rollout::new(order(1, 0), None, with_trouble(refused), 500_700).unwrap();
     rollout.handle_sent("a", 500_700);
-    rollout.handle_trouble("a", refused, Some(400_000), 501_000);
+    rollout.handle_trouble("a", refused, Some(400_000), 501_800);
     rollout.handle_trouble("a", refused, None, 502_000);
-    assert_eq!(rollout.hosts[0].state, Sent, "all of that is about the one before");
-    rollout.handle_trouble("a", "something else", Some(500_000), 502_500);
-    rollout.handle_trouble("a", refused, None, 503_000);
-    assert_eq!(rollout.hosts[0].state, Sent, "another thing happened");
-    // Hosts tell whole seconds, so that this may have happened before it was sent as well as after.
-    rollout.handle_trouble("a", refused, Some(500_000), 504_000);
-    assert_eq!(rollout.hosts[0].state, Sent);
-    rollout.handle_trouble("a", refused, None, 540_000);
+    // Hosts tell whole seconds, so that the one before may have been tried again just before the new one came.
+    rollout.handle_trouble("a", refused, Some(501_000), 503_000);
+    rollout.handle_trouble("a", refused, None, 504_000);
+    assert_eq!(rollout.hosts[0].state, Sent, "all of that may be about the one before");
+    rollout.handle_trouble("a", refused, Some(502_000), 505_000);
     assert_eq!((rollout.hosts[0].state, rollout.state), (Wrong, State::Aborted));
 
+    let mut rollout = Rollout::new(order(1, 0), None, hosts(), 0).unwrap();
+    rollout.handle_sent("a", 0);
+    rollout.handle_trouble("a", "it always crashes", Some(4_000), 5_000);
+    assert_eq!(rollout.hosts[0].state, Sent, "the one before runs until the new one is there");
+
     let long = "é".repeat(MAX_ERROR);
-    let of_long = hosts().into_iter().map(|host| Candidate { trouble: Some(long.clone()), ..host }).collect();
-    let mut rollout = Rollout::new(order(1, 0), None, of_long, 0).unwrap();
+    let mut rollout = Rollout::new(order(1, 0), None, with_trouble(&long), 0).unwrap();
     rollout.handle_sent("a", 0);
     rollout.handle_trouble("a", &long, None, 5_000);
     assert_eq!(rollout.hosts[0].state, Sent, "a long text is known as well");
