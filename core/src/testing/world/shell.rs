@@ -103,6 +103,7 @@ impl World {
             Action::Renew => self.renew(),
             Action::Task(task) => self.carry_out_task(task),
             Action::AbortUpload => {
+                self.uploading = None;
                 if let Some(host) = &mut self.host {
                     host.upload += 1;
                 }
