@@ -272,6 +272,11 @@ impl<M: Clone> Agent<M> {
         self.renewal.handle_certificate(lifetime, unix_seconds, now);
     }
 
+    /// The server has given the next certificate, which is being kept: [`Agent::handle_renewed`] follows, also when the stream ends before.
+    pub fn handle_certificate_given(&mut self) {
+        self.renewal.handle_given();
+    }
+
     /// The server was asked for the next certificate.
     pub fn handle_renewed(&mut self, renewed: Renewed, now: Millis) {
         self.renewal.handle_renewed(renewed, now);

@@ -14,7 +14,7 @@ use crate::command::AGENT_NAME;
 use crate::link::End;
 use crate::testing::message::Id;
 use crate::testing::random::Draw;
-use crate::testing::schedule::{DiskFault, Event, Request, Silent, TooLarge, Update};
+use crate::testing::schedule::{DiskFault, Event, Request, Rules, Silent, TooLarge, Update};
 use crate::time::Millis;
 
 /// What the servers ask for: which plugins, and which version of the agent.
@@ -268,6 +268,10 @@ impl World {
         // Servers that die of a record do so for ever.
         let poison = core::mem::take(&mut self.program.poison).into_iter().map(|(id, _)| (id, Millis(u64::MAX)));
         self.program = super::server::Program { poison: poison.collect(), ..super::server::Program::default() };
+        if !self.program.poison.is_empty() {
+            // While servers die of a record, others have to arrive for it to be found.
+            self.load_rules(Rules::ANYTHING);
+        }
         self.disk.mend(now);
         self.mend_certificate();
         self.plugins.iter_mut().for_each(|plugin| plugin.loops = None);

@@ -223,6 +223,7 @@ impl World {
 
     /// A thread writes the certificate.
     fn install(&mut self, lifetime: Lifetime) {
+        self.tell(|agent, _| agent.handle_certificate_given());
         let (now, disk) = (self.agenda.now, &self.disk);
         if now < disk.no_thread_until {
             return self.not_certified("there is no thread to write it", Renewed::Failed);
