@@ -35,6 +35,8 @@ impl Shell {
         }
         match answer {
             Ok(certificate) => {
+                // It is written on a thread, which may outlast the stream.
+                self.agent.handle_certificate_given();
                 if let Err(why) = self.link.install(certificate, self.facts.agent_id()) {
                     self.not_renewed(&why, Renewed::Failed, now);
                 }

@@ -24,7 +24,7 @@ pub enum Action<M> {
     /// [`Heartbeat`](delivery::Kind::Heartbeat). It leaves ahead of everything else.
     Beat,
     /// Ask the server for the next certificate, on the connection of the stream. Answer with [`Agent::handle_renewed`], unless the stream
-    /// ends before.
+    /// ends before. Tell of one that is given and has to be kept with [`Agent::handle_certificate_given`].
     Renew,
     /// Carry out a task of the agent's own. Answer a failure with [`Agent::handle_task_failed`], the end of an upload, good or bad, with
     /// [`Agent::handle_uploaded`], and a shutdown with [`Agent::handle_shutdown`].

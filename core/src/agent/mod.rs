@@ -14,8 +14,10 @@ mod view;
 
 use alloc::collections::VecDeque;
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+
+use elklet_proto::data_type::UPLOAD;
 
 pub use self::action::{Action, After, Termination, UpdateAction};
 pub use self::ending::{END_OF_FLUSH_MS, END_OF_PLUGINS_MS, END_OF_SPOOL_MS};
@@ -23,7 +25,7 @@ use self::ending::{Ending, Standing};
 use self::renewal::Renewal;
 pub use self::renewal::{Lifetime, Renewed};
 use self::uploads::Uploads;
-use crate::command::{AgentTask, Command, PluginConfig, PluginName, Policy, Upload};
+use crate::command::{AGENT_NAME, AgentTask, Command, PluginConfig, PluginName, Policy, Upload};
 use crate::delivery::feed::Feed;
 use crate::delivery::losses::Cause;
 use crate::delivery::spool::{Done, Op};
@@ -270,6 +272,11 @@ impl<M: Clone> Agent<M> {
         self.renewal.handle_certificate(lifetime, unix_seconds, now);
     }
 
+    /// The server has given the next certificate, which is being kept: [`Agent::handle_renewed`] follows, also when the stream ends before.
+    pub fn handle_certificate_given(&mut self) {
+        self.renewal.handle_given();
+    }
+
     /// The server was asked for the next certificate.
     pub fn handle_renewed(&mut self, renewed: Renewed, now: Millis) {
         self.renewal.handle_renewed(renewed, now);
@@ -388,8 +395,11 @@ impl<M: Clone> Agent<M> {
         self.follow_session(now);
     }
 
-    /// The host's owner allows this from now on; see [`Dispatch::handle_policy`].
+    /// The host's owner allows this from now on; see [`Dispatch::handle_policy`]. Uploads that it forbids are given up.
     pub fn handle_policy(&mut self, policy: Policy, now: Millis) {
+        if let Err(forbidden) = policy.judge_task(AGENT_NAME, UPLOAD) {
+            self.give_up_uploads(&forbidden.to_string());
+        }
         self.dispatch.handle_policy(policy, now);
     }
 
@@ -427,11 +437,15 @@ impl<M: Clone> Agent<M> {
         self.ending = Ending::Plugins { deadline: now + END_OF_PLUGINS_MS };
         self.dispatch.handle_shutdown(now);
         self.feed.handle_ending();
+        self.give_up_uploads("the agent ends before the file is uploaded");
+    }
+
+    fn give_up_uploads(&mut self, why: &str) {
         if self.uploads.is_running() {
             self.actions.push_back(Action::AbortUpload);
         }
         for token in self.uploads.give_up() {
-            self.dispatch.handle_task_failed(token, "the agent ends before the file is uploaded");
+            self.dispatch.handle_task_failed(token, why);
         }
     }
 }

@@ -52,12 +52,22 @@ pub(super) struct Renewal {
     not_before: Millis,
     pause_ms: u64,
     is_running: bool,
+    /// What it was asked for has come, and is being kept.
+    is_given: bool,
 }
 
 impl Renewal {
     pub(super) fn new(seed: u64, now: Millis) -> Self {
         let place = (seed % 1000).cast_signed();
-        Self { lifetime: None, place, due: None, not_before: now, pause_ms: FIRST_PAUSE_MS, is_running: false }
+        Self {
+            lifetime: None,
+            place,
+            due: None,
+            not_before: now,
+            pause_ms: FIRST_PAUSE_MS,
+            is_running: false,
+            is_given: false,
+        }
     }
 
     /// The certificate in use is this one, and the time of day is this.
@@ -92,16 +102,20 @@ impl Renewal {
         true
     }
 
+    pub(super) fn handle_given(&mut self) {
+        self.is_given = true;
+    }
+
     pub(super) fn handle_renewed(&mut self, renewed: Renewed, now: Millis) {
-        self.is_running = false;
+        (self.is_running, self.is_given) = (false, false);
         if renewed == Renewed::Unknown {
             self.not_before = now + UNKNOWN_PAUSE_MS;
         }
     }
 
-    /// The stream on which it was asked for is gone.
+    /// The stream on which it was asked for is gone. What has come on it is kept all the same.
     pub(super) fn handle_ended(&mut self) {
-        self.is_running = false;
+        self.is_running &= self.is_given;
     }
 }
 
@@ -171,6 +185,19 @@ mod tests {
         assert_eq!(renewal.poll_timeout(), None);
         renewal.handle_ended();
         assert_eq!(renewal.poll_timeout(), Some(Millis(FIRST_PAUSE_MS)));
+    }
+
+    #[test]
+    fn no_other_is_asked_for_while_one_is_being_kept_whatever_the_stream_does() {
+        let mut renewal = renewal(0, LIFETIME.until);
+        assert!(renewal.begin(Millis(0)));
+        renewal.handle_given();
+        renewal.handle_ended();
+        assert!(renewal.poll_timeout().is_none() && !renewal.begin(Millis(FIRST_PAUSE_MS)));
+        renewal.handle_renewed(Renewed::Failed, Millis(FIRST_PAUSE_MS));
+        assert!(renewal.begin(Millis(FIRST_PAUSE_MS)));
+        renewal.handle_ended();
+        assert!(renewal.begin(Millis(4 * FIRST_PAUSE_MS)), "nothing has come of that one");
     }
 
     #[test]

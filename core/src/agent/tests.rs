@@ -9,6 +9,7 @@ use alloc::vec;
 
 use super::*;
 use crate::delivery::{Kind, feed};
+use crate::dispatch::TaskFailure;
 use crate::limits::{CAREFUL_GAP_MS, LEDGER_BYTES, REFUSALS, SPOOL_THREAD_RETRY_MS, STREAM_AHEAD};
 use crate::link::session::DRAIN_TIMEOUT_MS;
 use crate::record::intake::Due;
@@ -391,6 +392,26 @@ fn what_others_see_follows_the_stream_and_the_end() {
     assert_eq!(agent.unconfirmed(URGENT).memory_records, 9, "eight in memory, and one in the intake");
     let _ = agent.handle_terminate(Millis(2));
     assert!(agent.is_ending());
+}
+
+#[test]
+fn uploads_that_a_new_policy_forbids_are_given_up_and_answered() {
+    let mut agent = agent_with(0, None);
+    connected(&mut agent);
+    for token in ["runs", "waits"] {
+        let upload = Upload { token: token.to_string(), path: "/x".to_string(), buf_size: 1 };
+        agent.handle_command(Command::AgentTask(AgentTask::Upload(upload)), 1, Millis(1));
+    }
+    let begun = actions(&mut agent, EMPTY, Millis(1));
+    let is_upload = |action: &Action<u32>| matches!(action, Action::Task(AgentTask::Upload(_)));
+    assert_eq!(begun.iter().filter(|action| is_upload(action)).count(), 1);
+    agent.handle_policy(Policy { tasks: Some(Vec::new()), ..Policy::default() }, Millis(2));
+    let next = actions(&mut agent, EMPTY, Millis(2));
+    let why = "this host's owner does not allow it: policy.tasks does not have it";
+    let answer = |token: &str| Action::Answer(TaskFailure::new(token.to_string(), why));
+    assert_eq!(next, [Action::AbortUpload, answer("runs"), answer("waits")]);
+    agent.handle_uploaded(Err("it was given up".to_string()));
+    assert!(!actions(&mut agent, EMPTY, Millis(3)).iter().any(is_upload));
 }
 
 #[test]

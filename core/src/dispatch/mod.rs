@@ -10,6 +10,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::mem;
 
 use elklet_proto::grpc::Task;
 
@@ -123,6 +124,9 @@ pub struct Dispatch {
     plugins: BTreeMap<PluginName, Plugin>,
     /// Plugins that are configured and find no room until others have ended.
     postponed: VecDeque<PluginConfig>,
+    /// Plugins of the server's newest list that the owner forbids. Servers send their list once on each stream, so they are kept for a
+    /// policy that allows them again.
+    forbidden: Vec<PluginConfig>,
     next_preparation: u64,
     shutting_down: bool,
     /// True while the server names another version of the agent.
@@ -141,6 +145,7 @@ impl Dispatch {
             tasks: Rate::default(),
             plugins: BTreeMap::new(),
             postponed: VecDeque::new(),
+            forbidden: Vec::new(),
             next_preparation: 0,
             shutting_down: false,
             updating: false,
@@ -150,13 +155,18 @@ impl Dispatch {
     }
 
     /// The host's owner allows this from now on. Plugins that it forbids end, and are removed as those that no server names any more. A
-    /// version that it forbids ends at once, although the one that is to follow may not be there yet.
+    /// version that it forbids ends at once, although the one that is to follow may not be there yet. Plugins of the newest list that it
+    /// allows again are started.
     pub fn handle_policy(&mut self, policy: Policy, now: Millis) {
         self.policy = policy;
         let wanted = self.plugins.values().filter_map(Plugin::wanted).chain(&self.postponed);
         let (kept, forbidden): (Vec<_>, Vec<_>) =
             wanted.cloned().partition(|config| self.policy.judge_plugin(config).is_ok());
-        if !forbidden.is_empty() {
+        let (again, still): (Vec<_>, Vec<_>) =
+            mem::take(&mut self.forbidden).into_iter().partition(|config| self.policy.judge_plugin(config).is_ok());
+        self.forbidden = still;
+        if !forbidden.is_empty() || !again.is_empty() {
+            let kept = kept.into_iter().chain(again.iter().cloned()).collect();
             self.actions.push_back(PluginAction::Keep(kept).into());
         }
         let running = self.plugins.values().filter_map(Plugin::running).filter(|config| !forbidden.contains(config));
@@ -171,6 +181,10 @@ impl Dispatch {
                 plugin.want_removed();
             }
             plugin.end_forbidden(name, &self.policy, now, &mut self.actions);
+        }
+        self.forbidden.extend(forbidden);
+        for config in again {
+            self.want(config);
         }
         self.reconcile_all(now);
         self.admit();
@@ -258,6 +272,7 @@ impl Dispatch {
     pub fn handle_shutdown(&mut self, now: Millis) {
         self.shutting_down = true;
         self.postponed.clear();
+        self.forbidden.clear();
         self.plugins.values_mut().for_each(Plugin::want_rest);
         self.reconcile_all(now);
     }
@@ -317,7 +332,19 @@ impl Dispatch {
         let (allowed, forbidden): (Vec<_>, Vec<_>) =
             plugins.into_iter().partition(|config| self.policy.judge_plugin(config).is_ok());
         self.forbid(&forbidden);
+        self.forbidden = forbidden;
         allowed
+    }
+
+    /// Wants a plugin to run, and returns true when that is something new. One that is not known waits for [`Dispatch::admit`].
+    fn want(&mut self, config: PluginConfig) -> bool {
+        match self.plugins.get_mut(&config.name) {
+            Some(plugin) => plugin.want(config),
+            None => {
+                self.postponed.push_back(config);
+                true
+            }
+        }
     }
 
     fn forbid(&mut self, plugins: &[PluginConfig]) {
@@ -360,13 +387,7 @@ impl Dispatch {
             }
         }
         for config in plugins {
-            match self.plugins.get_mut(&config.name) {
-                Some(plugin) => changed |= plugin.want(config),
-                None => {
-                    self.postponed.push_back(config);
-                    changed = true;
-                }
-            }
+            changed |= self.want(config);
         }
         if changed {
             let wanted = self.plugins.values().filter_map(Plugin::wanted).chain(&self.postponed);

@@ -4,14 +4,16 @@ use alloc::vec::Vec;
 
 use super::random::{Bytes, Draw};
 use super::schedule::{
-    DiskFault, Event, NoDial, PluginSetup, Request, Schedule, ServerSetup, Setup, Silent, StreamEnd, Timed, TooLarge,
-    Update, Way,
+    Authority, DiskFault, Event, NoDial, PluginSetup, Request, Rules, Schedule, ServerSetup, Setup, Silent, StreamEnd,
+    Timed, TooLarge, Update, Way,
 };
 use crate::limits::REPLAY_MS;
 use crate::time::Millis;
 
 /// Events of one schedule at most.
 const MAX_EVENTS: usize = 14;
+
+const DAY_S: i64 = 24 * 60 * 60;
 
 pub(super) fn schedule<D: Draw>(draw: &mut D, seed: u64, events: impl Fn(&mut D, &Setup) -> Vec<Timed>) -> Schedule {
     let setup = setup(draw);
@@ -44,6 +46,8 @@ fn setup(draw: &mut impl Draw) -> Setup {
         spread_ms: draw.pick(&[5_000, 1_000]),
         keepalive_ms: draw.pick(&[30_000, 30_000, 10_000]),
         is_on_trial: draw.chance(10),
+        // Most are in their last third, some have just begun it, or are young, or about to end.
+        certificate_s: draw.chance(50).then(|| draw.pick(&[12 * DAY_S, DAY_S, 29 * DAY_S, 80 * DAY_S, 120])),
     }
 }
 
@@ -85,10 +89,20 @@ enum Theme {
     Plugins,
     Operators,
     Batches,
+    Certificates,
+    Policies,
 }
 
-const THEMES: [Theme; 6] =
-    [Theme::Network, Theme::Servers, Theme::Disk, Theme::Plugins, Theme::Operators, Theme::Batches];
+const THEMES: [Theme; 8] = [
+    Theme::Network,
+    Theme::Servers,
+    Theme::Disk,
+    Theme::Plugins,
+    Theme::Operators,
+    Theme::Batches,
+    Theme::Certificates,
+    Theme::Policies,
+];
 
 /// Events of one theme or two, or of all, at moments that are close together or far apart.
 pub(super) fn by_theme(draw: &mut impl Draw, setup: &Setup) -> Vec<Timed> {
@@ -213,7 +227,41 @@ fn event(draw: &mut impl Draw, theme: Theme, setup: &Setup) -> Event {
             4 => Event::Long { plugin },
             _ => Event::Burst { plugin, records: draw.between(50, 1_500), urgent: draw.chance(20) },
         },
+        Theme::Certificates => match draw.below(10) {
+            0..4 => {
+                let late = Authority::Late(draw.between(1_000, 40_000));
+                let does = [Authority::Refuses, Authority::Silent, late, Authority::Unknown];
+                Event::Authority { authority: draw.pick(&does), ms }
+            }
+            4 | 5 => {
+                // Over the moment at which it is due, over its end, or back behind its beginning.
+                let days = draw.pick(&[40, 100, -1, -40, -400]);
+                Event::Clock { ahead_s: days * DAY_S + i64::try_from(draw.below(3_600)).unwrap_or(0) }
+            }
+            6 => Event::Disk { fault: draw.pick(&[DiskFault::Full, DiskFault::ReadOnly, DiskFault::NoThread]), ms },
+            7 => Event::Disk { fault: DiskFault::Slow(draw.between(1_000, 20_000)), ms },
+            8 => Event::Reset,
+            _ => Event::Kill { down_ms: ms },
+        },
+        Theme::Policies => match draw.below(9) {
+            0..3 => Event::Policy { rules: rules(draw), ms: draw.chance(60).then_some(ms) },
+            3 => Event::Upgrade { plugin },
+            4 => match draw.below(3) {
+                0 => Event::Crash { plugin },
+                1 => Event::Kill { down_ms: ms },
+                _ => Event::SlowDownloads { ms },
+            },
+            _ => Event::Ask { request: request(draw, plugin, ms) },
+        },
     }
+}
+
+fn rules(draw: &mut impl Draw) -> Rules {
+    let mut bits = |percent| if draw.chance(percent) { u8::try_from(draw.below(8)).unwrap_or(0) } else { u8::MAX };
+    let (plugins, tasks, own_tasks) = (bits(50), bits(40), bits(40));
+    let odd_versions = draw.chance(30).then(|| draw.chance(50));
+    let tasks_per_minute = if draw.chance(30) { draw.pick(&[1, 2, 3]) } else { 0 };
+    Rules { plugins, odd_versions, tasks, own_tasks, tasks_per_minute }
 }
 
 fn request(draw: &mut impl Draw, plugin: usize, ms: u64) -> Request {

@@ -100,6 +100,8 @@ pub(super) struct Setup {
     pub(super) keepalive_ms: u64,
     /// The agent begins as a version on trial.
     pub(super) is_on_trial: bool,
+    /// Seconds that are left of the agent's certificate, if a center has given it one.
+    pub(super) certificate_s: Option<i64>,
 }
 
 /// How a server is addressed.
@@ -220,6 +222,37 @@ pub(super) enum Update {
     Deaf,
 }
 
+/// What the authority does that is asked for a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Authority {
+    Refuses,
+    Silent,
+    /// It answers after so many milliseconds.
+    Late(u64),
+    /// Its server does not know the call.
+    Unknown,
+}
+
+/// What the host's owner lets servers have done. A bit stands for a plugin, or for a kind of the agent's own tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rules {
+    pub(super) plugins: u8,
+    /// Only executables of odd versions, or of even ones, may run.
+    pub(super) odd_versions: Option<bool>,
+    /// The plugins that may be given tasks.
+    pub(super) tasks: u8,
+    /// The agent's own tasks that may be given: files, metadata, the end.
+    pub(super) own_tasks: u8,
+    /// How many tasks a minute; 0 for any number.
+    pub(super) tasks_per_minute: u32,
+}
+
+impl Rules {
+    /// Everything may be done.
+    pub(super) const ANYTHING: Self =
+        Self { plugins: u8::MAX, odd_versions: None, tasks: u8::MAX, own_tasks: u8::MAX, tasks_per_minute: 0 };
+}
+
 /// Something that happens. Times are in milliseconds; a server or plugin is an index into the setup's.
 #[derive(Debug, Clone)]
 pub(super) enum Event {
@@ -257,6 +290,9 @@ pub(super) enum Event {
     Reload { without: usize, spool: u64 },
     Suspend { ms: u64 },
     Update { update: Update },
+    Authority { authority: Authority, ms: u64 },
+    Clock { ahead_s: i64 },
+    Policy { rules: Rules, ms: Option<u64> },
 }
 
 impl Event {
@@ -275,6 +311,8 @@ impl Event {
                 | Self::Terminate { .. }
                 | Self::Kill { .. }
                 | Self::Reload { .. }
+                | Self::Clock { .. }
+                | Self::Policy { .. }
         )
     }
 
@@ -298,7 +336,9 @@ impl Event {
             | Self::SlowDownloads { ms }
             | Self::Stubborn { ms }
             | Self::Remove { ms, .. }
+            | Self::Authority { ms, .. }
             | Self::Suspend { ms } => ms,
+            Self::Policy { ms, .. } => ms.unwrap_or(0),
             Self::ServerKilled { away_ms, .. } | Self::HostDies { away_ms, .. } => away_ms,
             Self::Terminate { down_ms, .. } | Self::Kill { down_ms } => down_ms,
             _ => 0,

@@ -2,7 +2,9 @@
 
 use core::fmt;
 
-use super::schedule::{DiskFault, Event, NoDial, Request, Schedule, Setup, Silent, StreamEnd, TooLarge, Update, Way};
+use super::schedule::{
+    Authority, DiskFault, Event, NoDial, Request, Rules, Schedule, Setup, Silent, StreamEnd, TooLarge, Update, Way,
+};
 
 /// Milliseconds as people say them.
 struct Time(u64);
@@ -69,7 +71,11 @@ impl fmt::Display for Setup {
         )?;
         let trial = if self.is_on_trial { "; its version is on trial" } else { "" };
         let forgets = if self.forgets { "; killed servers lose what they took last" } else { "" };
-        write!(f, "{trial}{forgets}")
+        write!(f, "{trial}{forgets}")?;
+        match self.certificate_s {
+            Some(left) => write!(f, "; its certificate is good for {:.1} days", left as f64 / 86_400.0),
+            None => Ok(()),
+        }
     }
 }
 
@@ -82,6 +88,19 @@ impl fmt::Display for Of {
             Some(server) => write!(f, "server {server}"),
             None => f.write_str("every server"),
         }
+    }
+}
+
+impl fmt::Display for Rules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { plugins, odd_versions, tasks, own_tasks, tasks_per_minute } = self;
+        let versions = match odd_versions {
+            None => "",
+            Some(true) => " of odd versions",
+            Some(false) => " of even versions",
+        };
+        write!(f, "plugins {plugins:03b}{versions}, tasks for {tasks:03b} and of the agent {own_tasks:03b}")?;
+        if *tasks_per_minute > 0 { write!(f, ", {tasks_per_minute} a minute") } else { Ok(()) }
     }
 }
 
@@ -187,6 +206,17 @@ impl fmt::Display for Event {
                 write!(f, "SIGHUP: the settings name all servers but {without}, and {spool} bytes of spool")
             }
             Self::Suspend { .. } => write!(f, "the host sleeps for {ms}"),
+            Self::Authority { authority, .. } => match authority {
+                Authority::Refuses => write!(f, "the authority refuses certificates for {ms}"),
+                Authority::Silent => write!(f, "the authority is silent for {ms}"),
+                Authority::Late(late) => write!(f, "the authority answers after {} for {ms}", Time(*late)),
+                Authority::Unknown => write!(f, "servers give no certificates for {ms}"),
+            },
+            Self::Clock { ahead_s } => {
+                write!(f, "the host's clock jumps, and is wrong by {:.1} days", *ahead_s as f64 / 86_400.0)
+            }
+            Self::Policy { rules, ms: None } => write!(f, "SIGHUP: the owner allows {rules}"),
+            Self::Policy { rules, .. } => write!(f, "SIGHUP: the owner allows {rules} for {ms}"),
             Self::Update { update } => {
                 let how = match update {
                     Update::Fails => "cannot be fetched",

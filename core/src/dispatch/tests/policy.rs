@@ -179,3 +179,27 @@ fn tasks_that_are_not_allowed_are_answered() {
     assert_eq!(answer(plugin("a"), 59_999).as_deref(), Some(too_many), "those that were refused do not count");
     assert_eq!(answer(plugin("a"), 60_000), None);
 }
+
+#[test]
+fn what_is_allowed_again_runs_although_the_server_does_not_name_it_again() {
+    let mut dispatch = Dispatch::new("1".into());
+    configure(&mut dispatch, vec![config("a", 1), config("b", 1)], Millis(0));
+    settle(&mut dispatch, Millis(0));
+    dispatch.handle_policy(Policy { plugins: names(&["b"]), ..Policy::default() }, Millis(1));
+    settle(&mut dispatch, Millis(1));
+    assert_eq!(running(&dispatch), [config("b", 1)]);
+    // A list that comes meanwhile is the one that counts.
+    configure(&mut dispatch, vec![config("a", 2), config("b", 1)], Millis(2));
+    settle(&mut dispatch, Millis(2));
+    dispatch.handle_policy(Policy::default(), Millis(3));
+    let kept = PluginAction::Keep(vec![config("b", 1), config("a", 2)]).into();
+    assert_eq!(dispatch.poll_action(), Some(kept));
+    settle(&mut dispatch, Millis(3));
+    assert_eq!(running(&dispatch), [config("a", 2), config("b", 1)]);
+    // What the server does not want any more stays away.
+    dispatch.handle_policy(Policy { plugins: names(&["b"]), ..Policy::default() }, Millis(4));
+    configure(&mut dispatch, vec![config("b", 1)], Millis(5));
+    dispatch.handle_policy(Policy::default(), Millis(6));
+    settle(&mut dispatch, Millis(6));
+    assert_eq!(running(&dispatch), [config("b", 1)]);
+}

@@ -5,6 +5,7 @@ use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::string::String;
 
+use crate::agent::Lifetime;
 use crate::command::PluginName;
 use crate::delivery::spool::Done;
 use crate::dispatch::Preparation;
@@ -104,6 +105,24 @@ pub(super) enum Happening {
         update: u32,
         works: bool,
     },
+    /// The authority has an answer to a request for a certificate.
+    Certified {
+        connection: usize,
+        request: u32,
+        answer: Answer,
+    },
+    /// The agent does not wait for the answer any longer.
+    NotCertified {
+        life: u32,
+        request: u32,
+    },
+    /// A certificate is written, or could not be.
+    Installed {
+        life: u32,
+        written: Result<Lifetime, &'static str>,
+    },
+    /// The owner allows everything again.
+    Allow,
     /// The server asks for a plugin again that it had removed.
     Restore {
         plugin: usize,
@@ -123,6 +142,7 @@ impl Happening {
             | Self::AppDone { .. }
             | Self::ServerNotices { .. }
             | Self::Balance { .. }
+            | Self::Certified { .. }
             | Self::Restore { .. } => false,
             _ => true,
         }
@@ -139,6 +159,8 @@ pub(super) enum Packet {
         whole: Option<Message>,
     },
     Ping,
+    /// A request for a certificate, beside the stream.
+    Certify(u32),
     HalfClose,
     /// The agent's host knows no such connection any more.
     Reset,
@@ -148,11 +170,22 @@ pub(super) enum Packet {
     Credit(u64),
     Pong,
     Command(Rc<[u8]>),
+    /// The answer to a request for a certificate.
+    Certified(u32, Answer),
     /// The connection is over.
     End {
         end: End,
         how: Manner,
     },
+}
+
+/// What the authority answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    Given(Lifetime),
+    Refused,
+    /// The server does not know the call.
+    Unknown,
 }
 
 /// How the end of a connection is told.
@@ -168,7 +201,7 @@ pub(super) enum Manner {
 
 impl Packet {
     pub(super) fn is_to_server(&self) -> bool {
-        matches!(self, Self::Data { .. } | Self::Ping | Self::HalfClose | Self::Reset)
+        matches!(self, Self::Data { .. } | Self::Ping | Self::Certify(_) | Self::HalfClose | Self::Reset)
     }
 }
 

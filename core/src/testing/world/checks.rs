@@ -43,6 +43,7 @@ impl World {
     pub(super) fn check(&mut self) {
         self.check_ending();
         self.check_company();
+        self.check_rate();
         if self.passes.is_multiple_of(PASSES) || self.is_calm {
             self.check_bounds();
             self.check_news();
@@ -110,10 +111,9 @@ impl World {
         ];
         let last_fault = faults.into_iter().max().unwrap_or_default();
         for at in 0..self.plugins.len() {
-            let plugin = &mut self.plugins[at];
-            let Some(news) = plugin.news else { continue };
-            if is_ending || last_fault >= news || self.center.wanted(at) != self.told_versions[at] {
-                plugin.news = None;
+            let Some(news) = self.plugins[at].news else { continue };
+            if is_ending || last_fault >= news || self.allowed(at) != self.told_versions[at] {
+                self.plugins[at].news = None;
             } else if now.since(news) > NEWS_MS {
                 let wanted = self.center.wanted(at);
                 self.fail("a new version of a plugin is tried at once", &format!("p{at}: {wanted:?} is not"));
@@ -193,6 +193,12 @@ impl World {
         if let Err(what) = self.check_plugins() {
             if waited > STAND_IN_MS + self.recovery_ms() {
                 self.fail("in the end the wanted version of every plugin runs", &what);
+            }
+            return false;
+        }
+        if let Some(what) = self.check_renewal(waited.saturating_sub(self.recovery_ms())) {
+            if let Err(what) = what {
+                self.fail("a certificate is renewed in the end", &what);
             }
             return false;
         }

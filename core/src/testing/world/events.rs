@@ -9,11 +9,12 @@ use prost::Message as _;
 
 use super::World;
 use super::agenda::{Happening, Manner, Packet};
+use super::policy::{PLUGIN_TASK, hash_of};
 use crate::command::AGENT_NAME;
 use crate::link::End;
 use crate::testing::message::Id;
 use crate::testing::random::Draw;
-use crate::testing::schedule::{DiskFault, Event, Request, Silent, TooLarge, Update};
+use crate::testing::schedule::{DiskFault, Event, Request, Rules, Silent, TooLarge, Update};
 use crate::time::Millis;
 
 /// What the servers ask for: which plugins, and which version of the agent.
@@ -53,8 +54,8 @@ impl Center {
     pub(super) fn command(&self) -> Vec<u8> {
         let entry = |name: String, version: String| grpc::Config {
             name,
+            sha256: hash_of(&version),
             version,
-            sha256: "00".repeat(32),
             ..grpc::Config::default()
         };
         let plugins = (0..self.plugins.len()).filter_map(|plugin| Some((plugin, self.wanted(plugin)?)));
@@ -71,8 +72,8 @@ impl Center {
         self.tokens += 1;
         let token = format!("t{}", self.tokens);
         let (data_type, object_name, data) = match request {
-            Request::Plugin(plugin) => (5_000, format!("p{plugin}"), String::new()),
-            Request::Unknown => (5_000, "nobody".to_string(), String::new()),
+            Request::Plugin(plugin) => (PLUGIN_TASK, format!("p{plugin}"), String::new()),
+            Request::Unknown => (PLUGIN_TASK, "nobody".to_string(), String::new()),
             Request::Upload(ms, works) => {
                 let works = if works { "works" } else { "fails" };
                 (1050, AGENT_NAME.to_string(), format!(r#"{{"path":"{ms} {works}","buf_size":1}}"#))
@@ -207,6 +208,9 @@ impl World {
             Event::Kill { down_ms } => self.kill_agent(down_ms),
             Event::Reload { without, spool } => self.reload(without, spool),
             Event::Suspend { ms } => self.suspend(ms),
+            Event::Authority { authority, .. } => self.program.authority = Some((authority, until)),
+            Event::Clock { ahead_s } => self.set_clock(ahead_s),
+            Event::Policy { rules, ms } => self.set_rules(rules, ms),
             Event::Update { update } => {
                 self.center.versions += 1;
                 self.center.agent = Some((format!("2.{}", self.center.versions), update));
@@ -264,7 +268,12 @@ impl World {
         // Servers that die of a record do so for ever.
         let poison = core::mem::take(&mut self.program.poison).into_iter().map(|(id, _)| (id, Millis(u64::MAX)));
         self.program = super::server::Program { poison: poison.collect(), ..super::server::Program::default() };
+        if !self.program.poison.is_empty() {
+            // While servers die of a record, others have to arrive for it to be found.
+            self.load_rules(Rules::ANYTHING);
+        }
         self.disk.mend(now);
+        self.mend_certificate();
         self.plugins.iter_mut().for_each(|plugin| plugin.loops = None);
         for until in [
             &mut self.no_discovery_until,

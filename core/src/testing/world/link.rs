@@ -123,6 +123,7 @@ impl World {
         let Some(server) = self.server_at(target) else {
             return self.fail("the agent connects to what is there", &format!("{target:?} is not"));
         };
+        self.reread_certificate();
         let id = self.connections.len();
         self.connections.push(Connection {
             life: self.life,
@@ -191,7 +192,7 @@ impl World {
             Some(NoDial::Refused) => Some(End::Unreachable),
             Some(NoDial::Tls) => Some(End::Tls),
             None if !self.servers[server].is_up => Some(End::Unreachable),
-            None if is_deaf => Some(End::Tls),
+            None if is_deaf || self.has_expired() => Some(End::Tls),
             None => None,
         };
         if let Some(end) = end {
@@ -277,6 +278,7 @@ impl World {
         if let Abandoned::TimedOut(what) = reason {
             self.note(|| format!("the agent gives up: no answer in time: {what}"));
         }
+        self.forget_request();
         let was_open = core::mem::replace(&mut self.connections[id].agent_open, false);
         if was_open && let (Abandoned::TimedOut(_), Some(host)) = (reason, &mut self.host) {
             host.half_open.push(id);
@@ -368,8 +370,9 @@ impl World {
             }
             Packet::Pong => self.tell(|agent, now| agent.handle_pong(attempt, now)),
             Packet::Command(bytes) => self.handle_command(&bytes),
+            Packet::Certified(request, answer) => self.handle_answer(request, answer),
             Packet::End { end, .. } => self.handle_end(id, end),
-            Packet::Data { .. } | Packet::Ping | Packet::HalfClose | Packet::Reset => {}
+            Packet::Data { .. } | Packet::Ping | Packet::Certify(_) | Packet::HalfClose | Packet::Reset => {}
         }
     }
 
@@ -393,6 +396,7 @@ impl World {
             self.longest_life_ms = self.longest_life_ms.max(now.since(opened));
         }
         self.tell(|agent, now| agent.handle_ended(attempt, end, now));
+        self.tell_certificate();
     }
 
     pub(super) fn handle_opened(&mut self, id: usize) {
@@ -401,6 +405,7 @@ impl World {
             (connection.is_streaming, connection.opened) = (true, self.agenda.now);
             let attempt = connection.attempt;
             self.tell(|agent, now| agent.handle_opened(attempt, now));
+            self.tell_certificate();
             self.note(|| "the agent has a stream".into());
         }
     }

@@ -10,6 +10,8 @@ mod events;
 mod link;
 mod operators;
 mod plugins;
+mod policy;
+mod renewal;
 mod server;
 mod shell;
 
@@ -25,12 +27,14 @@ use self::disk::Disk;
 use self::events::Center;
 use self::link::{Connection, Path};
 use self::plugins::{Plugin, Process};
+use self::policy::Judged;
+use self::renewal::Certificate;
 use self::server::{Program, Server};
 use self::shell::Host;
 use super::account::Account;
 use super::message::Message;
 use super::random::Random;
-use super::schedule::{Schedule, Setup, Timed, Way};
+use super::schedule::{Rules, Schedule, Setup, Timed, Way};
 use super::{Failure, Outcome};
 use crate::command::PluginConfig;
 use crate::delivery::spool::{Place, Write};
@@ -79,6 +83,10 @@ pub(super) struct World {
     uploading: Option<String>,
     /// Tasks that have reached the agent: in which life, and how often they were answered.
     tasks: BTreeMap<String, (u32, u32)>,
+    certificate: Option<Certificate>,
+    /// What the owner's file allows.
+    rules: Rules,
+    judged: Judged,
 
     plugins: Vec<Plugin>,
     processes: BTreeMap<u32, Process>,
@@ -147,6 +155,9 @@ impl World {
             dropping: 0,
             uploading: None,
             tasks: BTreeMap::new(),
+            certificate: setup.certificate_s.map(Certificate::new),
+            rules: Rules::ANYTHING,
+            judged: Judged::default(),
             plugins: setup.plugins.iter().map(|_| Plugin::default()).collect(),
             processes: BTreeMap::new(),
             next_process: 0,
@@ -276,6 +287,10 @@ impl World {
             Happening::TaskRead { process, token } => self.handle_task_read(process, &token),
             Happening::Uploaded { life, upload, works } if is_mine(life) => self.handle_uploaded(upload, works),
             Happening::Updated { life, update, works } if is_mine(life) => self.handle_updated(update, works),
+            Happening::Certified { connection, request, answer } => self.answer_request(connection, request, answer),
+            Happening::NotCertified { life, request } if is_mine(life) => self.handle_patience(request),
+            Happening::Installed { life, written } if is_mine(life) => self.handle_installed(written),
+            Happening::Allow => self.load_rules(Rules::ANYTHING),
             Happening::Restore { plugin } => self.restore(plugin),
             _ => {}
         }

@@ -57,8 +57,11 @@ impl World {
         host.is_on_trial = self.on_trial.is_some();
         host.previous = self.on_trial.clone();
         host.is_deaf = self.center.is_deaf(&host.version);
+        host.rules = self.rules;
+        host.agent.handle_policy(self.rules.policy(), now);
         host.agent.handle_start(self.kept.clone(), now);
         self.host = Some(host);
+        self.handle_new_life();
         self.rouse = true;
         self.ready = Vec::new();
         self.plugins.iter_mut().for_each(|plugin| plugin.news = None);
@@ -114,6 +117,7 @@ impl World {
     }
 
     fn leave(&mut self, host: Host, down_ms: u64) {
+        self.tear_certificate(host.renewing.installing());
         self.host = Some(host);
         self.close_near_end();
         (self.host, self.op, self.dropping, self.uploading) = (None, None, 0, None);
@@ -182,6 +186,13 @@ impl World {
         }
     }
 
+    /// The stream ends in order, and the next one begins with another certificate.
+    pub(super) fn move_stream(&mut self) {
+        let Some(listed) = self.host.as_ref().map(|host| host.listed.clone()) else { return };
+        let (endpoints, timing) = (self.endpoints(&listed), self.timing());
+        self.tell(|agent, now| agent.handle_reconfigured(endpoints, timing, false, now));
+    }
+
     pub(super) fn reload(&mut self, without: usize, spool: u64) {
         let all = 0..self.servers.len();
         let kept: Vec<usize> = all.clone().filter(|server| *server != without).collect();
@@ -198,6 +209,7 @@ impl World {
             host.agent.set_spool_bytes(spool);
         }
         self.shrunk_at = self.agenda.now;
+        self.reload_policy();
         self.tell(|agent, now| agent.handle_reconfigured(endpoints, timing, keeps, now));
     }
 

@@ -145,6 +145,7 @@ impl World {
         if self.process_of(name).is_some() {
             self.fail("a plugin has one process", name.as_str());
         }
+        self.check_start(plugin_of(name), &config.version);
         if now < self.no_spawns_until {
             self.note(|| format!("plugin {name} cannot be started"));
             return self.tell(|agent, now| agent.handle_spawn_failed(name, "it cannot be started", now));
@@ -277,6 +278,7 @@ impl World {
     }
 
     fn forward(&mut self, name: &PluginName, task: Task) {
+        self.check_task(name.as_str(), task.data_type);
         let Some(id) = self.process_of(name) else {
             return self.fail("tasks are forwarded to plugins that run", name.as_str());
         };
@@ -295,12 +297,12 @@ impl World {
         }
     }
 
-    /// Every plugin that is wanted runs by the version that is wanted, and no other does; or what is wrong.
+    /// Every plugin that is wanted and allowed runs by the version that is wanted, and no other does; or what is wrong.
     pub(super) fn check_plugins(&self) -> Result<(), String> {
         for plugin in 0..self.plugins.len() {
             let alive = self.processes.values().filter(|process| process.is_alive && process.plugin == plugin);
             let runs: Vec<&str> = alive.map(|process| &*process.version).collect();
-            let wanted = self.center.wanted(plugin);
+            let wanted = self.allowed(plugin);
             if runs != wanted.iter().map(String::as_str).collect::<Vec<_>>() {
                 let wanted = wanted.unwrap_or_else(|| "none".to_string());
                 return Err(format!("of plugin p{plugin} versions {runs:?} run, and {wanted} is wanted"));

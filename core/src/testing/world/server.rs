@@ -12,7 +12,7 @@ use super::agenda::{Happening, Manner, Packet};
 use crate::link::End;
 use crate::testing::message::{Id, Message};
 use crate::testing::random::Draw;
-use crate::testing::schedule::{StreamEnd, TooLarge};
+use crate::testing::schedule::{Authority, StreamEnd, TooLarge};
 use crate::time::Millis;
 
 /// A server ends a connection whose PINGs come closer than this.
@@ -79,6 +79,8 @@ pub(super) struct Program {
     /// It dies of so many messages, whatever they are, until then.
     pub(super) dies: (u64, Millis),
     pub(super) limit: Option<(u64, TooLarge, Millis)>,
+    /// What the authority does when it is asked for a certificate, until then.
+    pub(super) authority: Option<(Authority, Millis)>,
 }
 
 impl World {
@@ -123,6 +125,7 @@ impl World {
                 }
                 self.send(id, Packet::Pong);
             }
+            Packet::Certify(request) => self.certify(id, request),
             Packet::HalfClose => {
                 far.is_half_closed = true;
                 self.run_app(id);

@@ -11,6 +11,7 @@ use elklet_proto::data_type::{AGENT_HEARTBEAT, LOSS, TASK_RESULT};
 use super::World;
 use super::agenda::Happening;
 use super::plugins::plugin_of;
+use super::renewal::Renewing;
 use crate::agent::{Action, Agent, UpdateAction};
 use crate::command::{AgentConfig, AgentTask, Command};
 use crate::delivery::Kind;
@@ -20,6 +21,7 @@ use crate::record::buffer::RecordBuffer;
 use crate::record::intake::{Buffers, Intake, Lane, Wake};
 use crate::record::manifest::{Row, Source};
 use crate::testing::message::{Message, batch, cut, own_record};
+use crate::testing::schedule::Rules;
 use crate::time::Millis;
 
 /// The agent's process.
@@ -50,6 +52,9 @@ pub(super) struct Host {
     /// Since when it ends, and until when it has to have ended.
     pub(super) ending: Option<(Millis, Millis)>,
     pub(super) is_at_once: bool,
+    pub(super) renewing: Renewing,
+    /// What the policy in force allows.
+    pub(super) rules: Rules,
 }
 
 impl Host {
@@ -74,6 +79,8 @@ impl Host {
             own,
             ending: None,
             is_at_once: false,
+            renewing: Renewing::default(),
+            rules: Rules::ANYTHING,
         }
     }
 }
@@ -93,15 +100,17 @@ impl World {
             Action::Plugin(action) => self.carry_out_plugin(action),
             Action::Delivery(action) => self.carry_out_delivery(action),
             Action::Beat => self.beat(),
-            Action::Renew => unreachable!("nobody has told of a certificate"),
+            Action::Renew => self.renew(),
             Action::Task(task) => self.carry_out_task(task),
             Action::AbortUpload => {
+                self.uploading = None;
                 if let Some(host) = &mut self.host {
                     host.upload += 1;
                 }
             }
             Action::Update(action) => self.carry_out_update(action),
             Action::Answer(failure) => {
+                self.check_reason(&failure);
                 self.answer(&failure.token);
                 self.push_own(0, TASK_RESULT);
             }
@@ -170,6 +179,7 @@ impl World {
         let fields = [("state", "running")].into_iter();
         let _ = heartbeat.push_own(&OwnRecord { data_type: AGENT_HEARTBEAT, timestamp: 1, fields });
         let beat = batch(Kind::Heartbeat, &[heartbeat.bytes()], Box::default(), 1);
+        self.tell_certificate();
         self.tell(|agent, _| agent.handle_batch(beat));
     }
 
@@ -195,6 +205,7 @@ impl World {
     }
 
     fn carry_out_task(&mut self, task: AgentTask) {
+        self.check_own_task(&task);
         match task {
             AgentTask::Upload(upload) => {
                 let Some(host) = &mut self.host else { return };
@@ -263,6 +274,7 @@ impl World {
 
     /// A task has reached the agent.
     pub(super) fn note_command(&mut self, command: &Command) {
+        self.judge(command);
         let token = match command {
             Command::PluginTask(task) => &task.token,
             Command::AgentTask(task) => task.token(),
