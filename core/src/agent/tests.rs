@@ -428,7 +428,9 @@ fn a_certificate_is_renewed_on_a_stream_and_not_while_the_agent_ends() {
     assert!(due < Millis(100_000) && !actions(&mut agent, EMPTY, due).contains(&Action::Renew));
     agent.handle_certificate(lifetime, 290, Millis(1));
     assert_eq!(actions(&mut agent, EMPTY, Millis(1)), [Action::Renew]);
-    agent.handle_ended(attempt, End::Silent, Millis(2));
-    agent.handle_terminate(Millis(20_000));
-    assert!(!actions(&mut agent, EMPTY, Millis(20_000)).contains(&Action::Renew));
+    agent.handle_renewed(Renewed::Failed, Millis(2));
+    assert!(actions(&mut agent, EMPTY, Millis(12_000)).contains(&Action::Renew));
+    agent.handle_ended(attempt, End::Silent, Millis(12_001));
+    agent.handle_terminate(Millis(40_000));
+    assert!(!actions(&mut agent, EMPTY, Millis(40_000)).contains(&Action::Renew));
 }
