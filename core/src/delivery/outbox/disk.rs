@@ -124,7 +124,7 @@ impl<M: Clone> Outbox<M> {
         };
         if is_wanted {
             let stays = |batch: &Batch<M>| is_up && self.suspects.is_suspect(batch.identity());
-            let (bytes, written, batches) = Self::next_writes(&self.ledger, is_up, stays, plan.next_record());
+            let (bytes, written, batches) = Self::next_writes(&self.ledger, is_up, stays, plan);
             let is_full = full_until.is_some_and(|until| now < until);
             if !is_full {
                 *full_until = None;
@@ -145,15 +145,18 @@ impl<M: Clone> Outbox<M> {
 
     /// Returns the batches that should be written next, with the bytes that they take on the disk, and each one's id and records.
     /// Those that `stays` returns true for stay in memory: a suspect would be read again at once, and set aside, and written.
+    /// So does what was sent before others that lie on the disk: its confirmation would count for them, and their files would be deleted.
     fn next_writes(
         ledger: &Ledger<M>,
         is_up: bool,
         stays: impl Fn(&Batch<M>) -> bool,
-        mut first_record: u64,
+        plan: &Plan,
     ) -> (usize, Vec<(u64, u64)>, Vec<Write<M>>) {
         let (mut bytes, mut written, mut batches) = (0, Vec::new(), Vec::new());
+        let mut first_record = plan.next_record();
+        let has_unsent = plan.backlog().is_some();
         for (batch, is_sent) in ledger.only_in_memory() {
-            let overtakes = is_up && is_sent && batch.kind() == Kind::Urgent;
+            let overtakes = is_up && is_sent && (has_unsent || batch.kind() == Kind::Urgent);
             let Some(message) = batch.message().filter(|_| !overtakes && !stays(batch)) else { continue };
             if bytes > 0 && bytes + batch.stored_bytes() > SPOOL_WRITE_BYTES {
                 break;

@@ -1,7 +1,7 @@
 //! Batches that the server does not take.
 
 use super::*;
-use crate::limits::{CAREFUL_GAP_MS, LEDGER_WAIT_MS, PROBE_AFTER_MS, REFUSALS};
+use crate::limits::{CAREFUL_GAP_MS, LEDGER_WAIT_MS, PROBE_AFTER_MS, REFUSALS, TRIAL_MS};
 
 /// When everything that has waited since the start is due to be written.
 const DUE: Millis = Millis(SPOOL_AFTER_MS);
@@ -256,4 +256,25 @@ fn a_suspect_in_memory_is_written_only_without_a_stream() {
     outbox.handle_done(Done::Appended(vec![SEGMENT_HEAD_BYTES as u64 + STORED]), DUE);
     outbox.handle_ended(DUE);
     assert_eq!(append(&mut outbox, Millis(2 * DUE.0)).1, [0]);
+}
+
+#[test]
+fn a_suspect_that_outlives_its_trial_is_not_written_behind_what_was_not_sent() {
+    let mut outbox = with_spool(Bounds { memory: 100, spool: ENOUGH });
+    outbox.push(bulk(2));
+    suspect(&mut outbox, Millis(0));
+    outbox.handle_opened(Millis(0));
+    let trial = Millis(PROBE_AFTER_MS.max(TRIAL_MS));
+    assert_eq!(send(&mut outbox, trial), Some(2));
+    outbox.push(bulk(0));
+    outbox.push(bulk(1));
+    assert_eq!(outbox.poll_op(trial), None, "memory is full since now");
+    let later = trial + LEDGER_WAIT_MS.max(TRIAL_MS);
+    assert_eq!(append(&mut outbox, later).1, [0, 1]);
+    assert_eq!((outbox.poll_send(later), outbox.suspects.is_empty()), (None, true), "it is acquitted");
+    assert_eq!(read(&mut outbox, later), 0);
+    assert_eq!(outbox.poll_op(later), None, "what is confirmed there settles all that lies before it");
+    outbox.handle_credit(credit_for(1), later);
+    assert_eq!(send(&mut outbox, later), Some(0));
+    assert_eq!((read(&mut outbox, later), send(&mut outbox, later)), (1, Some(1)));
 }
