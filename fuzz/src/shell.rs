@@ -45,6 +45,8 @@ pub struct Shell {
     policy: Policy,
     /// What should run by everything that was configured so far, and is allowed.
     wanted: BTreeMap<PluginName, PluginConfig>,
+    /// What the newest configuration has, and is not allowed.
+    forbidden: BTreeMap<PluginName, PluginConfig>,
     /// Plugins whose configuration has changed since the last orders were taken.
     changed: BTreeSet<PluginName>,
     /// The list that was kept last.
@@ -73,6 +75,7 @@ impl Default for Shell {
             unanswered: Vec::new(),
             policy: Policy::default(),
             wanted: BTreeMap::new(),
+            forbidden: BTreeMap::new(),
             changed: BTreeSet::new(),
             kept: BTreeMap::new(),
             shutting_down: false,
@@ -97,8 +100,11 @@ impl Shell {
                     .into_iter()
                     .filter(|(name, _)| configuration.refused.iter().any(|entry| entry.name.as_ref() == Some(name)))
                     .collect();
-                let allowed = configuration.plugins.iter().filter(|config| self.policy.judge_plugin(config).is_ok());
-                self.wanted.extend(allowed.map(|config| (config.name.clone(), config.clone())));
+                let named = configuration.plugins.iter().map(|config| (config.name.clone(), config.clone()));
+                let (allowed, forbidden) =
+                    named.partition::<BTreeMap<_, _>, _>(|(_, config)| self.policy.judge_plugin(config).is_ok());
+                self.wanted.extend(allowed);
+                self.forbidden = forbidden;
                 let changed = self.wanted.iter().filter(|(name, config)| before.get(*name) != Some(*config));
                 self.changed.extend(changed.map(|(name, _)| name.clone()));
             }
@@ -109,8 +115,13 @@ impl Shell {
     /// The host's owner allows this from now on.
     pub fn allow(&mut self, policy: Policy) {
         self.policy = policy.clone();
-        self.wanted.retain(|_, config| policy.judge_plugin(config).is_ok());
-        self.changed.retain(|name| self.wanted.contains_key(name));
+        let is_allowed = |(_, config): &(PluginName, PluginConfig)| policy.judge_plugin(config).is_ok();
+        let (again, still) = std::mem::take(&mut self.forbidden).into_iter().partition::<BTreeMap<_, _>, _>(is_allowed);
+        let (kept, forbidden) = std::mem::take(&mut self.wanted).into_iter().partition::<BTreeMap<_, _>, _>(is_allowed);
+        self.changed.retain(|name| kept.contains_key(name));
+        self.changed.extend(again.keys().cloned());
+        self.wanted = kept.into_iter().chain(again).collect();
+        self.forbidden = still.into_iter().chain(forbidden).collect();
         self.dispatch.handle_policy(policy, self.now);
     }
 
@@ -171,6 +182,7 @@ impl Shell {
         self.obey();
         self.shutting_down = true;
         self.wanted.clear();
+        self.forbidden.clear();
         self.dispatch.handle_shutdown(self.now);
     }
 
