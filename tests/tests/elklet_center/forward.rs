@@ -10,6 +10,7 @@ use crate::support::http;
 use crate::{batch, record};
 use elklet_tests::harness::wait_until;
 use elklet_tests::pki::{Ca, Validity};
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -71,9 +72,14 @@ fn forward(dir: &Path, outputs: &str) {
 
 /// What the center says of an output.
 fn output(program: &Program, name: &str) -> Value {
-    let all = program.get("/api/v1/forward");
-    let outputs = all["outputs"].as_array().unwrap();
-    outputs.iter().find(|output| output["name"] == name).unwrap_or_else(|| panic!("{all}")).clone()
+    let mut found = None;
+    // The center answers from a moment before its outputs begin.
+    wait_until(&format!("the output {name}"), || {
+        let all = program.get("/api/v1/forward");
+        found = all["outputs"].as_array().unwrap().iter().find(|output| output["name"] == name).cloned();
+        found.is_some()
+    });
+    found.unwrap()
 }
 
 /// True once an output has passed everything on.
@@ -255,9 +261,11 @@ fn a_kill_of_the_center_in_mid_flow_loses_nothing() {
 #[test]
 fn a_receiver_that_is_away_holds_up_nobody_and_gets_everything_later() {
     let dir = site();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // Nobody listens there yet, and no other test can get the port meanwhile.
+    let socket = net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+    net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let listener = TcpListener::from(socket);
     let address = listener.local_addr().unwrap();
-    drop(listener);
     let path = dir.path().join("out.ndjson");
     forward(
         dir.path(),
@@ -284,7 +292,8 @@ fn a_receiver_that_is_away_holds_up_nobody_and_gets_everything_later() {
     assert_eq!((&status["warnings"][0]["about"], &status["well"]), (&json!("forward"), &json!(true)), "{status}");
     let page = done(dir.path(), &["status"], "");
     assert!(page.contains(": well\n") && page.contains("  warning   output away has delivered nothing for "), "{page}");
-    let receiver = Http::start_on(TcpListener::bind(address).unwrap(), []);
+    net::listen(&listener, 16).unwrap();
+    let receiver = Http::start_on(listener, []);
     wait_until("records at the other end", || is_through(&program, "away"));
     assert_all_once(receiver.numbers(), 1_000);
     assert_eq!(program.get("/api/v1/status")["warnings"], json!([]));
