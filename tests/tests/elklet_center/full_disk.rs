@@ -16,11 +16,13 @@ const PLUGIN: &str = env!("CARGO_BIN_EXE_scripted-plugin");
 /// Records that the plugin sends.
 const RECORDS: u64 = 40_000;
 
-/// Writes a file for as long as there is room. Returns when the disk is full.
-fn fill(path: &Path) {
+/// Writes a file for as long as there is room. Returns the bytes that this took when the disk is full.
+fn fill(path: &Path) -> u64 {
     let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
+    let before = file.metadata().unwrap().len();
     let chunk = vec![7; 64 << 10];
     while file.write_all(&chunk).is_ok() {}
+    file.metadata().unwrap().len() - before
 }
 
 /// Runs a command of the center with its data.
@@ -88,10 +90,10 @@ fn a_full_disk_takes_no_records_says_so_and_loses_none() {
     assert_eq!(ready().status, 200);
 
     let ballast = data.join("ballast");
+    let reserve = data.join("reserve");
     wait_until("refusal", || {
-        // What the center gives up itself is taken as well.
-        fill(&ballast);
-        ready().status == 503
+        // What the center gives up itself is taken as well, or it would soon find room again.
+        fill(&ballast) == 0 && ready().status == 503 && !reserve.exists()
     });
     let says_so = |text: &str| text.contains("no records are stored: ") && text.contains("the disk is full");
     assert!(says_so(&ready().body), "{}", ready().body);
