@@ -1,8 +1,5 @@
 //! A fleet whose servers go and come back, in virtual time: which agents try when, and how that works out.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-
 use elklet_core::link::session::{Action, Attempt, CONNECT_TIMEOUT_MS, Endpoints, Session, Timing};
 use elklet_core::time::Millis;
 
@@ -224,6 +221,45 @@ enum Event {
     },
 }
 
+/// What is to come, by the millisecond. A heap would take the time of the whole test for the millions of attempts of a large fleet.
+struct Agenda {
+    now: usize,
+    /// Agents and events by milliseconds since the servers went. Those of this millisecond are in order, the next one last.
+    by_ms: Vec<Vec<(usize, Event)>>,
+}
+
+impl Agenda {
+    fn new(seconds: usize) -> Self {
+        Self { now: 0, by_ms: vec![Vec::new(); seconds * 1000] }
+    }
+
+    /// Adds an event, unless it lies behind the end.
+    fn add(&mut self, at: Millis, agent: usize, event: Event) {
+        let at = usize::try_from(at.since(LOST)).expect("it is short");
+        let Some(events) = self.by_ms.get_mut(at) else { return };
+        events.push((agent, event));
+        if at == self.now {
+            Self::arrange(events);
+        }
+    }
+
+    /// Returns when the next event is, whose it is, and what it is.
+    fn next(&mut self) -> Option<(Millis, usize, Event)> {
+        loop {
+            if let Some((agent, event)) = self.by_ms.get_mut(self.now)?.pop() {
+                return Some((LOST + self.now as u64, agent, event));
+            }
+            self.by_ms[self.now] = Vec::new();
+            self.now += 1;
+            Self::arrange(self.by_ms.get_mut(self.now)?);
+        }
+    }
+
+    fn arrange(events: &mut [(usize, Event)]) {
+        events.sort_unstable_by(|a, b| b.cmp(a));
+    }
+}
+
 /// Lets a fleet of these agents go through an outage, and watches it for this many seconds.
 pub(crate) fn run<A: Agent>(fleet: Fleet, outage: Outage, seconds: usize) -> Course {
     let mut agents: Vec<A> = (0..fleet.agents as u64).map(|agent| A::streaming(agent * 0x5851_f42d)).collect();
@@ -232,16 +268,12 @@ pub(crate) fn run<A: Agent>(fleet: Fleet, outage: Outage, seconds: usize) -> Cou
     let mut nodes: Vec<_> = (0..fleet.nodes)
         .map(|_| Node { outage, up, room, busy_until_us: 0, steps: vec![0; seconds * STEPS_PER_S] })
         .collect();
-    let mut events = BinaryHeap::new();
+    let mut agenda = Agenda::new(seconds);
     let mut back = Vec::new();
     for agent in 0..agents.len() {
-        let noticed = LOST + agent as u64 % NOTICED_WITHIN_MS;
-        events.push(Reverse((noticed, agent, Event::Lost)));
+        agenda.add(LOST + agent as u64 % NOTICED_WITHIN_MS, agent, Event::Lost);
     }
-    while let Some(Reverse((now, number, event))) = events.pop() {
-        if now.since(LOST) >= seconds as u64 * 1000 {
-            break;
-        }
+    while let Some((now, number, event)) = agenda.next() {
         let (agent, node) = (&mut agents[number], &mut nodes[number % fleet.nodes]);
         let (next, event) = match event {
             Event::Lost => (agent.lose(now), Event::Attempt),
@@ -264,7 +296,7 @@ pub(crate) fn run<A: Agent>(fleet: Fleet, outage: Outage, seconds: usize) -> Cou
                 (agent.fail(now), Event::Attempt)
             }
         };
-        events.push(Reverse((next, number, event)));
+        agenda.add(next, number, event);
     }
     let in_second = |second: usize| {
         let steps = second * STEPS_PER_S..(second + 1) * STEPS_PER_S;

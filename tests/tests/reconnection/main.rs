@@ -13,6 +13,7 @@ use fleet::{Elklet, FULL_NODE, Fleet, Jitter, LARGE, Outage, Reference};
 use report::Case;
 use std::fs;
 use std::path::Path;
+use std::thread;
 
 /// The most handshakes that any node may have to begin within any second.
 const MOST: u32 = 400;
@@ -33,16 +34,20 @@ fn cases(fleet: Fleet) -> Vec<Case> {
         ("600 s", Outage { seconds: 600, ..AWAY }),
         ("10 s, then room for 90 %", Outage { seconds: 10, room: 90, ..AWAY }),
     ];
-    let watched = |outage: Outage| outage.seconds as usize + SECONDS;
-    outages
-        .iter()
-        .map(|&(name, outage)| Case {
+    let case = |(name, outage): (&'static str, Outage)| {
+        let watched = outage.seconds as usize + SECONDS;
+        Case {
             name,
-            reference: fleet::run::<Reference>(fleet, outage, watched(outage)),
-            jitter: fleet::run::<Jitter>(fleet, outage, watched(outage)),
-            elklet: fleet::run::<Elklet>(fleet, outage, watched(outage)),
-        })
-        .collect()
+            reference: fleet::run::<Reference>(fleet, outage, watched),
+            jitter: fleet::run::<Jitter>(fleet, outage, watched),
+            elklet: fleet::run::<Elklet>(fleet, outage, watched),
+        }
+    };
+    // Nothing in a case depends on another, so that as many run at once as there are processors.
+    thread::scope(|scope| {
+        let cases = outages.map(|outage| scope.spawn(move || case(outage)));
+        cases.into_iter().map(|case| case.join().unwrap()).collect()
+    })
 }
 
 fn assert_no_storm(cases: &[Case]) {
