@@ -78,7 +78,7 @@ fn a_parameter_that_a_route_does_not_have_is_refused_by_its_name() {
 
 /// `.ci/api` runs this. It needs schemathesis.
 #[test]
-#[ignore = "it takes a minute, and schemathesis, which .ci/api installs"]
+#[ignore = "long: takes a minute, and schemathesis, which .ci/api installs"]
 fn what_a_center_answers_is_what_it_describes() {
     let schemathesis = std::env::var("SCHEMATHESIS").expect(".ci/api says where schemathesis is");
     let more = std::env::var("SCHEMATHESIS_FLAGS").unwrap_or_default();

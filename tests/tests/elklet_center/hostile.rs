@@ -186,7 +186,7 @@ fn what_the_center_keeps_is_for_nobody_else_on_its_host() {
 }
 
 #[test]
-#[ignore = "takes a minute"]
+#[ignore = "long: takes a minute"]
 fn a_stream_without_a_first_message_gives_its_place_back() {
     let dir = site();
     set(dir.path(), "conn_limit = 1");

@@ -59,7 +59,7 @@ async fn send(program: &Program, dir: &Path, id: &str, first: u64, length: Durat
 }
 
 #[test]
-#[ignore = "takes a minute"]
+#[ignore = "long: takes a minute"]
 fn nothing_confirmed_is_missing_after_a_hundred_kills() {
     let dir = site();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
