@@ -90,8 +90,8 @@ impl World {
         if unconfirmed.batches < MAX_UNCONFIRMED_BATCHES {
             self.replayed = replayed;
         }
-        let back = replayed.saturating_sub(self.replayed) as usize;
-        if unconfirmed.batches > MAX_UNCONFIRMED_BATCHES + read + back + MAX_SUSPECTS + 16 {
+        let back = usize::try_from(replayed.saturating_sub(self.replayed)).unwrap_or(usize::MAX);
+        if unconfirmed.batches > (MAX_UNCONFIRMED_BATCHES + read + MAX_SUSPECTS + 16).saturating_add(back) {
             self.fail("batches on their way are bounded", &format!("{unconfirmed:?}"));
         }
         let is_shrinking = self.agenda.now.since(self.shrunk_at) < 60_000 && self.shrunk_at.0 > 0;
