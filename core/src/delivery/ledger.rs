@@ -223,9 +223,13 @@ impl<M> Ledger<M> {
 
     /// Returns true while another batch may be added.
     pub(super) fn is_free(&self) -> bool {
+        self.has_memory() && self.entries.len() < MAX_UNCONFIRMED_BATCHES
+    }
+
+    fn has_memory(&self) -> bool {
         // Reserve room, because the next batch may be as large as the largest so far.
         let next = usize::try_from(self.stream.largest).unwrap_or(usize::MAX).min(self.budget / 8);
-        self.memory + next < self.budget && self.entries.len() < MAX_UNCONFIRMED_BATCHES
+        self.memory + next < self.budget
     }
 
     /// Looks whether another batch may be added, and remembers since when none may.
@@ -239,9 +243,14 @@ impl<M> Ledger<M> {
         if full.is_overdue { Room::Overdue } else { Room::None }
     }
 
-    /// Frees the message of the oldest written batch that is in memory only. The batch is lost if the stream ends
-    /// before the server has taken it. Returns the number of its records.
+    /// Frees the message of the oldest written batch that is in memory only, while memory is short. The batch is lost if the stream
+    /// ends before the server has taken it. Returns the number of its records.
+    ///
+    /// When batches are too many instead, that would risk records and make no room: the batch stays in flight without its message.
     pub(super) fn let_go(&mut self) -> Option<u64> {
+        if self.has_memory() {
+            return None;
+        }
         let written = self.entries.iter_mut().take(self.written);
         let Entry { batch, .. } = written.into_iter().find(|entry| entry.batch.is_only_in_memory())?;
         self.memory -= batch.memory();
@@ -618,7 +627,7 @@ mod tests {
 
     #[test]
     fn only_a_written_batch_without_another_copy_is_let_go() {
-        let mut ledger = Ledger::new(10_000);
+        let mut ledger = Ledger::new(200);
         sent(&mut ledger, stored(bulk(1, 100)), Millis(0));
         sent(&mut ledger, bulk(2, 200), Millis(0));
         ledger.push(bulk(3, 400));

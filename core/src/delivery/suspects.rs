@@ -7,7 +7,8 @@
 //!
 //! 1. Two streams in a row end while the same batches are in flight. The next stream is *careful*: it takes those at a distance
 //!    from each other. It does not matter which batch is the oldest, because servers take some before they come to the one they
-//!    die of, and urgent ones overtake it.
+//!    die of, and urgent ones overtake it. What only a PING has confirmed counts as in flight when the server takes nothing more,
+//!    because it is behind then.
 //! 2. The batches that a careful stream has written just before its end become *suspects*; without any, all that it was handed and the
 //!    server is not known to have taken, because a slow server comes to a batch late. Others overtake them.
 //! 3. A suspect gets a *trial* on a stream that has held for some seconds: it is sent alone, with silence before and after it.
@@ -98,9 +99,9 @@ impl Suspects {
         }
     }
 
-    /// The server has taken a batch.
-    pub(super) fn handle_confirmed(&mut self, who: Identity) {
-        if let Some(at) = self.watched.iter().position(|watched| watched.who == who) {
+    /// The server has taken a batch. Only credit shows that its application has: a PING is answered without it.
+    pub(super) fn handle_confirmed(&mut self, who: Identity, by_credit: bool) {
+        if let Some(at) = self.watched.iter().position(|watched| by_credit && watched.who == who) {
             self.watched.swap_remove(at);
         }
         if self.suspects.is_empty() {
@@ -159,7 +160,7 @@ impl Suspects {
     pub(super) fn handle_cut(&mut self, whole: Identity, parts: impl Iterator<Item = Identity>) {
         if self.is_suspect(whole) {
             self.acquit(whole);
-            parts.for_each(|part| self.suspect(part, 0));
+            self.suspect(parts, 0);
         }
     }
 
@@ -201,7 +202,7 @@ impl Suspects {
                 [(who, false)] => Some(who),
                 _ => None,
             };
-            blamed.into_iter().for_each(|(who, _)| self.suspect(who, u32::from(guilty.is_some())));
+            self.suspect(blamed.into_iter().map(|(who, _)| who), u32::from(guilty.is_some()));
             return guilty.map_or(Verdict::Nothing, Verdict::Guilty);
         }
         self.handle_unrelated();
@@ -249,8 +250,20 @@ impl Suspects {
         Verdict::Nothing
     }
 
-    fn suspect(&mut self, who: Identity, strikes: u32) {
-        if self.suspects.len() < MAX_SUSPECTS && !self.is_suspect(who) {
+    /// Suspects batches. When there is no room for them, the oldest suspects that have not ended a trial are ordinary batches again. While a
+    /// batch that is none yet ends every stream, no stream gets old enough for a trial, so that nothing else would ever make room for it.
+    fn suspect(&mut self, all: impl Iterator<Item = Identity>, strikes: u32) {
+        let mut earlier = self.suspects.len();
+        for who in all {
+            if self.is_suspect(who) {
+                continue;
+            }
+            if self.suspects.len() >= MAX_SUSPECTS {
+                let may_go = |suspect: &Suspect| suspect.strikes == 0 && self.trial != Some(suspect.who);
+                let Some(oldest) = self.suspects.iter().take(earlier).position(may_go) else { return };
+                self.suspects.remove(oldest);
+                earlier -= 1;
+            }
             self.suspects.push(Suspect { who, strikes, lifetime_ms: 0 });
         }
     }
@@ -318,7 +331,7 @@ mod tests {
     fn dies_of_a_record(suspects: &mut Suspects, opened: u64, has_witness: bool) -> u64 {
         suspects.handle_opened(Millis(opened));
         if has_witness {
-            suspects.handle_confirmed(who(9));
+            suspects.handle_confirmed(who(9), true);
         }
         let Some(Millis(handed)) = suspects.gate(who(1), false) else { panic!("only time is wanted") };
         suspects.handle_handed(who(1), Millis(handed));
@@ -479,10 +492,10 @@ mod tests {
         let mut suspects = two_suspects();
         suspects.handle_opened(Millis(10_000));
         suspects.handle_handed(who(1), Millis(20_000));
-        suspects.handle_confirmed(who(1));
+        suspects.handle_confirmed(who(1), true);
         assert!(!suspects.is_suspect(who(1)) && suspects.is_suspect(who(2)));
         assert_eq!(suspects.gate(who(3), true), Some(Millis(0)), "its trial is over");
-        suspects.handle_confirmed(who(2));
+        suspects.handle_confirmed(who(2), true);
         assert!(suspects.is_empty());
     }
 
@@ -551,7 +564,7 @@ mod tests {
     fn a_suspect_is_no_witness_against_another_unless_it_is_acquitted_by_its_trial() {
         let mut suspects = one_record();
         // Another suspect: the parts of a batch that was cut.
-        suspects.suspect(who(2), 0);
+        suspects.suspect([who(2)].into_iter(), 0);
         suspects.handle_opened(Millis(1_000));
         suspects.handle_handed(who(2), Millis(10_000));
         suspects.handle_written(who(2), Millis(10_000));
@@ -561,8 +574,8 @@ mod tests {
         assert!(suspects.is_guilty(who(1)));
 
         let mut suspects = one_record();
-        suspects.suspect(who(2), 0);
-        suspects.handle_confirmed(who(2));
+        suspects.suspect([who(2)].into_iter(), 0);
+        suspects.handle_confirmed(who(2), true);
         dies_of_a_record(&mut suspects, 20_000, false);
         assert!(!suspects.is_guilty(who(1)));
     }
@@ -614,9 +627,41 @@ mod tests {
         let mut suspects = two_suspects();
         suspects.handle_cut(who(1), (100..100 + 2 * MAX_SUSPECTS).map(who));
         let known = (100..100 + 2 * MAX_SUSPECTS).filter(|number| suspects.is_suspect(who(*number)));
-        assert_eq!(known.count(), MAX_SUSPECTS - 1, "batch 2 is one as well");
-        suspects.handle_cut(who(2), [who(101), who(102)].into_iter());
+        assert_eq!(known.clone().count(), MAX_SUSPECTS, "batch 2 has made room");
+        assert_eq!(known.max(), Some(99 + MAX_SUSPECTS), "those of one cut make none for each other");
+        suspects.handle_cut(who(100), [who(101), who(102)].into_iter());
         suspects.handle_dropped(who(101));
         assert!(!suspects.is_suspect(who(101)), "nobody is one twice");
+    }
+
+    #[test]
+    fn what_ends_streams_before_any_of_too_many_suspects_is_tried_takes_the_place_of_the_oldest() {
+        let mut suspects = Suspects::default();
+        suspects.suspect((0..MAX_SUSPECTS).map(who), 0);
+        for number in [900, 901] {
+            for opened in [1_000, 2_000] {
+                suspects.handle_opened(Millis(opened));
+                assert_eq!(broken(&mut suspects, &[800, number], opened + 10), Verdict::Nothing);
+            }
+            suspects.handle_opened(Millis(3_000));
+            suspects.handle_handed(who(number), Millis(3_200));
+            broken(&mut suspects, &[number], 3_300);
+            assert!(suspects.is_suspect(who(number)));
+        }
+        assert_eq!([0, 1, 2, 900].map(|number| suspects.is_suspect(who(number))), [false, false, true, true]);
+    }
+
+    #[test]
+    fn a_suspect_that_has_ended_a_trial_makes_no_room_for_others() {
+        let mut suspects = one_record();
+        dies_of_a_record(&mut suspects, 1_000, true);
+        suspects.suspect((100..99 + MAX_SUSPECTS).map(who), 0);
+        suspects.handle_cut(who(100), [who(101), who(102), who(900), who(901)].into_iter());
+        assert!(suspects.is_guilty(who(1)) && suspects.is_suspect(who(900)) && suspects.is_suspect(who(901)));
+        assert!(!suspects.is_suspect(who(101)), "the oldest that has not");
+        let mut suspects = Suspects::default();
+        suspects.suspect((0..MAX_SUSPECTS).map(who), 1);
+        suspects.suspect([who(900)].into_iter(), 0);
+        assert!(!suspects.is_suspect(who(900)) && suspects.is_suspect(who(0)));
     }
 }

@@ -158,9 +158,12 @@ impl<M: Clone> Outbox<M> {
 
     /// The server has ended the stream without a reason.
     fn judge(&mut self, now: Millis) {
-        let in_flight = self.ledger.handed().filter(|batch| batch.kind() != Kind::Heartbeat && !batch.is_gone());
-        let in_flight = in_flight.map(|batch| (batch.identity(), batch.is_smallest));
-        let Verdict::Guilty(who) = self.suspects.handle_broken(in_flight, self.ledger.is_writing(), now) else {
+        let is_writing = self.ledger.is_writing();
+        let handed = self.ledger.handed().filter(|batch| batch.kind() != Kind::Heartbeat && !batch.is_gone());
+        // A server that takes nothing more is behind. It may have died of a batch long after it answered the PING that confirmed it.
+        let behind = self.recent.uncredited().filter(|_| is_writing);
+        let in_flight = behind.chain(handed).map(|batch| (batch.identity(), batch.is_smallest));
+        let Verdict::Guilty(who) = self.suspects.handle_broken(in_flight, is_writing, now) else {
             return;
         };
         let guilty = self.ledger.handed().find(|batch| batch.identity() == who);

@@ -428,7 +428,7 @@ impl<M: Clone> Outbox<M> {
             if !batch.is_double {
                 self.counters.confirmed += batch.records();
             }
-            self.suspects.handle_confirmed(batch.identity());
+            self.suspects.handle_confirmed(batch.identity(), end <= self.ledger.credited());
             self.handle_fitting(batch.content_bytes());
             self.keep_confirmed(batch, end, now);
         }

@@ -68,6 +68,11 @@ impl<M> Recent<M> {
         self.batches.iter().any(|confirmed| confirmed.batch.stored.is_some())
     }
 
+    /// Those that only a PING has confirmed: the server's application may not have come to them.
+    pub(super) fn uncredited(&self) -> impl Iterator<Item = &Batch<M>> {
+        self.batches.iter().filter(|confirmed| !confirmed.by_credit).map(|confirmed| &confirmed.batch)
+    }
+
     /// Forgets all of them, because the files that some lay in are gone.
     pub(super) fn clear(&mut self) {
         self.batches.clear();

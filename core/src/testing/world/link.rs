@@ -7,7 +7,7 @@ use super::World;
 use super::agenda::{Happening, Manner, Packet};
 use crate::command::Command;
 use crate::command::oversized::TokenFinder;
-use crate::limits::STREAM_AHEAD;
+use crate::limits::{CAREFUL_GAP_MS, MAX_UNCONFIRMED_BATCHES, STREAM_AHEAD};
 use crate::link::End;
 use crate::link::session::{Abandoned, Action, Attempt, Target};
 use crate::testing::message::Message;
@@ -390,8 +390,10 @@ impl World {
             host.half_open.push(id);
         }
         if is_streaming && matches!(end, End::Ok | End::Unexplained | End::TooLarge) {
-            // What a long stream has carried was taken long before its end, so that nothing is suspected of two such ends.
-            let is_streak = now.since(opened) < 60_000 || self.unexplained_ends >= 3;
+            // What a long stream has carried was taken long before its end, so that nothing is suspected of two such ends. The third
+            // stream is careful, and takes long over what was in flight.
+            let careful = if self.unexplained_ends == 2 { CAREFUL_GAP_MS * MAX_UNCONFIRMED_BATCHES as u64 } else { 0 };
+            let is_streak = now.since(opened) < 60_000 + careful || self.unexplained_ends >= 3;
             self.unexplained_ends = if is_streak { self.unexplained_ends + 1 } else { 1 };
             self.longest_life_ms = self.longest_life_ms.max(now.since(opened));
         }

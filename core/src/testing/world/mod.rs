@@ -112,6 +112,8 @@ pub(super) struct World {
     /// Streams that servers have ended without a reason since the agent has started.
     unexplained_ends: u32,
     longest_life_ms: u64,
+    /// Records that the agent had sent again after servers had taken them, when its batches were last within their bound.
+    replayed: u64,
     may_forget: bool,
     /// When a server was killed last that has lost something.
     forgot_at: Option<Millis>,
@@ -180,6 +182,7 @@ impl World {
             results: 0,
             unexplained_ends: 0,
             longest_life_ms: 0,
+            replayed: 0,
             may_forget: setup.forgets,
             forgot_at: None,
             poisoned: 0,

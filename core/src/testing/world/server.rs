@@ -189,7 +189,7 @@ impl World {
         let Some(done) = self.connections[id].far.work.take() else { return };
         if self.is_fatal(&done.message) {
             let server = self.connections[id].server;
-            self.note(|| format!("server {server} dies of a message"));
+            self.note(|| format!("server {server} dies of {:?}", done.message));
             self.died_at = now;
             self.connections[id].far.work = Some(done);
             let away = self.random.between(500, 3_000);

@@ -1,7 +1,7 @@
 //! Batches that the server does not take.
 
 use super::*;
-use crate::limits::{CAREFUL_GAP_MS, LEDGER_WAIT_MS, PROBE_AFTER_MS, REFUSALS, TRIAL_MS};
+use crate::limits::{CAREFUL_GAP_MS, CONFIRM_GRACE_MS, LEDGER_WAIT_MS, PROBE_AFTER_MS, REFUSALS, REPLAY_MS, TRIAL_MS};
 
 /// When everything that has waited since the start is due to be written.
 const DUE: Millis = Millis(SPOOL_AFTER_MS);
@@ -134,6 +134,34 @@ fn suspect(outbox: &mut Outbox<u32>, now: Millis) {
         assert!(matches!(outbox.poll_send(later), Some(Outgoing::Send(_))));
         outbox.handle_broken(false, later);
         outbox.handle_ended(later);
+    }
+}
+
+#[test]
+fn a_server_that_is_behind_may_have_died_of_what_only_a_ping_has_confirmed() {
+    for is_behind in [true, false] {
+        let mut outbox = Outbox::new(Bounds { memory: PLENTY, spool: 0 }, Millis(0));
+        outbox.set_replay_ms(REPLAY_MS);
+        outbox.push(bulk(0));
+        outbox.push(bulk(1));
+        let mut now = Millis(0);
+        for _ in 0..REFUSALS {
+            outbox.handle_opened(now);
+            assert_eq!(send(&mut outbox, now), Some(0));
+            now = now + CONFIRM_GRACE_MS;
+            assert_eq!(outbox.poll_send(now), Some(Outgoing::Send(1)));
+            if !is_behind {
+                outbox.handle_written(now);
+            }
+            outbox.handle_ping(now);
+            outbox.handle_pong(now);
+            assert_eq!(outbox.counters().confirmed, 1);
+            outbox.handle_broken(false, now);
+            outbox.handle_ended(now);
+        }
+        outbox.handle_opened(now);
+        assert_eq!(send(&mut outbox, now), (!is_behind).then_some(0), "the stream is careful with it");
+        assert_eq!(send(&mut outbox, now + CAREFUL_GAP_MS), Some(u32::from(!is_behind)));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::delivery::spool::Failed;
-use crate::limits::{CONFIRM_GRACE_MS, LEDGER_WAIT_MS, PING_INTERVAL_MS, SPOOL_RETRY_MS};
+use crate::limits::{CONFIRM_GRACE_MS, LEDGER_WAIT_MS, MAX_UNCONFIRMED_BATCHES, PING_INTERVAL_MS, SPOOL_RETRY_MS};
 
 /// When everything that has waited since the start is due to be written.
 const DUE: Millis = Millis(SPOOL_AFTER_MS);
@@ -91,6 +91,22 @@ fn a_live_stream_lets_nothing_go_that_the_disk_can_keep() {
         assert_eq!(outbox.make_room(true, Millis(0)), Shed::default());
         assert_eq!(outbox.make_room(true, Millis(LEDGER_WAIT_MS)), Shed { let_go, ..Shed::default() });
     }
+}
+
+#[test]
+fn a_live_stream_lets_nothing_go_when_batches_are_too_many_and_memory_is_not_short() {
+    let mut outbox = Outbox::new(Bounds { memory: PLENTY, spool: 0 }, Millis(0));
+    outbox.handle_opened(Millis(0));
+    for message in 0..u32::try_from(MAX_UNCONFIRMED_BATCHES).expect("few") {
+        outbox.push(bulk(message));
+        assert_eq!(send(&mut outbox, Millis(0)), Some(message));
+    }
+    assert_eq!(outbox.make_room(true, Millis(0)), Shed::default());
+    assert_eq!(outbox.make_room(true, Millis(LEDGER_WAIT_MS)), Shed::default(), "it would make no room");
+    outbox.handle_credit(credit_for(1), Millis(LEDGER_WAIT_MS));
+    assert!(outbox.has_room(), "a confirmation does");
+    outbox.handle_ended(Millis(LEDGER_WAIT_MS));
+    assert_eq!(outbox.losses().sum(), 0, "all are sent again");
 }
 
 #[test]
