@@ -10,7 +10,7 @@ pub(crate) mod journal;
 mod raw;
 mod records;
 
-pub use agent::{Agent, Heartbeats, Setup, Workdir, config};
+pub use agent::{Agent, Heartbeats, Setup, Workdir, config, whole_lines};
 pub use journal::Journal;
 pub use raw::RawServer;
 pub use records::{AgentRecords, Records, Series, Taken};
