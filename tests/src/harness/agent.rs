@@ -367,7 +367,7 @@ impl Agent {
     /// Returns its log so far.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read_to_string(self.workdir().path().join("log/elklet.log")).unwrap_or_default()
+        whole_lines(&self.workdir().path().join("log/elklet.log"))
     }
 
     /// Returns the lines of its log that contain this text.
@@ -389,7 +389,7 @@ impl Agent {
     /// Returns what it has written to standard error.
     #[must_use]
     pub fn stderr(&self) -> String {
-        fs::read_to_string(self.workdir().path().join("stderr")).unwrap_or_default()
+        whole_lines(&self.workdir().path().join("stderr"))
     }
 
     /// Sends it a signal.
@@ -484,6 +484,15 @@ impl Drop for Agent {
         _ = self.child.kill();
         _ = self.child.wait();
     }
+}
+
+/// Returns the lines of a file that is being written, if there is one. Whoever reads it while a line is on its way may see a part of the
+/// line, which is left out.
+#[must_use]
+pub fn whole_lines(path: &Path) -> String {
+    let mut text = fs::read(path).unwrap_or_default();
+    text.truncate(text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1));
+    String::from_utf8(text).unwrap_or_default()
 }
 
 fn kill(pid: u32, signal: Signal) {

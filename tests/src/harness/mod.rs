@@ -10,13 +10,13 @@ pub(crate) mod journal;
 mod raw;
 mod records;
 
-pub use agent::{Agent, Heartbeats, Setup, Workdir, config};
+pub use agent::{Agent, Heartbeats, Setup, Workdir, config, whole_lines};
 pub use journal::Journal;
 pub use raw::RawServer;
 pub use records::{AgentRecords, Records, Series, Taken};
 pub use rustix::process::Signal;
 
-use crate::center::{Center, Options, State};
+use crate::center::{Batch, Center, Options, State};
 use crate::pki::Set;
 use elklet_proto::grpc::{Command, Task};
 use std::io::{self, Write, stderr};
@@ -120,12 +120,23 @@ impl Site {
     /// # Panics
     /// When it cannot be started.
     pub fn start(&mut self, options: Options) {
+        self.start_observed(options, |_| {});
+    }
+
+    /// Does the same with an observer. It misses nothing, although agents may come back before this returns.
+    ///
+    /// # Panics
+    /// When the center cannot be started.
+    pub fn start_observed(&mut self, options: Options, observer: impl FnMut(&Arc<Batch>) + Clone + Send + 'static) {
         let (number, mut started) = (self.centers + 1, None);
         wait_until("address to listen on", || {
             // Another test may just be starting a process, which may still hold the sockets of the center that was
             // stopped.
-            let records = Arc::clone(&self.records);
-            let result = Center::start_observed(options.clone(), move |batch| records.take(number, batch));
+            let (records, mut observer) = (Arc::clone(&self.records), observer.clone());
+            let result = Center::start_observed(options.clone(), move |batch| {
+                observer(batch);
+                records.take(number, batch);
+            });
             let taken = result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
             started = Some(result);
             !taken

@@ -139,8 +139,8 @@ fn attack(words: &[&str], places: &[(&str, &str)]) -> Vec<(String, String)> {
     let workdir = arguments.iter().find_map(|word| word.strip_prefix("workdir=")).unwrap();
     let mut holder = host.user(&["hold", workdir]).stdout(Stdio::piped()).spawn().unwrap();
     wait_for_line(&mut holder, "done");
-    let mut agent = start(agent.kill(), &host, words);
     let streams = site.center().read(|state| state.agent(agent.id()).streams);
+    let mut agent = start(agent.kill(), &host, words);
     let mut is_kept = false;
     wait_until("start, or its failure", || {
         is_kept = !agent.is_running();

@@ -6,7 +6,7 @@ use crate::downloads::{plain, program};
 use elklet_proto::grpc::Config;
 use elklet_tests::binaries::Binaries;
 use elklet_tests::files::{Files, How};
-use elklet_tests::harness::{Agent, Setup, Signal, Site, wait_until};
+use elklet_tests::harness::{Agent, Setup, Signal, Site, wait_until, whole_lines};
 use rustix::fs::{Mode, OFlags, fcntl_getfl, open};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
@@ -156,7 +156,7 @@ fn an_agent_starts_without_a_log() {
 
 /// Returns the events of the audit.
 fn audited(agent: &Agent) -> Vec<Value> {
-    let text = fs::read_to_string(agent.workdir().path().join("log/audit.log")).unwrap_or_default();
+    let text = whole_lines(&agent.workdir().path().join("log/audit.log"));
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
 }
 

@@ -1,7 +1,7 @@
 //! Servers that are killed with records that they had read and not passed on. The agent replays those.
 
 use crate::PLUGIN;
-use elklet_tests::center::Center;
+use elklet_tests::center::Batch;
 use elklet_tests::harness::{Setup, Site, types, wait_until};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -18,30 +18,30 @@ const RECORDS: u64 = 12_000;
 /// When the server took which numbers.
 type Taken = Arc<Mutex<Vec<(Instant, u64)>>>;
 
-fn watch(center: &Center) -> Taken {
-    let taken = Taken::default();
-    let seen = Arc::clone(&taken);
-    center.observe(move |batch| {
+/// Returns an observer that notes there what a server takes.
+fn noting(taken: &Taken) -> impl FnMut(&Arc<Batch>) + Clone + Send + 'static {
+    let taken = Arc::clone(taken);
+    move |batch| {
         let now = Instant::now();
         let numbered = batch.data.records.iter().filter(|record| record.data_type == NUMBERED);
         let numbers = numbered.map(|record| (now, record.fields().unwrap()["seq"].parse().unwrap()));
-        seen.lock().unwrap().extend(numbers);
-    });
-    taken
+        taken.lock().unwrap().extend(numbers);
+    }
 }
 
 /// Runs an agent that sends numbered records while its server is killed. Returns the numbers that either server has
 /// kept, and how many records the agent says it has replayed.
 fn killed_under_load(site: &mut Site, setup: Setup) -> (BTreeSet<u64>, u64) {
-    let before = watch(site.center());
+    let (before, after) = (Taken::default(), Taken::default());
+    site.center().observe(noting(&before));
     let detail = format!("hello run=all rate=2000 size=600 n={RECORDS}");
     site.center().set_configs(Some(vec![setup.workdir().install("probe", PLUGIN, &detail)]));
     let agent = setup.start();
     wait_until("records under way", || before.lock().unwrap().len() > 5_000);
     let options = site.stop();
     let killed = Instant::now();
-    site.start(options);
-    let after = watch(site.center());
+    // The agent comes back as soon as there is a server, and whoever looked later would miss what it sends first.
+    site.start_observed(options, noting(&after));
     site.wait_records("the last record", &agent, |records| records.run("all").received >= RECORDS);
     let kept = |at: &Instant| killed.duration_since(*at) >= FORGOTTEN;
     let mut numbers: BTreeSet<u64> =

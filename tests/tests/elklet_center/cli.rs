@@ -246,9 +246,7 @@ fn a_pushed_plugin_runs_where_it_is_signed_and_shows_as_refused_where_the_signat
         let of = ["sign", "probe", "--key", key, "--name", "probe", "--version", version];
         let signature = elklet(&[&of[..], &detail].concat());
         let words = ["push", &file, "--name", "probe", "--version", version, "--group", "edge", "--wait", "1s"];
-        let mut child = begin(dir, &[&words[..], &detail, &["--signature", &signature, "--json"]].concat());
-        fleet.wait("end of the command", || child.try_wait().unwrap().is_some());
-        let output = child.wait_with_output().unwrap();
+        let output = fleet.end_of(begin(dir, &[&words[..], &detail, &["--signature", &signature, "--json"]].concat()));
         (code(&output), told(&output), lines(&String::from_utf8_lossy(&output.stdout)).pop().unwrap())
     };
     let (status, said, rollout) = push("key", "1");
@@ -280,14 +278,10 @@ fn a_plugin_is_pushed_and_a_task_answered_with_the_outcome_as_the_exit_code() {
         fs::write(&path, contents).unwrap();
         path.display().to_string()
     };
-    let end = |mut child: Child| {
-        fleet.wait("end of the command", || child.try_wait().unwrap().is_some());
-        child.wait_with_output().unwrap()
-    };
     let good = file("probe-1", &program("1"));
     let push = |what: &str, version: &str, more: &[&str]| {
         let words = ["push", what, "--name", "probe", "--version", version, "--group", "edge"];
-        end(begin(dir, &[&words[..], more].concat()))
+        fleet.end_of(begin(dir, &[&words[..], more].concat()))
     };
     let pushed = push(&good, "1", &["--wait", "1s", "--json"]);
     assert_eq!(code(&pushed), Some(0), "{}", told(&pushed));

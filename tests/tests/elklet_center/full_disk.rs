@@ -2,6 +2,7 @@
 
 use crate::program::{Program, site};
 use crate::support::http;
+use elklet_proto::grpc::Config;
 use elklet_tests::binaries::center_for_tests;
 use elklet_tests::harness::{Setup, own_address, skipped, wait_until};
 use serde_json::{Value, json};
@@ -13,8 +14,8 @@ use std::process::{Command, Output};
 
 const PLUGIN: &str = env!("CARGO_BIN_EXE_scripted-plugin");
 
-/// Records that the plugin sends.
-const RECORDS: u64 = 40_000;
+/// More records than the plugin sends until it is told to end.
+const MANY: u64 = 1_000_000;
 
 /// Writes a file for as long as there is room. Returns the bytes that this took when the disk is full.
 fn fill(path: &Path) -> u64 {
@@ -73,13 +74,16 @@ fn a_full_disk_takes_no_records_says_so_and_loses_none() {
     let agent = Setup::new(&dir.path().join("certs")).server(&program.grpc.to_string()).start();
     let path = format!("/api/v1/hosts/{}", agent.id());
     wait_until("heartbeat", || program.get(&path)["hostname"].is_string());
-    let plugin = agent.install("load", PLUGIN, &format!("run=all rate=4000 n={RECORDS}"));
-    let desired = json!({ "plugins": [{
-        "name": plugin.name, "type": plugin.r#type, "version": plugin.version, "sha256": plugin.sha256,
-        "signature": plugin.signature, "download_url": [], "detail": plugin.detail,
-    }] });
-    let put = http::request(program.http, "PUT", "/api/v1/plugins", &[], desired.to_string());
-    assert_eq!(put.status, 200, "{}", put.body);
+    let put = |plugin: Config| {
+        let desired = json!({ "plugins": [{
+            "name": plugin.name, "type": plugin.r#type, "version": plugin.version, "sha256": plugin.sha256,
+            "signature": plugin.signature, "download_url": [], "detail": plugin.detail,
+        }] });
+        let put = http::request(program.http, "PUT", "/api/v1/plugins", &[], desired.to_string());
+        assert_eq!(put.status, 200, "{}", put.body);
+    };
+    // It sends for as long as this test takes, and says at its end how many there were.
+    put(agent.install("load", PLUGIN, "run=all rate=2000 endless"));
     let stored = || {
         let counts = &program.get(&path)["counts"];
         let of_type = counts.as_array().unwrap().iter().find(|of| of["data_type"] == 7000);
@@ -103,20 +107,22 @@ fn a_full_disk_takes_no_records_says_so_and_loses_none() {
     assert!(says_so(&status["warnings"].to_string()), "{status}");
     let metrics = http::get(program.http, "/metrics").body;
     assert!(metrics.lines().any(|line| line == "center_store_failing 1"), "{metrics}");
-    let before = stored();
-    assert!(before < RECORDS, "the plugin was faster than this test");
     assert_eq!(program.get(&path)["connected"], true, "agents stay, and keep what they have");
 
     fs::remove_file(&ballast).unwrap();
-    wait_until("all records", || stored() >= RECORDS);
     wait_until("a center that is well", || ready().status == 200);
-    let found =
-        http::get(program.http, &format!("/api/v1/records.ndjson?type=7000&order=oldest&limit={}", RECORDS * 2));
+    // Another one takes its place.
+    put(agent.install("other", PLUGIN, ""));
+    let goodbye = || program.get("/api/v1/records?type=7004")["records"][0]["fields"]["sent"].clone();
+    wait_until("the plugin's last record", || goodbye().is_string());
+    let sent: u64 = goodbye().as_str().unwrap().parse().unwrap();
+    wait_until("all records", || stored() >= sent);
+    let found = http::get(program.http, &format!("/api/v1/records.ndjson?type=7000&order=oldest&limit={MANY}"));
     let numbers: BTreeSet<u64> = found
         .body
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap()["fields"]["seq"].as_str().unwrap().parse().unwrap())
         .collect();
-    assert_eq!((numbers.len() as u64, numbers.last()), (RECORDS, Some(&(RECORDS - 1))), "none is missing");
+    assert_eq!((numbers.len() as u64, numbers.last()), (sent, Some(&(sent - 1))), "none is missing");
     assert_eq!(run(&data, &["status"]).status.code(), Some(0));
 }

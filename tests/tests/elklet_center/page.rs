@@ -1,11 +1,13 @@
 //! A team works with the page: a real browser, the real center, real agents and a real plugin.
 
 use crate::chromium::{self, Browser};
+use crate::plugins::Ended;
 use crate::program::{Program, site};
 use crate::support::http;
 use elklet_tests::binaries::{Binaries, center_for_tests};
 use elklet_tests::harness::{Agent, Setup, skipped, wait_until};
 use serde_json::json;
+use std::cell::RefCell;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -62,10 +64,13 @@ fn sees_soon(browser: &mut Browser, center: &Program, text: &str) {
 }
 
 fn holds_soon(browser: &mut Browser, center: &Program, what: &str, script: &str) {
+    let ended = RefCell::new(Ended::default());
     browser.wait_and(what, script, || {
-        let reset = http::post(center.http, "/conn/reset", r#"{"type":"random","count":2}"#);
-        assert_eq!(reset.status, 200, "{}", reset.body);
+        if ended.borrow().are_replaced(center) {
+            *ended.borrow_mut() = Ended::now(center);
+        }
     });
+    wait_until("the streams after those that were ended", || ended.borrow().are_replaced(center));
 }
 
 /// Waits until both agents are connected.

@@ -12,6 +12,7 @@ use elklet_tests::pki::Set;
 use serde_json::{Value, json};
 use std::fs;
 use std::net::SocketAddr;
+use std::process::{Child, Output};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -82,14 +83,29 @@ impl Fleet {
     /// Waits for something that heartbeats tell, which it asks for meanwhile: they are a minute apart, and a stream begins with one.
     pub(crate) fn wait(&self, what: &str, mut holds: impl FnMut() -> bool) {
         let (mut asked, mut pause) = (Instant::now(), Duration::from_millis(700));
+        let mut ended = Ended::default();
         wait_until(what, || {
-            if asked.elapsed() > pause {
+            if asked.elapsed() > pause && ended.are_replaced(&self.program) {
                 // An agent whose streams end again and again takes its time, and so does a busy machine.
                 (asked, pause) = (Instant::now(), (pause * 3 / 2).min(Duration::from_secs(8)));
-                http::post(self.program.http, "/conn/reset", r#"{"type":"random","count":2}"#);
+                ended = Ended::now(&self.program);
             }
             holds()
         });
+        // Whoever goes on from here finds both agents connected.
+        wait_until("the streams after those that were ended", || ended.are_replaced(&self.program));
+    }
+
+    /// Waits for the end of a command that may begin a rollout.
+    pub(crate) fn end_of(&self, mut child: Child) -> Output {
+        // A command that begins one while streams end finds no host there.
+        let is_active = |rollout: &Value| rollout["state"] == "canary" || rollout["state"] == "rolling";
+        wait_until("a rollout, or the end of the command", || {
+            child.try_wait().unwrap().is_some()
+                || self.get("/api/v1/rollouts").as_array().unwrap().iter().any(is_active)
+        });
+        self.wait("end of the command", || child.try_wait().unwrap().is_some());
+        child.wait_with_output().unwrap()
     }
 
     /// Waits until a rollout is in a state.
@@ -114,6 +130,35 @@ impl Fleet {
     }
 }
 
+/// The agents whose streams were told to end, and the number of streams that each had had.
+///
+/// The center answers before a stream ends. Until it does, the agent still counts as connected, and then it is away for a moment.
+#[derive(Default)]
+pub(crate) struct Ended(Vec<(String, u64)>);
+
+impl Ended {
+    /// Ends the streams of all agents.
+    pub(crate) fn now(program: &Program) -> Self {
+        let hosts = program.get("/api/v1/hosts")["hosts"].clone();
+        let streams = |id: &str| program.get(&format!("/api/v1/hosts/{id}"))["streams"].as_u64().unwrap();
+        let ids = hosts.as_array().unwrap().iter().map(|host| host["id"].as_str().unwrap().to_owned());
+        let mut all: Vec<_> = ids.map(|id| (id.clone(), streams(&id))).collect();
+        let reset = http::post(program.http, "/conn/reset", r#"{"type":"random","count":2}"#);
+        assert_eq!(reset.status, 200, "{}", reset.body);
+        let told = reset.json()["data"].clone();
+        all.retain(|(id, _)| told.as_array().unwrap().contains(&json!(id)));
+        Self(all)
+    }
+
+    /// Returns true once each of the agents is there with another stream.
+    pub(crate) fn are_replaced(&self, program: &Program) -> bool {
+        self.0.iter().all(|(id, streams)| {
+            let host = program.get(&format!("/api/v1/hosts/{id}"));
+            host["connected"] == true && host["streams"].as_u64() > Some(*streams)
+        })
+    }
+}
+
 /// The program of a plugin that does nothing, in as many versions as wanted.
 pub(crate) fn program(version: &str) -> Vec<u8> {
     // What follows the end of an executable is nobody's.
@@ -125,9 +170,10 @@ fn a_plugin_is_rolled_out_upgraded_and_put_back() {
     let mut fleet = Fleet::new();
     let first = fleet.upload("probe-1", &program("1"));
     let rollout = fleet.roll_out("1", &first, 0);
-    fleet.wait_version(0, "1");
-    let hosts = fleet.get(&format!("/api/v1{rollout}"))["hosts"].clone();
-    assert_eq!([&hosts[0]["state"], &hosts[1]["state"]], ["running", "waiting"], "{hosts}");
+    // The center knows what a heartbeat says a moment before its rollouts do.
+    let hosts = || fleet.get(&format!("/api/v1{rollout}"))["hosts"].clone();
+    fleet.wait("canary", || hosts()[0]["state"] == "running");
+    assert_eq!((fleet.version(0), &hosts()[1]["state"]), (json!("1"), &json!("waiting")), "{}", hosts());
     assert_eq!(fleet.version(1), Value::Null);
     let put = http::request(fleet.program.http, "PUT", "/api/v1/plugins", &[], r#"{"group":"edge","plugins":[]}"#);
     assert_eq!(put.status, 409, "{}", put.body);

@@ -51,13 +51,14 @@ fn an_agent_that_ends_without_a_server_and_starts_again() {
     let agent = start_life(&mut server, setup, &endless("second"));
     server.wait_records("goodbye", SETTLE, |records| records.of_type(types::GOODBYE).count() == 1);
     server.wait_records("the second life", SETTLE, |records| records.run("second").received > RATE);
-    drop(agent.into_setup());
+    // What a busy machine cannot send in the time that an end may take waits on the disk for the next life.
+    let setup = agent.into_setup();
+    let _agent = start_life(&mut server, setup, "");
     server.wait_records("second goodbye", SETTLE, |records| records.of_type(types::GOODBYE).count() == 2);
     server.records(|records| {
         for goodbye in records.of_type(types::GOODBYE) {
             let run = &goodbye["run"];
-            let breaks = if run == "first" { 1 } else { 0 };
-            assert_whole(&format!("SIGTERM, {run} life"), records.run(run), goodbye["sent"].parse().unwrap(), breaks);
+            assert_whole(&format!("SIGTERM, {run} life"), records.run(run), goodbye["sent"].parse().unwrap(), 1);
         }
     });
 }

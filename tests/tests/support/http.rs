@@ -1,5 +1,6 @@
 //! HTTP/1.0, one request a connection: enough to ask the center something. No server may answer in chunks then.
 
+use elklet_tests::harness::DEADLINE;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +8,6 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Mutex;
-use std::time::Duration;
 
 /// The keys of the centers' own commands, by address.
 static KEYS: Mutex<BTreeMap<SocketAddr, String>> = Mutex::new(BTreeMap::new());
@@ -58,7 +58,7 @@ fn try_request(
     body: &[u8],
 ) -> io::Result<Answer> {
     let mut tcp = TcpStream::connect(address)?;
-    tcp.set_read_timeout(Some(Duration::from_secs(10)))?;
+    tcp.set_read_timeout(Some(DEADLINE))?;
     let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let key = KEYS.lock().expect("nobody panics").get(&address).cloned();
     let key = key.map_or_else(String::new, |key| format!("authorization: Bearer {key}\r\n"));

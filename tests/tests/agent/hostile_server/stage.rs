@@ -8,7 +8,7 @@ use elklet_core::link::x509;
 use elklet_proto::grpc::{Command as ToAgent, Config, Task};
 use elklet_tests::binaries::Binaries;
 use elklet_tests::files::Files;
-use elklet_tests::harness::{Agent, DEADLINE, Setup, Site, holds_within, types, wait_until};
+use elklet_tests::harness::{Agent, DEADLINE, Setup, Site, holds_within, types, wait_until, whole_lines};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tempfile::TempDir;
@@ -180,7 +180,7 @@ impl Stage {
 
     /// Returns the lines of the audit about what was refused, but for the tasks of [`Stage::harm`].
     pub(super) fn audited_refusals(&self) -> Vec<String> {
-        let audit = fs::read_to_string(self.agent.workdir().path().join("log/audit.log")).unwrap_or_default();
+        let audit = whole_lines(&self.agent.workdir().path().join("log/audit.log"));
         let refusals = audit.lines().filter(|line| line.contains("\"refused\"") && !line.contains(BARRIER));
         refusals.map(str::to_owned).collect()
     }
