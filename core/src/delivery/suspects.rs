@@ -172,13 +172,7 @@ impl Suspects {
 
     /// The stream has ended without a reason. `in_flight` are the batches of records that it was handed, oldest first,
     /// each with true if it is a single record.
-    pub(super) fn handle_broken(
-        &mut self,
-        in_flight: impl Iterator<Item = (Identity, bool)>,
-        is_writing: bool,
-        now: Millis,
-    ) -> Verdict {
-        let in_flight: Vec<_> = in_flight.collect();
+    pub(super) fn handle_broken(&mut self, in_flight: &[(Identity, bool)], is_writing: bool, now: Millis) -> Verdict {
         let find = |who: Identity| in_flight.iter().find(|(other, _)| *other == who).copied();
         if let Some(who) = self.trial.take() {
             let is_prompt = is_writing || now.since(self.quiet_since) <= TRIAL_MS;
@@ -295,7 +289,8 @@ mod tests {
 
     /// A stream ends without a reason at `now` while these batches of several records are in flight.
     fn broken(suspects: &mut Suspects, in_flight: &[usize], now: u64) -> Verdict {
-        suspects.handle_broken(in_flight.iter().map(|number| (who(*number), false)), false, Millis(now))
+        let in_flight: Vec<_> = in_flight.iter().map(|number| (who(*number), false)).collect();
+        suspects.handle_broken(&in_flight, false, Millis(now))
     }
 
     /// The next stream is careful with batches 1 and 2; it is opened at 100.
@@ -322,8 +317,7 @@ mod tests {
     fn one_record() -> Suspects {
         let mut suspects = careful();
         suspects.handle_handed(who(1), Millis(300));
-        let in_flight = [(who(1), true)].into_iter();
-        assert_eq!(suspects.handle_broken(in_flight, false, Millis(400)), Verdict::Nothing);
+        assert_eq!(suspects.handle_broken(&[(who(1), true)], false, Millis(400)), Verdict::Nothing);
         suspects
     }
 
@@ -336,8 +330,7 @@ mod tests {
         let Some(Millis(handed)) = suspects.gate(who(1), false) else { panic!("only time is wanted") };
         suspects.handle_handed(who(1), Millis(handed));
         suspects.handle_written(who(1), Millis(handed));
-        let in_flight = [(who(1), true)].into_iter();
-        assert_eq!(suspects.handle_broken(in_flight, false, Millis(handed + 5)), Verdict::Nothing);
+        assert_eq!(suspects.handle_broken(&[(who(1), true)], false, Millis(handed + 5)), Verdict::Nothing);
         handed + 5
     }
 
@@ -525,7 +518,7 @@ mod tests {
             suspects.handle_opened(Millis(10_000));
             suspects.handle_handed(who(1), Millis(20_000));
             suspects.handle_written(who(1), Millis(20_000));
-            suspects.handle_broken([(who(in_flight), false)].into_iter(), is_writing, Millis(ended));
+            suspects.handle_broken(&[(who(in_flight), false)], is_writing, Millis(ended));
             assert_eq!(suspects.is_guilty(who(1)), is_guilty, "{in_flight} {ended} {is_writing}");
         }
     }

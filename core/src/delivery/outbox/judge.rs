@@ -44,8 +44,7 @@ impl<M: Clone> Outbox<M> {
         let Some(batch) = self.ledger.all_waiting().nth(at) else { return };
         let is_due = self.suspects.is_suspect(batch.identity()) && !self.suspects.is_set_aside(batch.identity(), now);
         let is_first = batch.stored.is_some() || !self.has_more_on_disk();
-        if at > 0
-            && is_due
+        if is_due
             && is_first
             && let Some(batch) = self.ledger.take_waiting(at)
         {
@@ -151,6 +150,11 @@ impl<M: Clone> Outbox<M> {
         self.suspected_in_flight().saturating_sub(suspected)
     }
 
+    /// The batches of records that the stream was handed and that can be sent again, oldest first.
+    pub(super) fn in_flight(&self) -> impl Iterator<Item = &Batch<M>> {
+        self.ledger.handed().filter(|batch| batch.kind() != Kind::Heartbeat && !batch.is_gone())
+    }
+
     fn suspected_in_flight(&self) -> u64 {
         let suspected = self.ledger.handed().filter(|batch| self.suspects.is_suspect(batch.identity()));
         suspected.map(Batch::records).sum()
@@ -159,11 +163,11 @@ impl<M: Clone> Outbox<M> {
     /// The server has ended the stream without a reason.
     fn judge(&mut self, now: Millis) {
         let is_writing = self.ledger.is_writing();
-        let handed = self.ledger.handed().filter(|batch| batch.kind() != Kind::Heartbeat && !batch.is_gone());
         // A server that takes nothing more is behind. It may have died of a batch long after it answered the PING that confirmed it.
         let behind = self.recent.uncredited().filter(|_| is_writing);
-        let in_flight = behind.chain(handed).map(|batch| (batch.identity(), batch.is_smallest));
-        let Verdict::Guilty(who) = self.suspects.handle_broken(in_flight, is_writing, now) else {
+        let in_flight: Vec<_> =
+            behind.chain(self.in_flight()).map(|batch| (batch.identity(), batch.is_smallest)).collect();
+        let Verdict::Guilty(who) = self.suspects.handle_broken(&in_flight, is_writing, now) else {
             return;
         };
         let guilty = self.ledger.handed().find(|batch| batch.identity() == who);
@@ -173,8 +177,7 @@ impl<M: Clone> Outbox<M> {
     }
 
     fn handle_too_large(&mut self) {
-        let sent = self.ledger.handed().filter(|batch| batch.kind() != Kind::Heartbeat && !batch.is_gone());
-        let Some(largest) = sent.max_by_key(|batch| batch.content_bytes()) else { return };
+        let Some(largest) = self.in_flight().max_by_key(|batch| batch.content_bytes()) else { return };
         let (identity, content_bytes, is_single) =
             (largest.identity(), largest.content_bytes(), largest.records() <= 1);
         let times = match self.too_large.take() {

@@ -323,8 +323,7 @@ impl<M: Clone> Outbox<M> {
                 self.suspects.handle_unrelated();
             }
         }
-        let handed = self.ledger.handed().filter(|batch| batch.kind() != Kind::Heartbeat && !batch.is_gone());
-        self.counters.again += handed.map(Batch::records).sum::<u64>();
+        self.counters.again += self.in_flight().map(Batch::records).sum::<u64>();
         let given_back = self.ledger.handle_ended();
         let replayed = if core::mem::take(&mut self.is_completed) { None } else { self.replay(now) };
         for batch in given_back.iter().filter(|batch| batch.is_gone() && !batch.is_double) {

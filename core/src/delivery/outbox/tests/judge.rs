@@ -166,6 +166,21 @@ fn a_server_that_is_behind_may_have_died_of_what_only_a_ping_has_confirmed() {
 }
 
 #[test]
+fn a_suspect_whose_trial_is_due_goes_before_urgent_ones() {
+    let mut outbox = Outbox::new(Bounds { memory: PLENTY, spool: 0 }, Millis(0));
+    outbox.push(bulk(0));
+    suspect(&mut outbox, Millis(0));
+    outbox.handle_opened(Millis(0));
+    outbox.push(batch(Kind::Urgent, 1, 100));
+    assert_eq!(send(&mut outbox, Millis(0)), Some(1), "others go before it until then");
+    let due = Millis(PROBE_AFTER_MS.max(TRIAL_MS));
+    outbox.push(batch(Kind::Urgent, 2, 100));
+    assert_eq!(send(&mut outbox, due), Some(0));
+    assert_eq!(send(&mut outbox, due), None, "a trial takes silence");
+    assert_eq!(send(&mut outbox, due + TRIAL_MS), Some(2));
+}
+
+#[test]
 fn a_heartbeat_waits_for_no_suspicion_and_at_the_end_without_a_spool_nothing_does() {
     let mut outbox = Outbox::new(Bounds { memory: PLENTY, spool: 0 }, Millis(0));
     outbox.push(bulk(1));
