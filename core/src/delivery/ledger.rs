@@ -39,6 +39,12 @@ struct Entry<M> {
     left_at: Millis,
 }
 
+impl<M> Entry<M> {
+    fn waiting(batch: Batch<M>) -> Self {
+        Self { batch, end: 0, left_at: Millis(0) }
+    }
+}
+
 /// Counters of one stream, in bytes from its start.
 #[derive(Debug, Clone, Copy, Default)]
 struct StreamAccount {
@@ -86,7 +92,8 @@ impl<M> Ledger<M> {
 
     /// Adds a batch after all others.
     pub(super) fn push(&mut self, batch: Batch<M>) {
-        self.insert(self.entries.len(), batch);
+        self.memory += batch.memory();
+        self.entries.push_back(Entry::waiting(batch));
     }
 
     /// Adds a batch before all waiting ones.
@@ -364,7 +371,7 @@ impl<M> Ledger<M> {
 
     fn insert(&mut self, at: usize, batch: Batch<M>) {
         self.memory += batch.memory();
-        self.entries.insert(at, Entry { batch, end: 0, left_at: Millis(0) });
+        self.entries.insert(at, Entry::waiting(batch));
     }
 
     fn remove(&mut self, at: usize) -> Option<Batch<M>> {

@@ -19,6 +19,8 @@ pub struct RecordBuffer<B, const N: usize = SLOTS> {
     arena: B,
     /// Where each record ends; the last is where the arena's used part ends.
     ends: Vec<u32, N>,
+    /// Length of the longest body that the arena takes when it is empty.
+    longest: usize,
 }
 
 impl<B: AsRef<[u8]> + AsMut<[u8]>, const N: usize> RecordBuffer<B, N> {
@@ -28,8 +30,11 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>, const N: usize> RecordBuffer<B, N> {
     /// When the arena is longer than 4 GiB: boundaries are kept in 32 bits.
     #[must_use]
     pub fn new(arena: B) -> Self {
-        assert!(u32::try_from(arena.as_ref().len()).is_ok(), "an arena has at most 4 GiB");
-        Self { arena, ends: Vec::new() }
+        let bytes = arena.as_ref().len();
+        assert!(u32::try_from(bytes).is_ok(), "an arena has at most 4 GiB");
+        let with_length_of = |length| bytes.checked_sub(1 + length).filter(|body| varint_len(*body as u64) <= length);
+        let longest = (1..=5).find_map(with_length_of).unwrap_or(0);
+        Self { arena, ends: Vec::new(), longest }
     }
 
     /// Appends a record by its body.
@@ -95,12 +100,14 @@ impl<B: AsRef<[u8]>, const N: usize> RecordBuffer<B, N> {
 
     /// Number of records, 0 to `N`.
     #[must_use]
+    #[inline]
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
     /// Returns true when the buffer holds no record.
     #[must_use]
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
@@ -114,18 +121,19 @@ impl<B: AsRef<[u8]>, const N: usize> RecordBuffer<B, N> {
     /// Returns true when half of the slots or half of the bytes are used: the high-water mark. Sending then leaves room
     /// for what arrives meanwhile.
     #[must_use]
+    #[inline]
     pub fn above_high_water(&self) -> bool {
         self.ends.len() >= N / 2 || self.used() >= self.arena.as_ref().len() / 2
     }
 
     /// Length of the longest body that an empty buffer of this size takes, in bytes.
     #[must_use]
+    #[inline]
     pub fn longest_record(&self) -> usize {
-        let arena = self.arena.as_ref().len();
-        let with_length_of = |bytes| arena.checked_sub(1 + bytes).filter(|body| varint_len(*body as u64) <= bytes);
-        (1..=5).find_map(with_length_of).unwrap_or(0)
+        self.longest
     }
 
+    #[inline]
     fn used(&self) -> usize {
         self.ends.last().map_or(0, |&end| end as usize)
     }

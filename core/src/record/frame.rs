@@ -184,12 +184,13 @@ impl FrameDecoder {
         let Shown { length, has_payload, has_timestamp } = self.shown;
         if matches!(self.state, State::Head) {
             *input = &input[HEAD + length..];
+        } else {
+            self.forget_cut();
         }
         self.tally.records += 1;
         self.tally.record_bytes += length as u64;
         self.tally.without_payload += u64::from(!has_payload);
         self.tally.without_timestamp += u64::from(!has_timestamp);
-        self.forget_cut();
     }
 
     /// Ends the stream.

@@ -17,7 +17,7 @@ pub mod wire;
 
 use elklet_proto::data_type::{AGENT_HEARTBEAT, LOSS, PLUGIN_HEARTBEAT, needs_fields};
 
-use self::wire::{Malformed, Value, Writer, bytes_field_len, take_field, varint_len};
+use self::wire::{Malformed, Value, Writer, bytes_field_len, take_field, take_field_here, varint_len};
 
 const DATA_TYPE: u8 = 1;
 const TIMESTAMP: u8 = 2;
@@ -48,7 +48,7 @@ impl<'a> Record<'a> {
         let (mut data_type, mut timestamp, mut payload) = (None, None, None);
         let mut rest = body;
         while !rest.is_empty() {
-            let twice = match take_field(&mut rest)? {
+            let twice = match take_field_here(&mut rest)? {
                 (1, Value::Varint(value)) => data_type.replace(value).is_some(),
                 (2, Value::Varint(value)) => timestamp.replace(value).is_some(),
                 (3, Value::Bytes(bytes)) => payload.replace(bytes).is_some(),

@@ -42,6 +42,12 @@ pub enum Value<'a> {
 /// # Errors
 /// When `input` does not start with a whole, well-formed field.
 pub fn take_field<'a>(input: &mut &'a [u8]) -> Result<(u32, Value<'a>), Malformed> {
+    take_field_here(input)
+}
+
+/// The same as a part of its caller, for what every record passes through.
+#[inline(always)]
+pub(super) fn take_field_here<'a>(input: &mut &'a [u8]) -> Result<(u32, Value<'a>), Malformed> {
     let key = take_varint(input)?;
     let number = u32::try_from(key >> 3).map_err(|_| Malformed::Key)?;
     if number == 0 || number >= 1 << 29 {
@@ -64,14 +70,19 @@ pub fn take_field<'a>(input: &mut &'a [u8]) -> Result<(u32, Value<'a>), Malforme
 ///
 /// # Errors
 /// When `input` ends before the varint does, or the varint has more than 64 bits.
+#[inline(always)]
 pub fn take_varint(input: &mut &[u8]) -> Result<u64, Malformed> {
-    // Fast path: keys, lengths below 128 and most small numbers are one byte.
-    if let [first, rest @ ..] = *input
-        && *first < 0x80
-    {
-        *input = rest;
-        return Ok(u64::from(*first));
+    // Keys, lengths below 128 and most small numbers are one byte.
+    match *input {
+        [first, rest @ ..] if *first < 0x80 => {
+            *input = rest;
+            Ok(u64::from(*first))
+        }
+        _ => take_long_varint(input),
     }
+}
+
+fn take_long_varint(input: &mut &[u8]) -> Result<u64, Malformed> {
     let mut value = 0u64;
     for (i, &byte) in input.iter().enumerate().take(10) {
         if i == 9 && byte > 1 {
@@ -95,8 +106,11 @@ fn take_bytes<'a>(input: &mut &'a [u8], n: usize) -> Result<&'a [u8], Malformed>
 
 /// Length of `value` as a varint, in bytes: 1 to 10.
 #[must_use]
+#[inline]
 pub const fn varint_len(value: u64) -> usize {
-    (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
+    let bits = 64 - (value | 1).leading_zeros() as usize;
+    // A seventh, rounded up, without a division: exact for up to 64 bits.
+    (bits * 9 + 64) / 64
 }
 
 /// Length of a length-delimited field of `length` bytes with a one-byte key.

@@ -147,6 +147,9 @@ impl<M: Clone> Outbox<M> {
 
     /// Lets go of batches that were confirmed long ago, and of those that memory has no room for.
     pub(super) fn expire(&mut self, now: Millis) {
+        if self.recent.batches.is_empty() {
+            return;
+        }
         while let Some(batch) = self.recent.pop_over(now) {
             self.forget_confirmed(&batch);
         }
