@@ -175,6 +175,14 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_later_within_the_spread_waits_longer() {
+        let mut renewal = renewal(500, LIFETIME.until);
+        assert!(renewal.begin(Millis(0)));
+        renewal.handle_renewed(Renewed::Failed, Millis(0));
+        assert_eq!(renewal.poll_timeout(), Some(Millis(FIRST_PAUSE_MS * 3 / 2)));
+    }
+
+    #[test]
     fn a_server_that_does_not_know_the_call_is_asked_once_a_day() {
         let mut renewal = renewal(0, LIFETIME.until);
         assert!(renewal.begin(Millis(5)));

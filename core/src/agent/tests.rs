@@ -9,7 +9,7 @@ use alloc::vec;
 
 use super::*;
 use crate::delivery::{Kind, feed};
-use crate::dispatch::TaskFailure;
+use crate::dispatch::{HELD_BACK_MS, TaskFailure};
 use crate::limits::{CAREFUL_GAP_MS, LEDGER_BYTES, REFUSALS, SPOOL_THREAD_RETRY_MS, STREAM_AHEAD};
 use crate::link::session::DRAIN_TIMEOUT_MS;
 use crate::record::intake::Due;
@@ -37,6 +37,19 @@ fn row(records: u64) -> Row {
 
 fn batch(id: u32) -> Batch<u32> {
     Batch::new(Kind::Bulk, id, 100, 100, Box::new([row(1)])).with_fingerprint(id)
+}
+
+fn plugin() -> PluginConfig {
+    PluginConfig {
+        name: "p".parse().expect("a name"),
+        version: "1".to_string(),
+        packing: crate::command::Packing::Plain,
+        download_sha256: crate::command::Sha256([1; 32]),
+        executable_sha256: crate::command::Sha256([1; 32]),
+        signature: None,
+        urls: Vec::new(),
+        detail: String::new(),
+    }
 }
 
 /// Everything that the agent asks for now, with heartbeats made as message 0.
@@ -315,16 +328,7 @@ fn losses_are_told_on_a_stream_and_once_at_the_end_without_one() {
 
 #[test]
 fn plugins_pipes_are_read_to_their_ends_before_the_flush() {
-    let kept = vec![PluginConfig {
-        name: "p".parse().expect("a name"),
-        version: "1".to_string(),
-        packing: crate::command::Packing::Plain,
-        download_sha256: crate::command::Sha256([1; 32]),
-        executable_sha256: crate::command::Sha256([1; 32]),
-        signature: None,
-        urls: Vec::new(),
-        detail: String::new(),
-    }];
+    let kept = vec![plugin()];
     let name = kept[0].name.clone();
     let mut agent = agent_with(0, None);
     agent.handle_start(kept, Millis(0));
@@ -433,4 +437,34 @@ fn a_certificate_is_renewed_on_a_stream_and_not_while_the_agent_ends() {
     agent.handle_ended(attempt, End::Silent, Millis(12_001));
     agent.handle_terminate(Millis(40_000));
     assert!(!actions(&mut agent, EMPTY, Millis(40_000)).contains(&Action::Renew));
+}
+
+#[test]
+fn a_certificate_that_has_come_is_not_asked_for_again_while_it_is_being_kept() {
+    let mut agent = agent_with(0, None);
+    let attempt = connected(&mut agent);
+    agent.handle_certificate(Some(Lifetime { from: 0, until: 300 }), 290, Millis(1));
+    assert_eq!(actions(&mut agent, EMPTY, Millis(1)), [Action::Renew]);
+    agent.handle_certificate_given();
+    agent.handle_ended(attempt, End::Silent, Millis(2));
+    connect(&mut agent, Millis(30_000));
+    assert!(!actions(&mut agent, EMPTY, Millis(30_000)).contains(&Action::Renew));
+    agent.handle_renewed(Renewed::Failed, Millis(30_001));
+    assert!(actions(&mut agent, EMPTY, Millis(30_001)).contains(&Action::Renew));
+}
+
+#[test]
+fn a_plugin_that_is_held_back_is_looked_at_again() {
+    let mut agent = agent_with(0, None);
+    agent.handle_start(vec![plugin()], Millis(0));
+    let prepared = |actions: Vec<Action<u32>>| {
+        actions.into_iter().find_map(|action| match action {
+            Action::Plugin(PluginAction::Prepare(id, _)) => Some(id),
+            _ => None,
+        })
+    };
+    let id = prepared(actions(&mut agent, EMPTY, Millis(0))).expect("it is prepared");
+    agent.handle_held_back(&plugin().name, id, "it is full", Millis(1));
+    assert_eq!(prepared(actions(&mut agent, EMPTY, Millis(1))), None);
+    assert!(prepared(actions(&mut agent, EMPTY, Millis(1) + HELD_BACK_MS)).is_some());
 }

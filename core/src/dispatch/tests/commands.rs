@@ -82,13 +82,17 @@ fn what_is_to_run_is_kept_whenever_it_changes_and_started_without_a_server() {
     assert!(kept(&mut next, both.clone(), vec![]).is_empty());
 }
 
-#[test]
-fn plugins_for_which_others_have_to_end_first_wait_for_that() {
-    let mut dispatch = Dispatch::new("1".into());
-    let many = |version: &str| (0..MAX_PLUGINS).map(|i| config(&format!("{version}-{i}"), 1)).collect::<Vec<_>>();
-    let start = |dispatch: &mut Dispatch, plugins| {
-        configure(dispatch, plugins, Millis(0));
-        let mut stopping = Vec::new();
+/// As many plugins as a configuration can name.
+fn many(prefix: &str) -> Vec<PluginConfig> {
+    (0..MAX_PLUGINS).map(|number| config(&format!("{prefix}-{number}"), 1)).collect()
+}
+
+/// Lets the plugins of three configurations follow each other, so that those of the third wait for the first two to end. Returns whose
+/// processes are told to.
+fn crowded(dispatch: &mut Dispatch) -> Vec<PluginName> {
+    let mut stopping = Vec::new();
+    for prefix in ["a", "b", "c"] {
+        configure(dispatch, many(prefix), Millis(0));
         while let Some(action) = dispatch.poll_action() {
             match action {
                 Action::Plugin(PluginAction::Prepare(id, config)) => {
@@ -98,17 +102,24 @@ fn plugins_for_which_others_have_to_end_first_wait_for_that() {
                 _ => {}
             }
         }
-        stopping
-    };
-    assert!(start(&mut dispatch, many("a")).is_empty());
-    let mut stopping = start(&mut dispatch, many("b"));
-    // Those of b run while those of a end: there is room for no more.
-    stopping.extend(start(&mut dispatch, many("c")));
-    assert_eq!((stopping.len(), dispatch.plugins().count()), (2 * MAX_PLUGINS, 2 * MAX_PLUGINS));
+    }
+    stopping
+}
+
+fn end_all(dispatch: &mut Dispatch, stopping: Vec<PluginName>) {
     for name in stopping {
         dispatch.handle_exited(&name, "exited with code 0", "", Millis(1));
-        settle(&mut dispatch, Millis(1));
+        settle(dispatch, Millis(1));
     }
+}
+
+#[test]
+fn plugins_for_which_others_have_to_end_first_wait_for_that() {
+    let mut dispatch = Dispatch::new("1".into());
+    let stopping = crowded(&mut dispatch);
+    // Those of b run while those of a end: there is room for no more.
+    assert_eq!((stopping.len(), dispatch.plugins().count()), (2 * MAX_PLUGINS, 2 * MAX_PLUGINS));
+    end_all(&mut dispatch, stopping);
     let mut expected = many("c");
     expected.sort_by(|a, b| a.name.cmp(&b.name));
     assert_eq!(running(&dispatch), expected);
@@ -118,6 +129,16 @@ fn plugins_for_which_others_have_to_end_first_wait_for_that() {
     configure(&mut dispatch, many("d"), Millis(2));
     configure(&mut dispatch, many("e"), Millis(2));
     assert_eq!(dispatch.plugins().count(), 2 * MAX_PLUGINS);
+}
+
+#[test]
+fn of_those_that_wait_for_others_to_end_the_policy_takes_those_that_it_forbids() {
+    let mut dispatch = Dispatch::new("1".into());
+    let stopping = crowded(&mut dispatch);
+    let allowed = many("c").swap_remove(1);
+    dispatch.handle_policy(Policy { plugins: Some(vec![allowed.name.clone()]), ..Policy::default() }, Millis(1));
+    end_all(&mut dispatch, stopping);
+    assert_eq!(running(&dispatch), [allowed]);
 }
 
 #[test]
