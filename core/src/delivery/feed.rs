@@ -332,7 +332,7 @@ impl<M: Clone> Feed<M> {
     /// Returns true when the agent's end would lose nothing, or nothing can be done about it.
     #[must_use]
     pub fn is_safe(&self, level: Level, now: Millis) -> bool {
-        self.put_off.is_none() && self.outbox.is_safe(now) && (self.is_blocked || level.is_empty())
+        self.outbox.is_safe(now) && (self.is_blocked || level.is_empty())
     }
 
     /// Returns true when a PING would confirm something that credit does not.

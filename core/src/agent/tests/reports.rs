@@ -213,16 +213,7 @@ fn an_upload_begins_only_while_there_is_a_stream() {
 
 #[test]
 fn a_plugin_that_cannot_be_had_or_started_is_complained_of_and_does_not_hold_up_the_end() {
-    let plugin = PluginConfig {
-        name: "p".parse().expect("a name"),
-        version: "1".to_string(),
-        packing: crate::command::Packing::Plain,
-        download_sha256: crate::command::Sha256([1; 32]),
-        executable_sha256: crate::command::Sha256([1; 32]),
-        signature: None,
-        urls: Vec::new(),
-        detail: String::new(),
-    };
+    let plugin = plugin();
     let name = plugin.name.clone();
     let mut agent = agent_with(0, None);
     agent.handle_start(vec![plugin], Millis(0));

@@ -8,6 +8,7 @@ use super::{Batch, Kind};
 
 mod disk;
 mod faults;
+mod feed;
 mod refusals;
 mod room;
 
