@@ -11,6 +11,7 @@ use elklet_proto::grpc;
 use elklet_tests::harness::Workdir;
 use elklet_tests::load::{Size, now_ns};
 use elklet_tests::pki;
+use nix::time::clock_getcpuclockid;
 use prost::Message;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
@@ -237,6 +238,7 @@ struct Agent {
 
 /// What the kernel has counted for a process.
 struct Usage {
+    /// Seconds, of all threads.
     cpu: f64,
     rss: u64,
     peak_rss: u64,
@@ -281,13 +283,12 @@ impl Agent {
     fn counted(&self) -> Option<Usage> {
         let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
         let status = fs::read_to_string(proc.join("status")).ok()?;
-        let stat = fs::read_to_string(proc.join("stat")).ok()?;
-        let (_, behind_name) = stat.rsplit_once(") ")?;
-        let ticks: u64 = behind_name.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        // `/proc/PID/stat` counts in ticks of 10 ms, of which a light load takes a handful.
+        let clock = clock_getcpuclockid(nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).ok()?)).ok()?;
         let tasks = fs::read_dir(proc.join("task")).ok()?.flatten();
         let statuses = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
         Some(Usage {
-            cpu: ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
+            cpu: Duration::from(clock.now().ok()?).as_secs_f64(),
             rss: 1024 * number(&status, "VmRSS:")?,
             peak_rss: 1024 * number(&status, "VmHWM:")?,
             threads: number(&status, "Threads:")?,
