@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
+use super::document::Node;
 use super::layout::Keys;
 use super::{ConfigError, Flags, Layout, Settings};
 use crate::files::{FileError, read_regular};
@@ -78,16 +79,23 @@ fn read_from<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
 
 /// Parses the settings, or some of them. An error is a line number and what is wrong there.
 pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, (usize, String)> {
-    toml::from_str(text).map_err(|error| {
-        let at = error.span().map_or(0, |span| span.start.min(text.len()));
-        // The place may be inside a character.
-        let line = 1 + text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count();
-        let message = in_words(&error.message().replace('\n', " "));
-        match DeTable::parse(text).ok().and_then(|table| key_at(table.get_ref(), at)) {
-            Some(key) => (line, format!("{key}: {message}")),
-            None => (line, message),
+    let table = DeTable::parse(text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start);
+        (line_at(text, at), error.message().replace('\n', " "))
+    })?;
+    let document = DeValue::Table(table.into_inner());
+    T::deserialize(Node::root(&document)).map_err(|mistake| {
+        let (at, message) = (mistake.at(), in_words(mistake.message()));
+        match key_at(&document, at) {
+            Some(key) => (line_at(text, at), format!("{key}: {message}")),
+            None => (line_at(text, at), message),
         }
     })
+}
+
+/// The number of the line with this byte, from 1. The byte may be inside a character, or behind the text.
+fn line_at(text: &str, at: usize) -> usize {
+    1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count()
 }
 
 /// Translates the deserialiser's messages from Rust's words into those of whoever writes the file.
@@ -103,7 +111,7 @@ fn in_words(message: &str) -> String {
     let types = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
     match types.and_then(|types| types.rsplit_once(", expected ")) {
         Some((found, expected)) => format!("{}, expected {}", found_in_words(found), expected_in_words(expected)),
-        None => message.replace("wanted string or table", "expected a text in quotes"),
+        None => message.to_owned(),
     }
 }
 
@@ -116,7 +124,7 @@ fn found_in_words(found: &str) -> String {
             format!("{quote}{value}{quote}")
         }
         None if found == "sequence" => "a list".to_owned(),
-        None if found == "map" => "a section or a date".to_owned(),
+        None if found == "map" => "a section".to_owned(),
         None => found.to_owned(),
     }
 }
@@ -136,16 +144,11 @@ fn expected_in_words(expected: &str) -> &str {
 }
 
 /// The dotted key at this place, or the one whose value is there.
-fn key_at(table: &DeTable<'_>, at: usize) -> Option<String> {
-    table.iter().find_map(|(key, value)| {
-        let inner = match value.get_ref() {
-            DeValue::Table(table) => key_at(table, at),
-            _ => None,
-        };
-        match inner {
-            Some(inner) => Some(format!("{}.{inner}", key.get_ref())),
-            None => (key.span().contains(&at) || value.span().contains(&at)).then(|| key.get_ref().to_string()),
-        }
+fn key_at(value: &DeValue<'_>, at: usize) -> Option<String> {
+    let DeValue::Table(table) = value else { return None };
+    table.iter().find_map(|(key, value)| match key_at(value.get_ref(), at) {
+        Some(inner) => Some(format!("{}.{inner}", key.get_ref())),
+        None => (key.span().contains(&at) || value.span().contains(&at)).then(|| key.get_ref().to_string()),
     })
 }
 

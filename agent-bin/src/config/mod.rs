@@ -4,6 +4,7 @@
 //! [`Settings`]. `elklet.example.toml` has every key; a test checks that.
 
 mod buffer;
+mod document;
 mod error;
 mod file;
 mod layout;
@@ -431,7 +432,7 @@ mod tests {
             ("[server]\nprivat = []\n", "elklet.toml:2: server.privat: unknown key `privat`, did you mean `private`?"),
             (
                 "[server]\nprivate = [\n\"nowhere\"]\n",
-                "elklet.toml:2: server.private: \"nowhere\" is no address, expected",
+                "elklet.toml:3: server.private: \"nowhere\" is no address, expected",
             ),
             ("[regions.eu]\npublic = [\"b\"]\n", "elklet.toml:2: regions.eu.public: \"b\" is no address"),
             (
@@ -453,6 +454,10 @@ mod tests {
             ("[server]\nprivate = \"a:1\"\n", "server.private: \"a:1\", expected a list, as in [\"...\"]"),
             ("certs = []\n", "elklet.toml:1: certs: a list, expected a path in quotes"),
             ("log = 3\n", "elklet.toml:1: log: 3, expected a section with keys of its own"),
+            ("server = [[\"a:1\"]]\n", "elklet.toml:1: server: a list, expected a section with keys of its own"),
+            ("[buffer]\narena_kib = 2026-01-31\n", "elklet.toml:2: buffer.arena_kib: a date, expected a whole number"),
+            ("[buffer]\narena_kib = 9223372036854775808\n", "buffer.arena_kib: 9223372036854775808 is too large"),
+            ("[plugins]\nwhen_full = {}\n", "elklet.toml:2: plugins.when_full: a section, expected a text in quotes"),
             ("", "no server: name one"),
         ] {
             let error = load_as(file, None).expect_err(file).to_string();

@@ -239,25 +239,25 @@ fn limit(set: Option<u32>, in_sandbox: bool, sandbox: u32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::file::parse;
 
     #[test]
     fn a_plugins_own_section_comes_before_that_of_all() {
-        let all: Plugins = toml::from_str("memory_mib = 100\ncpu_percent = 50\nno_new_privs = false").expect("valid");
-        let own: PluginSettings =
-            toml::from_str("memory_mib = 200\ncpu_percent = 0\nend_with_agent = false").expect("valid");
+        let all: Plugins = parse("memory_mib = 100\ncpu_percent = 50\nno_new_privs = false").expect("valid");
+        let own: PluginSettings = parse("memory_mib = 200\ncpu_percent = 0\nend_with_agent = false").expect("valid");
         let Confinement { memory, cpu_percent, processes, no_new_privs, end_with_agent, .. } =
             all.confinement(Some(&own), false);
         assert_eq!((memory, cpu_percent, processes), (Some(200 << 20), None, None));
         assert!(!no_new_privs && !end_with_agent);
         assert_eq!(all.confinement(None, false).memory, Some(100 << 20));
-        let own: PluginSettings = toml::from_str("when_full = \"wait\"").expect("valid");
+        let own: PluginSettings = parse("when_full = \"wait\"").expect("valid");
         assert!(all.may_drop(None) && !all.may_drop(Some(&own)));
     }
 
     #[test]
     fn a_directory_has_the_quota_of_its_profile_unless_one_is_set() {
-        let own = |text: &str| toml::from_str::<PluginSettings>(text).expect("valid");
-        let all = |text: &str| toml::from_str::<Plugins>(text).expect("valid");
+        let own = |text: &str| parse::<PluginSettings>(text).expect("valid");
+        let all = |text: &str| parse::<Plugins>(text).expect("valid");
         let confined = own("profile = 'confined'");
         assert_eq!(all("").disk_bytes("x", None), None);
         assert_eq!(all("").disk_bytes("x", Some(&confined)), Some(256 << 20));
@@ -270,24 +270,24 @@ mod tests {
         assert_eq!(all("disk_mib = 7").disk_bytes("x", None), Some(7 << 20));
         assert_eq!(all("disk_mib = 7").disk_bytes("x", Some(&own("disk_mib = 0"))), None);
         assert_eq!(all("disk_mib = 0").disk_bytes("x", Some(&own("disk_mib = 1048576"))), Some(1 << 40));
-        let error = toml::from_str::<Plugins>("disk_mib = -1").expect_err("no quota").to_string();
+        let error = parse::<Plugins>("disk_mib = -1").expect_err("no quota").1;
         assert!(error.contains("-1 is out of bounds, expected 0 to 1048576"), "{error}");
     }
 
     #[test]
     fn a_sandbox_has_limits_without_being_told_any() {
-        let all: Plugins = toml::from_str("profile = \"by_name\"\nprocesses = 30").expect("valid");
-        let trusted: PluginSettings = toml::from_str("profile = \"trusted\"").expect("valid");
+        let all: Plugins = parse("profile = \"by_name\"\nprocesses = 30").expect("valid");
+        let trusted: PluginSettings = parse("profile = \"trusted\"").expect("valid");
         assert!(all.may_have_sandbox(None) && !all.may_have_sandbox(Some(&trusted)));
         let Confinement { memory, memory_by_rlimit, cpu_percent, processes, open_files, .. } =
             all.confinement(None, true);
         assert_eq!((memory, cpu_percent, processes, open_files), (Some(512 << 20), Some(100), Some(30), None));
         assert!(!memory_by_rlimit, "the owner has not asked for it");
-        let own: PluginSettings = toml::from_str("memory_mib = 1000").expect("valid");
+        let own: PluginSettings = parse("memory_mib = 1000").expect("valid");
         let Confinement { memory, memory_by_rlimit, .. } = all.confinement(Some(&own), true);
         assert!(memory == Some(1000 << 20) && memory_by_rlimit);
         // 0 is not the same as nothing.
-        let own: PluginSettings = toml::from_str("memory_mib = 0\nprocesses = 0").expect("valid");
+        let own: PluginSettings = parse("memory_mib = 0\nprocesses = 0").expect("valid");
         let Confinement { memory, cpu_percent, processes, .. } = all.confinement(Some(&own), true);
         assert_eq!((memory, cpu_percent, processes), (None, Some(100), None));
     }
@@ -297,8 +297,8 @@ mod tests {
         let [one, two] =
             ["11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=", "PUAXw+hDiVqStwqnTRt+vJyYLM8uxJaMwM1V8Sr0Zgw="];
         let signers = |value: &str| -> Result<Option<(String, Option<String>)>, String> {
-            let plugins = toml::from_str::<Plugins>(&format!("public_key = {value}"));
-            let signers = plugins.map_err(|error| error.message().to_owned())?.signers();
+            let plugins = parse::<Plugins>(&format!("public_key = {value}"));
+            let signers = plugins.map_err(|(_, why)| why)?.signers();
             Ok(signers.map(|signers| (signers.first.to_string(), signers.second.map(|key| key.to_string()))))
         };
         assert_eq!((signers("''"), signers("[]"), signers("['']")), (Ok(None), Ok(None), Ok(None)));
@@ -311,7 +311,7 @@ mod tests {
             (format!("['{one}', 'AAAA']"), "\"AAAA\" is not the Base64 of an ed25519 key's 32 bytes"),
             (format!("['{one}', '{two}', '{one}']"), "more than two"),
             ("7".to_owned(), "expected a key or a list of at most two"),
-            ("[7]".to_owned(), "expected a string"),
+            ("[7]".to_owned(), "expected a text in quotes"),
         ] {
             let error = signers(&wrong).expect_err(&wrong);
             assert!(error.contains(why), "{wrong}: {error}");
@@ -337,7 +337,7 @@ mod tests {
             let error = after(wrong).expect_err(wrong).to_string();
             assert!(error.contains("expected a date as in 2026-01-31"), "{error}");
         }
-        let error = toml::from_str::<Plugins>("signed_after = 'soon'").expect_err("no date");
-        assert!(error.message().contains("\"soon\" is no time"), "{error}");
+        let error = parse::<Plugins>("signed_after = 'soon'").expect_err("no date").1;
+        assert!(error.contains("\"soon\" is no time"), "{error}");
     }
 }

@@ -68,9 +68,10 @@ fn task(text: &str) -> Option<AllowedTask> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::file::parse;
 
     fn policy(text: &str) -> Result<command::Policy, String> {
-        let policy: Policy = toml::from_str(text).expect("it has these keys");
+        let policy: Policy = parse(text).expect("it has these keys");
         policy.to_core().map_err(|(key, bad)| format!("{key}: {bad}"))
     }
 

@@ -234,9 +234,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::file::parse;
 
     fn section(text: &str) -> Section {
-        toml::from_str(text).expect("a good section")
+        parse(text).expect("a good section")
     }
 
     fn variable(value: &str) -> Option<Variable> {

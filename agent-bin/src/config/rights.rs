@@ -143,10 +143,11 @@ impl serde::Serialize for Right {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::file::parse;
     use crate::config::{PluginSettings, Plugins};
 
     fn plugins(text: &str) -> Plugins {
-        toml::from_str(text).expect("valid")
+        parse(text).expect("valid")
     }
 
     #[test]
@@ -157,7 +158,7 @@ mod tests {
         let procwatch = by_name.rights("procwatch", None).expect("it has a profile");
         let expected = [Right::Capability(CAP_NET_ADMIN), Right::Write("/var/cache/x".into())];
         assert!(!procwatch.is_confined && procwatch.allow == expected, "{procwatch:?}");
-        let own: PluginSettings = toml::from_str("profile = \"confined\"\nallow = []").expect("valid");
+        let own: PluginSettings = parse("profile = \"confined\"\nallow = []").expect("valid");
         assert_eq!(by_name.rights("driver", Some(&own)), Some(Rights { is_confined: true, allow: Vec::new() }));
     }
 
@@ -168,8 +169,8 @@ mod tests {
         let expected = [Right::Network, Right::Root, Right::Capability(CAP_NET_ADMIN), Right::Write("/a".into())];
         assert_eq!(rights, expected);
         for bad in ["", "cap_", "cap_all", "net_admin", "a/b", "Network"] {
-            let error = toml::from_str::<Plugins>(&format!("allow = [\"{bad}\"]")).expect_err(bad);
-            assert!(error.message().contains("is no right, expected network, root, "), "{error}");
+            let error = parse::<Plugins>(&format!("allow = [\"{bad}\"]")).expect_err(bad).1;
+            assert!(error.contains("is no right, expected network, root, "), "{error}");
         }
     }
 }

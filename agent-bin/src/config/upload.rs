@@ -63,9 +63,10 @@ impl TryFrom<PathBuf> for AbsolutePath {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::file::parse;
 
     fn rules(text: &str) -> UploadRules {
-        toml::from_str::<Settings>(text).expect("valid").upload_rules()
+        parse::<Settings>(text).expect("valid").upload_rules()
     }
 
     #[test]
