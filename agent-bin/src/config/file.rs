@@ -170,7 +170,60 @@ mod tests {
         assert!(is_missing(Path::new("no-such-file")));
     }
 
+    /// Keys of each kind of value, a section, and one that nobody knows.
+    const KEYS: [&str; 16] = [
+        "idc",
+        "certs",
+        "server.private",
+        "server.reconnect_spread_s",
+        "regions.eu.public",
+        "buffer",
+        "buffer.arena_kib",
+        "plugins.when_full",
+        "plugins.public_key",
+        "plugins.no_new_privs",
+        "plugin.x.profile",
+        "plugin.x.allow",
+        "log.stderr",
+        "upload.allow",
+        "policy.tasks",
+        "spool.nothing",
+    ];
+
+    const VALUES: [&str; 16] = [
+        "true",
+        "7",
+        "-1",
+        "300",
+        "9223372036854775808",
+        "1.5",
+        "2026-01-31",
+        "\"\"",
+        "\"a:1\"",
+        "\"/var/log\"",
+        "\"drop_oldest\"",
+        "\"confined\"",
+        "[\"a:1\", \"/b\"]",
+        "[7]",
+        "{}",
+        "{ arena_kib = 300 }",
+    ];
+
     proptest! {
+        #[test]
+        fn a_file_means_what_tomls_own_deserialiser_takes_it_for(
+            lines in prop::collection::vec((prop::sample::select(&KEYS), prop::sample::select(&VALUES)), 0..4)
+        ) {
+            let text: String = lines.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+            let expected = toml::from_str::<Settings>(&text);
+            match parse::<Settings>(&text) {
+                Ok(settings) => prop_assert_eq!(expected, Ok(settings)),
+                // It takes a list for a section whose keys have no names.
+                Err((_, why)) if why.contains("a list, expected a section") => {}
+                Err((line, why)) => prop_assert!(expected.is_err() && line >= 1, "{text}{line}: {why}"),
+            }
+        }
+
         #[test]
         fn a_file_of_any_text_is_refused_with_a_line_or_read(text in "[\\[\\]a-c=\"'#.\\n\\\\ ä€😀\u{202e}0-9{},]{0,60}") {
             if let Err((line, _)) = parse::<Settings>(&text) {
