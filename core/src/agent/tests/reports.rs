@@ -1,7 +1,5 @@
 //! What the shell reports to the agent: what is counted of it, and what it changes.
 
-use alloc::string::String;
-
 use super::*;
 use crate::delivery::spool::Found;
 use crate::limits::{CONFIRM_GRACE_MS, PING_INTERVAL_MS};
