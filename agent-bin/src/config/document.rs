@@ -1,7 +1,7 @@
 //! Settings out of a TOML document, through serde.
 //!
 //! `toml` parses the document and could fill in the settings as well. Its deserialiser, however, shows each structure a table, a date and a
-//! place in the text as three kinds of maps, and a list besides, and the compiler makes code of all four for each structure: some 50 KB of
+//! place in the text as three kinds of maps, and a list besides, and the compiler makes code of all four for each structure: 100 KB of
 //! the agent. This one shows a structure a table and nothing else. It also keeps where a mistake is.
 
 use std::{fmt, slice};
@@ -90,7 +90,7 @@ impl<'a> Node<'a> {
             DeValue::Boolean(value) => visitor.visit_bool(*value),
             DeValue::Integer(digits) => match i64::from_str_radix(digits.as_str(), digits.radix()) {
                 Ok(number) => visitor.visit_i64(number),
-                Err(_) => Err(Mistake::custom(format_args!("{} is too large", digits.as_str()))),
+                Err(_) => Err(Mistake::custom(format_args!("{} has more than 64 bits", digits.as_str()))),
             },
             DeValue::Float(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => self.refuse(&visitor),
         }
