@@ -456,7 +456,10 @@ mod tests {
             ("log = 3\n", "elklet.toml:1: log: 3, expected a section with keys of its own"),
             ("server = [[\"a:1\"]]\n", "elklet.toml:1: server: a list, expected a section with keys of its own"),
             ("[buffer]\narena_kib = 2026-01-31\n", "elklet.toml:2: buffer.arena_kib: a date, expected a whole number"),
-            ("[buffer]\narena_kib = 9223372036854775808\n", "buffer.arena_kib: 9223372036854775808 has more than 64 bits"),
+            (
+                "[buffer]\narena_kib = 9223372036854775808\n",
+                "buffer.arena_kib: 9223372036854775808 has more than 64 bits",
+            ),
             ("[plugins]\nwhen_full = {}\n", "elklet.toml:2: plugins.when_full: a section, expected a text in quotes"),
             ("", "no server: name one"),
         ] {
