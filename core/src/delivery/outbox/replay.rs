@@ -103,9 +103,7 @@ impl<M> Recent<M> {
     }
 
     fn pop(&mut self) -> Option<Batch<M>> {
-        let Confirmed { batch, .. } = self.batches.pop_front()?;
-        self.memory -= batch.memory();
-        Some(batch)
+        self.take(0)
     }
 
     fn take(&mut self, at: usize) -> Option<Batch<M>> {

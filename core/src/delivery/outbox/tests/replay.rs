@@ -227,3 +227,13 @@ fn what_waits_for_credit_is_not_sent_behind_newer_ones_on_the_disk() {
         assert_eq!((outbox.counters().confirmed, outbox.counters().replayed), (1, replayed));
     }
 }
+
+#[test]
+fn a_disk_with_nothing_on_it_ends_no_wait_for_credit() {
+    let mut outbox = with_spool(Bounds { memory: PLENTY, spool: ENOUGH });
+    outbox.set_replay_ms(KEEP_MS);
+    outbox.handle_opened(Millis(0));
+    confirm_by_ping(&mut outbox, 0);
+    outbox.handle_ended(Millis(CONFIRM_GRACE_MS + KEEP_MS + 1));
+    assert_eq!(outbox.counters().replayed, 1);
+}
