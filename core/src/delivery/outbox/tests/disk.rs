@@ -150,6 +150,17 @@ fn what_is_confirmed_while_it_is_written_is_deleted_at_once() {
 }
 
 #[test]
+fn what_is_confirmed_while_it_is_written_is_marked_so_that_a_crash_does_not_send_it_again() {
+    let (mut outbox, now) = writing_what_was_sent();
+    let Some(Op::Append { place, .. }) = outbox.poll_op(now) else { panic!("both are written") };
+    outbox.handle_credit(credit_for(1), now);
+    let [first, second] = [1, 2].map(|number| place.offset + number * STORED);
+    outbox.handle_done(Done::Appended(vec![first, second]), now);
+    assert_eq!(outbox.unconfirmed().disk_records, 1);
+    assert_eq!(outbox.poll_op(now), Some(Op::Mark(Place { offset: first, ..place })));
+}
+
+#[test]
 fn what_plugins_may_not_send_is_taken_out_of_a_batch_that_is_read() {
     let with = |source, data_type| {
         let row = Row { source, data_type, records: 1, first: 1, last: 2 };
