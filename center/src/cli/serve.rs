@@ -54,8 +54,9 @@ Only the file has certificate_lifetime = \"90d\", for hosts that the center enro
 [store] keep = \"14d\" and max = \"20GiB\", and the tables [[forward]] of where records are passed on to: Kafka, syslog, HTTP, a
 file (docs/forwarding.md).
 
-When it is ready it prints `listening grpc=HOST:PORT http=HOST:PORT` on standard error, and tells systemd. SIGINT and SIGTERM end
-it: its streams end in order, and what it has taken is stored. SIGHUP has it read ca.crt, server.crt and server.key again.
+When it is ready it prints `listening grpc=HOST:PORT http=HOST:PORT downloads=HOST:PORT` on standard error, and tells systemd.
+SIGINT and SIGTERM end it: its streams end in order, and what it has taken is stored. SIGHUP has it read ca.crt, server.crt and
+server.key again.
 ";
 
 /// How long the streams may take to end.
@@ -175,7 +176,9 @@ impl Serve {
             ..Options::new(certs)
         };
         let server = Server::start(options, Arc::new(Keeper::new(Arc::clone(&store))), Arc::new(()))?;
-        note(&format!("listening grpc={} http={}\n", server.options().listen, server.options().http));
+        let Options { listen, http, downloads, .. } = server.options();
+        let downloads = downloads.map(|address| format!(" downloads={address}")).unwrap_or_default();
+        note(&format!("listening grpc={listen} http={http}{downloads}\n"));
         let forwarding = server.forward(settings.forward)?;
         notify("READY=1");
         waiting.block_on(async {

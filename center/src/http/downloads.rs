@@ -3,9 +3,11 @@
 //! It has no TLS and asks nobody who they are. An agent holds what it fetches to the SHA-256 that came to it over mutual TLS, and who does
 //! not know a file's SHA-256 cannot ask for it.
 
+use super::TAKEN_WITHIN;
 use super::file_body::file_body;
 use super::reply::{Reply, respond};
 use super::slots::{Entered, Slots};
+use super::stall::Impatient;
 use crate::files::Digest;
 use crate::serve::Shared;
 use http::header::{ACCEPT_RANGES, ALLOW, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE};
@@ -76,7 +78,7 @@ async fn serve(tcp: TcpStream, entered: &Entered, shared: &Shared) {
     });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).keep_alive(false);
-    let served = server.serve_connection(TokioIo::new(tcp), service);
+    let served = server.serve_connection(TokioIo::new(Impatient::new(tcp, TAKEN_WITHIN)), service);
     match tokio::time::timeout(CONNECTION_TIMEOUT, served).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => log::debug!("a download: {error}"),

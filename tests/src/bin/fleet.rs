@@ -296,9 +296,10 @@ impl Center {
         let mut errors = BufReader::new(child.stderr.take().ok_or("it has a pipe")?);
         let mut line = String::new();
         errors.read_line(&mut line)?;
-        let addresses = line.trim_end().strip_prefix("listening grpc=").and_then(|rest| rest.split_once(" http="));
-        let (grpc, http) = addresses.ok_or_else(|| format!("the center says {line:?}"))?;
-        let (grpc, http) = (grpc.parse()?, http.parse()?);
+        let at = |port: &str| line.split_whitespace().find_map(|word| word.strip_prefix(port)?.parse().ok());
+        let (Some(grpc), Some(http)) = (at("grpc="), at("http=")) else {
+            return Err(format!("the center says {line:?}").into());
+        };
         std::thread::Builder::new()
             .spawn(move || errors.lines().map_while(Result::ok).for_each(|line| eprintln!("{line}")))?;
         Ok(Self { child, grpc, http })

@@ -5,7 +5,8 @@ use crate::support::client::{Call, Client, DEADLINE, TRANSFER, UPLOAD, prefixed}
 use crate::support::http;
 use crate::{batch, record};
 use bytes::{Bytes, BytesMut};
-use elklet_tests::harness::wait_until;
+use elklet_center::files::Digest;
+use elklet_tests::harness::{holds_within, wait_until};
 use prost::Message;
 use serde_json::json;
 use std::fs;
@@ -159,9 +160,7 @@ fn a_stranger_with_a_long_request_is_refused_at_its_head() {
 fn connections_that_ask_nothing_keep_nobody_out() {
     let dir = site();
     let program = Program::start(dir.path());
-    let downloads =
-        program.said.lines().find_map(|line| line.split_once("files for agents at http://")?.1.parse().ok());
-    for port in [Some(program.http), downloads].into_iter().flatten() {
+    for port in [program.http, program.downloads.unwrap()] {
         let silent: Vec<_> = (0..400).map(|_| TcpStream::connect(port).unwrap()).collect();
         let began = Instant::now();
         let mut tcp = TcpStream::connect(port).unwrap();
@@ -188,6 +187,23 @@ fn what_the_center_keeps_is_for_nobody_else_on_its_host() {
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", path.display());
     }
+}
+
+#[test]
+#[ignore = "long: takes a minute"]
+fn a_download_of_which_nothing_is_read_gives_its_place_back() {
+    let dir = site();
+    let program = Program::start(dir.path());
+    let downloads = program.downloads.unwrap();
+    // More than the kernel takes for a reader who may come yet.
+    let contents = "x".repeat(12 * MIB);
+    assert_eq!(http::post(program.http, "/api/v1/files?name=x", &contents).status, 201);
+    let mut greedy = TcpStream::connect(downloads).unwrap();
+    write!(greedy, "GET /files/{} HTTP/1.1\r\nhost: x\r\n\r\n", Digest::of(contents.as_bytes())).unwrap();
+    let began = Instant::now();
+    wait_until("the download", || timer(downloads).is_some());
+    assert!(holds_within(Duration::from_secs(90), || timer(downloads).is_none()), "it keeps its place");
+    assert!(began.elapsed() > Duration::from_secs(50), "it has had a minute");
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub(crate) struct Program {
     pub(crate) child: Child,
     pub(crate) grpc: SocketAddr,
     pub(crate) http: SocketAddr,
+    /// Where agents fetch files, unless that is off.
+    pub(crate) downloads: Option<SocketAddr>,
     /// What it said before it listened.
     pub(crate) said: String,
 }
@@ -52,11 +54,12 @@ impl Program {
         while stderr.read_line(&mut line).unwrap() > 0 && !line.starts_with("listening ") {
             said.push_str(&std::mem::take(&mut line));
         }
-        let addresses = line.trim_end().strip_prefix("listening grpc=").and_then(|rest| rest.split_once(" http="));
-        let (grpc, http) = addresses.unwrap_or_else(|| panic!("{said}{line}"));
-        let (grpc, http) = (grpc.parse().unwrap(), http.parse().unwrap());
+        let at = |port: &str| line.split_whitespace().find_map(|word| word.strip_prefix(port)?.parse().ok());
+        let (Some(grpc), Some(http), downloads) = (at("grpc="), at("http="), at("downloads=")) else {
+            panic!("{said}{line}")
+        };
         http::know(http, &dir.join("data"));
-        (Self { child, grpc, http, said }, stderr)
+        (Self { child, grpc, http, downloads, said }, stderr)
     }
 
     pub(crate) fn get(&self, path: &str) -> Value {
