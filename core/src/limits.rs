@@ -308,7 +308,7 @@ pub const MAX_LOOKUPS: usize = 32;
 /// after ten minutes, and an agent has more of them in that time only if paths die again and again.
 pub const MAX_HALF_OPEN: usize = 8;
 
-/// Attempts to tell such a peer, one at each attempt to connect: half an hour, when attempts are a minute apart.
+/// Attempts to tell such a peer, one at each attempt to connect and with each heartbeat: half an hour, at one a minute.
 pub const MAX_TELLINGS: u32 = 30;
 
 /// The longest answer of a proxy, in bytes. One with a few header fields has some hundred.

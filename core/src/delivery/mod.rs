@@ -1,7 +1,7 @@
 //! Delivery at least once, over a protocol that acknowledges nothing.
 //!
 //! The [`Outbox`] keeps every batch until the server is known to have taken it. It sends again what a broken stream leaves
-//! unconfirmed, in order, first thing on the next stream. HTTP/2 shows in two ways that the server has taken a batch:
+//! unconfirmed, in order, first thing on the next stream. HTTP/2 shows in three ways that the server has taken a batch:
 //!
 //! - *by credit*, while data flows. A gRPC server returns a stream's flow-control credit as its application takes data, and
 //!   [`CreditObserver`] reads that from the connection's bytes. grpc-go may grant one message's length ahead of time, and
@@ -9,6 +9,8 @@
 //!   confirms every batch that it reaches beyond. (grpc-go: `internal/transport/flowcontrol.go`, `onRead` and `maybeAdjust`.)
 //! - *by ping*, when data stops. The answer to a PING proves that the peer has read everything sent before the PING. It
 //!   confirms what was written some time before the PING left.
+//! - *by an end in order*, when the agent ends or moves. A server that reads a half-closed stream to its end and answers with
+//!   status OK has taken everything.
 
 mod batch;
 mod credit;

@@ -15,11 +15,11 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Box<dyn Error>> {
     let (client, mut tasks) = elklet_plugin::connect()?;
     elklet_plugin::ignore_sigterm();
-    client.send(9001, &[("state", "started"), ("detail", &elklet_plugin::detail().unwrap_or_default())])?;
+    client.send(9101, &[("state", "started"), ("detail", &elklet_plugin::detail().unwrap_or_default())])?;
     while let Some(task) = tasks.receive()? {
-        client.send(9002, &[("task", &task.data_type.to_string()), ("data", &task.data)])?;
+        client.send(9102, &[("task", &task.data_type.to_string()), ("data", &task.data)])?;
         client.answer(&task, Ok("echoed"))?;
     }
-    client.high_priority().send(9001, &[("state", "stopped")])?;
+    client.high_priority().send(9101, &[("state", "stopped")])?;
     Ok(())
 }

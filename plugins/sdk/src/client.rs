@@ -149,7 +149,7 @@ fn unix_seconds() -> i64 {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SendError {
-    /// The record is longer than the agent accepts. It was not sent, but others can be.
+    /// The record is longer than the SDK sends. It was not sent, but others can be.
     TooLong {
         /// The encoded record's length.
         bytes: usize,

@@ -7,7 +7,7 @@
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let (client, mut tasks) = elklet_plugin::connect()?;
-//! client.send(9001, &[("state", "started")])?;
+//! client.send(9101, &[("state", "started")])?;
 //! while let Some(task) = tasks.receive()? {
 //!     client.answer(&task, Err("this plugin takes no tasks"))?;
 //! }
@@ -43,7 +43,8 @@ pub const BATCH_BYTES: usize = 64 * 1024;
 /// Longest wait of a record in the buffer. The reference SDKs flush as often.
 pub const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The longest record in bytes, encoded and without its length prefix.
+/// The longest record that is sent, in bytes, encoded and without its length prefix. Elklet's agent takes 4 MiB from plugins that send
+/// by themselves.
 pub const MAX_RECORD_BYTES: usize = 1024 * 1024;
 
 /// The longest task in bytes, encoded and without its length prefix. It is the reference's Go SDK's limit, so a server
