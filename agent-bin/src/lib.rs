@@ -44,7 +44,7 @@ mod version;
 mod workdir;
 
 pub use cli::{commands, main};
-pub use net::decompress;
+pub use net::{Pieces, decompress};
 pub use plugin::{decode_kept, unpack};
 pub use spool::Store;
 use version::version;

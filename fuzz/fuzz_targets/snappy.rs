@@ -6,13 +6,16 @@
 use std::io::Write;
 
 use arbitrary::Arbitrary;
-use elklet_agent::decompress;
+use elklet_agent::{Pieces, decompress};
 use elklet_fuzz::heap;
 use libfuzzer_sys::fuzz_target;
 use snap::write::FrameEncoder;
 
 /// The buffers of one chunk, compressed and not, and some change.
 const FIXED: usize = 160 << 10;
+
+/// The same where the compressed one grows as its pieces come.
+const FIXED_IN_PIECES: usize = 400 << 10;
 
 #[derive(Arbitrary, Debug)]
 enum Input<'a> {
@@ -34,15 +37,25 @@ fuzz_target!(|input: Input<'_>| {
 });
 
 fn check(bytes: &[u8], limit: usize) -> Option<Vec<u8>> {
+    let (read, peak) = heap::peak(|| in_pieces(bytes));
+    assert!(peak <= FIXED_IN_PIECES + 3 * read.len(), "{peak} bytes were held for pieces of {}", read.len());
     let (result, peak) = heap::peak(|| decompress(bytes, limit));
     assert!(peak <= FIXED + 2 * limit, "{peak} bytes were held under a limit of {limit}");
     let content = result.ok()?;
     assert!(content.len() <= limit);
+    assert!(content.starts_with(&read), "pieces read something else");
     assert_eq!(decompress(bytes, content.len()).expect("it fits its own length"), content);
     if let Some(less) = content.len().checked_sub(1) {
         decompress(bytes, less).expect_err("it does not fit less than its own length");
     }
     Some(content)
+}
+
+/// What is read of frames whose content is too long, and that come as they may.
+fn in_pieces(bytes: &[u8]) -> Vec<u8> {
+    let (mut pieces, mut content) = (Pieces::default(), Vec::new());
+    bytes.chunks(1000).for_each(|piece| pieces.take(piece, |part| content.extend_from_slice(part)));
+    content
 }
 
 fn frames(limit: usize, parts: &[Part<'_>], spoil: Option<(u16, u8)>) {

@@ -37,7 +37,7 @@ pub(crate) use self::incoming::BadCommand;
 pub(crate) use self::newcomer::enroll;
 pub(crate) use self::provider::provider;
 pub(crate) use self::snappy::Compressor;
-pub use self::snappy::decompress;
+pub use self::snappy::{Pieces, decompress};
 pub(crate) use self::tls::{Certificates, Tls, WARNED_DAYS, reason as tls_reason};
 pub(crate) use self::transfer::{Connector, End, Transfer};
 pub(crate) use self::upload::UploadCall;
@@ -68,7 +68,7 @@ pub(crate) enum Event {
     Pong(Attempt),
     /// The server was asked for the next certificate, which is this in DER.
     Renewed(Attempt, Result<Vec<u8>, End>),
-    /// What it gave is written, or cannot be.
+    /// The next certificate was written to the disk, or could not be.
     Installed(Result<(), FileError>),
     /// The attempt is over.
     Ended(Attempt, End),

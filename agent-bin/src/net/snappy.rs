@@ -102,7 +102,7 @@ const MAX_CHUNK: usize = 4 + (32 + CHUNK + CHUNK / 6);
 
 /// Decompresses frames that come in pieces, chunk by chunk. It keeps nothing longer than a chunk and ignores checksums.
 #[derive(Debug, Default)]
-pub(crate) struct Pieces {
+pub struct Pieces {
     /// The part of a chunk that has arrived, head included.
     chunk: Vec<u8>,
     failed: bool,
@@ -110,7 +110,7 @@ pub(crate) struct Pieces {
 
 impl Pieces {
     /// Takes the next bytes and passes their content to `each`. Bytes that are no frames end it.
-    pub(crate) fn take(&mut self, mut bytes: &[u8], mut each: impl FnMut(&[u8])) {
+    pub fn take(&mut self, mut bytes: &[u8], mut each: impl FnMut(&[u8])) {
         const HEAD: usize = 4;
         while !bytes.is_empty() && !self.failed {
             let length = match *self.chunk {
@@ -127,9 +127,9 @@ impl Pieces {
                 continue;
             }
             match (*kind, content.get(4..)) {
-                (COMPRESSED, Some(data)) => match snap::raw::Decoder::new().decompress_vec(data) {
-                    Ok(content) if content.len() <= CHUNK => each(&content),
-                    _ => self.failed = true,
+                (COMPRESSED, Some(data)) => match decompress_chunk(data) {
+                    Ok(content) => each(&content),
+                    Err(_) => self.failed = true,
                 },
                 (UNCOMPRESSED, Some(data)) => each(data),
                 // A stream identifier or padding.
@@ -137,6 +137,14 @@ impl Pieces {
             }
             self.chunk.clear();
         }
+    }
+}
+
+/// Decompresses the data of a chunk. A few bytes of it can promise 4 GiB, so their promise is looked at before it gets memory.
+fn decompress_chunk(data: &[u8]) -> Result<Vec<u8>, snap::Error> {
+    match snap::raw::decompress_len(data)? {
+        ..=CHUNK => snap::raw::Decoder::new().decompress_vec(data),
+        given => Err(snap::Error::TooBig { given: given as u64, max: CHUNK as u64 }),
     }
 }
 

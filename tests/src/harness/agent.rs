@@ -460,6 +460,15 @@ impl Agent {
         self.memory("VmRSS:")
     }
 
+    /// Returns the most bytes of memory that it has had mapped, used or not.
+    ///
+    /// # Panics
+    /// When it is not running.
+    #[must_use]
+    pub fn peak_mapped(&self) -> u64 {
+        self.memory("VmPeak:")
+    }
+
     fn memory(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a process has memory");

@@ -51,9 +51,14 @@ fn what_is_no_command_is_passed_over() {
     agent.wait_for_log("the server sent a compressed message of 7 bytes: ");
     inject(Fault::compressed_message(&snappy(&vec![0; LONGEST + 1])));
     agent.wait_for_log("it decompresses to more than 4194304 bytes; it is passed over");
+    // A chunk of a few bytes that says that it has 4 GiB in it.
+    let promise = b"\xff\x06\0\0sNaPpY\0\x0a\0\0crc-\xff\xff\xff\xff\x0f\0";
+    inject(Fault::compressed_message(promise));
+    agent.wait_for_log("the server sent a compressed message of 24 bytes: ");
+    assert!(agent.peak_mapped() < 1 << 30, "a promise was given {} bytes of memory", agent.peak_mapped());
     assert_works(&site, &agent, "after");
     let heartbeats = site.fresh_heartbeats(&agent);
-    assert_eq!(heartbeats.count("bad_commands"), 3);
+    assert_eq!(heartbeats.count("bad_commands"), 4);
     assert_eq!(heartbeats.count("streams"), 2, "the stream went on until this test ended it");
     assert_eq!(heartbeats.count("protocol_errors"), 0);
 }
