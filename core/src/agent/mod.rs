@@ -249,7 +249,7 @@ impl<M: Clone> Agent<M> {
                 session::Action::Ping => self.feed.handle_ping(now),
                 session::Action::HalfClose => self.feed.handle_half_closed(),
                 session::Action::Abandon { reason, .. } => {
-                    if matches!(reason, Abandoned::TimedOut(_)) {
+                    if matches!(reason, Abandoned::TimedOut(phase) if phase.is_before_stream()) {
                         self.link_counters.connect_failures += 1;
                     }
                     self.feed.handle_ended(now);
@@ -277,7 +277,7 @@ impl<M: Clone> Agent<M> {
         self.renewal.handle_given();
     }
 
-    /// The server was asked for the next certificate.
+    /// The request for the next certificate is over, and this has come of it.
     pub fn handle_renewed(&mut self, renewed: Renewed, now: Millis) {
         self.renewal.handle_renewed(renewed, now);
     }
@@ -289,22 +289,22 @@ impl<M: Clone> Agent<M> {
 
 /// # Plugins
 impl<M: Clone> Agent<M> {
-    /// What was asked to be prepared is verified and ready to be started.
+    /// A preparation has succeeded: the plugin is verified and can be started.
     pub fn handle_prepared(&mut self, name: &PluginName, preparation: Preparation, now: Millis) {
         self.dispatch.handle_prepared(name, preparation, now);
     }
 
-    /// What was asked to be prepared could not be.
+    /// A preparation has failed.
     pub fn handle_preparation_failed(&mut self, name: &PluginName, id: Preparation, reason: &str, now: Millis) {
         self.dispatch.handle_preparation_failed(name, id, reason, now);
     }
 
-    /// What was asked to be prepared must not start for now.
+    /// A preparation has found that the plugin must not start for now.
     pub fn handle_held_back(&mut self, name: &PluginName, id: Preparation, reason: &str, now: Millis) {
         self.dispatch.handle_held_back(name, id, reason, now);
     }
 
-    /// What was asked to be started could not be: there are no pipes to be read.
+    /// A plugin could not be started, so there are no pipes to wait for.
     pub fn handle_spawn_failed(&mut self, name: &PluginName, reason: &str, now: Millis) {
         self.handle_pipes_closed();
         self.dispatch.handle_spawn_failed(name, reason, now);
@@ -531,7 +531,7 @@ impl<M: Clone> Agent<M> {
         .min()
     }
 
-    /// What an action of the dispatch is to the shell; nothing when the agent sees to it itself.
+    /// Translates an action of the dispatch for the shell. Returns `None` for one that the agent carries out itself.
     fn translate(&mut self, action: dispatch::Action) -> Option<Action<M>> {
         match action {
             dispatch::Action::Plugin(action) => {

@@ -142,6 +142,22 @@ fn a_broken_stream_gives_back_what_was_not_confirmed_and_the_next_begins_with_it
 }
 
 #[test]
+fn only_what_came_to_no_stream_counts_as_a_failure_to_connect() {
+    let mut agent = agent_with(0, None);
+    connected(&mut agent);
+    let silent = agent.poll_timeout(EMPTY, Millis(0)).expect("a keepalive");
+    assert!(actions(&mut agent, EMPTY, silent).contains(&Action::Link(session::Action::Ping)));
+    let given_up = agent.poll_timeout(EMPTY, silent).expect("an answer is due");
+    actions(&mut agent, EMPTY, given_up);
+    assert!(!agent.is_streaming());
+    assert_eq!(agent.link_counters().connect_failures, 0);
+    let begun = agent.session().waits_until().expect("it waits for its turn");
+    actions(&mut agent, EMPTY, begun);
+    actions(&mut agent, EMPTY, begun + session::CONNECT_TIMEOUT_MS);
+    assert_eq!(agent.link_counters().connect_failures, 1);
+}
+
+#[test]
 fn records_that_others_overtake_are_told() {
     let mut agent = agent_with(0, None);
     let mut attempt = connected(&mut agent);
@@ -165,12 +181,21 @@ fn records_that_others_overtake_are_told() {
 }
 
 #[test]
-fn a_stream_that_is_half_closed_takes_nothing_more() {
+fn a_stream_that_is_half_closed_takes_nothing_more_and_still_confirms() {
     let mut agent = agent_with(0, None);
-    connected(&mut agent);
-    agent.handle_reconfigured(Endpoints { public: 1, ..Endpoints::default() }, Timing::default(), false, Millis(10));
+    let attempt = connected(&mut agent);
     agent.handle_batch(batch(1));
+    assert_eq!(actions(&mut agent, EMPTY, Millis(10)), [send(1)]);
+    agent.handle_written(attempt, Millis(10));
+    agent.handle_reconfigured(Endpoints { public: 1, ..Endpoints::default() }, Timing::default(), false, Millis(10));
+    agent.handle_batch(batch(2));
     assert_eq!(actions(&mut agent, EMPTY, Millis(10)), [Action::Link(session::Action::HalfClose)]);
+    // The heartbeat's bytes, the batch's, and as many as the largest message has.
+    agent.handle_credit(301, Millis(20));
+    assert_eq!(agent.delivery_counters().confirmed, 1);
+    agent.handle_ended(attempt, End::Silent, Millis(30));
+    agent.handle_credit(1_000, Millis(30));
+    assert_eq!((agent.delivery_counters().confirmed, agent.delivery_counters().again), (1, 0));
 }
 
 #[test]

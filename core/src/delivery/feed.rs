@@ -58,6 +58,8 @@ pub enum Action<M> {
 pub struct Feed<M> {
     outbox: Outbox<M>,
     has_spool: bool,
+    /// There is a stream, whose server may confirm what it was given.
+    is_open: bool,
     /// There is a stream that takes messages.
     is_up: bool,
     /// Messages that the stream was handed and has not written.
@@ -82,6 +84,7 @@ impl<M: Clone> Feed<M> {
         Self {
             outbox: Outbox::new(bounds, now),
             has_spool: bounds.spool > 0,
+            is_open: false,
             is_up: false,
             unwritten: 0,
             waiting_since: None,
@@ -111,7 +114,7 @@ impl<M: Clone> Feed<M> {
 
     /// There is a stream.
     pub fn handle_opened(&mut self, now: Millis) {
-        self.is_up = true;
+        (self.is_open, self.is_up) = (true, true);
         self.unwritten = 0;
         self.outbox.handle_opened(now);
     }
@@ -124,7 +127,7 @@ impl<M: Clone> Feed<M> {
 
     /// The server has returned this much credit since the stream began.
     pub fn handle_credit(&mut self, credit: u64, now: Millis) {
-        if self.is_up {
+        if self.is_open {
             self.outbox.handle_credit(credit, now);
         }
     }
@@ -162,7 +165,7 @@ impl<M: Clone> Feed<M> {
 
     /// The stream, or the attempt at one, is over: what is not confirmed goes first on the next.
     pub fn handle_ended(&mut self, now: Millis) {
-        self.is_up = false;
+        (self.is_open, self.is_up) = (false, false);
         self.unwritten = 0;
         self.stalled_since = None;
         self.outbox.handle_ended(now);
@@ -174,7 +177,7 @@ impl<M: Clone> Feed<M> {
         self.outbox.handle_ending();
     }
 
-    /// The batch of [`Action::Cut`] is these parts; see [`Outbox::handle_cut`].
+    /// The shell has cut the batch of [`Action::Cut`] into these parts; see [`Outbox::handle_cut`].
     pub fn handle_cut(&mut self, parts: Vec<Batch<M>>, refused: &[Row]) {
         self.outbox.handle_cut(parts, refused);
     }
@@ -277,7 +280,7 @@ impl<M: Clone> Feed<M> {
         self.outbox.losses().poll_timeout().is_some_and(is_due)
     }
 
-    /// Whether the intake is to be emptied onto a stream that has room.
+    /// Returns true when it is time to empty the intake onto a stream that has room. It notes since when records have waited.
     fn is_due(&mut self, level: Level, flush: bool, now: Millis) -> bool {
         if level.is_empty() {
             self.waiting_since = None;
@@ -287,7 +290,7 @@ impl<M: Clone> Feed<M> {
         flush || level.due == Due::Now || since + FLUSH_INTERVAL_MS <= now
     }
 
-    /// Whether the intake is to be emptied although no stream has room for it.
+    /// Returns true when it is time to empty the intake although no stream has room. It notes since when records have waited.
     fn is_due_offline(&mut self, level: Level, flush: bool, now: Millis) -> bool {
         if level.is_empty() {
             self.waiting_since = None;

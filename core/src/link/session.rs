@@ -10,12 +10,14 @@
 //!                                                    v
 //!                                                 Draining --- ended or late ---> Ended
 //! ```
+//! A stream that ends within seconds of its beginning is followed by the next target at once, as an attempt that failed.
 //! A stream that has to go elsewhere passes through Moving, which is Draining with Resolving behind it.
 //!
 //! The shell starts what [`Session::poll_action`] asks for and reports the outcome through the `handle_*` methods. Each attempt has a
 //! number, so that the session ignores what a given-up attempt still reports.
 
 use alloc::collections::VecDeque;
+use core::fmt;
 
 use crate::limits::{MAX_PING_INTERVAL_MS, PING_INTERVAL_MS};
 use crate::link::backoff::{Backoff, RECONNECT_SPREAD_MS};
@@ -123,10 +125,47 @@ pub enum Action {
 pub enum Abandoned {
     /// It failed or ended by itself, and the shell said so.
     Failed,
-    /// Its deadline has passed, in this phase.
-    TimedOut(&'static str),
+    /// The settings have changed before it came to a stream, so another one begins.
+    Superseded,
+    /// The deadline of this phase has passed.
+    TimedOut(Phase),
     /// The agent ends.
     Shutdown,
+}
+
+/// What an attempt, or the stream that it came to, waits for. Its text completes the sentence "no answer in time: ...".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Service discovery has to name servers.
+    Discovery,
+    /// A server has to take the connection.
+    Connecting,
+    /// A server has to take the call.
+    Opening,
+    /// The server has to answer a PING.
+    Ping,
+    /// The server has to end a stream whose sending side the agent has ended.
+    End,
+}
+
+impl Phase {
+    /// Returns true while there is no stream.
+    #[must_use]
+    pub fn is_before_stream(self) -> bool {
+        matches!(self, Self::Discovery | Self::Connecting | Self::Opening)
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Discovery => "service discovery",
+            Self::Connecting => "TCP and TLS",
+            Self::Opening => "opening the stream",
+            Self::Ping => "the answer to a ping",
+            Self::End => "the server's end of the stream",
+        })
+    }
 }
 
 /// What a site may set about the session's times.
@@ -310,7 +349,7 @@ impl Session {
             }
             State::Resolving { .. } | State::Connecting { .. } | State::Opening { .. } => {
                 let attempt = Attempt(self.attempt);
-                self.actions.push_back(Action::Abandon { attempt, reason: Abandoned::Failed });
+                self.actions.push_back(Action::Abandon { attempt, reason: Abandoned::Superseded });
                 self.start_round(now);
             }
             State::Backoff { .. } => self.start_round(now),
@@ -324,13 +363,13 @@ impl Session {
             return;
         }
         match &mut self.state {
-            State::Resolving { .. } => self.give_up(Abandoned::TimedOut("service discovery"), now),
-            State::Connecting { .. } => self.give_up(Abandoned::TimedOut("TCP and TLS"), now),
-            State::Opening { .. } => self.give_up(Abandoned::TimedOut("opening the stream"), now),
+            State::Resolving { .. } => self.give_up(Abandoned::TimedOut(Phase::Discovery), now),
+            State::Connecting { .. } => self.give_up(Abandoned::TimedOut(Phase::Connecting), now),
+            State::Opening { .. } => self.give_up(Abandoned::TimedOut(Phase::Opening), now),
             State::Streaming { liveness: Liveness::Heard(_), .. } => self.handle_ping_wanted(now),
-            State::Streaming { .. } => self.give_up(Abandoned::TimedOut("the answer to a ping"), now),
-            State::Moving { .. } => self.give_up(Abandoned::TimedOut("the server's end of the stream"), now),
-            State::Draining { .. } => self.end(Abandoned::TimedOut("the server's end of the stream")),
+            State::Streaming { .. } => self.give_up(Abandoned::TimedOut(Phase::Ping), now),
+            State::Moving { .. } => self.give_up(Abandoned::TimedOut(Phase::End), now),
+            State::Draining { .. } => self.end(Abandoned::TimedOut(Phase::End)),
             State::Backoff { .. } => self.start_round(now),
             State::Idle | State::Ended => {}
         }
@@ -663,10 +702,7 @@ mod tests {
         session.handle_timeout(next);
         assert_eq!(actions(&mut session), [Action::Ping]);
         session.handle_timeout(next + PONG_TIMEOUT_MS);
-        assert_eq!(
-            actions(&mut session),
-            [Action::Abandon { attempt, reason: Abandoned::TimedOut("the answer to a ping") }]
-        );
+        assert_eq!(actions(&mut session), [Action::Abandon { attempt, reason: Abandoned::TimedOut(Phase::Ping) }]);
         assert!(session.waits_until().is_some());
     }
 
@@ -804,7 +840,7 @@ mod tests {
     #[test]
     fn what_takes_too_long_is_given_up_and_says_in_which_phase() {
         let mut session = Session::new(KINDS, Timing::default(), 7);
-        let expect = |session: &mut Session, deadline: u64, attempt: Attempt, phase: &'static str| {
+        let expect = |session: &mut Session, deadline: u64, attempt: Attempt, phase: Phase| {
             assert_eq!(session.poll_timeout(), Some(Millis(deadline)), "{phase}");
             session.handle_timeout(Millis(deadline - 1));
             assert_eq!(actions(session), [], "{phase}: it has a millisecond left");
@@ -814,15 +850,15 @@ mod tests {
             done.get(1).copied()
         };
         let attempt = started(&mut session, Millis(0));
-        let next = expect(&mut session, RESOLVE_TIMEOUT_MS, attempt, "service discovery");
+        let next = expect(&mut session, RESOLVE_TIMEOUT_MS, attempt, Phase::Discovery);
         let Some(Action::Connect { attempt, target: Target::Private(0) }) = next else { panic!("{next:?}") };
         let mut now = RESOLVE_TIMEOUT_MS + CONNECT_TIMEOUT_MS;
-        let next = expect(&mut session, now, attempt, "TCP and TLS");
+        let next = expect(&mut session, now, attempt, Phase::Connecting);
         let Some(Action::Connect { attempt, target: Target::Public(0) }) = next else { panic!("{next:?}") };
         session.handle_connected(attempt, Millis(now));
         assert_eq!(actions(&mut session), [Action::Open { attempt }]);
         now += OPEN_TIMEOUT_MS;
-        assert_eq!(expect(&mut session, now, attempt, "opening the stream"), None);
+        assert_eq!(expect(&mut session, now, attempt, Phase::Opening), None);
         assert_eq!(session.phase(), "waiting");
     }
 
@@ -902,18 +938,18 @@ mod tests {
         let mut session = Session::new(KINDS, Timing::default(), 7);
         let attempt = started(&mut session, Millis(0));
         let done = reconfigured(&mut session, false, 1);
-        assert_eq!(done[0], Action::Abandon { attempt, reason: Abandoned::Failed }, "it was resolving");
+        assert_eq!(done[0], Action::Abandon { attempt, reason: Abandoned::Superseded }, "it was resolving");
         assert!(tries(&done[1]), "{done:?}");
 
         let Action::Connect { attempt, .. } = done[1] else { panic!("{done:?}") };
         let done = reconfigured(&mut session, false, 2);
-        assert_eq!(done[0], Action::Abandon { attempt, reason: Abandoned::Failed }, "it was connecting");
+        assert_eq!(done[0], Action::Abandon { attempt, reason: Abandoned::Superseded }, "it was connecting");
 
         let Action::Connect { attempt, .. } = done[1] else { panic!("{done:?}") };
         session.handle_connected(attempt, Millis(3));
         assert_eq!(actions(&mut session), [Action::Open { attempt }]);
         let done = reconfigured(&mut session, false, 3);
-        assert_eq!(done[0], Action::Abandon { attempt, reason: Abandoned::Failed }, "it was opening");
+        assert_eq!(done[0], Action::Abandon { attempt, reason: Abandoned::Superseded }, "it was opening");
 
         let Action::Connect { attempt, .. } = done[1] else { panic!("{done:?}") };
         session.handle_failed(attempt, Millis(4));
@@ -947,7 +983,7 @@ mod tests {
         assert_eq!(session.poll_timeout(), Some(Millis(1 + DRAIN_TIMEOUT_MS)));
         session.handle_timeout(Millis(1 + DRAIN_TIMEOUT_MS));
         let done = actions(&mut session);
-        let reason = Abandoned::TimedOut("the server's end of the stream");
+        let reason = Abandoned::TimedOut(Phase::End);
         assert_eq!(done[0], Action::Abandon { attempt, reason });
         assert!(matches!(done[1..], [Action::Connect { target: Target::Private(0), .. }]), "{done:?}");
     }
@@ -963,7 +999,7 @@ mod tests {
         session.handle_shutdown(Millis(600));
         assert_eq!(session.phase(), "draining", "to be told twice changes nothing");
         session.handle_timeout(Millis(1 + DRAIN_TIMEOUT_MS));
-        let reason = Abandoned::TimedOut("the server's end of the stream");
+        let reason = Abandoned::TimedOut(Phase::End);
         assert_eq!(actions(&mut session), [Action::Abandon { attempt, reason }]);
         session.handle_shutdown(Millis(20_000));
         session.handle_timeout(Millis(20_000));
