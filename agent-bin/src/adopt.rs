@@ -81,7 +81,7 @@ fn plan(from: &Path, layout: &Layout) -> Vec<(PathBuf, PathBuf, bool)> {
     .collect()
 }
 
-/// Whether it is an empty directory, as a package brings some.
+/// Returns true for an empty directory. Packages bring some.
 fn is_empty(directory: &Path) -> bool {
     fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
 }

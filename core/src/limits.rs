@@ -7,9 +7,8 @@
 /// Most records in a buffer. The project's owner fixed this number; it is that of Elkeid's own agent 1.7.
 pub const SLOTS: usize = 8192;
 
-/// Slots of the urgent buffer. It carries heartbeats (one a minute for the agent and each plugin), answers to tasks,
-/// error reports and the plugins' high-priority lane. All of them are rare, and the buffer leaves within milliseconds
-/// while there is a stream.
+/// Slots of the urgent buffer. It carries answers to tasks, the agent's own reports, and what plugins write to
+/// descriptor 5. All of them are rare, and the buffer leaves within milliseconds while there is a stream.
 pub const URGENT_SLOTS: usize = 512;
 
 /// Default size of a record arena in bytes. Two of them take turns. 2 MiB hold 2,300 records of an execve's size:
@@ -24,7 +23,7 @@ pub const MIN_ARENA_BYTES: usize = 128 << 10;
 /// that decode to more than 10 MiB.
 pub const MAX_ARENA_BYTES: usize = 8 << 20;
 
-/// Size of the urgent arena in bytes. A heartbeat takes 2 KiB. A plugin's high-priority record may have up to
+/// Size of the urgent arena in bytes. An answer to a task takes less than 1 KiB. A plugin's high-priority record may have up to
 /// [`MAX_RECORD_BYTES`] but uses this arena only if it fits, and else travels with the bulk.
 pub const URGENT_ARENA_BYTES: usize = 256 << 10;
 
@@ -35,7 +34,7 @@ pub const MAX_RECORD_BYTES: usize = (4 << 20) + (4 << 10);
 /// Longest wait of a record for others to be batched with, in milliseconds. The reference agent sends every 100 ms.
 pub const FLUSH_INTERVAL_MS: u64 = 100;
 
-/// Default budget of the ledger, in bytes of compressed batches that were sent and are not known to have arrived. It
+/// Budget of the ledger, in bytes of compressed batches that were sent and are not known to have arrived. It
 /// holds some four seconds of 5,000 records/s.
 pub const LEDGER_BYTES: usize = 4 << 20;
 
@@ -239,7 +238,7 @@ pub const MAX_DOWNLOADS: usize = 8;
 pub const MAX_VERIFICATIONS: usize = 2;
 
 /// Most threads for blocking work, besides the pump and the net thread: preparations, and about ten of which there is
-/// one each (the spool, an upload, an update, service discovery). The rest is for names whose lookup hangs.
+/// one each (the spool, an upload, an update, service discovery). The rest is for plugins' standard error and for chores.
 pub const MAX_WORKERS: usize = 32;
 
 /// The longest framed task for a plugin, in bytes. Elkeid's Go SDK cannot read a longer one and loses its framing over it.
@@ -301,7 +300,7 @@ pub const MAX_REPORTS_WAITING: usize = 64;
 pub const MAX_ADDRESSES: usize = 10;
 
 /// Most concurrent questions for addresses, each on a thread of its own: two for each of [`MAX_DOWNLOADS`] downloads,
-/// the stream, an upload and service discovery, and as many that a resolver has left without an answer.
+/// the stream, an upload and service discovery, and ten that a resolver has left without an answer.
 pub const MAX_LOOKUPS: usize = 32;
 
 /// Connections that died without their peers' knowledge and that the agent remembers. AgentCenter notices by itself

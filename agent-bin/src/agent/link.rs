@@ -118,7 +118,7 @@ impl Link {
         }
     }
 
-    /// Tells the agent what an attempt has come to; gives the command that has come, if one has.
+    /// Tells the agent what has come of an attempt.
     pub(super) fn handle_event(&mut self, event: Event, agent: &mut Agent<Bytes>, now: Millis) {
         match event {
             Event::Resolved(attempt, Ok(addresses)) => {

@@ -34,7 +34,7 @@ use crate::{logging, plugin};
 /// At the end, threads that write or fetch something are waited for this long.
 const END_OF_THREADS: Duration = Duration::from_secs(2);
 
-/// A thread without which there is no agent is tried again this often, a second apart: by then it is better that somebody looks.
+/// How often a thread that the agent cannot do without is tried, a second apart. After a minute, somebody has to look.
 const THREAD_TRIES: u32 = 60;
 
 /// The least limit of open files. With twenty the agent just starts, and with fewer the runtime ends the process.

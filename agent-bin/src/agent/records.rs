@@ -99,7 +99,8 @@ impl Records {
         fields: impl Iterator<Item = (&'f str, &'f str)> + Clone,
     ) -> Result<(), Row> {
         let pushed = self.intake.lock().push_own(&OwnRecord { data_type, timestamp, fields });
-        pushed.map(|_woken_already| ()).map_err(|_| own_row(data_type, timestamp))
+        // This is the thread that a wake-up would wake.
+        pushed.map(|_wake| ()).map_err(|_| own_row(data_type, timestamp))
     }
 
     /// Adds a heartbeat to those of [`Records::take_heartbeats`].

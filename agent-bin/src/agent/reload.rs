@@ -67,7 +67,6 @@ impl Shell {
         if self.agent.plugins().next().is_some() {
             self.facts.warn_of_sections(&self.agent, &self.settings);
         }
-        let new = &self.settings;
         log::info!("SIGHUP: changed: {}", if names.is_empty() { "nothing".to_owned() } else { names.join(", ") });
         if old.server != new.server || old.proxies != new.proxies || has_new_certificates {
             let (endpoints, timing) = (endpoints(&new.server), new.server.timing());
@@ -95,7 +94,7 @@ pub(super) fn endpoints(server: &Server) -> Endpoints {
     Endpoints { discovery: server.discovery.len(), private: server.private.len(), public: server.public.len() }
 }
 
-/// Whether new settings lead to the server to which the stream goes, and in the way in which the old ones do.
+/// Returns true when the new settings still list the stream's server, and reach it through the same proxy as the old ones.
 fn leads_to(new: &Settings, old: &Settings, target: Target, address: &str) -> bool {
     let listed = match target {
         // What discovery hosts would name now is not known; the same ones are as good as before.

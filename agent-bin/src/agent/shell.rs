@@ -31,7 +31,6 @@ use crate::config::{Environment, Flags, Settings};
 use crate::failure::Failure;
 use crate::host::{AgentId, HostRoot, agent_id};
 use crate::identity;
-
 use crate::logging::reports;
 use crate::logging::{Event, Kind};
 use crate::net::{self, Certificates};

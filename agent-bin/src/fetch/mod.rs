@@ -1,13 +1,13 @@
 //! Downloads over http and https. A download returns a whole file with the right hash, or an error.
 //!
-//! To download a file, make an [`Request`] and call [`Fetcher::fetch`] on a blocking thread, with the path of a file that
+//! To download a file, make a [`Request`] and call [`Fetcher::fetch`] on a blocking thread, with the path of a file that
 //! does not exist yet, the [`Room`] for it, and a [`Cancel`] of which another thread keeps a clone (in an `Arc`). On
 //! success the file is open at its beginning. After an error there is no file.
 //!
 //! ```text
-//! let order = Request { urls: &config.urls, sha256: config.sha256, max_bytes: MAX_DOWNLOAD_BYTES };
+//! let request = Request { urls: &config.urls, sha256: config.sha256, max_bytes: MAX_DOWNLOAD_BYTES };
 //! let mut room = Room::below(&directory)?;
-//! let file = fetcher.fetch(&order, &directory.join("package"), &mut room, &cancel)?;
+//! let file = fetcher.fetch(&request, &directory.join("package"), &mut room, &cancel)?;
 //! ```
 //!
 //! The fetcher tries the addresses in order. If one breaks off, the next resumes if it can (HTTP ranges). The hash covers
@@ -119,42 +119,42 @@ impl Fetcher {
         Self { authority, proxies, patience: Patience::default() }
     }
 
-    /// Downloads an order into the new file `to` and syncs it. Only its owner can read the file. Blocks.
+    /// Downloads what is requested into the new file `to` and syncs it. Only its owner can read the file. Blocks.
     ///
     /// # Errors
     /// When no address has it, it is too long, its hash is wrong, `to` cannot be written, there is no room for it, or
     /// the fetch was cancelled. There is then no file.
     pub(crate) fn fetch(
         &self,
-        order: &Request<'_>,
+        request: &Request<'_>,
         to: &Path,
         room: &mut Room,
         cancel: &Cancel,
     ) -> Result<File, FetchError> {
-        if order.urls.is_empty() {
+        if request.urls.is_empty() {
             return Err(FetchError::NoAddress);
         }
         let mut partial = Partial::create(to, room).map_err(FileError::at(to))?;
-        let fetched = self.try_addresses(&mut partial, order, to, cancel);
+        let fetched = self.try_addresses(&mut partial, request, to, cancel);
         fetched.inspect_err(|_| drop(fs::remove_file(to))).map(|()| partial.file)
     }
 
     fn try_addresses(
         &self,
         partial: &mut Partial<'_>,
-        order: &Request<'_>,
+        request: &Request<'_>,
         to: &Path,
         cancel: &Cancel,
     ) -> Result<(), FetchError> {
         let agent = self.agent();
         cancel.watch(&agent);
         let mut attempts = Vec::new();
-        for url in order.urls {
+        for url in request.urls {
             if cancel.is_cancelled() {
                 break;
             }
             let begun = Stopwatch::start();
-            match partial.complete(&agent, url, order, cancel) {
+            match partial.complete(&agent, url, request, cancel) {
                 Ok(()) => {
                     let settled = partial.file.sync_all().and_then(|()| partial.file.seek(SeekFrom::Start(0)));
                     settled.map_err(FileError::at(to))?;
@@ -208,24 +208,24 @@ impl<'a> Partial<'a> {
     }
 
     /// Downloads what is missing from this address, and checks the hash of the whole.
-    fn complete(&mut self, agent: &Agent, url: &str, order: &Request<'_>, cancel: &Cancel) -> Result<(), Miss> {
-        self.read_from(agent, url, order, cancel)?;
+    fn complete(&mut self, agent: &Agent, url: &str, request: &Request<'_>, cancel: &Cancel) -> Result<(), Miss> {
+        self.read_from(agent, url, request, cancel)?;
         let mut sha256 = self.sha256();
-        if sha256 != order.sha256 && self.inherited > 0 {
+        if sha256 != request.sha256 && self.inherited > 0 {
             // The part that came from elsewhere may be at fault.
             self.start_over()?;
-            self.read_from(agent, url, order, cancel)?;
+            self.read_from(agent, url, request, cancel)?;
             sha256 = self.sha256();
         }
-        if sha256 == order.sha256 {
+        if sha256 == request.sha256 {
             return Ok(());
         }
         let bytes = self.length;
         self.start_over()?;
-        Err(Miss::Digest { bytes, sha256, expected: order.sha256 })
+        Err(Miss::Digest { bytes, sha256, expected: request.sha256 })
     }
 
-    fn read_from(&mut self, agent: &Agent, url: &str, order: &Request<'_>, cancel: &Cancel) -> Result<(), Miss> {
+    fn read_from(&mut self, agent: &Agent, url: &str, request: &Request<'_>, cancel: &Cancel) -> Result<(), Miss> {
         let is_http = |scheme: &str| scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
         if !url.split_once("://").is_some_and(|(scheme, _)| is_http(scheme)) {
             return Err(Miss::NotHttp);
@@ -243,8 +243,9 @@ impl<'a> Partial<'a> {
             status => return Err(Miss::Status(status.as_u16())),
         }
         self.inherited = self.length;
-        let too_long = || Miss::TooLong(order.max_bytes);
-        if response.body().content_length().is_some_and(|length| length > order.max_bytes.saturating_sub(self.length)) {
+        let too_long = || Miss::TooLong(request.max_bytes);
+        if response.body().content_length().is_some_and(|length| length > request.max_bytes.saturating_sub(self.length))
+        {
             return Err(too_long());
         }
         let mut body = response.body_mut().as_reader();
@@ -258,7 +259,7 @@ impl<'a> Partial<'a> {
                 return Ok(());
             }
             self.length += n as u64;
-            if self.length > order.max_bytes {
+            if self.length > request.max_bytes {
                 self.start_over()?;
                 return Err(too_long());
             }

@@ -49,7 +49,7 @@ impl Lookup {
             return lookup;
         }
         for (family, number) in [(Family::V6, libc::AF_INET6), (Family::V4, libc::AF_INET)] {
-            let (sender, name) = (sender.clone(), name.clone());
+            let name = name.clone();
             let asked = ask(sender.clone(), family, move || getaddrinfo(&name, port, number, 0));
             if let Err(error) = asked {
                 let _ = sender.send((family, Err(error)));

@@ -29,7 +29,7 @@ use tokio_rustls::client::TlsStream;
 use super::Event;
 use crate::sys::atomic::AtomicU64;
 
-/// The first stream of a client and the only one on a Transfer connection (RFC 9113, section 5.1.1).
+/// The first stream of a client (RFC 9113, section 5.1.1). Only calls for the next certificate follow it on a Transfer connection.
 const TRANSFER_STREAM: u32 = 1;
 
 /// Counts what has passed on the Transfer stream, for those who wait for it.

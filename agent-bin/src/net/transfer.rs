@@ -1,7 +1,7 @@
 //! The Transfer call: gRPC by hand over h2, from the TCP connection to the server's trailers.
 //!
-//! One task holds a connection and everything on it. It polls three things at once: the HTTP/2 connection itself, a
-//! writer that sends batches as far as flow control allows, and a reader of commands.
+//! One task holds a connection and everything on it. It polls at once the HTTP/2 connection itself, a writer
+//! that sends batches as far as flow control allows, a reader of commands, PINGs, and a request for the next certificate.
 
 use std::convert::Infallible;
 use std::fmt;

@@ -32,7 +32,7 @@ pub(crate) struct Downgrade {
     version: String,
     /// The newest that has run here.
     newest: String,
-    /// Whether it is earlier. Of the others nobody can say that they are not.
+    /// True if the version is earlier, false if the two cannot be compared.
     is_earlier: bool,
 }
 

@@ -177,8 +177,8 @@ impl Preparer {
         let name = config.name.as_str();
         let mut stage = Stage::beside(&place)?;
         let download = stage.path().join("download");
-        let order = Request { urls: &config.urls, sha256: config.download_sha256, max_bytes: MAX_DOWNLOAD_BYTES };
-        let mut file = self.fetcher.fetch(&order, &download, stage.room(), cancel)?;
+        let request = Request { urls: &config.urls, sha256: config.download_sha256, max_bytes: MAX_DOWNLOAD_BYTES };
+        let mut file = self.fetcher.fetch(&request, &download, stage.room(), cancel)?;
         let (staged, executable) = match config.packing {
             Packing::Plain => {
                 // A file that is open for writing cannot be executed.

@@ -2,8 +2,9 @@
 //!
 //! The plugin reads tasks from descriptor 3 and writes records to 4. Descriptor 5 is its high-priority lane, which
 //! `ELKEID_PLUGIN_HIGH_PRIORITY_PIPE` announces. It has a process group of its own and runs in its own directory. Its
-//! standard input and output are /dev/null, and its standard error is a pipe (`stderr`). Without `detail` it inherits
-//! the agent's environment, if it is trusted; otherwise it gets only `DETAIL`. Unlike with the reference, `PATH` is always set.
+//! standard input and output are /dev/null, and its standard error is a pipe (`stderr`). With `detail` it gets
+//! that as `DETAIL` and nothing else of the agent's environment. Without, a trusted plugin inherits that environment, and a confined
+//! one gets nothing of it. Unlike with the reference, `PATH` is always set.
 
 use std::env;
 use std::ffi::{CString, OsStr};

@@ -35,7 +35,7 @@ pub(crate) struct PipeEnds {
 /// What the pump tells the net thread.
 #[derive(Debug)]
 pub(crate) enum PumpEvent {
-    /// The pump has read a plugin's pipes to their ends and closed them.
+    /// The pump has closed a plugin's pipes: it has read them to their ends, or could not watch them.
     Closed(PlugId),
     /// A task did not reach its plugin.
     TaskRefused {

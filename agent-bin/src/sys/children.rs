@@ -5,7 +5,8 @@
 //! adopts every orphan in it. Somebody has to take the exit status of each, or it stays as a zombie. [`reap`] does so
 //! on SIGCHLD. It skips children for which an [`Own`] lives, because whoever has started them waits for them.
 //!
-//! Only the net thread calls these functions, so a child that it starts cannot be reaped before it is known.
+//! No two threads call these functions at the same time, so a child that one starts cannot be reaped before it is known: the net
+//! thread calls them while it runs, and the first thread before and after that.
 
 use std::collections::BTreeSet;
 use std::io;

@@ -326,8 +326,8 @@ fn download(fetcher: &Fetcher, tmp: &Path, wanted: &AgentConfig, cancel: &Cancel
     let fetched = || {
         let path = directory.join("elklet");
         let mut room = Room::below(&directory).map_err(FileError::at(&directory))?;
-        let order = Request { urls: &wanted.urls, sha256: wanted.sha256, max_bytes: MAX_DOWNLOAD_BYTES };
-        let mut file = fetcher.fetch(&order, &path, &mut room, cancel)?;
+        let request = Request { urls: &wanted.urls, sha256: wanted.sha256, max_bytes: MAX_DOWNLOAD_BYTES };
+        let mut file = fetcher.fetch(&request, &path, &mut room, cancel)?;
         if cancel.is_cancelled() {
             return Err(UpdateError::Cancelled);
         }

@@ -48,9 +48,9 @@ pub enum Action<M> {
 /// What the shell is to do about the agent's own version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UpdateAction {
-    /// Bring this version in place; what is done about an earlier one of these is given up. Answer with [`Agent::handle_updated`].
+    /// Bring this version in place, and give up an earlier `Install` that is under way. Answer with [`Agent::handle_updated`].
     Install(AgentConfig),
-    /// The agent is to be what it is: what is done about an [`UpdateAction::Install`] is given up.
+    /// The agent is to be what it is: give up an [`UpdateAction::Install`] that is under way.
     Keep,
     /// The version that runs has held a stream for long enough: it stays.
     Commit,

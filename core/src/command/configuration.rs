@@ -165,7 +165,7 @@ impl Configuration {
 }
 
 /// A configuration in the making. Its entries are checked one by one as they come off the message, because a few bytes
-/// can announce many. Nothing is made of those beyond the limits.
+/// can announce many. Nothing is kept of those beyond the limits.
 #[derive(Debug, Default)]
 pub(super) struct Checking {
     checked: Configuration,

@@ -34,7 +34,7 @@ pub struct Upload {
     pub token: String,
     /// The file.
     pub path: String,
-    /// Bytes of one piece, at least 1. One piece is sent each second.
+    /// Bytes a second that the server asks for, at least 1. At most [`UPLOAD_BYTES_PER_SECOND`](crate::limits::UPLOAD_BYTES_PER_SECOND) leave.
     pub buf_size: u64,
 }
 

@@ -35,7 +35,7 @@ pub struct Batch<M> {
     pub(super) is_double: bool,
     /// True when it cannot be cut further.
     pub(super) is_smallest: bool,
-    /// It is not all that lies at its place in the spool.
+    /// True for a part of a cut batch, whose place in the spool holds the whole.
     pub(super) is_part: bool,
     pub(super) kind: Kind,
     bytes: usize,

@@ -62,7 +62,7 @@ struct StreamAccount {
 #[derive(Debug, Clone, Copy)]
 struct FullFor {
     since: Millis,
-    /// True once [`Ledger::room`] has answered [`Room::Overdue`].
+    /// True once [`Ledger::watch_room`] has answered [`Room::Overdue`].
     is_overdue: bool,
 }
 
@@ -320,7 +320,7 @@ impl<M> Ledger<M> {
         self.ping_due().is_some_and(|due| due <= now)
     }
 
-    /// When to call [`Ledger::room`] and [`Ledger::wants_ping`] again even if nothing happens.
+    /// When to call [`Ledger::watch_room`] and [`Ledger::wants_ping`] again even if nothing happens.
     #[must_use]
     pub(super) fn poll_timeout(&self) -> Option<Millis> {
         let full = self.full.filter(|full| !full.is_overdue).map(|full| full.since + LEDGER_WAIT_MS);

@@ -53,7 +53,7 @@ impl Cause {
         Self::OwnNoRoom,
     ];
 
-    /// The cause's name in reports. The heartbeat prefixes it with `lost_`.
+    /// The cause's name where a loss is told (data type 1012). The counters of heartbeats and metrics have names of their own.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

@@ -1,6 +1,6 @@
 //! The intake, where the records of all plugins and of the agent come together. One buffer fills while the other is sent.
 //!
-//! There are two lanes. Urgent records (heartbeats, answers to tasks, a plugin's high-priority lane) have a small
+//! There are two lanes. Urgent records (answers to tasks, reports, a plugin's high-priority lane) have a small
 //! buffer of their own and leave at once. Bulk records wait to be batched. The shell keeps an [`Intake`] behind a lock.
 //! The pump appends; the net thread swaps in a pair of empty buffers and takes everything.
 

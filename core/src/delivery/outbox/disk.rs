@@ -144,8 +144,9 @@ impl<M: Clone> Outbox<M> {
     }
 
     /// Returns the batches that should be written next, with the bytes that they take on the disk, and each one's id and records.
-    /// Those that `stays` returns true for stay in memory: a suspect would be read again at once, and set aside, and written.
-    /// So does what was sent before others that lie on the disk: its confirmation would count for them, and their files would be deleted.
+    /// Leaves out those that `stays` returns true for. A suspect on the disk would be read at once, set aside and written again, without end.
+    /// Leaves out, too, what was sent before others that lie on the disk: its confirmation would count for them, and their files would
+    /// be deleted.
     fn next_writes(
         ledger: &Ledger<M>,
         is_up: bool,

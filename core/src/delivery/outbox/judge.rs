@@ -100,8 +100,8 @@ impl<M: Clone> Outbox<M> {
         self.content_limit
     }
 
-    /// The batch of [`Outgoing::Cut`](super::Outgoing::Cut) is these, and `refused` counts records of it that plugins may not send. Neither parts nor
-    /// refused ones mean that it could not be read, and is lost.
+    /// Replaces the batch of [`Outgoing::Cut`](super::Outgoing::Cut) by `parts`. `refused` counts records of it that plugins may not
+    /// send. If both are empty, the batch could not be read and counts as lost.
     pub fn handle_cut(&mut self, parts: Vec<Batch<M>>, refused: &[Row]) {
         let Some(mut whole) = self.ledger.pop_next() else { return };
         if !parts.is_empty() && self.suspects.is_suspect(whole.identity()) {

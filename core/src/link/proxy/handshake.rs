@@ -34,6 +34,8 @@ pub struct Credentials {
 }
 
 impl Credentials {
+    /// Makes credentials that proxies of both kinds can be given.
+    ///
     /// # Errors
     /// When one is longer than the 255 bytes that SOCKS5 can carry, or the user has a colon, which HTTP cannot carry.
     pub fn new(user: String, password: String) -> Result<Self, &'static str> {
