@@ -558,6 +558,7 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
+    use alloc::string::ToString;
     use alloc::vec;
     use alloc::vec::Vec;
 
@@ -859,6 +860,7 @@ mod tests {
         assert_eq!(actions(&mut session), [Action::Open { attempt }]);
         now += OPEN_TIMEOUT_MS;
         assert_eq!(expect(&mut session, now, attempt, Phase::Opening), None);
+        assert_eq!(Phase::Opening.to_string(), "opening the stream");
         assert_eq!(session.phase(), "waiting");
     }
 

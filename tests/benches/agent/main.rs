@@ -69,6 +69,10 @@ fn main() -> ExitCode {
     }
     let loads: &[Load] = if arguments.scale { &SCALE } else { &USUAL };
     let loads: Vec<Load> = loads.iter().filter(|load| load.name.contains(&arguments.only)).copied().collect();
+    if loads.is_empty() {
+        eprintln!("no load has {:?} in its name; --help tells more", arguments.only);
+        return ExitCode::from(2);
+    }
 
     let effort = Effort { runs: arguments.runs, seconds: arguments.seconds, limit_bytes: limit::USUAL_BYTES };
     let rows = compare(&programs, &loads, effort);

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The fields of record 1000 in the reference agent's generation C.
-const AGENT_FIELDS: &str = "arch boot_time cpu cpu_name cpu_usage dns du gateway host_id host_model host_serial host_vendor \
+pub(crate) const AGENT_FIELDS: &str = "arch boot_time cpu cpu_name cpu_usage dns du gateway host_id host_model host_serial host_vendor \
     idc kernel_version load_1 load_15 load_5 mem_usage net_mode nfd ngr nproc pid platform platform_family \
     platform_version read_speed region rss running_procs rx_speed rx_tps start_time state state_detail total_mem \
     total_procs tx_speed tx_tps write_speed";
@@ -149,6 +149,11 @@ fn the_envelope_names_the_host() {
     let local = local_addresses();
     assert!(all.is_subset(&local), "{all:?} are not all among {local:?}");
     assert!(all.iter().all(|address| !address.is_loopback()), "{all:?}");
+    let is_told = |address: &&IpAddr| match address {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+    };
+    assert!(!all.is_empty() || local.iter().find(is_told).is_none(), "of {local:?} none is told");
     // Every message has the same envelope.
     _ = site.fresh_heartbeats(&agent);
     site.records(&agent, |records| assert!(records.batches.iter().all(|batch| batch.data == data)));

@@ -180,8 +180,10 @@ fn only_the_configured_bytes_are_executed() {
     // The configured file is not there yet. The file that is there would run if the agent started it.
     let executable = setup.workdir().plugin_dir("probe").join("probe");
     fs::write(setup.workdir().path().join("right"), fs::read(&executable).unwrap()).unwrap();
-    _ = setup.workdir().install("probe", "/bin/true", "");
-    let ran = setup.workdir().plugin_dir("probe").join("probe.stderr");
+    let [wrong, ran] = ["wrong", "ran"].map(|name| setup.workdir().path().join(name));
+    fs::write(&wrong, format!("#!/bin/sh\ntouch {}\n", ran.display())).unwrap();
+    fs::set_permissions(&wrong, fs::Permissions::from_mode(0o755)).unwrap();
+    _ = setup.workdir().install("probe", wrong.to_str().unwrap(), "");
     site.center().set_configs(Some(vec![right.clone()]));
     let agent = setup.start();
     let line = agent.wait_for_log("plugin probe cannot be started");
@@ -192,6 +194,7 @@ fn only_the_configured_bytes_are_executed() {
     assert_eq!(heartbeats.agent["state"], "abnormal");
     assert!(details(&heartbeats)[0].starts_with("plugin probe cannot be started: "), "{:?}", details(&heartbeats));
     assert!(heartbeats.plugins.is_empty() && !ran.exists(), "nothing was started");
+    assert_eq!(agent.log_lines("plugin probe version 1.0 started"), [""; 0]);
 
     fs::rename(agent.workdir().path().join("right"), &executable).unwrap();
     site.wait_records("plugin", &agent, |records| records.of_type(types::HELLO).count() == 1);

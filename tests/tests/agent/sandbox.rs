@@ -113,7 +113,7 @@ fn a_hostile_plugin_comes_as_far_as_its_profile_lets_it() {
     assert!(expected.len() >= 50, "{expected:?}");
     let unlimited = !agent.log_lines(" processes not applied: ").is_empty();
     if unlimited {
-        skipped("fork-without-end", &agent.log_lines(" processes not applied: ").join("; "));
+        skipped(name, &format!("fork-without-end: {}", agent.log_lines(" processes not applied: ").join("; ")));
     }
     let mut wrong = Vec::new();
     for (at, profile) in PROFILES.into_iter().enumerate() {

@@ -85,7 +85,9 @@ fn without_a_server_records_go_to_the_disk_and_memory_stays_small() {
     let agent = started(&site, setup, "hello run=all rate=5000 size=600 n=30000");
     let options = site.stop();
     wait_until("spooled records", || !segments(agent.workdir().path()).is_empty());
-    assert!(stdout(&elklet(&agent, &["status"])).contains("spool"), "status tells of it");
+    let told =
+        || stdout(&elklet(&agent, &["status"])).lines().find(|line| line.starts_with("spool ")).map(str::to_owned);
+    wait_until("status tells of it", || told().is_some_and(|line| !line.contains(" 0 records, ")));
     let spooled = |page: &str| {
         let line = page.lines().find_map(|line| line.strip_prefix("elklet_spool_records "));
         line.is_some_and(|number| number.parse::<u64>().unwrap() > 10_000)

@@ -20,6 +20,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
 
@@ -201,10 +202,15 @@ fn two_commands_bring_a_host_from_nothing_to_an_agent_whose_records_arrive() {
 }
 
 /// Passes connections on to the center, and breaks each one in which the answer comes that makes `is_answer` true for the first time.
-fn breaks_once(center: SocketAddr, is_answer: impl Fn() -> bool + Send + Sync + 'static) -> SocketAddr {
+/// Also returns whether it has.
+fn breaks_once(
+    center: SocketAddr,
+    is_answer: impl Fn() -> bool + Send + Sync + 'static,
+) -> (SocketAddr, Arc<AtomicBool>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let broken = AtomicBool::new(false);
+    let has_broken = Arc::new(AtomicBool::new(false));
+    let broken = Arc::clone(&has_broken);
     std::thread::spawn(move || {
         for down in listener.incoming() {
             let (Ok(mut down), Ok(mut up)) = (down, TcpStream::connect(center)) else { return };
@@ -226,7 +232,7 @@ fn breaks_once(center: SocketAddr, is_answer: impl Fn() -> bool + Send + Sync + 
             _ = (down.shutdown(Shutdown::Both), up.shutdown(Shutdown::Both));
         }
     });
-    address
+    (address, has_broken)
 }
 
 #[test]
@@ -235,9 +241,11 @@ fn an_answer_that_was_lost_is_given_again_and_the_token_is_used_once() {
     let mut line = site.line(&[]);
     let http = site.program.http;
     let enrolled = move || http::get(http, "/metrics").body.contains("center_enrolled_total 1\n");
-    line[1] = breaks_once(site.program.grpc, enrolled).to_string();
+    let (relay, has_broken) = breaks_once(site.program.grpc, enrolled);
+    line[1] = relay.to_string();
     let host = Host::new("a");
     host.enrolled(&line);
+    assert!(has_broken.load(Ordering::Relaxed), "no answer was lost");
     assert_eq!((site.total("enrolled_total"), site.total("refused_enrolments_total")), (1, 0));
     let token = &site.program.get("/api/v1/tokens")[0];
     assert_eq!((&token["used"], &token["usable"]), (&json!(1), &json!(false)), "{token}");

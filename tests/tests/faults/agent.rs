@@ -27,7 +27,8 @@ fn a_plugin_that_is_killed_in_the_middle_of_a_frame() {
     for pid in pids {
         kill_process(Pid::from_raw(pid.parse().unwrap()).unwrap(), Signal::KILL).unwrap();
     }
-    agent.wait_for_log("torn");
+    let line = agent.wait_for_log("plugin torn sent ");
+    assert!(line.contains(" of a frame of 32, then its end"), "{line}");
     site.wait_records("the next life", &agent, |records| records.of_type(types::HELLO).count() == 4);
     site.records(&agent, |records| {
         let (torn, pieces) = (records.run("torn"), records.run("pieces"));

@@ -59,12 +59,13 @@ impl Peer {
         let streams = || self.stats()["streams_opened"].as_u64().unwrap();
         let count = || -> u64 {
             let heartbeat = json_of(&get(self.control, "/last?type=1000"));
-            heartbeat["fields"]["records_sent_again"].as_str().map_or(0, |count| count.parse().unwrap())
+            heartbeat["fields"]["records_sent_again"].as_str().expect("a heartbeat counts them").parse().unwrap()
         };
-        let (before, counted) = (streams(), count());
+        let ended = || agent.log_lines("gRPC status 14").len();
+        let (before, counted, ended_before) = (streams(), count(), ended());
         assert_eq!(json_of(&post(self.control, "/kick", "")), json!({"kicked": 1}));
         wait_until("next stream", || streams() > before);
-        agent.wait_for_log("gRPC status 14");
+        wait_until("the stream's end", || ended() > ended_before);
         // The heartbeat that begins the stream has the figures of the last stream's end.
         sleep(Duration::from_secs(2));
         count() - counted
