@@ -17,6 +17,15 @@ pub const LOG: i32 = 1010;
 /// Data type of a report on a task.
 pub const TASK_REPORT: i32 = 5100;
 
+/// The longest text in bytes that is kept of what a message says of its host. The system's own limit for a host's name is 64, and versions
+/// are shorter.
+pub(crate) const TEXT_LEN: usize = 256;
+
+/// Addresses of a kind that are kept, and the longest in bytes. A host has a few. The longest IPv6 address has 45 bytes, and a zone may
+/// follow it.
+const ADDRESSES: usize = 32;
+const ADDRESS_LEN: usize = 64;
+
 /// One message of a Transfer stream.
 #[derive(Debug, Clone)]
 pub struct Batch {
@@ -66,6 +75,26 @@ pub struct PackagedData {
     pub product: String,
 }
 
+impl PackagedData {
+    /// Cuts what the message says of its host. The center remembers it for each host and writes it with each record that it passes on, so
+    /// that megabytes of it would come back thousands of times.
+    pub(crate) fn bound(&mut self) {
+        for text in [&mut self.hostname, &mut self.version, &mut self.product] {
+            cut(text, TEXT_LEN);
+        }
+        let ipv4 = [&mut self.intranet_ipv4, &mut self.extranet_ipv4];
+        for addresses in ipv4.into_iter().chain([&mut self.intranet_ipv6, &mut self.extranet_ipv6]) {
+            addresses.truncate(ADDRESSES);
+            addresses.iter_mut().for_each(|address| cut(address, ADDRESS_LEN));
+        }
+    }
+}
+
+/// Cuts a text to at most so many bytes, at the end of a character.
+pub(crate) fn cut(text: &mut String, len: usize) {
+    text.truncate(text.floor_char_boundary(len));
+}
+
 /// The message `grpc.EncodedRecord`.
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct Record {
@@ -94,6 +123,29 @@ impl Record {
 mod tests {
     use super::*;
     use elklet_proto::grpc;
+
+    #[test]
+    fn what_a_message_says_of_its_host_is_cut() {
+        let long = "ü".repeat(1 << 19);
+        let addresses = vec![long.clone(); 100];
+        let mut data = PackagedData {
+            hostname: format!("x{long}"),
+            version: long.clone(),
+            product: "elkeid-agent".to_owned(),
+            intranet_ipv4: addresses.clone(),
+            extranet_ipv4: vec!["192.0.2.1".to_owned()],
+            intranet_ipv6: addresses.clone(),
+            extranet_ipv6: addresses,
+            ..Default::default()
+        };
+        data.bound();
+        assert_eq!((data.hostname.len(), data.version.len()), (TEXT_LEN - 1, TEXT_LEN), "no character is halved");
+        assert_eq!((data.product.as_str(), &data.extranet_ipv4[..]), ("elkeid-agent", &["192.0.2.1".to_owned()][..]));
+        for addresses in [data.intranet_ipv4, data.intranet_ipv6, data.extranet_ipv6] {
+            assert_eq!(addresses.len(), ADDRESSES);
+            assert!(addresses.iter().all(|address| address.len() == ADDRESS_LEN));
+        }
+    }
 
     #[test]
     fn payloads_share_the_memory_of_their_message() {

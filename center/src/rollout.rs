@@ -13,6 +13,7 @@
 //! ```
 
 use crate::desired::Plugin;
+use crate::message::TEXT_LEN;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
@@ -219,7 +220,7 @@ impl Rollout {
                 .map(|host| Host {
                     id: host.id,
                     state: Progress::Waiting,
-                    version: host.version,
+                    version: host.version.map(|version| kept(&version).to_owned()),
                     error: None,
                     sent_ms: None,
                     first_sent_ms: None,
@@ -300,7 +301,7 @@ impl Rollout {
         let wanted = self.plugin.config.version == version;
         let Some(host) = self.host(agent_id) else { return };
         let before = (host.state, host.version.clone());
-        host.version = Some(version.to_owned());
+        host.version = Some(kept(version).to_owned());
         if concerned && wanted && host.state != Progress::Running {
             (host.state, host.error) = (Progress::Running, None);
         } else if concerned && !wanted && host.state == Progress::Running {
@@ -488,6 +489,11 @@ impl Rollout {
             (wrong, _) => (State::Failed, format!("{wrong} of {} hosts went wrong", self.hosts.len())),
         };
     }
+}
+
+/// Returns as much of a version as is kept of what a host says that it runs.
+fn kept(version: &str) -> &str {
+    &version[..version.floor_char_boundary(TEXT_LEN)]
 }
 
 fn shortened(error: &str) -> &str {

@@ -2,7 +2,7 @@
 //!
 //! A site has thousands of hosts, and a heartbeat a hundred fields. The fields therefore stay in one piece of memory, as they came.
 
-use crate::message::{PackagedData, Record};
+use crate::message::{PackagedData, Record, cut};
 use crate::store;
 use elklet_proto::grpc::Payload;
 use prost::Message;
@@ -104,12 +104,12 @@ impl Heartbeat {
 
 /// Returns a record's fields, as many and as much of each as is kept.
 pub(crate) fn bounded_fields(record: &Record) -> Option<BTreeMap<String, String>> {
-    let cut = |mut text: String| {
-        text.truncate(text.floor_char_boundary(FIELD_LEN));
+    let bounded = |mut text: String| {
+        cut(&mut text, FIELD_LEN);
         text
     };
     let mut left = FIELDS_LEN;
-    let fields = record.fields().ok()?.into_iter().map(|(name, value)| (cut(name), cut(value)));
+    let fields = record.fields().ok()?.into_iter().map(|(name, value)| (bounded(name), bounded(value)));
     let fits = |(name, value): &(String, String)| {
         let len = name.len() + value.len();
         let fits = len <= left;

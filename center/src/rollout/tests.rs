@@ -243,3 +243,13 @@ fn without_a_connected_host_there_is_no_canary() {
     assert!(refused.to_string().contains("none of 1 hosts is connected"));
     assert!(Rollout::new(order(0, 0), None, gone, 0).is_ok());
 }
+
+#[test]
+fn a_host_cannot_have_it_keep_a_version_without_end() {
+    let long = "x".repeat(1 << 20);
+    let talkative = hosts().into_iter().map(|host| Candidate { version: Some(long.clone()), ..host }).collect();
+    let mut rollout = Rollout::new(order(1, 0), None, talkative, 0).unwrap();
+    rollout.handle_version("a", &long, 1);
+    let kept: Vec<_> = rollout.hosts.iter().map(|host| host.version.as_ref().map(String::len)).collect();
+    assert_eq!(kept, [Some(TEXT_LEN); 3]);
+}

@@ -300,7 +300,8 @@ impl<'a> Incoming<'a> {
         let decoded_len = body.len();
         let room = self.shared.room_for(decoded_len).await;
         drop(decoding);
-        let data = PackagedData::decode(body).map_err(|error| Unreadable::NoPackagedData(decoded_len, error))?;
+        let mut data = PackagedData::decode(body).map_err(|error| Unreadable::NoPackagedData(decoded_len, error))?;
+        data.bound();
         let index = self.taken;
         self.taken += 1;
         let (stream, svr_time) = (self.stream, now_s());

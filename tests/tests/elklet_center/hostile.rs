@@ -6,6 +6,7 @@ use crate::support::http;
 use crate::{batch, record};
 use bytes::{Bytes, BytesMut};
 use elklet_center::files::Digest;
+use elklet_proto::grpc::PackagedData;
 use elklet_tests::harness::{holds_within, wait_until};
 use prost::Message;
 use serde_json::json;
@@ -135,6 +136,30 @@ fn messages_that_never_end_have_a_bounded_room_together() {
     // Whoever sends short ones does not wait for them.
     let (_other, _call) = runtime.block_on(agent(&program, dir.path(), "a"));
     wait_until("the record", || program.get("/api/v1/hosts/a")["records"] == 1);
+}
+
+#[test]
+fn what_a_host_says_of_itself_is_kept_as_far_as_it_is_short() {
+    let dir = site();
+    let (program, runtime) = (Program::start(dir.path()), runtime());
+    let (_client, _call) = runtime.block_on(async {
+        let mut client = Client::connect(program.grpc, &dir.path().join("certs")).await.unwrap();
+        let mut call = client.call(TRANSFER, None).await;
+        let data = PackagedData {
+            hostname: "h".repeat(MIB),
+            version: "1".repeat(MIB),
+            intranet_ipv4: vec!["10.0.0.1".repeat(1000); 1000],
+            ..batch("a", vec![record(1000, &[("cpu", "0")])])
+        };
+        call.send(&data).await;
+        (client, call)
+    });
+    wait_until("the heartbeat", || program.get("/api/v1/hosts/a")["records"] == 1);
+    let host = program.get("/api/v1/hosts/a");
+    let len = |name: &str| host[name].as_str().unwrap().len();
+    assert_eq!((len("hostname"), len("version")), (256, 256));
+    let addresses = host["addresses"].as_array().unwrap();
+    assert_eq!((addresses.len(), addresses[0].as_str().unwrap().len()), (32, 64));
 }
 
 #[test]
