@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle, JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// Records that are read and encoded in one go.
+/// Records that are read and encoded in one go, unless they come to the bytes that an output may hold before.
 const READ: usize = 5_000;
 /// Reading is tried again after this when the store cannot be read.
 const READ_AGAIN: Duration = Duration::from_secs(5);
@@ -45,7 +45,7 @@ struct Encoded {
     items: Vec<Item<Body>>,
     /// Records that are too large, and the bytes of the largest.
     too_large: (u64, usize),
-    /// True if there was nothing to read.
+    /// True if there is nothing more to read.
     nothing: bool,
 }
 
@@ -229,22 +229,9 @@ impl<'a> Flow<'a> {
         // What is stored from here on is news.
         self.news.mark_unchanged();
         let mut encoder = self.encoder.clone();
+        let most = self.runner.sender.limits().held_bytes;
         self.reading = Some(spawn_blocking(move || {
-            let result = follower.next(READ).map(|found| {
-                let mut encoded = Encoded { nothing: found.is_empty(), ..Encoded::default() };
-                for found in &found {
-                    match encoder.encode(found) {
-                        Ok(body) => {
-                            let (seq, received_ms, bytes) = (found.seq, found.received_ms, body.text.len());
-                            encoded.items.push(Item { seq, received_ms, bytes, body });
-                        }
-                        Err(bytes) => {
-                            encoded.too_large = (encoded.too_large.0 + 1, encoded.too_large.1.max(bytes));
-                        }
-                    }
-                }
-                encoded
-            });
+            let result = encode(&mut follower, &mut encoder, most);
             Read { follower, result }
         }));
     }
@@ -354,6 +341,38 @@ impl<'a> Flow<'a> {
     }
 }
 
+/// Reads and encodes records until they have `most` bytes. Encoding may make a record many times as large, so that a number of records alone
+/// is no bound.
+fn encode(follower: &mut Follower, encoder: &mut Encoder, most: usize) -> Result<Encoded, SearchError> {
+    let (mut encoded, mut bytes) = (Encoded::default(), 0);
+    for read in 0..READ {
+        if bytes >= most {
+            break;
+        }
+        let found = match follower.next(1) {
+            Ok(found) => found,
+            // What was read goes first. The next read meets the error again.
+            Err(_) if read > 0 => break,
+            Err(error) => return Err(error),
+        };
+        let Some(found) = found.first() else {
+            encoded.nothing = true;
+            break;
+        };
+        match encoder.encode(found) {
+            Ok(body) => {
+                bytes += body.text.len();
+                let (seq, received_ms, bytes) = (found.seq, found.received_ms, body.text.len());
+                encoded.items.push(Item { seq, received_ms, bytes, body });
+            }
+            Err(bytes) => {
+                encoded.too_large = (encoded.too_large.0 + 1, encoded.too_large.1.max(bytes));
+            }
+        }
+    }
+    Ok(encoded)
+}
+
 /// Waits for a thread, for ever if there is none.
 async fn done<T>(task: &mut Option<JoinHandle<T>>) -> Result<T, JoinError> {
     let Some(running) = task else { return std::future::pending().await };
@@ -365,4 +384,32 @@ async fn done<T>(task: &mut Option<JoinHandle<T>>) -> Result<T, JoinError> {
 async fn done_if_any<T>(task: &mut Option<JoinHandle<T>>) -> Option<T> {
     task.as_ref()?;
     done(task).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Batch, Record, Settings};
+
+    #[test]
+    fn no_more_is_encoded_in_one_go_than_an_output_may_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings { gather: Duration::from_millis(1), ..Settings::default() };
+        let store = Store::open(dir.path(), settings).unwrap();
+        let record = Record { data_type: 59, timestamp: 0, payload: vec![0; 1000].into() };
+        let records = vec![record; 20];
+        store.append(Batch { received_ms: 1, agent_id: "a", hostname: "gw1", records: &records }).wait().unwrap();
+        let mut follower = store.follow(0).unwrap();
+        let mut encode = |most| {
+            let encoded = encode(&mut follower, &mut Encoder::Ndjson, most).unwrap();
+            (encoded.items.iter().map(|item| item.seq).collect::<Vec<_>>(), encoded.nothing, follower.position())
+        };
+        let first = encode(1);
+        assert_eq!((first.0.len(), first.1, first.2), (1, false, first.0[0] + 1));
+        let some = encode(5_000);
+        // A line has 1,336 bytes of base64 and what is around it.
+        assert_eq!((some.0.len(), some.1, some.2), (4, false, first.2 + 4), "it goes on behind the first");
+        let rest = encode(usize::MAX);
+        assert_eq!((rest.0.len(), rest.1, rest.2), (15, true, some.2 + 15));
+    }
 }
