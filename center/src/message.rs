@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use elklet_proto::grpc::Payload;
 use prost::Message;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
 use std::collections::BTreeMap;
 
 /// Data type of the agent's heartbeat.
@@ -90,6 +91,20 @@ impl PackagedData {
     }
 }
 
+/// Counts the fields of a serialized message, as far as `most`. Where one is malformed it ends, as decoding does.
+pub(crate) fn fields_up_to(most: usize, mut message: &[u8]) -> usize {
+    let mut fields = 0;
+    while fields < most && !message.is_empty() {
+        let passed = decode_key(&mut message)
+            .and_then(|(tag, wire_type)| skip_field(wire_type, tag, &mut message, DecodeContext::default()));
+        if passed.is_err() {
+            break;
+        }
+        fields += 1;
+    }
+    fields
+}
+
 /// Cuts a text to at most so many bytes, at the end of a character.
 pub(crate) fn cut(text: &mut String, len: usize) {
     text.truncate(text.floor_char_boundary(len));
@@ -145,6 +160,17 @@ mod tests {
             assert_eq!(addresses.len(), ADDRESSES);
             assert!(addresses.iter().all(|address| address.len() == ADDRESS_LEN));
         }
+    }
+
+    #[test]
+    fn a_messages_fields_are_counted_before_it_is_decoded() {
+        let record = grpc::EncodedRecord { data_type: 1, timestamp: 2, data: vec![3; 200] };
+        let message = grpc::PackagedData { records: vec![record; 3], agent_id: "a".into(), ..Default::default() };
+        assert_eq!(fields_up_to(10, &message.encode_to_vec()), 4);
+        assert_eq!(fields_up_to(10, &b"\x0a\0".repeat(1000)), 10, "it counts no further");
+        // An unknown group with a field, which decoding passes over, and a record behind it.
+        assert_eq!(fields_up_to(10, b"\x7b\x08\x01\x7c\x0a\0"), 2);
+        assert_eq!(fields_up_to(10, b"\x0a\0\x0a\xff"), 1, "what is no message is not decoded either");
     }
 
     #[test]

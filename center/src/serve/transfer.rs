@@ -13,7 +13,7 @@ use crate::clock::now_ms;
 use crate::clock::now_s;
 use crate::fleet::Progress;
 use crate::http::Thing;
-use crate::message::{AGENT_HEARTBEAT, Batch, PackagedData};
+use crate::message::{AGENT_HEARTBEAT, Batch, PackagedData, fields_up_to};
 use crate::store::site::SiteError;
 use bytes::Bytes;
 use elklet_proto::grpc::Command;
@@ -36,6 +36,11 @@ const FIRST_WITHIN: Duration = Duration::from_secs(60);
 
 /// The longest id of an agent in bytes. Elkeid's agents have UUIDs.
 const MAX_AGENT_ID: usize = 256;
+
+/// Fields that a message may have, which are its records and a few more. An empty record has two bytes on the wire and 48 in memory, so that
+/// a bound on bytes alone would let 10 MiB become 250. Elklet's batches have at most 8,704 records, those of Elkeid's agent fewer than
+/// 10,000.
+const MAX_FIELDS: usize = 65_536;
 
 /// A handle on an open stream, for other tasks.
 #[derive(Debug)]
@@ -300,6 +305,9 @@ impl<'a> Incoming<'a> {
         let decoded_len = body.len();
         let room = self.shared.room_for(decoded_len).await;
         drop(decoding);
+        if fields_up_to(MAX_FIELDS + 1, &body) > MAX_FIELDS {
+            return Err(Unreadable::TooManyFields(decoded_len));
+        }
         let mut data = PackagedData::decode(body).map_err(|error| Unreadable::NoPackagedData(decoded_len, error))?;
         data.bound();
         let index = self.taken;
@@ -351,6 +359,7 @@ impl<'a> Incoming<'a> {
 /// Why a stream ends over a message.
 enum Unreadable {
     Read(ReadError),
+    TooManyFields(usize),
     NoPackagedData(usize, prost::DecodeError),
 }
 
@@ -358,6 +367,9 @@ impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Read(error) => error.fmt(f),
+            Self::TooManyFields(len) => {
+                write!(f, "a message of {len} bytes has more fields than the limit of {MAX_FIELDS}")
+            }
             Self::NoPackagedData(len, error) => write!(f, "a message of {len} bytes is no PackagedData: {error}"),
         }
     }

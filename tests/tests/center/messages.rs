@@ -45,6 +45,7 @@ async fn messages_that_cannot_be_taken_look_like_an_orderly_end() {
         ("unknown flag", None, Some(prefixed(2, b""))),
         ("compressed without encoding", None, Some(prefixed(1, b"garbage"))),
         ("no PackagedData", None, Some(prefixed(0, b"\xff\xff\xff"))),
+        ("too many records", None, Some(prefixed(0, &b"\x0a\0".repeat(65_537)))),
     ];
     for (before, (what, encoding, message)) in (0..).zip(cases) {
         let mut call = client.call(TRANSFER, encoding).await;
