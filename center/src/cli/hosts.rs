@@ -7,6 +7,7 @@ use super::{Failure, Where};
 use crate::clock::now_ms;
 use lexopt::prelude::*;
 use serde_json::Value as Json;
+use std::collections::BTreeSet;
 use std::io;
 
 const HELP: &str = "\
@@ -98,11 +99,7 @@ pub(super) fn all(center: &Client, query: &str) -> io::Result<Vec<Json>> {
 /// There are several, or the center cannot be asked.
 pub(super) fn find(center: &Client, meant: &str) -> Result<Option<String>, Failure> {
     let hosts = all(center, &format!("&q={}", encoded(meant)))?;
-    let hosts: Vec<(&str, &str)> = hosts
-        .iter()
-        .filter_map(|host| Some((host["id"].as_str()?, host["hostname"].as_str().unwrap_or_default())))
-        .collect();
-    choose(&hosts, meant).map_err(Failure::Words)
+    choose(&by_id_and_name(&hosts), meant).map_err(Failure::Words)
 }
 
 /// Returns what a search for records takes for a host that somebody means: its id or its name. Records outlive their hosts, so that one
@@ -136,23 +133,51 @@ fn choose(hosts: &[(&str, &str)], meant: &str) -> Result<Option<String>, String>
         match found[..] {
             [] => {}
             [id] => return Ok(Some(id.to_owned())),
-            _ => {
-                let ids: Vec<String> = found.iter().take(5).map(|id| printable(id)).collect();
-                return Err(format!("{meant:?} is {} hosts ({}); say more of the id", found.len(), ids.join(", ")));
-            }
+            _ => return Err(several(meant, &found)),
         }
     }
     Ok(None)
 }
 
-/// As [`find`], where there has to be one.
+/// Returns the ids of all hosts, by id and name, that somebody may mean who wants something done. Unlike where somebody only looks, a host's
+/// name is no closer than the beginning of another's id: a host says its name itself.
+pub(super) fn may_be_meant<'a>(hosts: &[(&'a str, &str)], meant: &str) -> BTreeSet<&'a str> {
+    let meant_so = |(id, name): &&(&str, &str)| !meant.is_empty() && (*name == meant || id.starts_with(meant));
+    hosts.iter().filter(meant_so).map(|host| host.0).collect()
+}
+
+/// Finds the one host that is to do something, by its id, the beginning of one, or its name.
 ///
 /// # Errors
-/// As [`find`], or there is none.
+/// There is none, there are several, or the center cannot be asked.
 pub(super) fn must_find(center: &Client, meant: &str) -> Result<String, Failure> {
-    find(center, meant)?.ok_or_else(|| {
-        Failure::Words(format!("no host {meant:?} is known, expected an id, the beginning of one, or a host's name"))
-    })
+    let hosts = all(center, &format!("&q={}", encoded(meant)))?;
+    choose_one(&by_id_and_name(&hosts), meant).map_err(Failure::Words)
+}
+
+fn choose_one(hosts: &[(&str, &str)], meant: &str) -> Result<String, String> {
+    if hosts.iter().any(|host| host.0 == meant && !meant.is_empty()) {
+        return Ok(meant.to_owned());
+    }
+    let found: Vec<&str> = may_be_meant(hosts, meant).into_iter().collect();
+    match found[..] {
+        [id] => Ok(id.to_owned()),
+        [] => Err(format!("no host {meant:?} is known, expected an id, the beginning of one, or a host's name")),
+        _ => Err(several(meant, &found)),
+    }
+}
+
+fn several(meant: &str, found: &[&str]) -> String {
+    let ids: Vec<String> = found.iter().take(5).map(|id| printable(id)).collect();
+    format!("{meant:?} is {} hosts ({}); say more of the id", found.len(), ids.join(", "))
+}
+
+/// Returns the hosts of an answer by id and name.
+pub(super) fn by_id_and_name(hosts: &[Json]) -> Vec<(&str, &str)> {
+    hosts
+        .iter()
+        .filter_map(|host| Some((host["id"].as_str()?, host["hostname"].as_str().unwrap_or_default())))
+        .collect()
 }
 
 #[cfg(test)]
@@ -172,6 +197,20 @@ mod tests {
         assert_eq!(choose(&hosts[..1], ""), Ok(None), "a variable of a script that is not set means nobody");
         assert!(chosen("aab").unwrap_err().contains("2 hosts (aab1, aab2)"));
         assert!(chosen("web").unwrap_err().contains("2 hosts (c, d)"));
+    }
+
+    #[test]
+    fn who_is_to_do_something_is_one_host_and_no_guess() {
+        let hosts = [("0f3a7c11-8be8", "gw1"), ("aab2", "0f3a7c11"), ("c", "web"), ("d", "web"), ("gw1x", "c")];
+        let chosen = |meant: &str| choose_one(&hosts, meant);
+        assert_eq!(chosen("0f3a7c11-"), Ok("0f3a7c11-8be8".into()));
+        assert_eq!(chosen("aab"), Ok("aab2".into()));
+        assert_eq!(chosen("c"), Ok("c".into()), "an id is closer than a name");
+        for (ambiguous, ids) in [("0f3a7c11", "0f3a7c11-8be8, aab2"), ("gw1", "0f3a7c11-8be8, gw1x"), ("web", "c, d")] {
+            assert!(chosen(ambiguous).unwrap_err().contains(&format!("2 hosts ({ids})")), "{ambiguous}");
+        }
+        assert!(chosen("nobody").unwrap_err().contains("no host \"nobody\" is known"));
+        assert!(choose_one(&hosts[..1], "").is_err(), "a variable of a script that is not set means nobody");
     }
 
     #[test]

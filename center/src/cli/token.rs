@@ -117,10 +117,7 @@ const PAGE: usize = 1_000;
 /// There is none, there are several, or the center cannot be asked.
 fn find(center: &Client, meant: &str) -> Result<String, Failure> {
     let hosts = hosts::all(center, &format!("&q={}", encoded(meant)))?;
-    let hosts: Vec<(&str, &str)> = hosts
-        .iter()
-        .filter_map(|host| Some((host["id"].as_str()?, host["hostname"].as_str().unwrap_or_default())))
-        .collect();
+    let hosts = hosts::by_id_and_name(&hosts);
     let of_this_id = center.get(&format!("/certificates?limit=1&agent_id={}", encoded(meant)))?;
     if hosts.iter().any(|host| host.0 == meant) || of_this_id["certificates"][0].is_object() {
         return Ok(meant.to_owned());
@@ -139,12 +136,10 @@ fn find(center: &Client, meant: &str) -> Result<String, Failure> {
     choose(&hosts, &certified, meant).map_err(Failure::Words)
 }
 
-/// Returns the one agent that is meant among hosts by id and name and those that have certificates. Unlike where somebody only looks, a
-/// host's name is no closer than the beginning of another's id: a host says its name itself.
+/// Returns the one agent that is meant among hosts by id and name and those that have certificates.
 fn choose(hosts: &[(&str, &str)], certified: &BTreeSet<String>, meant: &str) -> Result<String, String> {
-    let known = hosts.iter().filter(|(id, name)| *name == meant || id.starts_with(meant)).map(|host| host.0);
-    let certified = certified.iter().map(String::as_str).filter(|id| id.starts_with(meant));
-    let found: BTreeSet<&str> = known.chain(certified).filter(|_| !meant.is_empty()).collect();
+    let certified = certified.iter().map(String::as_str).filter(|id| !meant.is_empty() && id.starts_with(meant));
+    let found: BTreeSet<&str> = hosts::may_be_meant(hosts, meant).into_iter().chain(certified).collect();
     let mut ids = found.iter();
     match (ids.next(), ids.next()) {
         (Some(id), None) => Ok((*id).to_owned()),
