@@ -192,7 +192,9 @@ impl Transfer<'_> {
             && bound.agent_id != agent_id
         {
             self.shared.change(|state| state.totals.id_mismatches += 1);
-            let said = format!("the certificate is for agent {}, and not for {agent_id}", bound.agent_id);
+            // It may have anything in it. A line break would make another line of the log.
+            let said =
+                format!("the certificate is for agent {}, and not for {}", bound.agent_id, agent_id.escape_debug());
             self.shared.note(format!("stream {} from {}: {said}", self.stream, self.connection.peer));
             return Ending::Status(Status::new(Status::PERMISSION_DENIED, said));
         }

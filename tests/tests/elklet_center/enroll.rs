@@ -506,6 +506,23 @@ fn an_agent_that_was_killed_between_two_files_goes_on_with_the_new_pair() {
 }
 
 #[test]
+fn an_id_that_is_refused_is_one_line_of_the_log() {
+    let site = Site::new();
+    let host = Host::new("a");
+    host.enrolled(&site.line(&[]));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let status = runtime.block_on(async {
+        let mut client = Client::connect(site.program.grpc, &host.certs()).await.unwrap();
+        let mut call = client.call(TRANSFER, None).await;
+        call.send(&batch("b\nelklet-center: all is well", vec![])).await;
+        call.status().await
+    });
+    // The log has the same words.
+    let said = "the certificate is for agent a, and not for b\\nelklet-center: all is well";
+    assert_eq!(status, (7, said.to_owned()));
+}
+
+#[test]
 fn an_agent_sends_no_file_in_anothers_name() {
     let site = Site::new();
     let (host, other) = (Host::new("a"), Host::new("b"));
