@@ -246,7 +246,7 @@ impl Fleet {
             match record.data_type {
                 AGENT_HEARTBEAT | PLUGIN_HEARTBEAT => {
                     let first = agent.heartbeat.is_none();
-                    agent.take_heartbeat(batch, record);
+                    agent.take_heartbeat(agent_id, batch, record);
                     match &mut self.unwritten {
                         Some(unwritten) if first => _ = unwritten.hosts.insert(agent_id.to_owned()),
                         Some(unwritten) => _ = unwritten.beats.insert(agent_id.to_owned()),
@@ -414,12 +414,14 @@ impl Agent {
         self.history.push_back(event);
     }
 
-    fn take_heartbeat(&mut self, batch: &Batch, record: &Record) {
+    fn take_heartbeat(&mut self, agent_id: &str, batch: &Batch, record: &Record) {
         let Some(fields) = bounded_fields(record) else { return };
         if record.data_type == AGENT_HEARTBEAT {
             self.hostname.clone_from(&batch.data.hostname);
             self.former = None;
-            self.heartbeat = Some(Heartbeat::new(fields, batch.svr_time, Host::from(&batch.data)));
+            // A certificate that is for one agent alone holds only the first message of a stream to its id.
+            let host = Host { agent_id: agent_id.to_owned(), ..Host::from(&batch.data) };
+            self.heartbeat = Some(Heartbeat::new(fields, batch.svr_time, host));
             self.ahead_s = record.timestamp.saturating_sub_unsigned(batch.svr_time);
         } else if let Some(name) = fields.get("name").cloned()
             && (self.plugins.len() < PLUGINS || self.plugins.contains_key(&name))
@@ -520,6 +522,15 @@ mod tests {
         assert_eq!((fields.len(), fields.values().next().unwrap().len()), (1, FIELD_LEN));
         assert_eq!(fleet.totals.records, 11_001);
         assert_eq!((fleet.by_type.len(), fleet.by_type.values().sum::<u64>()), (DATA_TYPES + 1, 11_001));
+    }
+
+    #[test]
+    fn a_heartbeat_is_of_the_agent_whose_stream_it_comes_on() {
+        let mut fleet = Fleet::new(3);
+        fleet.connect("b", peer(), 0);
+        // The message says that it is a's.
+        fleet.take("b", &batch(vec![record(AGENT_HEARTBEAT, &[("cpu", "0")])]));
+        assert_eq!(fleet.agents["b"].stat()["agent_info"]["agent_id"], "b");
     }
 
     #[test]
