@@ -423,6 +423,11 @@ impl Outgoing {
         Ok(())
     }
 
+    /// Waits until the client resets the call, or its connection is gone. Nothing may have been sent yet.
+    pub(crate) async fn given_up(&mut self) {
+        _ = poll_fn(|cx| self.respond.poll_reset(cx)).await;
+    }
+
     /// Ends the call with a status.
     pub(crate) fn finish(mut self, status: &Status) -> Result<(), h2::Error> {
         match self.stream {

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{SemaphorePermit, watch};
 
 /// The longest file name that is made of a token, well below the limit of file systems.
 const MAX_NAME: usize = 128;
@@ -80,7 +80,7 @@ async fn answer(
     let (unstored, assembling) = (connection.unstored.clone(), Arc::clone(&shared.assembling));
     let mut reader = MessageReader::new(request.into_body(), encoding, limit, connection.window, unstored, assembling);
     reader.set_begins_within(Some(PIECE_WITHIN));
-    let pieces = Pieces { shared, reader, room: None };
+    let pieces = Pieces { shared, reader, room: None, outgoing: &mut outgoing, closed: connection.closed.clone() };
     let (upload, reset) = receive(shared, &connection.who, pieces, watch).await;
     if reset {
         outgoing.reset(h2::Reason::INTERNAL_ERROR);
@@ -377,23 +377,44 @@ struct Pieces<'a> {
     reader: MessageReader,
     /// The room in memory of the last one.
     room: Option<SemaphorePermit<'a>>,
+    /// Where the answer will go, which tells when the client does not want it any more.
+    outgoing: &'a mut Outgoing,
+    closed: watch::Receiver<()>,
 }
 
 impl Pieces<'_> {
     /// Returns the next one. What came before it was written.
+    ///
+    /// It may have to wait for room that others have. A client that is gone meanwhile must not leave its part behind, or it could come again
+    /// and again and leave one each time.
     async fn next(&mut self) -> Result<Option<FileUploadRequest>, String> {
-        let said = |error: ReadError| error.to_string();
         self.room = None;
-        self.reader.stored().map_err(said)?;
-        let Some(message) = self.reader.next().await.map_err(said)? else { return Ok(None) };
-        let decoding = self.shared.decoding.acquire().await.expect("nobody closes it");
-        let body = message.body(self.shared.options.message_limit).map_err(said)?;
-        let len = body.len();
-        self.room = Some(self.shared.room_for(len).await);
-        drop(decoding);
-        let request = FileUploadRequest::decode(body);
-        request.map(Some).map_err(|error| format!("a message of {len} bytes is no FileUploadRequest: {error}"))
+        self.reader.stored().map_err(|error| error.to_string())?;
+        let Self { shared, reader, room, outgoing, closed } = self;
+        tokio::select! {
+            // What has arrived whole counts, also if the client is gone.
+            biased;
+            read = read(shared, reader, room) => read,
+            _ = closed.changed() => Err("the connection ended before the file did".to_owned()),
+            () = outgoing.given_up() => Err("the client gave the call up".to_owned()),
+        }
     }
+}
+
+async fn read<'a>(
+    shared: &'a Shared,
+    reader: &mut MessageReader,
+    room: &mut Option<SemaphorePermit<'a>>,
+) -> Result<Option<FileUploadRequest>, String> {
+    let said = |error: ReadError| error.to_string();
+    let Some(message) = reader.next().await.map_err(said)? else { return Ok(None) };
+    let decoding = shared.decoding.acquire().await.expect("nobody closes it");
+    let body = message.body(shared.options.message_limit).map_err(said)?;
+    let len = body.len();
+    *room = Some(shared.room_for(len).await);
+    drop(decoding);
+    let request = FileUploadRequest::decode(body);
+    request.map(Some).map_err(|error| format!("a message of {len} bytes is no FileUploadRequest: {error}"))
 }
 
 /// Returns a token as a file name that cannot lead out of its directory.

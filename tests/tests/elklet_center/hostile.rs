@@ -109,33 +109,61 @@ async fn send_what_is_taken(call: &mut Call, bytes: &mut Bytes) -> usize {
     sent
 }
 
+/// Takes all of the room for long messages: all of a message of 10 MiB but for its last byte, on each of sixteen calls. Returns how much was
+/// taken.
+async fn take_the_room(program: &Program, dir: &Path) -> (usize, Client, Vec<(Call, Bytes)>) {
+    let mut unfinished = BytesMut::from(&prefixed(0, &vec![0; 10 * MIB])[..]);
+    unfinished.truncate(unfinished.len() - 1);
+    let unfinished = unfinished.freeze();
+    let mut client = Client::connect(program.grpc, &dir.join("certs")).await.unwrap();
+    let (mut taken, mut calls) = (0, Vec::new());
+    for _ in 0..16 {
+        calls.push((client.call(UPLOAD, None).await, unfinished.clone()));
+    }
+    // A busy center is late with its windows. Whoever has got none for a while tries again.
+    let began = Instant::now();
+    while taken < 60 * MIB && began.elapsed() < DEADLINE {
+        for (call, rest) in &mut calls {
+            taken += send_what_is_taken(call, rest).await;
+        }
+    }
+    (taken, client, calls)
+}
+
 #[test]
 fn messages_that_never_end_have_a_bounded_room_together() {
     let dir = site();
     let (program, runtime) = (Program::start(dir.path()), runtime());
-    // All of a message of 10 MiB but for its last byte, on each of sixteen calls.
-    let mut unfinished = BytesMut::from(&prefixed(0, &vec![0; 10 * MIB])[..]);
-    unfinished.truncate(unfinished.len() - 1);
-    let unfinished = unfinished.freeze();
-    let (taken, _client, _calls) = runtime.block_on(async {
-        let mut client = Client::connect(program.grpc, &dir.path().join("certs")).await.unwrap();
-        let (mut taken, mut calls) = (0, Vec::new());
-        for _ in 0..16 {
-            calls.push((client.call(UPLOAD, None).await, unfinished.clone()));
-        }
-        // A busy center is late with its windows. Whoever has got none for a while tries again.
-        let began = Instant::now();
-        while taken < 60 * MIB && began.elapsed() < DEADLINE {
-            for (call, rest) in &mut calls {
-                taken += send_what_is_taken(call, rest).await;
-            }
-        }
-        (taken, client, calls)
-    });
+    let (taken, _client, _calls) = runtime.block_on(take_the_room(&program, dir.path()));
     assert!((60 * MIB..66 * MIB).contains(&taken), "{} MiB were taken", taken / MIB);
     // Whoever sends short ones does not wait for them.
     let (_other, _call) = runtime.block_on(agent(&program, dir.path(), "a"));
     wait_until("the record", || program.get("/api/v1/hosts/a")["records"] == 1);
+}
+
+#[test]
+fn an_upload_whose_client_is_gone_does_not_wait_for_room() {
+    let dir = site();
+    let (program, runtime) = (Program::start(dir.path()), runtime());
+    let (_, _client, _calls) = runtime.block_on(take_the_room(&program, dir.path()));
+    let ended = || program.get("/api/v1/uploads")["uploads"].as_array().unwrap().len();
+    assert_eq!(ended(), 0);
+    // More than half a window, so that each has to wait for room, and less than all of it, so that it can be sent.
+    let part = prefixed(0, &vec![0; 10 * MIB]).slice(..48 << 10);
+    let (other, mut calls) = runtime.block_on(async {
+        let mut other = Client::connect(program.grpc, &dir.path().join("certs")).await.unwrap();
+        let mut calls = Vec::new();
+        for _ in 0..2 {
+            let mut call = other.call(UPLOAD, None).await;
+            call.send_bytes(part.clone()).await.unwrap();
+            calls.push(call);
+        }
+        (other, calls)
+    });
+    calls.pop().unwrap().send.send_reset(h2::Reason::CANCEL);
+    wait_until("the end of the call that was given up", || ended() == 1);
+    other.driver.abort();
+    wait_until("the end of the call whose connection is gone", || ended() == 2);
 }
 
 #[test]
